@@ -273,7 +273,10 @@ mod tests {
                     protocol: Protocol::Http2,
                     security: Security {
                         basic_auths: vec![],
-                        api_keys: vec![SecretHash { salt: "00".into(), sha256: "11".into() }],
+                        api_keys: vec![SecretHash {
+                            salt: "00".into(),
+                            sha256: "11".into(),
+                        }],
                     },
                 }],
             }],
@@ -283,13 +286,30 @@ mod tests {
                     addresses: BTreeMap::from([(8000, SocketAddr::from(([127, 0, 0, 1], 9)))]),
                     weight: 1,
                 }],
-                ..Service::new(service_id, "shop/web", State::Failed { message: "no".into(), deployment_id: service_id })
+                ..Service::new(
+                    service_id,
+                    "shop/web",
+                    State::Failed {
+                        message: "no".into(),
+                        deployment_id: service_id,
+                    },
+                )
             }],
-            routing_keys: vec![RoutingKey { key: "k".into(), routes: vec![] }],
-            tcp_ports: vec![TcpPort { public_port: 1, service_id, port: 2 }],
+            routing_keys: vec![RoutingKey {
+                key: "k".into(),
+                routes: vec![],
+            }],
+            tcp_ports: vec![TcpPort {
+                public_port: 1,
+                service_id,
+                port: 2,
+            }],
         };
         let text = serde_json::to_string(&table).expect("plain data");
-        assert_eq!(serde_json::from_str::<RoutingTable>(&text).expect("our own text"), table);
+        assert_eq!(
+            serde_json::from_str::<RoutingTable>(&text).expect("our own text"),
+            table
+        );
     }
 
     #[test]

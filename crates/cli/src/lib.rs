@@ -1,0 +1,1 @@
+//! The commands of tram: arguments, settings, command, printer.

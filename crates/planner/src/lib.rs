@@ -1,0 +1,1 @@
+//! (desired, observed, policy, now) -> plan. Pure and synchronous.

@@ -1,0 +1,191 @@
+//! The contract of a site: a place that runs instances and says what it sees.
+//!
+//! A site carries out orders and reports; it decides nothing. The controller gives orders guarded by a generation,
+//! a site refuses one older than the newest it has seen for the instance. What a site reports is observed, never
+//! assumed: an instance it cannot see is absent from the report, and a site that cannot be reached is an error of
+//! [`Site::observe`], which is not the same as an empty report.
+//!
+//! Implementations: `site-local` (this machine), later `site-kubernetes`; `testkit` has a fake one that the tests
+//! and the simulator drive. An instance is one run of a program: a replacement after a crash is a new instance, so
+//! that the logs and the cause of the failed one are kept under an id of their own.
+
+pub mod observed;
+pub mod sites;
+pub mod spec;
+pub mod streams;
+
+use async_trait::async_trait;
+use tram_types::{Generation, InstanceId};
+
+pub use observed::{EndCause, InstancePhase, Observation, ObservedImage, ObservedInstance, Usage};
+pub use sites::Sites;
+pub use spec::{ImageSpec, InstanceSpec, RegistryCredentials};
+pub use streams::{ExecRequest, ExecSession, LogCursor, LogEntry, LogPage, LogQuery, LogStream};
+
+/// Why a site did not carry out an order.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The order is older than one seen before; the caller acts on old knowledge and must read again.
+    #[error("the order for instance {instance} has generation {given}, the site has seen {seen}")]
+    OldGeneration {
+        /// Which instance.
+        instance: InstanceId,
+        /// The order's generation.
+        given: u64,
+        /// The newest seen.
+        seen: u64,
+    },
+    /// There is no such instance here (any more).
+    #[error("this site has no instance {0}")]
+    NoSuchInstance(InstanceId),
+    /// The order can never be carried out as it is: the user must change something. The text is for the user.
+    #[error("{message}")]
+    Refused {
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// The site could not do it now; the same order may succeed later.
+    #[error("{message}")]
+    Unavailable {
+        /// What this layer was doing.
+        message: String,
+        /// Why it failed.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+}
+
+impl Error {
+    /// Whether the same order may succeed later.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
+
+    /// A passing failure with its cause.
+    pub fn unavailable(
+        message: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Unavailable {
+            message: message.into(),
+            source: Some(source.into()),
+        }
+    }
+}
+
+/// What a site can and cannot do, so that the planner knows which rung of sleep to use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Instances can be frozen and thawed.
+    pub freeze: bool,
+    /// Instances can be checkpointed to disk and restored.
+    pub checkpoint: bool,
+}
+
+/// A place that runs instances.
+///
+/// Every method is idempotent: repeating an order that was carried out succeeds and changes nothing. None blocks
+/// for the length of the work it starts: `ensure_image` and `start` begin, [`Site::observe`] tells how it went, and
+/// [`Site::changed`] wakes whoever waits for news.
+#[async_trait]
+pub trait Site: Send + Sync + std::fmt::Debug {
+    /// What this site can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Begins to make an image ready, or does nothing when it is. Progress and failure are in the observation.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the reference is none; [`Error::Unavailable`] when the site cannot work now.
+    async fn ensure_image(&self, image: &ImageSpec) -> Result<ObservedImage, Error>;
+
+    /// Begins to run an instance. The image must be ready.
+    ///
+    /// # Errors
+    /// [`Error::OldGeneration`], [`Error::Refused`], [`Error::Unavailable`].
+    async fn start(&self, instance: &InstanceSpec, generation: Generation) -> Result<(), Error>;
+
+    /// Begins to stop an instance: the stop signal, then the end by force after `grace`. Its logs stay.
+    /// Stopping an instance that ended or never was succeeds.
+    ///
+    /// # Errors
+    /// [`Error::OldGeneration`], [`Error::Unavailable`].
+    async fn stop(
+        &self,
+        instance: InstanceId,
+        grace: std::time::Duration,
+        generation: Generation,
+    ) -> Result<(), Error>;
+
+    /// Forgets an instance that has ended: everything but its logs is removed. Forgetting one unknown succeeds.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when it still runs, [`Error::Unavailable`].
+    async fn forget(&self, instance: InstanceId, generation: Generation) -> Result<(), Error>;
+
+    /// Stops using an instance's processor time: light sleep. The memory stays.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchInstance`], [`Error::Refused`] when the site cannot freeze, [`Error::Unavailable`].
+    async fn freeze(&self, instance: InstanceId, generation: Generation) -> Result<(), Error>;
+
+    /// Ends light sleep.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchInstance`], [`Error::Unavailable`].
+    async fn thaw(&self, instance: InstanceId, generation: Generation) -> Result<(), Error>;
+
+    /// Everything the site sees, all of one moment.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when it cannot look; nothing may be concluded about instances then.
+    async fn observe(&self) -> Result<Observation, Error>;
+
+    /// What the site sees of one instance, if it has it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when it cannot look.
+    async fn observe_instance(&self, instance: InstanceId) -> Result<Option<ObservedInstance>, Error>;
+
+    /// News: ids of instances whose observation may have changed. A receiver that lags must observe everything.
+    fn changed(&self) -> tokio::sync::broadcast::Receiver<Changed>;
+
+    /// What an instance uses now.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchInstance`], [`Error::Unavailable`].
+    async fn usage(&self, instance: InstanceId) -> Result<Usage, Error>;
+
+    /// Reads the kept logs of an instance.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; an instance without logs gives an empty page.
+    async fn logs(&self, instance: InstanceId, query: &LogQuery) -> Result<LogPage, Error>;
+
+    /// Adds a line to an instance's logs on the platform's own stream.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    async fn log_platform(&self, instance: InstanceId, message: &str) -> Result<(), Error>;
+
+    /// Removes the kept logs of an instance.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    async fn remove_logs(&self, instance: InstanceId) -> Result<(), Error>;
+
+    /// Runs a command in a running instance.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchInstance`], [`Error::Refused`] when the command cannot be run, [`Error::Unavailable`].
+    async fn exec(&self, instance: InstanceId, request: &ExecRequest) -> Result<ExecSession, Error>;
+}
+
+/// What may have changed at a site.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Changed {
+    /// One instance.
+    Instance(InstanceId),
+    /// An image, by its reference.
+    Image(String),
+}

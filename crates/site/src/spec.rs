@@ -1,0 +1,112 @@
+//! What a site is told to run: everything resolved, nothing left to decide.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use tram_types::{
+    AppId, DeploymentId, InstanceId, OrganizationId, RegionalDeploymentId, ServiceId,
+    effective::{HealthCheck, Port},
+};
+
+/// An image to have ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageSpec {
+    /// As the user wrote it; the site applies the standard reference rules and its aliases.
+    pub reference: String,
+    /// How to be let in.
+    #[serde(default)]
+    pub credentials: Option<RegistryCredentials>,
+    /// Which deployment wants it: a moved tag is looked up once for each deployment, and then pinned to a digest.
+    pub deployment: DeploymentId,
+}
+
+/// How to be let into a registry.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryCredentials {
+    /// The registry's host these are meant for; empty means whichever the reference names.
+    pub host: String,
+    /// User name.
+    pub username: String,
+    /// Password or token.
+    pub password: String,
+}
+
+impl std::fmt::Debug for RegistryCredentials {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("RegistryCredentials")
+            .field("host", &self.host)
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An instance to run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstanceSpec {
+    /// Which.
+    pub id: InstanceId,
+    /// Whose.
+    pub organization_id: OrganizationId,
+    /// Of which app.
+    pub app_id: AppId,
+    /// The app's name, for names in the private network.
+    pub app_name: String,
+    /// Of which service.
+    pub service_id: ServiceId,
+    /// The service's name, for names in the private network.
+    pub service_name: String,
+    /// Of which deployment.
+    pub deployment_id: DeploymentId,
+    /// Of which regional deployment.
+    pub regional_deployment_id: RegionalDeploymentId,
+    /// Which of the replicas, from 0.
+    pub replica_index: u32,
+    /// What to run.
+    pub image: ImageSpec,
+    /// Replaces the image's entrypoint when not empty.
+    pub entrypoint: Vec<String>,
+    /// One more argument after the entrypoint, when not empty; never split into words.
+    pub command: String,
+    /// Arguments after the command.
+    pub args: Vec<String>,
+    /// The whole environment but for what the image sets; expanded.
+    pub env: BTreeMap<String, String>,
+    /// Files laid into the root file system; expanded.
+    pub files: Vec<FileSpec>,
+    /// What it listens on.
+    pub ports: Vec<Port>,
+    /// How its health is told. Empty: healthy while the process runs.
+    pub health_checks: Vec<HealthCheck>,
+    /// What it may use.
+    pub limits: Limits,
+    /// Whether it takes part in the private network of its organization.
+    pub mesh: bool,
+    /// What it may reach outside. `None`: everything.
+    pub egress_allow: Option<Vec<String>>,
+}
+
+/// A file laid into the root file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSpec {
+    /// Absolute.
+    pub path: String,
+    /// What is in it.
+    pub content: String,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+/// What an instance may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Thousandths of a processor.
+    pub cpu_millis: u32,
+    /// Memory, in bytes.
+    pub memory_bytes: u64,
+    /// Disk the instance may write, in bytes.
+    pub disk_bytes: u64,
+}
+
+/// Time between the stop signal and the end by force, unless the order says otherwise.
+pub const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(10);

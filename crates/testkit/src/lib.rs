@@ -1,0 +1,1 @@
+//! What tests share: a fake clock, a fake site, the simulator.

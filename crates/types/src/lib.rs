@@ -1,0 +1,33 @@
+//! Ids, units, names, definitions, statuses, state machines and validation.
+//!
+//! Everything here is plain data and pure functions: no I/O, no clock of its own, no tokio. Every other crate of
+//! the house speaks in these terms. The names are those of the wire contract (Koyeb's object model), so one idea
+//! has one name in code, API, command line and documentation.
+//!
+//! Where to start: [`definition`] is what a user asks for, [`status`] what they are shown, [`machine`] which
+//! changes of status are legal, [`catalog`] what there is to run on.
+
+// The macros of `message` name this crate by its outside name, so that other crates can use them too.
+extern crate self as tram_types;
+
+pub mod catalog;
+pub mod definition;
+pub mod effective;
+pub mod ids;
+pub mod interpolate;
+pub mod machine;
+pub mod message;
+pub mod names;
+pub mod routing;
+pub mod status;
+pub mod time;
+pub mod units;
+pub mod validate;
+
+pub use ids::{
+    ActivityId, AppId, CredentialId, DeploymentId, DomainId, EventId, InstanceId, OrganizationId, ProjectId,
+    RegionalDeploymentId, SecretId, ServiceId,
+};
+pub use message::{FieldViolation, Int64};
+pub use time::{Clock, SystemClock, Timestamp};
+pub use units::Generation;
