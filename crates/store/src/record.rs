@@ -15,6 +15,11 @@ pub mod edge;
 pub mod history;
 pub mod tenancy;
 
+pub use compute::{App, Deployment, Instance, RegionalDeployment, Service};
+pub use edge::{Domain, ProxyPort, Secret};
+pub use history::{Activity, Event};
+pub use tenancy::{Credential, Organization, Project};
+
 /// A struct that is a row of a table.
 pub(crate) trait Record: Sized + Send {
     /// The table.
