@@ -1,0 +1,81 @@
+"""Runs benchmarks by name and keeps SPEC.md's table true.
+
+A benchmark is a file bench/<name>.py (dashes as underscores) with `run() -> dict` that returns the members of
+`FIGURE`. Each compares with its peer in the same run where it has one: the ratio holds when the machine's speed drifts.
+"""
+
+import importlib
+import json
+import os
+import pathlib
+import platform
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+PROJECT = HERE.parent
+RESULTS = HERE / "results.json"
+FIGURE = ["name", "figure", "unit", "goal", "pass", "peer", "ratio", "runs", "spread", "machine"]
+NAMES = ["edge", "connection-memory", "wake-deep", "burst-from-zero", "rollout", "startup", "thousand-services",
+         "launch"]
+BEGIN, END = "<!-- figures: made by `make bench` -->", "<!-- end of figures -->"
+
+
+def machine():
+    """What was measured on, in a few words."""
+    model = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
+                 platform.machine())
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} x {model}, {memory_gib:.0f} GiB, Linux {platform.release().split('-')[0]}"
+
+
+def measure(name):
+    """One figure, complete."""
+    module = importlib.import_module(name.replace("-", "_"))
+    found = module.run()
+    figure = {"name": name, "machine": machine(), **found}
+    return {key: figure.get(key) for key in FIGURE}
+
+
+def shown(value):
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def rewrite_table(results):
+    """Puts the figures into SPEC.md between its two marks."""
+    page = PROJECT / "SPEC.md"
+    text = page.read_text()
+    rows = ["| name | figure | unit | goal | met | peer | ratio | runs | spread |",
+            "|---|---|---|---|---|---|---|---|---|"]
+    for name in NAMES:
+        one = results.get(name)
+        if one:
+            rows.append("| `{}` | {} | {} | {} | {} | {} | {} | {} | {} |".format(
+                name, shown(one["figure"]), one["unit"], one["goal"], "yes" if one["pass"] else "no",
+                one["peer"] or "", shown(one["ratio"]), one["runs"], one["spread"]))
+    machines = sorted({one["machine"] for one in results.values()})
+    rows += ["", "Measured on: " + "; ".join(machines) + "."]
+    start, rest = text.split(BEGIN)
+    _, end = rest.split(END)
+    page.write_text(f"{start}{BEGIN}\n" + "\n".join(rows) + f"\n{END}{end}")
+
+
+def main():
+    sys.path.insert(0, str(HERE))
+    sys.path.insert(0, str(PROJECT / "tests" / "e2e"))
+    wanted = [name for name in sys.argv[1:] if name] or NAMES
+    unknown = [name for name in wanted if name not in NAMES]
+    if unknown:
+        sys.exit(f"there is no benchmark named {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in wanted:
+        print(f"== {name}", file=sys.stderr, flush=True)
+        results[name] = measure(name)
+        print(json.dumps(results[name]), flush=True)
+    RESULTS.write_text(json.dumps({name: results[name] for name in NAMES if name in results}, indent=2) + "\n")
+    rewrite_table(results)
+
+
+if __name__ == "__main__":
+    main()
