@@ -1,1 +1,12 @@
-//! What tests share: a fake clock, a fake site, the simulator.
+//! What tests, benches and the simulator share: a clock that is moved by hand and a site that lives in memory.
+//!
+//! Both implement the same traits as the real ones, so whatever runs against them runs unchanged in production.
+//! Nothing here reads the machine's clock, the network or the disk. Start with [`FakeClock`] and [`FakeSite`].
+
+pub mod behaviour;
+pub mod clock;
+pub mod site;
+
+pub use behaviour::{Behaviour, ImageBehaviour, Life};
+pub use clock::FakeClock;
+pub use site::{Calls, FakeSite};
