@@ -1,0 +1,81 @@
+//! Laws of the choice of an instance.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use tram_types::routing::{self, Host, Protocol, RoutingTable, Service, State};
+use uuid::Uuid;
+
+use super::*;
+use crate::account::Signals;
+use crate::pool::Seat;
+use crate::table::{Registry, Table};
+
+fn route(weights: &[u32]) -> Arc<Route> {
+    let id = Uuid::new_v4();
+    let endpoints = weights
+        .iter()
+        .enumerate()
+        .map(|(index, weight)| routing::Endpoint {
+            instance_id: Uuid::new_v4(),
+            addresses: [(80, SocketAddr::from(([127, 0, 0, 1], u16::try_from(index + 1).expect("few")))) ].into(),
+            weight: *weight,
+        })
+        .collect();
+    let source = RoutingTable {
+        version: 1,
+        hosts: vec![Host {
+            name: "a".into(),
+            routes: vec![routing::Route { prefix: "/".into(), service_id: id, port: 80, protocol: Protocol::Http, security: routing::Security::default() }],
+        }],
+        services: vec![Service { endpoints, ..Service::new(id, "a", State::Ready) }],
+        ..RoutingTable::default()
+    };
+    let table = Table::compile(source, &Table::empty(), &Registry::new(Arc::new(Signals::new()), 1)).expect("a sound table");
+    Arc::clone(&table.host("a").expect("there")[0])
+}
+
+/// Requests that never end, each where the policy puts it.
+fn spread(route: &Route, requests: u32) -> HashMap<u16, u32> {
+    let mut seats = Vec::new();
+    let mut counts = HashMap::new();
+    for _ in 0..requests {
+        #[expect(clippy::cast_possible_truncation, reason = "any 32 bits")]
+        let endpoint = pick(route, &[], crate::forwarded::random() as u32, Instant::now()).expect("somebody");
+        *counts.entry(endpoint.address.port()).or_default() += 1;
+        seats.push(Seat::take(endpoint));
+    }
+    counts
+}
+
+#[test]
+fn equals_share_evenly_and_weights_are_kept() {
+    let counts = spread(&route(&[1, 1, 1]), 30);
+    assert!(counts.values().all(|count| *count == 10), "{counts:?}");
+    let counts = spread(&route(&[1, 3]), 40);
+    assert_eq!((counts[&1], counts[&2]), (10, 30));
+}
+
+#[test]
+fn a_weight_of_zero_takes_nothing() {
+    assert_eq!(spread(&route(&[0, 1]), 5).keys().copied().collect::<Vec<_>>(), [2]);
+    assert!(pick(&route(&[0]), &[], 0, Instant::now()).is_none());
+}
+
+#[test]
+fn two_choices_keep_many_instances_close() {
+    let counts = spread(&route(&[1; 20]), 2000);
+    assert_eq!(counts.len(), 20);
+    assert!(counts.values().all(|count| (90..=110).contains(count)), "{counts:?}");
+}
+
+#[test]
+fn refusers_are_avoided_until_they_are_all_there_is() {
+    let route = route(&[1, 1]);
+    route.endpoints[0].0.avoid();
+    assert_eq!(spread(&route, 6).keys().copied().collect::<Vec<_>>(), [2]);
+    route.endpoints[1].0.avoid();
+    assert!(pick(&route, &[], 7, Instant::now()).is_some());
+    let both = [&*route.endpoints[0].0, &*route.endpoints[1].0];
+    assert!(pick(&route, &both, 7, Instant::now()).is_none());
+}

@@ -1,0 +1,136 @@
+//! The bodies that pass through: what goes to an instance and what comes back, streamed frame by frame so that a
+//! slow reader holds its writer back, trailers included.
+//!
+//! [`EdgeBody`] carries the guards of its request; when it ends, whole or not, the request is accounted for.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::pipeline::Exchange;
+
+/// How far a request body has come; the forwarder's clock and the access log read it.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    pub(crate) bytes: AtomicU64,
+    pub(crate) done: AtomicBool,
+}
+
+/// What goes to an instance.
+#[derive(Debug)]
+pub(crate) enum RequestBody {
+    Empty,
+    Stream { incoming: Incoming, progress: Arc<Progress> },
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Stream { incoming, progress } => {
+                let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+                if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()).and_then(Frame::data_ref) {
+                    progress.bytes.fetch_add(u64::try_from(data.len()).unwrap_or_default(), Relaxed);
+                }
+                if frame.is_none() || incoming.is_end_stream() {
+                    progress.done.store(true, Relaxed);
+                }
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Stream { incoming, .. } => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Stream { incoming, .. } => incoming.size_hint(),
+        }
+    }
+}
+
+/// What goes to a client.
+#[derive(Debug)]
+pub(crate) struct EdgeBody(Inner);
+
+#[derive(Debug)]
+enum Inner {
+    Full(Option<Bytes>),
+    Stream { incoming: Incoming, exchange: Option<Box<Exchange>> },
+}
+
+impl EdgeBody {
+    pub(crate) fn full(bytes: Bytes) -> Self {
+        Self(Inner::Full((!bytes.is_empty()).then_some(bytes)))
+    }
+
+    /// An instance's answer. `exchange` ends with it.
+    pub(crate) fn stream(incoming: Incoming, exchange: Box<Exchange>) -> Self {
+        let mut exchange = Some(exchange);
+        if incoming.is_end_stream() {
+            finish(&mut exchange);
+        }
+        Self(Inner::Stream { incoming, exchange })
+    }
+}
+
+fn finish(exchange: &mut Option<Box<Exchange>>) {
+    if let Some(exchange) = exchange.take() {
+        exchange.finish();
+    }
+}
+
+impl Body for EdgeBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.get_mut().0 {
+            Inner::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Inner::Stream { incoming, exchange } => {
+                let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+                match &frame {
+                    Some(Ok(frame)) => {
+                        if let (Some(data), Some(exchange)) = (frame.data_ref(), exchange.as_mut()) {
+                            exchange.bytes_out += u64::try_from(data.len()).unwrap_or_default();
+                        }
+                        if incoming.is_end_stream() {
+                            finish(exchange);
+                        }
+                    }
+                    Some(Err(_)) => drop(exchange.take()),
+                    None => finish(exchange),
+                }
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Inner::Full(bytes) => bytes.is_none(),
+            Inner::Stream { incoming, .. } => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Inner::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| u64::try_from(bytes.len()).unwrap_or_default())),
+            Inner::Stream { incoming, .. } => incoming.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The headers that change on the way: hop-by-hop ones go, `X-Forwarded-*` and `X-Request-Id` come.
+//!
+//! `X-Forwarded-For` is appended to, so its last element is the peer that we saw ourselves; `X-Forwarded-Host` and
+//! `X-Forwarded-Proto` are replaced, so an instance can trust them.
+
+use std::cell::Cell;
+use std::net::IpAddr;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONNECTION, EXPECT, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+use uuid::Uuid;
+
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const X_ROUTING_KEY: HeaderName = HeaderName::from_static("x-routing-key");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// Longer request ids are not ids.
+const REQUEST_ID_MAX_BYTES: usize = 128;
+
+/// What every request of one connection says of its client, made once.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    pub(crate) ip: IpAddr,
+    address: HeaderValue,
+    pub(crate) tls: bool,
+}
+
+impl Client {
+    pub(crate) fn new(ip: IpAddr, tls: bool) -> Self {
+        let ip = ip.to_canonical();
+        let address = HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
+        Self { ip, address, tls }
+    }
+}
+
+/// Takes out what belongs to one connection alone (RFC 9110, 7.6.1). Returns the `Upgrade` that was asked for.
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
+    let mut upgrade = None;
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            .collect();
+        for name in named {
+            // A client must not make us forget who it speaks to, nor who it is.
+            if name == UPGRADE {
+                upgrade = headers.remove(UPGRADE);
+            } else if name != http::header::HOST && name != http::header::AUTHORIZATION && name != http::header::CONTENT_LENGTH {
+                headers.remove(name);
+            }
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TRANSFER_ENCODING, UPGRADE, TRAILER, HTTP2_SETTINGS] {
+        headers.remove(name);
+    }
+    upgrade
+}
+
+/// Prepares a request's headers for an instance. Returns the upgrade asked for.
+pub(crate) fn request(headers: &mut HeaderMap, client: &Client, host: HeaderValue, id: &HeaderValue) -> Option<HeaderValue> {
+    let trailers_wanted = headers
+        .get(TE)
+        .is_some_and(|value| value.to_str().is_ok_and(|value| value.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))));
+    let upgrade = strip_hop_by_hop(headers);
+    headers.remove(TE);
+    if trailers_wanted {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    // The edge itself answers 100 when the instance begins to take the body.
+    headers.remove(EXPECT);
+    let for_value = match headers.get(X_FORWARDED_FOR) {
+        None => client.address.clone(),
+        Some(_) => append(headers, &client.address),
+    };
+    headers.insert(X_FORWARDED_FOR, for_value);
+    headers.insert(X_FORWARDED_HOST, host);
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if client.tls { "https" } else { "http" }));
+    headers.insert(X_REQUEST_ID, id.clone());
+    upgrade
+}
+
+fn append(headers: &HeaderMap, address: &HeaderValue) -> HeaderValue {
+    let mut all = BytesMut::new();
+    for value in headers.get_all(X_FORWARDED_FOR) {
+        all.extend_from_slice(value.as_bytes());
+        all.extend_from_slice(b", ");
+    }
+    all.extend_from_slice(address.as_bytes());
+    HeaderValue::from_maybe_shared(all.freeze()).unwrap_or_else(|_| address.clone())
+}
+
+/// The client's own id when it is sane, else a new one.
+pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
+    match headers.get(X_REQUEST_ID) {
+        Some(id) if is_sane(id.as_bytes()) => id.clone(),
+        _ => new_request_id(),
+    }
+}
+
+fn is_sane(id: &[u8]) -> bool {
+    (1..=REQUEST_ID_MAX_BYTES).contains(&id.len()) && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(byte))
+}
+
+thread_local! {
+    /// State of the id generator. Ids correlate log lines and are no secrets, so one seed from the system and a
+    /// fast generator will do.
+    static RANDOM: Cell<(u64, u64)> = Cell::new(Uuid::new_v4().as_u64_pair());
+}
+
+/// 64 random bits (xoroshiro128+).
+pub(crate) fn random() -> u64 {
+    RANDOM.with(|state| {
+        let (a, mut b) = state.get();
+        let out = a.wrapping_add(b);
+        b ^= a;
+        state.set((a.rotate_left(24) ^ b ^ (b << 16), b.rotate_left(37)));
+        out
+    })
+}
+
+fn new_request_id() -> HeaderValue {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = [0u8; 32];
+    let bytes = [random().to_be_bytes(), random().to_be_bytes()];
+    for (pair, byte) in text.chunks_exact_mut(2).zip(bytes.as_flattened()) {
+        pair[0] = DIGITS[usize::from(byte >> 4)];
+        pair[1] = DIGITS[usize::from(byte & 15)];
+    }
+    HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&text)).unwrap_or(HeaderValue::from_static("unknown"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,44 @@
+//! The data plane: every byte of user traffic comes through here.
+//!
+//! One file a stage, in the order of a request: [`accept`] → [`route`] → [`admit`] → [`wake`] → [`balance`] →
+//! [`forward`] → [`account`]; [`pipeline`] strings them together. The edge is a process of its own, so that
+//! traffic flows while the control plane is killed and restarted. It decides nothing about services: the
+//! controller pushes whole routing tables over a Unix socket and hears reports and wake demands ([`link`]).
+//!
+//! The one design choice to know: each worker is a thread with a single-threaded runtime, its own accept loop and
+//! its own pool of connections to instances, so that a request never crosses threads and takes no contended lock.
+//! Workers share the routing table (swapped whole) and the counters of services and instances (atomics).
+
+mod accept;
+mod access_log;
+mod account;
+mod admit;
+mod balance;
+mod body;
+pub mod ca;
+mod certificates;
+pub mod config;
+mod control;
+mod edge;
+mod error;
+mod forward;
+mod forwarded;
+mod keep;
+pub mod link;
+mod listen;
+mod metrics;
+mod page;
+mod pipeline;
+mod pool;
+mod route;
+pub mod secret;
+mod table;
+mod tcp;
+mod tunnel;
+mod wake;
+mod worker;
+
+pub use config::{AccessLog, Config};
+pub use edge::{Addresses, Edge, Handle, run};
+pub use error::Error;
+pub use table::TableError;

@@ -1,0 +1,292 @@
+//! The life of a request: the stages in their order, and what a request carries from one to the next.
+//!
+//! Called by `accept.rs` for each request of each connection. Nothing here decides: a stage answers or refuses.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use http::header::{CONNECTION, HOST, UPGRADE};
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
+use hyper::body::{Body as _, Incoming};
+use hyper::upgrade::OnUpgrade;
+use tram_types::routing::Protocol;
+
+use crate::access_log::Entry;
+use crate::account::{InFlight, Live};
+use crate::body::{EdgeBody, Progress, RequestBody};
+use crate::forwarded::{self, Client, X_REQUEST_ID, X_ROUTING_KEY};
+use crate::page::{self, Refusal};
+use crate::pool::{Http1, Seat};
+use crate::table::{Gate, Route};
+use crate::worker::Worker;
+use crate::{admit, forward, route, tunnel, wake};
+
+/// A client's connection.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) client: Client,
+}
+
+/// What a request leaves behind on its way, for the accounts.
+#[derive(Debug, Default)]
+struct Trace {
+    live: Option<Arc<Live>>,
+    entry: Option<Box<Entry>>,
+}
+
+/// Answers one request.
+pub(crate) async fn handle(context: Arc<Context>, request: Request<Incoming>) -> Result<Response<EdgeBody>, Infallible> {
+    let started = Instant::now();
+    let id = forwarded::request_id(request.headers());
+    let html = page::prefers_html(request.headers());
+    let log = context.worker.shared.log.as_ref();
+    let mut trace = Trace { live: None, entry: log.map(|log| Box::new(Entry::new(log, &request, &context.client, &id, started))) };
+    let mut response = match serve(&context, request, &id, started, &mut trace).await {
+        Ok(response) => response,
+        Err(refusal) => refuse(&context, refusal, html, started, trace),
+    };
+    response.headers_mut().insert(X_REQUEST_ID, id);
+    Ok(response)
+}
+
+fn refuse(context: &Context, refusal: Refusal, html: bool, started: Instant, trace: Trace) -> Response<EdgeBody> {
+    let status = refusal.status().as_u16();
+    if let Some(live) = &trace.live {
+        live.count(status);
+        live.latency.observe(started.elapsed());
+    } else {
+        context.worker.shared.unrouted.fetch_add(1, Relaxed);
+    }
+    if let Some(mut entry) = trace.entry {
+        entry.status = status;
+        entry.refusal = true;
+        entry.write();
+    }
+    refusal.into_response(html)
+}
+
+/// What admission leaves: a place in the service, and where to go.
+struct Admitted {
+    route: Arc<Route>,
+    in_flight: InFlight,
+    target: Option<PathAndQuery>,
+    by_key: bool,
+    host: HeaderValue,
+}
+
+async fn serve(
+    context: &Context,
+    mut request: Request<Incoming>,
+    id: &HeaderValue,
+    started: Instant,
+    trace: &mut Trace,
+) -> Result<Response<EdgeBody>, Refusal> {
+    let admitted = admit(context, &request, started, trace).await?;
+    let route = admitted.route;
+    if let Some(entry) = &mut trace.entry {
+        entry.held = started.elapsed();
+    }
+    let upgrade = prepare(&mut request, context, admitted.target, admitted.by_key, admitted.host, id, route.protocol);
+    let on_client = upgrade.map(|protocol| {
+        request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        request.headers_mut().insert(UPGRADE, protocol);
+        hyper::upgrade::on(&mut request)
+    });
+    let (parts, incoming) = request.into_parts();
+    let (body, progress) = if incoming.is_end_stream() {
+        (RequestBody::Empty, None)
+    } else {
+        let progress = Arc::new(Progress::default());
+        (RequestBody::Stream { incoming, progress: Arc::clone(&progress) }, Some(progress))
+    };
+    let answer = forward::forward(context.worker.index, &route, Request::from_parts(parts, body), progress.as_ref()).await;
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(refusal) => {
+            if let Some(progress) = progress {
+                admitted.in_flight.live().bytes_in.fetch_add(progress.bytes.load(Relaxed), Relaxed);
+            }
+            return Err(refusal);
+        }
+    };
+    let exchange = Box::new(Exchange {
+        in_flight: admitted.in_flight,
+        worker: context.worker.index,
+        seat: answer.seat,
+        connection: answer.connection,
+        progress,
+        bytes_out: 0,
+        entry: trace.entry.take(),
+        complete: false,
+    });
+    respond(context, &route, answer.response, exchange, on_client, started)
+}
+
+/// Route, admit and wake, over and over until one table lets the request through as a whole.
+async fn admit(context: &Context, request: &Request<Incoming>, started: Instant, trace: &mut Trace) -> Result<Admitted, Refusal> {
+    let shared = &context.worker.shared;
+    let authority = admit::form(request)?;
+    let host = route::canonical(authority);
+    let path = request.uri().path();
+    loop {
+        let (route, version, rest_at, by_key) = {
+            let table = shared.table.load();
+            let matched = route::find(&table, &host, path, request.headers().get(X_ROUTING_KEY).map(HeaderValue::as_bytes))?;
+            (Arc::clone(matched.route), table.version, matched.rest_at, matched.by_key)
+        };
+        let spec = &route.service.spec;
+        if trace.live.as_ref().is_none_or(|live| live.id != spec.id) {
+            route.service.live.arrive(started);
+            if let Some(entry) = &mut trace.entry {
+                entry.service = Some(spec.id);
+            }
+            trace.live = Some(Arc::clone(&route.service.live));
+        }
+        if let Some(security) = &route.security {
+            admit::authorise(security, request.headers())?;
+        }
+        match route.gate() {
+            Gate::Open => {
+                let Some(in_flight) = route.service.live.enter(spec.max_concurrent_requests) else {
+                    return Err(Refusal::Busy { name: spec.name.clone() });
+                };
+                if shared.table.load().version == version {
+                    let target = route::stripped(path, request.uri().query(), rest_at).and_then(|target| PathAndQuery::try_from(target).ok());
+                    let host = match request.headers().get(HOST) {
+                        Some(host) if request.uri().authority().is_none() => host.clone(),
+                        _ => HeaderValue::from_str(authority).map_err(|_| Refusal::NoHost)?,
+                    };
+                    return Ok(Admitted { route, in_flight, target, by_key, host });
+                }
+            }
+            Gate::Hold => {
+                let deadline = started + Duration::from_millis(spec.hold_deadline_ms);
+                wake::hold(&route.service, version, || shared.table.load().version, deadline).await?;
+            }
+            Gate::Refuse => return Err(refusal_of(&route)),
+        }
+    }
+}
+
+/// Why a closed gate is closed.
+pub(crate) fn refusal_of(route: &Route) -> Refusal {
+    use tram_types::routing::State;
+    let name = route.service.spec.name.clone();
+    match &route.service.spec.state {
+        State::Failed { message, deployment_id } => Refusal::StartFailed { name, message: message.clone(), deployment_id: *deployment_id },
+        State::Paused => Refusal::Paused { name },
+        State::Deploying => Refusal::Deploying { name },
+        State::Ready | State::Sleeping | State::Starting { .. } => Refusal::NoHealthyInstance { name },
+    }
+}
+
+/// Rewrites target and headers to what the instance shall see. Returns the upgrade to carry through.
+fn prepare(
+    request: &mut Request<Incoming>,
+    context: &Context,
+    target: Option<PathAndQuery>,
+    by_key: bool,
+    host: HeaderValue,
+    id: &HeaderValue,
+    protocol: Protocol,
+) -> Option<HeaderValue> {
+    let version = request.version();
+    if target.is_some() || request.uri().authority().is_some() {
+        let mut parts = http::uri::Parts::default();
+        parts.path_and_query = target.or_else(|| request.uri().path_and_query().cloned());
+        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+    }
+    let headers = request.headers_mut();
+    if by_key {
+        headers.remove(X_ROUTING_KEY);
+    }
+    headers.insert(HOST, host.clone());
+    let upgrade = forwarded::request(headers, &context.client, host, id);
+    upgrade.filter(|wanted| version == Version::HTTP_11 && protocol == Protocol::Http && !wanted.as_bytes().eq_ignore_ascii_case(b"h2c"))
+}
+
+fn respond(
+    context: &Context,
+    route: &Route,
+    mut response: Response<Incoming>,
+    mut exchange: Box<Exchange>,
+    on_client: Option<OnUpgrade>,
+    started: Instant,
+) -> Result<Response<EdgeBody>, Refusal> {
+    let status = response.status();
+    let switched = status == StatusCode::SWITCHING_PROTOCOLS;
+    let upgrade = forwarded::strip_hop_by_hop(response.headers_mut());
+    if switched && on_client.is_none() {
+        exchange.entry = None;
+        return Err(Refusal::BadAnswer { name: route.service.spec.name.clone() });
+    }
+    exchange.in_flight.live().count(status.as_u16());
+    exchange.in_flight.live().latency.observe(started.elapsed());
+    if let Some(entry) = &mut exchange.entry {
+        entry.status = status.as_u16();
+        entry.instance = Some(exchange.seat.endpoint.instance_id);
+        entry.first_byte = started.elapsed();
+    }
+    if let (true, Some(on_client)) = (switched, on_client) {
+        let on_instance = hyper::upgrade::on(&mut response);
+        tunnel::splice(&context.worker.shared.open, on_client, on_instance, exchange);
+        let mut response = response.map(|_| EdgeBody::full(bytes::Bytes::new()));
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        if let Some(protocol) = upgrade {
+            response.headers_mut().insert(UPGRADE, protocol);
+        }
+        return Ok(response);
+    }
+    Ok(response.map(|incoming| EdgeBody::stream(incoming, exchange)))
+}
+
+/// A request from its admission to the last byte of its answer. Its end is accounted for on drop, whole or not.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    in_flight: InFlight,
+    worker: usize,
+    seat: Seat,
+    connection: Option<Http1>,
+    progress: Option<Arc<Progress>>,
+    pub(crate) bytes_out: u64,
+    entry: Option<Box<Entry>>,
+    complete: bool,
+}
+
+impl Exchange {
+    /// The answer was passed on whole.
+    pub(crate) fn finish(mut self: Box<Self>) {
+        self.complete = true;
+        // An instance that answered before it read the whole request would read the rest as the next one.
+        let request_done = self.progress.as_ref().is_none_or(|progress| progress.done.load(Relaxed));
+        if let (true, Some(connection)) = (request_done, self.connection.take()) {
+            self.seat.endpoint.checkin(self.worker, connection, Instant::now());
+        }
+    }
+
+    /// The bytes of a tunnel, which are no body.
+    pub(crate) fn add_tunnel_bytes(&mut self, from_client: u64, to_client: u64) {
+        self.in_flight.live().bytes_in.fetch_add(from_client, Relaxed);
+        self.bytes_out += to_client;
+        self.complete = true;
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let live = self.in_flight.live();
+        let bytes_in = self.progress.as_ref().map_or(0, |progress| progress.bytes.load(Relaxed));
+        live.bytes_in.fetch_add(bytes_in, Relaxed);
+        live.bytes_out.fetch_add(self.bytes_out, Relaxed);
+        if let Some(mut entry) = self.entry.take() {
+            entry.bytes_in = bytes_in;
+            entry.bytes_out = self.bytes_out;
+            entry.complete = self.complete;
+            entry.write();
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Connections to one instance, kept for the next request. The forwarder checks them out and in.
+//!
+//! Each worker has its own slot, because a connection is driven by the runtime that opened it; the slot's lock is
+//! therefore uncontended. A connection dropped before its answer was read whole is cut, which is how a client's
+//! leaving reaches the instance.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
+use uuid::Uuid;
+
+use crate::body::RequestBody;
+
+/// Idle connections one worker keeps to one instance: enough for a burst, few enough to fit an instance's
+/// descriptor limit with several workers.
+const IDLE_MAX: usize = 128;
+
+/// Idle connections older than this are closed: below the 60 to 75 seconds after which common servers close them,
+/// so that we seldom race with the instance's own close.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+
+/// An instance on the same machine or network that takes longer to accept is down.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long an instance that refused a connection is passed over while others can serve.
+const AVOID_FOR: Duration = Duration::from_secs(2);
+
+/// A dead peer is noticed by pings of this interval on HTTP/2 connections.
+const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Most response header bytes and lines we take from an instance.
+const RESPONSE_HEAD_MAX_BYTES: usize = 128 * 1024;
+
+/// One port of one instance, shared by all tables and workers.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) instance_id: Uuid,
+    pub(crate) address: SocketAddr,
+    /// Requests, streams and connections on it now.
+    pub(crate) in_flight: AtomicU32,
+    /// Milliseconds after [`epoch`]; zero: not avoided.
+    avoid_until_ms: AtomicU64,
+    slots: Box<[Slot]>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    idle: Mutex<Vec<(Http1, Instant)>>,
+    shared: Mutex<Option<http2::SendRequest<RequestBody>>>,
+}
+
+/// Why no connection came about.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    /// The kernel said no.
+    #[error("the instance refused the connection")]
+    Refused(#[source] std::io::Error),
+    /// Nothing said anything.
+    #[error("the instance did not accept the connection in time")]
+    TimedOut,
+    /// The HTTP/2 preface failed.
+    #[error("the instance does not speak the protocol of its port")]
+    Handshake(#[source] hyper::Error),
+}
+
+/// A connection for one request at a time. Cut on drop unless it went back to its pool.
+#[derive(Debug)]
+pub(crate) struct Http1 {
+    pub(crate) sender: http1::SendRequest<RequestBody>,
+    task: AbortHandle,
+}
+
+impl Drop for Http1 {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn epoch() -> Instant {
+    static EPOCH: OnceLock<Instant> = OnceLock::new();
+    *EPOCH.get_or_init(Instant::now)
+}
+
+fn ms_since_epoch(now: Instant) -> u64 {
+    u64::try_from(now.saturating_duration_since(epoch()).as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Endpoint {
+    pub(crate) fn new(instance_id: Uuid, address: SocketAddr, workers: usize) -> Self {
+        epoch();
+        Self {
+            instance_id,
+            address,
+            in_flight: AtomicU32::new(0),
+            avoid_until_ms: AtomicU64::new(0),
+            slots: (0..workers.max(1)).map(|_| Slot::default()).collect(),
+        }
+    }
+
+    pub(crate) fn is_avoided(&self, now: Instant) -> bool {
+        let until = self.avoid_until_ms.load(Relaxed);
+        until != 0 && ms_since_epoch(now) < until
+    }
+
+    /// Passes the instance over for a while.
+    pub(crate) fn avoid(&self) {
+        self.avoid_until_ms.store(ms_since_epoch(Instant::now() + AVOID_FOR), Relaxed);
+    }
+
+    /// An idle connection that still lives, the one used last first.
+    pub(crate) async fn checkout(&self, worker: usize) -> Option<Http1> {
+        loop {
+            let (mut connection, since) = self.slots[worker].lock_idle().pop()?;
+            if connection.sender.is_closed() || since.elapsed() > IDLE_TIMEOUT {
+                continue;
+            }
+            if connection.sender.is_ready() || connection.sender.ready().await.is_ok() {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// Keeps a connection whose answer was read whole.
+    pub(crate) fn checkin(&self, worker: usize, connection: Http1, now: Instant) {
+        if connection.sender.is_closed() {
+            return;
+        }
+        let mut idle = self.slots[worker].lock_idle();
+        if idle.len() < IDLE_MAX {
+            idle.push((connection, now));
+        }
+    }
+
+    /// Closes what was idle too long.
+    pub(crate) fn prune(&self) {
+        for slot in &self.slots {
+            slot.lock_idle().retain(|(connection, since)| !connection.sender.is_closed() && since.elapsed() <= IDLE_TIMEOUT);
+        }
+    }
+
+    /// A plain connection.
+    pub(crate) async fn connect_tcp(&self) -> Result<TcpStream, ConnectError> {
+        let stream = match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(self.address)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(refused)) => {
+                self.avoid();
+                return Err(ConnectError::Refused(refused));
+            }
+            Err(_) => {
+                self.avoid();
+                return Err(ConnectError::TimedOut);
+            }
+        };
+        self.avoid_until_ms.store(0, Relaxed);
+        crate::listen::tune(&stream);
+        Ok(stream)
+    }
+
+    /// A new HTTP/1.1 connection.
+    pub(crate) async fn connect(&self) -> Result<Http1, ConnectError> {
+        let stream = self.connect_tcp().await?;
+        let (sender, connection) = http1::Builder::new()
+            .max_header_size(RESPONSE_HEAD_MAX_BYTES)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(ConnectError::Handshake)?;
+        let task = tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "connection to an instance ended");
+            }
+        });
+        Ok(Http1 { sender, task: task.abort_handle() })
+    }
+
+    /// The worker's HTTP/2 connection, opened on first use; true when it was there before.
+    pub(crate) async fn shared(&self, worker: usize) -> Result<(http2::SendRequest<RequestBody>, bool), ConnectError> {
+        if let Some(sender) = self.slots[worker].lock_shared().as_ref()
+            && !sender.is_closed()
+        {
+            return Ok((sender.clone(), true));
+        }
+        let stream = self.connect_tcp().await?;
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(H2_PING_INTERVAL)
+            .adaptive_window(true)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(ConnectError::Handshake)?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "connection to an instance ended");
+            }
+        });
+        *self.slots[worker].lock_shared() = Some(sender.clone());
+        Ok((sender, false))
+    }
+
+    /// Forgets a shared connection that failed.
+    pub(crate) fn forget_shared(&self, worker: usize) {
+        *self.slots[worker].lock_shared() = None;
+    }
+}
+
+impl Slot {
+    fn lock_idle(&self) -> std::sync::MutexGuard<'_, Vec<(Http1, Instant)>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_shared(&self) -> std::sync::MutexGuard<'_, Option<http2::SendRequest<RequestBody>>> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place on an endpoint, given back on drop.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    pub(crate) endpoint: Arc<Endpoint>,
+}
+
+impl Seat {
+    pub(crate) fn take(endpoint: &Arc<Endpoint>) -> Self {
+        endpoint.in_flight.fetch_add(1, Relaxed);
+        Self { endpoint: Arc::clone(endpoint) }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.endpoint.in_flight.fetch_sub(1, Relaxed);
+    }
+}

@@ -1,0 +1,18 @@
+//! The edge on real sockets, from outside: every upstream is a small server, every client a plain connection.
+
+#[path = "edge/control.rs"]
+mod control;
+#[path = "edge/errors.rs"]
+mod errors;
+#[path = "edge/forward.rs"]
+mod forward;
+#[path = "edge/harness.rs"]
+mod harness;
+#[path = "edge/hold.rs"]
+mod hold;
+#[path = "edge/protocols.rs"]
+mod protocols;
+#[path = "edge/tcp.rs"]
+mod tcp;
+#[path = "edge/tls.rs"]
+mod tls;

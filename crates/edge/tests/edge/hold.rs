@@ -1,0 +1,133 @@
+//! Waiting for services that sleep.
+
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tram_edge::link::{self, Client, Event};
+use tram_types::routing::{Service, State};
+use uuid::Uuid;
+
+use crate::harness::*;
+
+fn queued(edge: &Fixture) -> Option<f64> {
+    metric(&edge.handle.metrics(), "tram_edge_queued", "shop/web")
+}
+
+fn wakes(edge: &Fixture) -> Option<f64> {
+    metric(&edge.handle.metrics(), "tram_edge_wakes_total", "shop/web")
+}
+
+fn awake(sleeping: &Service, address: std::net::SocketAddr) -> Service {
+    Service { state: State::Ready, endpoints: vec![endpoint(address)], ..sleeping.clone() }
+}
+
+#[tokio::test]
+async fn a_burst_at_zero_is_held_whole_and_demands_one_wake() {
+    let edge = Fixture::start();
+    let sleeping = service(State::Sleeping, &[]);
+    edge.apply(table(1, sleeping.clone()));
+    let (_client, mut events) = Client::connect(&link::socket_path(edge.dir.path())).await.expect("the edge listens");
+    let http = edge.http;
+    let callers: Vec<_> = (0..100).map(|_| tokio::spawn(async move { get(http, "/").await })).collect();
+    let demand = loop {
+        if let Some(Event::Wake(demand)) = tokio::time::timeout(PATIENCE, events.next()).await.expect("in time") {
+            break demand;
+        }
+    };
+    assert_eq!(demand.service_id, sleeping.id);
+    until("all wait", || queued(&edge) == Some(100.0)).await;
+    edge.apply(table(2, Service { state: State::Starting { since: jiff::Timestamp::now() }, ..sleeping.clone() }));
+    assert_eq!(queued(&edge), Some(100.0), "a start lets nobody go on");
+    edge.apply(table(3, awake(&sleeping, says("awake").await)));
+    for caller in callers {
+        let answer = caller.await.expect("no panic");
+        assert_eq!((answer.status, answer.text.as_str()), (StatusCode::OK, "awake"));
+    }
+    assert_eq!(wakes(&edge), Some(1.0));
+    while let Ok(Some(event)) = tokio::time::timeout(Duration::from_millis(100), events.next()).await {
+        assert!(!matches!(event, Event::Wake(_)), "a second demand");
+    }
+}
+
+#[tokio::test]
+async fn a_light_sleeper_is_woken_though_it_has_an_endpoint() {
+    let edge = Fixture::start();
+    let address = says("thawed").await;
+    let sleeping = service(State::Sleeping, &[address]);
+    edge.apply(table(1, sleeping.clone()));
+    let http = edge.http;
+    let caller = tokio::spawn(async move { get(http, "/").await });
+    until("one waits", || queued(&edge) == Some(1.0)).await;
+    edge.apply(table(2, awake(&sleeping, address)));
+    assert_eq!(caller.await.expect("no panic").text, "thawed");
+}
+
+#[tokio::test]
+async fn a_failed_start_is_told_to_all_at_once() {
+    let edge = Fixture::start();
+    let sleeping = service(State::Sleeping, &[]);
+    edge.apply(table(1, sleeping.clone()));
+    let http = edge.http;
+    let callers: Vec<_> = (0..10).map(|_| tokio::spawn(async move { get(http, "/").await })).collect();
+    until("all wait", || queued(&edge) == Some(10.0)).await;
+    let begun = Instant::now();
+    let state = State::Failed { message: "the program exited with code 1".into(), deployment_id: Uuid::new_v4() };
+    edge.apply(table(2, Service { state, ..sleeping }));
+    for caller in callers {
+        let answer = caller.await.expect("no panic");
+        assert_eq!((answer.status, answer.code()), (StatusCode::SERVICE_UNAVAILABLE, "deployment_failed"));
+        assert!(answer.text.contains("exited with code 1"));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(10), "long before the hold deadline");
+}
+
+#[tokio::test]
+async fn a_wait_ends_at_the_services_deadline() {
+    let edge = Fixture::start();
+    let mut sleeping = service(State::Sleeping, &[]);
+    sleeping.hold_deadline_ms = 200;
+    edge.apply(table(1, sleeping));
+    let begun = Instant::now();
+    let answer = get(edge.http, "/").await;
+    assert_eq!((answer.status, answer.code()), (StatusCode::GATEWAY_TIMEOUT, "still_starting"));
+    assert!(begun.elapsed() >= Duration::from_millis(200));
+    assert_eq!(queued(&edge), Some(0.0));
+}
+
+#[tokio::test]
+async fn the_queue_is_bounded_and_callers_that_leave_make_room() {
+    let edge = Fixture::start();
+    let mut sleeping = service(State::Sleeping, &[]);
+    sleeping.hold_queue_max = 1;
+    edge.apply(table(1, sleeping.clone()));
+    let mut leaver = TcpStream::connect(edge.http).await.expect("listens");
+    leaver.write_all(b"GET / HTTP/1.1\r\nhost: app.test\r\n\r\n").await.expect("writes");
+    until("one waits", || queued(&edge) == Some(1.0)).await;
+    let refused = get(edge.http, "/").await;
+    assert_eq!((refused.status, refused.code()), (StatusCode::SERVICE_UNAVAILABLE, "queue_full"));
+    let retry: u64 = refused.headers["retry-after"].to_str().expect("text").parse().expect("seconds");
+    assert!((1..=5).contains(&retry));
+    drop(leaver);
+    until("the leaver is forgotten", || queued(&edge) == Some(0.0)).await;
+    let http = edge.http;
+    let next = tokio::spawn(async move { get(http, "/").await });
+    until("the next one waits", || queued(&edge) == Some(1.0)).await;
+    assert_eq!(wakes(&edge), Some(2.0), "a new wait demands anew");
+    edge.apply(table(2, awake(&sleeping, says("up").await)));
+    assert_eq!(next.await.expect("no panic").text, "up");
+}
+
+#[tokio::test]
+async fn a_service_that_vanishes_under_its_callers_is_told() {
+    let edge = Fixture::start();
+    edge.apply(table(1, service(State::Sleeping, &[])));
+    let http = edge.http;
+    let caller = tokio::spawn(async move { get(http, "/").await });
+    until("one waits", || queued(&edge) == Some(1.0)).await;
+    let mut without = table(2, service(State::Ready, &[]));
+    without.hosts.clear();
+    edge.apply(without);
+    assert_eq!(caller.await.expect("no panic").code(), "no_such_app");
+}
