@@ -1,0 +1,124 @@
+//! Becoming an instance: from a fresh child in new namespaces to its program.
+//!
+//! Owns everything that happens between `clone3` and `execve`, in the order of the files here:
+//! `rootfs` (mounts), `files` (paths inside the root), `privileges`, `program`. Called by the shim
+//! ([`become_instance`]) and by exec ([`join_instance`]).
+//!
+//! The one design choice to know: while the root is put together, every path inside it is resolved
+//! by `openat2` against the root's descriptor, so a symlink in an image cannot lead out of it; and
+//! config files are written before /proc and /sys are there, so it cannot lead into the kernel either.
+
+mod files;
+mod privileges;
+mod program;
+mod rootfs;
+
+use std::convert::Infallible;
+use std::io::{self, Write};
+
+use crate::cgroup::Attach;
+use crate::protocol::{Capability, LaunchFailure, LaunchSpec, Network, User};
+use crate::seccomp::Filter;
+use crate::state::InstanceDir;
+use crate::sys;
+
+type Step<T> = Result<T, LaunchFailure>;
+
+/// The errno of failures that have none.
+const UNKNOWN_ERRNO: i32 = libc::EIO;
+
+/// Names what was being done when it failed.
+trait During<T> {
+    fn during(self, what: impl FnOnce() -> String) -> Step<T>;
+}
+
+impl<T, E: Into<io::Error>> During<T> for Result<T, E> {
+    fn during(self, what: impl FnOnce() -> String) -> Step<T> {
+        self.map_err(|error| {
+            let error = error.into();
+            LaunchFailure::Setup { what: what(), errno: error.raw_os_error().unwrap_or(UNKNOWN_ERRNO) }
+        })
+    }
+}
+
+/// Which namespaces a first process is born in. The cgroup namespace comes later: its root is the
+/// cgroup a process is in at that moment.
+pub(crate) fn namespaces(network: &Network) -> i32 {
+    let mut flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    if *network == Network::Private {
+        flags |= libc::CLONE_NEWNET;
+    }
+    flags
+}
+
+/// The body of an instance's first process. Returns only to say why there is no program. `ready` is
+/// called when nothing but the exec is left.
+pub(crate) fn become_instance(
+    spec: &LaunchSpec,
+    dir: &InstanceDir,
+    attach: Attach,
+    filter: &Filter,
+    ready: impl FnOnce(),
+) -> Step<Infallible> {
+    enter_cgroups(attach)?;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP).during(|| "make a cgroup namespace".into())?;
+    enter_network(&spec.network)?;
+    rustix::process::setsid().during(|| "make a session".into())?;
+    rustix::system::sethostname(spec.hostname.as_bytes()).during(|| "set the hostname".into())?;
+    rootfs::build(spec, dir)?;
+    rustix::process::chdir(spec.cwd.as_str()).during(|| format!("enter the working directory {}", spec.cwd))?;
+    let identity = Identity { user: &spec.user, capabilities: &spec.capabilities, nofile: spec.limits.nofile };
+    start_program(&identity, &spec.argv, &spec.env, filter, ready)
+}
+
+/// Who a program runs as and what it may do.
+pub(crate) struct Identity<'a> {
+    pub(crate) user: &'a User,
+    pub(crate) capabilities: &'a [Capability],
+    pub(crate) nofile: Option<u64>,
+}
+
+/// The last steps, the same for a first process and for an exec.
+pub(crate) fn start_program(
+    identity: &Identity<'_>,
+    argv: &[String],
+    env: &[(String, String)],
+    filter: &Filter,
+    ready: impl FnOnce(),
+) -> Step<Infallible> {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    privileges::limit_resources(identity.nofile)?;
+    let program = program::Program::prepare(argv, env)?;
+    sys::reset_signals().during(|| "reset the signals".into())?;
+    sys::close_on_exec_from(3).during(|| "close inherited files".into())?;
+    privileges::drop_to(identity.user, identity.capabilities)?;
+    filter.apply().map_err(|_| LaunchFailure::Setup {
+        what: "put on the system call filter".to_owned(),
+        errno: UNKNOWN_ERRNO,
+    })?;
+    ready();
+    program.exec()
+}
+
+/// Move this process into the cgroups it was not born in.
+pub(crate) fn enter_cgroups(attach: Attach) -> Step<()> {
+    for mut procs in attach.procs {
+        procs.write_all(b"0").during(|| "enter the cgroup".into())?;
+    }
+    Ok(())
+}
+
+fn enter_network(network: &Network) -> Step<()> {
+    match network {
+        Network::Private => sys::loopback_up().during(|| "bring up the loopback interface".into())?,
+        Network::Namespace { path } => {
+            let what = || format!("enter the network namespace {}", path.display());
+            let namespace = std::fs::File::open(path).during(what)?;
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).during(what)?;
+        }
+    }
+    // Ports below 1024 mean nothing in a namespace of one's own: any user may serve on 80 (as with
+    // Docker). This writes to the namespace just entered, whichever /proc is mounted.
+    std::fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
+        .during(|| "open the low ports to every user".into())
+}

@@ -1,0 +1,1 @@
+//! What this machine offers for isolation: facts for `tram doctor`.

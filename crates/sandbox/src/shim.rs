@@ -1,0 +1,219 @@
+//! The shim: one tiny process per instance, the parent of its first process.
+//!
+//! Owns the instance's output and its end: it reads the pipes, waits, writes `exit.json`, and leaves.
+//! Forked (not exec'd) by the supervisor, and outlives it.
+//!
+//! The one design choice to know: the shim holds a lock on `shim.lock` for as long as it lives. That
+//! is how a new supervisor, which shares nothing with it but the disk, knows whether an instance is
+//! looked after; pids are only for signals.
+
+mod pump;
+
+use std::convert::Infallible;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use jiff::Timestamp;
+use rustix::pipe::{PipeFlags, pipe_with};
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::{Attach, Driver};
+use crate::init;
+use crate::logs::{Stream, Writer};
+use crate::protocol::{ExitCause, ExitRecord, ExitStatus, LaunchFailure, LaunchSpec, frame};
+use crate::seccomp::Filter;
+use crate::state::{InstanceDir, ProcessIdentity, Run, StopKind};
+use crate::sys;
+
+/// Killed late when memory runs out: without the shim nobody learns how the instance ended. -1000
+/// would exempt it altogether, which no process should be.
+const OOM_SCORE_ADJ: &str = "-900";
+/// Sent to whole groups or sessions, never meant for a shim.
+const IGNORED_SIGNALS: [i32; 5] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE];
+/// What the child says when nothing but the exec is left.
+pub(crate) const READY: &[u8] = b"R";
+/// A failure with a long argv; the frame limit bounds what can be in there.
+const FAILURE_BYTES_MAX: u64 = frame::FRAME_BYTES_MAX as u64;
+
+/// What the shim tells the supervisor that forked it, once.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Report {
+    Started { init: ProcessIdentity, started_at: Timestamp },
+    /// It is over already: `exit.json` says why.
+    Ended,
+}
+
+/// Everything a shim needs; all of it was made before the fork.
+pub(crate) struct Order<'a> {
+    pub(crate) dir: &'a InstanceDir,
+    pub(crate) spec: &'a LaunchSpec,
+    pub(crate) driver: &'a dyn Driver,
+    pub(crate) filter: &'a Filter,
+    pub(crate) boot_id: &'a str,
+    /// To the supervisor; a closed other end is not an error.
+    pub(crate) report: OwnedFd,
+    /// Held, never read.
+    pub(crate) lock: File,
+}
+
+/// The body of the shim process. Returns its exit code.
+pub(crate) fn run(order: Order<'_>) -> i32 {
+    match supervise(&order) {
+        Ok(()) => 0,
+        Err(error) => {
+            // The supervisor sees a shim that left no exit record; the owner sees why.
+            let _ = crate::logs::append_platform(order.dir.logs(), &format!("the instance's keeper failed: {error}"));
+            1
+        }
+    }
+}
+
+fn supervise(order: &Order<'_>) -> io::Result<()> {
+    detach()?;
+    let null: OwnedFd = File::options().read(true).write(true).open("/dev/null")?.into();
+    let (stdout, child_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (stderr, child_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (verdict, child_verdict) = pipe_with(PipeFlags::CLOEXEC)?;
+    // A program of another user may open /dev/stdout, which is this pipe.
+    let owner = (rustix::fs::Uid::from_raw(order.spec.user.uid), rustix::fs::Gid::from_raw(order.spec.user.gid));
+    for pipe in [&child_stdout, &child_stderr] {
+        rustix::fs::fchown(pipe, Some(owner.0), Some(owner.1))?;
+    }
+    let attach = order.driver.attach(order.spec.id.as_str())?;
+    let mut keep = vec![order.report.as_fd(), order.lock.as_fd(), null.as_fd()];
+    keep.extend([&stdout, &child_stdout, &stderr, &child_stderr, &verdict, &child_verdict].map(AsFd::as_fd));
+    keep.extend(attach.procs.iter().map(AsFd::as_fd));
+    keep.extend(attach.born_in.as_ref().map(AsFd::as_fd));
+    sys::close_all_except(&keep)?;
+    sys::set_stdio(null.as_fd(), null.as_fd(), null.as_fd())?;
+
+    let own = own_identity()?;
+    let mut run = Run {
+        boot_id: order.boot_id.to_owned(),
+        generation: order.spec.generation,
+        shim: own,
+        init: None,
+        started_at: None,
+    };
+    order.dir.write_run(&run)?;
+
+    let Attach { born_in, procs } = attach;
+    let child = sys::clone3(init::namespaces(&order.spec.network), born_in.as_ref().map(AsFd::as_fd), || {
+        let stdio = [null.as_fd(), child_stdout.as_fd(), child_stderr.as_fd()];
+        let attach = Attach { born_in: None, procs };
+        let Err(failure) = first_process(order, attach, stdio, &child_verdict);
+        // Nobody listens when the shim is gone; then there is nobody to tell either.
+        let _ = File::from(child_verdict).write_all(&serde_json::to_vec(&failure).unwrap_or_default());
+        1
+    });
+    let child = match child {
+        Ok(child) => child,
+        Err(error) => {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            return fail(order, LaunchFailure::Setup { what: "make the first process".to_owned(), errno });
+        }
+    };
+    drop((null, child_stdout, child_stderr, born_in));
+    if let Err(failure) = read_verdict(verdict) {
+        let _ = sys::wait_pidfd(&child.pidfd);
+        return fail(order, failure);
+    }
+
+    let started_at = Timestamp::now();
+    let init = ProcessIdentity { pid: child.pid, start_ticks: sys::start_ticks(child.pid).unwrap_or_default() };
+    run.init = Some(init);
+    run.started_at = Some(started_at);
+    order.dir.write_run(&run)?;
+    report(order, &Report::Started { init, started_at });
+
+    let writer = Writer::open(&order.dir.logs(), &order.spec.logs)?;
+    let streams = [(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
+    pump::Pump::new(streams, writer, &order.spec.logs)?.run(&child.pidfd)?;
+    let status = sys::wait_pidfd(&child.pidfd)?;
+    order.dir.write_exit(&exit_record(order, status))
+}
+
+/// Out of the supervisor's session, and hard to kill by accident.
+fn detach() -> io::Result<()> {
+    rustix::process::setsid()?;
+    rustix::thread::set_name(c"tram-shim")?;
+    sys::reset_signals()?;
+    sys::ignore_signals(&IGNORED_SIGNALS);
+    // Not allowed everywhere, and not essential.
+    let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
+    Ok(rustix::process::chdir("/")?)
+}
+
+fn own_identity() -> io::Result<ProcessIdentity> {
+    let pid = rustix::process::getpid().as_raw_nonzero().get();
+    let start_ticks = sys::start_ticks(pid).ok_or_else(|| io::Error::other("cannot read /proc/self/stat"))?;
+    Ok(ProcessIdentity { pid, start_ticks })
+}
+
+/// In the child: on the way to the program.
+fn first_process(
+    order: &Order<'_>,
+    attach: Attach,
+    [stdin, stdout, stderr]: [std::os::fd::BorrowedFd<'_>; 3],
+    verdict: &OwnedFd,
+) -> Result<Infallible, LaunchFailure> {
+    let _ = fs::write("/proc/self/oom_score_adj", "0");
+    sys::set_stdio(stdin, stdout, stderr).map_err(|error| LaunchFailure::Setup {
+        what: "set up the standard streams".to_owned(),
+        errno: error.raw_os_error().unwrap_or(libc::EIO),
+    })?;
+    init::become_instance(order.spec, order.dir, attach, order.filter, || {
+        // Should the shim be killed, so is the instance: nobody would read its output or see its end.
+        // Set last, because changing the user clears it.
+        let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+        let _ = rustix::io::write(verdict, READY);
+    })
+}
+
+/// Ready and then nothing: the exec closed the pipe, so the program runs.
+pub(crate) fn read_verdict(verdict: OwnedFd) -> Result<(), LaunchFailure> {
+    let mut said = Vec::new();
+    if File::from(verdict).take(FAILURE_BYTES_MAX).read_to_end(&mut said).is_err() {
+        return Err(LaunchFailure::Died);
+    }
+    match said.strip_prefix(READY) {
+        Some([]) => Ok(()),
+        Some(failure) => Err(serde_json::from_slice(failure).unwrap_or(LaunchFailure::Died)),
+        None => Err(serde_json::from_slice(&said).unwrap_or(LaunchFailure::Died)),
+    }
+}
+
+fn fail(order: &Order<'_>, failure: LaunchFailure) -> io::Result<()> {
+    let _ = crate::logs::append_platform(order.dir.logs(), &format!("the instance did not start: {failure}"));
+    let cause = match order.dir.stop()? {
+        Some(stop) if failure == LaunchFailure::Died => stopped(stop.kind),
+        _ => ExitCause::LaunchFailed { failure },
+    };
+    order.dir.write_exit(&ExitRecord { status: None, oom_killed: false, at: Timestamp::now(), cause })?;
+    report(order, &Report::Ended);
+    Ok(())
+}
+
+fn report(order: &Order<'_>, report: &Report) {
+    if let Ok(bytes) = serde_json::to_vec(report) {
+        // The supervisor may be gone; the next one reads the disk.
+        let _ = frame::send(order.report.as_fd(), &bytes, &[]);
+    }
+}
+
+fn exit_record(order: &Order<'_>, status: ExitStatus) -> ExitRecord {
+    let kills = order.driver.oom_kills(order.spec.id.as_str()).unwrap_or(0);
+    let cause = match order.dir.stop() {
+        Ok(Some(stop)) => stopped(stop.kind),
+        _ => ExitCause::Exited,
+    };
+    ExitRecord { status: Some(status), oom_killed: kills > 0 && status != ExitStatus::Code(0), at: Timestamp::now(), cause }
+}
+
+fn stopped(kind: StopKind) -> ExitCause {
+    match kind {
+        StopKind::Stop => ExitCause::Stopped,
+        StopKind::Kill => ExitCause::Killed,
+    }
+}

@@ -1,0 +1,236 @@
+//! The state directory: what is written where, and when.
+//!
+//! ```text
+//! <state>/supervisor.sock   <state>/supervisor.lock   <state>/trash/
+//! <state>/instances/<id>/
+//!     spec.json   the order, written before anything is done about it
+//!     shim.lock   locked for as long as the shim lives
+//!     run.json    who runs: written by the shim, again once the program was exec'd
+//!     stop.json   somebody asked for the end: written before the signal is sent
+//!     exit.json   how it ended: written last, and durably
+//!     logs/  upper/  work/  root/
+//! ```
+//!
+//! Called by the supervisor and the shims. The one design choice to know: every file appears whole
+//! (written beside, then renamed), and which files exist tells how far an instance got, so a restart
+//! needs no other memory. Only `exit.json` is synced: the rest is worthless after a power cut, which
+//! ends every instance anyway.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use rustix::fs::{FlockOperation, flock};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::protocol::{ExitRecord, InstanceId, LaunchSpec};
+
+/// Only root may look: specs hold secrets.
+const DIRECTORY_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+
+/// `run.json`: who runs an instance.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Run {
+    pub(crate) boot_id: String,
+    pub(crate) generation: u64,
+    pub(crate) shim: ProcessIdentity,
+    /// Absent until the program was exec'd.
+    pub(crate) init: Option<ProcessIdentity>,
+    pub(crate) started_at: Option<Timestamp>,
+}
+
+/// A pid that cannot be mistaken after it was given to another process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProcessIdentity {
+    pub(crate) pid: i32,
+    pub(crate) start_ticks: u64,
+}
+
+/// `stop.json`: somebody asked for the end.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct StopOrder {
+    pub(crate) kind: StopKind,
+    /// When to kill what is left, in milliseconds of the boot clock.
+    pub(crate) kill_at_boottime_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum StopKind {
+    Stop,
+    Kill,
+}
+
+/// The whole state directory.
+#[derive(Debug, Clone)]
+pub(crate) struct StateDir {
+    root: PathBuf,
+}
+
+impl StateDir {
+    /// Make what is missing.
+    pub(crate) fn ensure(root: &Path) -> io::Result<Self> {
+        fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(root)?;
+        // Absolute, because shims change their directory and cgroups are named after it.
+        let root = root.canonicalize()?;
+        for name in ["instances", "trash"] {
+            fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(root.join(name))?;
+        }
+        Ok(Self { root })
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn trash(&self) -> PathBuf {
+        self.root.join("trash")
+    }
+
+    pub(crate) fn instance(&self, id: &InstanceId) -> InstanceDir {
+        InstanceDir { path: self.root.join("instances").join(id.as_str()) }
+    }
+
+    /// The ids of all instances that have a directory; other names are left alone.
+    pub(crate) fn instance_ids(&self) -> io::Result<Vec<InstanceId>> {
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(self.root.join("instances"))? {
+            if let Some(Ok(id)) = entry?.file_name().to_str().map(InstanceId::new) {
+                ids.push(id);
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Move a directory out of the way at once; deleting it may take long.
+    pub(crate) fn discard(&self, instance: &InstanceDir) -> io::Result<()> {
+        let target = self.trash().join(uuid::Uuid::new_v4().to_string());
+        ignore_missing(fs::rename(&instance.path, target))
+    }
+}
+
+/// One instance's directory.
+#[derive(Debug, Clone)]
+pub(crate) struct InstanceDir {
+    path: PathBuf,
+}
+
+impl InstanceDir {
+    pub(crate) fn create(&self) -> io::Result<()> {
+        fs::DirBuilder::new().mode(DIRECTORY_MODE).create(&self.path)?;
+        for directory in [self.logs(), self.upper(), self.work(), self.root()] {
+            fs::DirBuilder::new().mode(DIRECTORY_MODE).create(directory)?;
+        }
+        // The upper directory's mode becomes that of the instance's `/`.
+        fs::set_permissions(self.upper(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+    }
+
+    pub(crate) fn logs(&self) -> PathBuf {
+        self.path.join("logs")
+    }
+
+    pub(crate) fn upper(&self) -> PathBuf {
+        self.path.join("upper")
+    }
+
+    pub(crate) fn work(&self) -> PathBuf {
+        self.path.join("work")
+    }
+
+    /// Where the shim's child mounts the root, in its own mount namespace: always empty from outside.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.path.join("root")
+    }
+
+    pub(crate) fn write_spec(&self, spec: &LaunchSpec) -> io::Result<()> {
+        self.write("spec.json", spec, Durability::Process)
+    }
+
+    pub(crate) fn spec(&self) -> io::Result<Option<LaunchSpec>> {
+        self.read("spec.json")
+    }
+
+    pub(crate) fn write_run(&self, run: &Run) -> io::Result<()> {
+        self.write("run.json", run, Durability::Process)
+    }
+
+    pub(crate) fn run(&self) -> io::Result<Option<Run>> {
+        self.read("run.json")
+    }
+
+    pub(crate) fn write_stop(&self, stop: &StopOrder) -> io::Result<()> {
+        self.write("stop.json", stop, Durability::Process)
+    }
+
+    pub(crate) fn stop(&self) -> io::Result<Option<StopOrder>> {
+        self.read("stop.json")
+    }
+
+    pub(crate) fn write_exit(&self, exit: &ExitRecord) -> io::Result<()> {
+        self.write("exit.json", exit, Durability::PowerCut)
+    }
+
+    pub(crate) fn exit(&self) -> io::Result<Option<ExitRecord>> {
+        self.read("exit.json")
+    }
+
+    /// When the order was recorded.
+    pub(crate) fn created_at(&self) -> io::Result<Timestamp> {
+        let modified = fs::metadata(self.path.join("spec.json"))?.modified()?;
+        Timestamp::try_from(modified).map_err(io::Error::other)
+    }
+
+    /// The shim's lock, if nobody holds it: proof that no shim lives.
+    pub(crate) fn try_lock_shim(&self) -> io::Result<Option<File>> {
+        let file =
+            OpenOptions::new().create(true).truncate(false).write(true).mode(FILE_MODE).open(self.path.join("shim.lock"))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn write<T: Serialize>(&self, name: &str, value: &T, durability: Durability) -> io::Result<()> {
+        let beside = self.path.join(format!("{name}.new"));
+        let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(FILE_MODE).open(&beside)?;
+        file.write_all(&serde_json::to_vec(value).map_err(io::Error::other)?)?;
+        if durability == Durability::PowerCut {
+            file.sync_all()?;
+        }
+        fs::rename(&beside, self.path.join(name))?;
+        if durability == Durability::PowerCut {
+            File::open(&self.path)?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    /// `None` when the file does not exist.
+    fn read<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {
+        match fs::read(self.path.join(name)) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What a written file must survive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Durability {
+    /// The death of every process of ours.
+    Process,
+    /// The machine's sudden end.
+    PowerCut,
+}
+
+pub(crate) fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

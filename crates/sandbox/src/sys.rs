@@ -1,0 +1,295 @@
+//! The system calls that no safe wrapper offers, and the facts about processes read from /proc.
+//!
+//! Owns nearly all `unsafe` of this crate. Called by the supervisor, the shims and the code that
+//! becomes an instance's first process.
+//!
+//! The one design choice to know: [`fork`] and [`clone3`] take a closure and never return in the
+//! child, so a child cannot run on into its parent's code. They are sound because these processes
+//! have one thread ([`is_single_threaded`] is checked when the supervisor starts): no lock can be
+//! held by a thread that the copy does not have.
+
+use std::fs;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open};
+
+use crate::protocol::ExitStatus;
+
+/// The exit code of a child that panicked: Rust's own.
+const PANIC_EXIT_CODE: i32 = 101;
+/// The last signal number plus one (`_NSIG`).
+const SIGNALS_END: i32 = 65;
+
+/// Run `child` in a copy of this process; its result is the exit code. Returns the child's pid.
+pub(crate) fn fork(child: impl FnOnce() -> i32) -> io::Result<i32> {
+    // SAFETY: needed because a shim must be a copy of the supervisor (an exec costs milliseconds and
+    // memory). Sound because the process has one thread, and because the child never returns to the
+    // caller's frames: it leaves by `_exit`.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => leave(child),
+        pid => Ok(pid),
+    }
+}
+
+/// What [`clone3`] makes.
+pub(crate) struct Cloned {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: OwnedFd,
+}
+
+/// Run `child` in a copy of this process with the given `CLONE_NEW*` flags, born in `cgroup` (of
+/// the unified hierarchy) if given.
+pub(crate) fn clone3(
+    namespaces: i32,
+    cgroup: Option<BorrowedFd<'_>>,
+    child: impl FnOnce() -> i32,
+) -> io::Result<Cloned> {
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    let mut pidfd: RawFd = -1;
+    let mut flags = u64::from((namespaces | libc::CLONE_PIDFD).cast_unsigned());
+    if cgroup.is_some() {
+        flags |= CLONE_INTO_CGROUP;
+    }
+    // SAFETY: `clone_args` is plain integers; zero is "not used" for each of them.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = flags;
+    arguments.pidfd = (&raw mut pidfd).addr() as u64;
+    arguments.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    arguments.cgroup = cgroup.map_or(0, |fd| u64::from(fd.as_raw_fd().cast_unsigned()));
+    // SAFETY: needed because no wrapper offers `CLONE_INTO_CGROUP`. Sound because without `CLONE_VM`
+    // this is a fork of a single-threaded process, `arguments` and `pidfd` outlive the call, the size
+    // is that of the structure, and the child never returns.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>()) };
+    match result {
+        0 => leave(child),
+        pid if pid > 0 => {
+            // SAFETY: the kernel has just stored a new descriptor there, which nobody else owns.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Cloned { pid: i32::try_from(pid).map_err(io::Error::other)?, pidfd })
+        }
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The child's side of a fork: run, and leave without the parent's exit handlers or destructors.
+fn leave(child: impl FnOnce() -> i32) -> ! {
+    let code = catch_unwind(AssertUnwindSafe(child)).unwrap_or(PANIC_EXIT_CODE);
+    // SAFETY: `_exit` has no precondition; `exit` would flush what the parent will flush again.
+    unsafe { libc::_exit(code) }
+}
+
+/// Close every descriptor but these.
+///
+/// For a freshly forked child only: values of the parent that own descriptors are still in this
+/// copy's memory and must never be used or dropped again. The callers hand over to code that owns
+/// what it keeps and ends in `_exit`.
+pub(crate) fn close_all_except(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut keep: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd().cast_unsigned()).collect();
+    keep.sort_unstable();
+    let mut first = 0;
+    for kept in keep {
+        if kept > first {
+            close_range(first, kept - 1, 0)?;
+        }
+        first = kept + 1;
+    }
+    close_range(first, u32::MAX, 0)
+}
+
+/// Let every descriptor from `first` on vanish at the next exec.
+pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
+    close_range(first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
+}
+
+fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
+    // SAFETY: needed because no wrapper offers it. It takes integers only; that the closed
+    // descriptors are not used again is the promise of the callers above.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) })
+}
+
+/// Make 0, 1 and 2 the null device, or the given descriptors.
+pub(crate) fn set_stdio(stdin: BorrowedFd<'_>, stdout: BorrowedFd<'_>, stderr: BorrowedFd<'_>) -> io::Result<()> {
+    rustix::stdio::dup2_stdin(stdin)?;
+    rustix::stdio::dup2_stdout(stdout)?;
+    rustix::stdio::dup2_stderr(stderr)?;
+    Ok(())
+}
+
+/// Every signal back to its default action, and none blocked.
+pub(crate) fn reset_signals() -> io::Result<()> {
+    // SAFETY: a zeroed `sigaction` is the default action with an empty mask and no flags.
+    let default: libc::sigaction = unsafe { std::mem::zeroed() };
+    for signal in 1..SIGNALS_END {
+        // SAFETY: needed because Rust ignores SIGPIPE and exec passes that on. Sound: no handler is
+        // installed, only the default action. SIGKILL, SIGSTOP and the two signals that the C
+        // library keeps refuse; that is their default anyway.
+        unsafe { libc::sigaction(signal, &raw const default, std::ptr::null_mut()) };
+    }
+    nix::sys::signal::SigSet::empty().thread_set_mask().map_err(io::Error::from)
+}
+
+/// Ignore what is sent to a group or a session, so that a shim outlives its terminal and its
+/// supervisor's service.
+pub(crate) fn ignore_signals(signals: &[i32]) {
+    for signal in signals {
+        // SAFETY: installs no handler; ignoring a signal has no precondition.
+        unsafe { libc::signal(*signal, libc::SIG_IGN) };
+    }
+}
+
+/// Change the attributes of one mount: flags of `MOUNT_ATTR_*`.
+pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, set: u64, recursive: bool) -> io::Result<()> {
+    // SAFETY: `mount_attr` is plain integers; zero is "leave as it is" for each of them.
+    let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };
+    attributes.attr_set = set;
+    let recurse = if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: needed because no wrapper offers it. Sound because the path is a constant C string,
+    // `attributes` outlives the call and the size is that of the structure.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | recurse,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    })
+}
+
+/// Bring up the loopback interface of this process's network namespace.
+pub(crate) fn loopback_up() -> io::Result<()> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    // SAFETY: `ifreq` is integers and a union of them; zero is valid for each.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = 'l' as libc::c_char;
+    request.ifr_name[1] = 'o' as libc::c_char;
+    let up = libc::c_short::try_from(libc::IFF_UP | libc::IFF_RUNNING).map_err(io::Error::other)?;
+    request.ifr_ifru.ifru_flags = up;
+    // SAFETY: needed because no wrapper offers this ioctl. Sound because it reads one `ifreq`, which
+    // outlives the call, and its name is terminated by the zeroes it began with.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }.into())
+}
+
+fn check(result: libc::c_long) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Whether a fork copies everything this process is.
+pub(crate) fn is_single_threaded() -> io::Result<bool> {
+    Ok(fs::read_dir("/proc/self/task")?.count() == 1)
+}
+
+/// Differs after every start of the machine.
+pub(crate) fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// When a process started, in clock ticks since boot: with the pid and the boot id it names a
+/// process for ever. `None` when there is no such process (or only what is left of one).
+pub(crate) fn start_ticks(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the program's name in parentheses and may contain anything.
+    let (_, after) = stat.rsplit_once(')')?;
+    let mut fields = after.split_whitespace();
+    let state = fields.next()?;
+    if state == "X" {
+        return None;
+    }
+    // `after` begins with field 3; field 22 is the start time.
+    fields.nth(22 - 4)?.parse().ok()
+}
+
+/// A descriptor of exactly the process that had this pid and start time, if it still lives.
+pub(crate) fn pidfd_of(pid: i32, started: u64) -> Option<OwnedFd> {
+    let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+    // Checked after opening: from now on the pid cannot be given to another without us seeing it.
+    (start_ticks(pid) == Some(started)).then_some(pidfd)
+}
+
+/// Wait for a child to end. Blocks.
+pub(crate) fn wait_pidfd(pidfd: impl AsFd) -> io::Result<ExitStatus> {
+    loop {
+        match rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
+            Ok(Some(status)) => return Ok(exit_status(&status)),
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+fn exit_status(status: &WaitIdStatus) -> ExitStatus {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => ExitStatus::Code(code),
+        (None, Some(signal)) => ExitStatus::Signal(signal),
+        (None, None) => ExitStatus::Code(PANIC_EXIT_CODE),
+    }
+}
+
+/// Reap every child that has ended; their pids.
+pub(crate) fn reap_children() -> Vec<i32> {
+    let mut reaped = Vec::new();
+    while let Ok(Some((pid, _))) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
+        reaped.push(pid.as_raw_nonzero().get());
+    }
+    reaped
+}
+
+/// Signal exactly this process, with any of the kernel's signals.
+pub(crate) fn send_signal(process: impl AsFd, signal: i32) -> io::Result<()> {
+    // SAFETY: needed because the wrapper's signal type has no real-time signals. Takes integers and a
+    // null pointer, which means "as kill does".
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            process.as_fd().as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    })
+}
+
+/// Milliseconds since boot, suspended time included: comparable between processes of one boot.
+pub(crate) fn boottime_ms() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: needed because no wrapper in use offers this clock. Writes one `timespec`, which outlives
+    // the call; the clock exists since Linux 2.6.39, so the call cannot fail.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
+}
+
+/// Wait until a descriptor is readable (or its peer is gone), or the time is over.
+pub(crate) fn wait_readable(fd: impl AsFd, timeout: std::time::Duration) -> io::Result<bool> {
+    wait_for(fd, rustix::event::PollFlags::IN, timeout)
+}
+
+/// Wait for any of these poll conditions.
+pub(crate) fn wait_for(
+    fd: impl AsFd,
+    flags: rustix::event::PollFlags,
+    timeout: std::time::Duration,
+) -> io::Result<bool> {
+    let mut fds = [rustix::event::PollFd::new(&fd, flags)];
+    poll(&mut fds, Some(timeout))
+}
+
+/// `poll`, where an interruption by a signal counts as "nothing yet".
+pub(crate) fn poll(
+    fds: &mut [rustix::event::PollFd<'_>],
+    timeout: Option<std::time::Duration>,
+) -> io::Result<bool> {
+    let timeout = timeout.map(|timeout| rustix::event::Timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(timeout.subsec_nanos()).into(),
+    });
+    match rustix::event::poll(fds, timeout.as_ref()) {
+        Ok(ready) => Ok(ready > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
