@@ -1,14 +1,15 @@
 //! May this request go on? Form, size and credentials, before anything is spent on it.
 //!
 //! What we rely on hyper for: it refuses obsolete line folding, spaces before a colon, control bytes in names and
-//! values, unequal `Content-Length`s, a `Transfer-Encoding` that does not end in `chunked`, bad chunk sizes, and
-//! heads beyond [`HEAD_MAX_BYTES`] or 100 lines. It takes bodies apart and frames them anew, so no byte of a client's
-//! framing reaches an instance. What hyper tolerates and we do not: both lengths at once, several or no `Host`.
+//! values, unequal `Content-Length`s, a `Transfer-Encoding` that does not end in `chunked` or comes in HTTP/1.0, bad
+//! chunk sizes, and heads beyond [`HEAD_MAX_BYTES`] or 100 lines. Where both lengths are given it drops
+//! `Content-Length`, as RFC 9112 allows, and reads by chunks. Bodies are taken apart and framed anew, so no byte of a
+//! client's framing reaches an instance. What hyper tolerates and we do not: several or no `Host`.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderName, TRANSFER_ENCODING};
-use http::{HeaderMap, Method, Request, Version};
+use http::header::{AUTHORIZATION, HOST, HeaderName};
+use http::{HeaderMap, Method, Request};
 
 use crate::page::Refusal;
 use crate::table::Security;
@@ -32,9 +33,6 @@ pub(crate) fn form<B>(request: &Request<B>) -> Result<&str, Refusal> {
     }
     if request.uri().path_and_query().is_some_and(|target| target.as_str().len() > URI_MAX_BYTES) {
         return Err(Refusal::UriTooLong);
-    }
-    if headers.contains_key(TRANSFER_ENCODING) && (headers.contains_key(CONTENT_LENGTH) || request.version() < Version::HTTP_11) {
-        return Err(Refusal::Ambiguous);
     }
     let mut hosts = headers.get_all(HOST).iter();
     let header = hosts.next();

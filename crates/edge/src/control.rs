@@ -360,9 +360,3 @@ fn answer(control: &Control, request: Request) -> Option<Message> {
         Request::Metrics => Some(Message::Metrics { text: metrics::encode(&control.shared) }),
     }
 }
-
-impl Drop for Control {
-    fn drop(&mut self) {
-        self.shared.stop.cancel();
-    }
-}

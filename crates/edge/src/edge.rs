@@ -39,6 +39,18 @@ pub struct Edge {
     socket: std::os::unix::net::UnixListener,
     /// Held as long as we live; the kernel gives it back however we die.
     _lock: File,
+    _end: EndOnDrop,
+}
+
+/// Ends the workers of an edge that was dropped, whether or not it ever served.
+#[derive(Debug)]
+struct EndOnDrop(Arc<Shared>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.stop.cancel();
+        self.0.end.cancel();
+    }
 }
 
 /// Where an edge listens.
@@ -111,6 +123,7 @@ impl Edge {
             unrouted: AtomicU64::new(0),
             tls: Arc::new(certificates::server_config(Arc::clone(&certificates))?),
             stop: CancellationToken::new(),
+            end: CancellationToken::new(),
             open: TaskTracker::new(),
         });
         let count = match config.workers {
@@ -128,7 +141,8 @@ impl Edge {
                 Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "the kept routing table was passed over"),
             }
         }
-        Ok(Self { control, workers, http, https, metrics, socket, _lock: lock })
+        let _end = EndOnDrop(Arc::clone(&control.shared));
+        Ok(Self { control, workers, http, https, metrics, socket, _lock: lock, _end })
     }
 
     /// Where we listen, with the ports that the kernel chose.
@@ -150,7 +164,7 @@ impl Edge {
 
     /// Serves until `shutdown` completes, then stops accepting and lets open requests finish within the drain bound.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
-        let Self { control, workers, http, https, metrics, socket, _lock } = self;
+        let Self { control, workers, http, https, metrics, socket, _lock, _end } = self;
         let path = link::socket_path(&control.config.state_dir);
         let listener = UnixListener::from_std(socket).map_err(|source| Error::File { doing: "listen on", path: path.clone(), source })?;
         let stop = control.shared.stop.clone();
@@ -179,7 +193,7 @@ impl Edge {
             tracing::warn!(open = control.shared.open.len(), "the drain bound is reached; what is open is cut off");
         }
         tasks.shutdown().await;
-        drop(control);
+        control.shared.end.cancel();
         let ended = tokio::task::spawn_blocking(move || workers.into_iter().for_each(Running::stop)).await;
         if let Err(error) = ended {
             tracing::error!(error = &error as &dyn std::error::Error, "a worker did not end");

@@ -52,7 +52,7 @@ pub struct Hello {
 
 /// From the controller.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Request {
     Hello { protocol: u32 },
     Table { table: Box<RoutingTable> },
@@ -61,7 +61,7 @@ pub(crate) enum Request {
 
 /// From the edge.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Message {
     Hello(Hello),
     Accepted { version: u64 },

@@ -31,8 +31,6 @@ pub(crate) enum Refusal {
     NoSuchSandbox,
     /// HTTP/1.1 wants exactly one `Host`.
     NoHost,
-    /// Two ways to tell where the body ends.
-    Ambiguous,
     /// `CONNECT` and other forms an origin does not serve.
     NotAnOrigin,
     /// Longer than [`crate::admit::URI_MAX_BYTES`].
@@ -72,7 +70,7 @@ impl Refusal {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::NoSuchApp { .. } | Self::NoSuchRoute { .. } | Self::NoSuchSandbox => StatusCode::NOT_FOUND,
-            Self::NoHost | Self::Ambiguous | Self::NotAnOrigin => StatusCode::BAD_REQUEST,
+            Self::NoHost | Self::NotAnOrigin => StatusCode::BAD_REQUEST,
             Self::UriTooLong => StatusCode::URI_TOO_LONG,
             Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             Self::Busy { .. }
@@ -88,7 +86,7 @@ impl Refusal {
 
     /// Whether the connection cannot be trusted to be in step any more.
     fn closes(&self) -> bool {
-        matches!(self, Self::NoHost | Self::Ambiguous | Self::NotAnOrigin | Self::UriTooLong)
+        matches!(self, Self::NoHost | Self::NotAnOrigin | Self::UriTooLong)
     }
 
     fn retry_after(&self) -> Option<Duration> {
@@ -121,11 +119,6 @@ impl Refusal {
                 "no_host",
                 "The request must name exactly one host.".to_owned(),
                 "Send one Host header with the app's domain.".to_owned(),
-            ),
-            Self::Ambiguous => (
-                "ambiguous_length",
-                "The request says in two ways where its body ends.".to_owned(),
-                "Send either Content-Length or Transfer-Encoding: chunked, once.".to_owned(),
             ),
             Self::NotAnOrigin => (
                 "not_a_proxy",

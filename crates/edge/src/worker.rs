@@ -31,6 +31,8 @@ pub(crate) struct Shared {
     pub(crate) tls: Arc<rustls::ServerConfig>,
     /// Cancelled when the edge begins to stop.
     pub(crate) stop: CancellationToken,
+    /// Cancelled when the workers are to end, drained or not.
+    pub(crate) end: CancellationToken,
     /// Client connections and tunnels, waited for while draining.
     pub(crate) open: TaskTracker,
 }
@@ -82,16 +84,23 @@ impl Running {
 
     /// Ends the thread and everything still open on it.
     pub(crate) fn stop(self) {
-        drop(self.orders);
         if self.thread.join().is_err() {
             tracing::error!("a worker panicked");
         }
     }
 }
 
-/// Runs until the sender of orders is gone.
+/// Runs until the edge ends; what is open then is cut off with the runtime.
 async fn run(worker: &Arc<Worker>, mut orders: mpsc::UnboundedReceiver<Listen>) {
-    while let Some(order) = orders.recv().await {
+    loop {
+        let order = tokio::select! {
+            biased;
+            () = worker.shared.end.cancelled() => return,
+            order = orders.recv() => match order {
+                Some(order) => order,
+                None => return,
+            },
+        };
         let listener = match tokio::net::TcpListener::from_std(order.listener) {
             Ok(listener) => listener,
             Err(error) => {

@@ -23,12 +23,6 @@ fn a_request_names_one_host() {
 }
 
 #[test]
-fn two_lengths_are_refused() {
-    let both = request("/", &[("host", "a"), ("transfer-encoding", "chunked"), ("content-length", "3")]);
-    assert!(matches!(form(&both), Err(Refusal::Ambiguous)));
-}
-
-#[test]
 fn long_targets_and_tunnels_are_refused() {
     let long = format!("/{}", "x".repeat(URI_MAX_BYTES));
     assert!(matches!(form(&request(&long, &[("host", "a")])), Err(Refusal::UriTooLong)));

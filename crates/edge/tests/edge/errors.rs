@@ -70,9 +70,8 @@ async fn an_instance_that_hangs_up_or_babbles_is_a_bad_gateway() {
 async fn smuggled_requests_do_not_get_through() {
     let edge = Fixture::start();
     edge.apply(table(1, service(State::Ready, &[echo(false).await])));
-    let attempts: [(&str, &str); 12] = [
+    let attempts: [(&str, &str); 11] = [
         ("two lengths", "POST / HTTP/1.1\r\nhost: app.test\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello"),
-        ("length, then chunks", "POST / HTTP/1.1\r\nhost: app.test\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
         ("chunks not last", "POST / HTTP/1.1\r\nhost: app.test\r\ntransfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n"),
         ("an unknown coding", "POST / HTTP/1.1\r\nhost: app.test\r\ntransfer-encoding: xchunked\r\n\r\n0\r\n\r\n"),
         ("a space before the colon", "POST / HTTP/1.1\r\nhost: app.test\r\ncontent-length : 5\r\n\r\nhello"),
@@ -89,13 +88,13 @@ async fn smuggled_requests_do_not_get_through() {
         assert!(!seen.contains(" 200 "), "{what}: {seen}");
         assert!(seen.is_empty() || seen.starts_with("HTTP/1.1 400") || seen.starts_with("HTTP/1.0 400"), "{what}: {seen}");
     }
-    // hyper reads this one by its chunks and drops the length; the instance must see one request and no length.
-    let seen = raw(
-        edge.http,
-        b"POST / HTTP/1.1\r\nhost: app.test\r\ntransfer-encoding: chunked\r\ncontent-length: 43\r\nconnection: close\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: app.test\r\n\r\n",
-    )
-    .await;
-    assert!(!seen.contains("/smuggled") && !seen.contains("content-length: 43"), "{seen}");
+    // Read by its chunks, the length dropped: the instance must see one request and no such length.
+    for lengths in ["transfer-encoding: chunked\r\ncontent-length: 43", "content-length: 43\r\ntransfer-encoding: chunked"] {
+        let smuggled = "GET /smuggled HTTP/1.1\r\nhost: app.test\r\n\r\n";
+        let bytes = format!("POST / HTTP/1.1\r\nhost: app.test\r\n{lengths}\r\nconnection: close\r\n\r\n0\r\n\r\n{smuggled}");
+        let seen = raw(edge.http, bytes.as_bytes()).await;
+        assert!(seen.contains("POST /\n") && !seen.contains("/smuggled") && !seen.contains("content-length: 43"), "{seen}");
+    }
 }
 
 #[tokio::test]
