@@ -1,0 +1,198 @@
+//! Every command: one file each, named after it.
+//!
+//! [`RemoteCommand`]s are carried out here; [`ServerArguments`] become [`ServerCommand`]s for the composition root.
+
+mod apps;
+mod completion;
+mod context;
+mod delete;
+mod deploy;
+mod deployments;
+mod domains;
+mod events;
+mod exec;
+mod images;
+mod instances;
+mod login;
+mod logs;
+mod pause;
+mod redeploy;
+mod resume;
+mod scale;
+mod secrets;
+mod services;
+mod trust;
+mod version;
+
+use std::ffi::OsString;
+
+use clap::Subcommand;
+
+pub use self::images::ImagesAction;
+use crate::{EXIT_SUCCESS, error::Error, host::Host, session::Session, settings::Flags, settings::Settings};
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Something this crate does.
+    #[command(flatten)]
+    Remote(RemoteCommand),
+    /// Something the composition root does.
+    #[command(flatten)]
+    Server(ServerArguments),
+}
+
+/// Commands that are clients of the API, or of nothing.
+#[derive(Debug, Subcommand)]
+pub enum RemoteCommand {
+    /// Deploy an image and print its URL
+    ///
+    /// Creates the app and the service, or updates the service when it exists: then only what is given here
+    /// changes. Waits until the deployment is healthy.
+    Deploy(Box<deploy::Arguments>),
+    /// Apps: what groups services under one domain
+    #[command(subcommand)]
+    Apps(apps::Action),
+    /// Services: what runs
+    #[command(subcommand)]
+    Services(services::Action),
+    /// Deployments: the versions of a service
+    #[command(subcommand)]
+    Deployments(deployments::Action),
+    /// Instances: the running copies of a service
+    #[command(subcommand)]
+    Instances(instances::Action),
+    /// Show what a service writes
+    Logs(logs::Arguments),
+    /// Run a command inside a running instance
+    Exec(exec::Arguments),
+    /// Show what happened to a service
+    Events(events::Arguments),
+    /// Set how many instances a service has
+    Scale(scale::Arguments),
+    /// Stop a service and keep its definition
+    Pause(services::Target),
+    /// Start a paused service
+    Resume(services::Target),
+    /// Deploy the newest definition of a service again
+    Redeploy(redeploy::Arguments),
+    /// Delete a service
+    Delete(services::Target),
+    /// Secrets: values that definitions refer to by name
+    #[command(subcommand)]
+    Secrets(secrets::Action),
+    /// Domains of apps
+    #[command(subcommand)]
+    Domains(domains::Action),
+    /// Check a token and keep it for this server
+    Login(login::Arguments),
+    /// Contexts: which server the commands speak to
+    #[command(subcommand)]
+    Context(context::Action),
+    /// Write a completion script for a shell
+    Completion(completion::Arguments),
+    /// Show the version of this program
+    Version,
+}
+
+/// Commands of the composition root, as typed.
+#[derive(Debug, Subcommand)]
+pub enum ServerArguments {
+    /// Run the whole cloud on this machine
+    ///
+    /// Needs root, since it makes namespaces, cgroups and mounts for instances. The first start prints an API
+    /// token once and keeps it as a context for the other commands.
+    Up(Box<Flags>),
+    /// Say what this machine can and cannot do, and how to mend it
+    Doctor(Box<Flags>),
+    /// Have this machine trust the certificates of its own authority
+    Trust(trust::Arguments),
+    /// Images kept on this machine
+    Images(images::Arguments),
+    /// Parent of instances; started by `tram up`
+    #[command(hide = true)]
+    Supervise(Raw),
+    /// Data plane; started by `tram up`
+    #[command(hide = true)]
+    Edge(Raw),
+}
+
+/// Arguments between our own processes, which the composition root both writes and reads.
+#[derive(Debug, clap::Args)]
+pub struct Raw {
+    /// As they are.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    pub arguments: Vec<OsString>,
+}
+
+/// Commands of the composition root, with their settings resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServerCommand {
+    /// Run the whole cloud on this machine.
+    Up(Settings),
+    /// Say what this machine can do.
+    Doctor(Settings),
+    /// Put the local authority into the system's store, or take it out.
+    Trust {
+        /// The settings.
+        settings: Settings,
+        /// Take it out.
+        remove: bool,
+    },
+    /// Work on the store of images.
+    Images {
+        /// The settings.
+        settings: Settings,
+        /// What to do.
+        action: ImagesAction,
+    },
+    /// The parent of instances, with the arguments of whoever started it.
+    Supervise(Vec<OsString>),
+    /// The data plane, with the arguments of whoever started it.
+    Edge(Vec<OsString>),
+}
+
+/// Resolves the settings of a command of the composition root.
+pub(crate) fn resolve_server(command: ServerArguments, host: &Host) -> Result<ServerCommand, Error> {
+    let settings = |flags: &Flags| Settings::resolve(flags, &host.variables);
+    Ok(match command {
+        ServerArguments::Up(flags) => ServerCommand::Up(settings(&flags)?),
+        ServerArguments::Doctor(flags) => ServerCommand::Doctor(settings(&flags)?),
+        ServerArguments::Trust(trust) => ServerCommand::Trust {
+            settings: settings(&trust.place.flags())?,
+            remove: trust.remove,
+        },
+        ServerArguments::Images(images) => ServerCommand::Images {
+            settings: settings(&images.place.flags())?,
+            action: images.action,
+        },
+        ServerArguments::Supervise(raw) => ServerCommand::Supervise(raw.arguments),
+        ServerArguments::Edge(raw) => ServerCommand::Edge(raw.arguments),
+    })
+}
+
+/// Carries out a command that is ours. Boxed, for the states of all commands together are large.
+pub(crate) async fn run_remote(command: RemoteCommand, session: Session) -> Result<u8, Error> {
+    match command {
+        RemoteCommand::Deploy(arguments) => return Box::pin(deploy::run(session, *arguments)).await,
+        RemoteCommand::Exec(arguments) => return Box::pin(exec::run(session, arguments)).await,
+        RemoteCommand::Logs(arguments) => return Box::pin(logs::run(session, arguments)).await,
+        RemoteCommand::Apps(action) => apps::run(session, action).await?,
+        RemoteCommand::Services(action) => return Box::pin(services::run(session, action)).await,
+        RemoteCommand::Deployments(action) => deployments::run(session, action).await?,
+        RemoteCommand::Instances(action) => instances::run(session, action).await?,
+        RemoteCommand::Events(arguments) => events::run(session, arguments).await?,
+        RemoteCommand::Scale(arguments) => scale::run(session, arguments).await?,
+        RemoteCommand::Pause(target) => pause::run(session, target).await?,
+        RemoteCommand::Resume(target) => resume::run(session, target).await?,
+        RemoteCommand::Redeploy(arguments) => return Box::pin(redeploy::run(session, arguments)).await,
+        RemoteCommand::Delete(target) => delete::run(session, target).await?,
+        RemoteCommand::Secrets(action) => Box::pin(secrets::run(session, action)).await?,
+        RemoteCommand::Domains(action) => Box::pin(domains::run(session, action)).await?,
+        RemoteCommand::Login(arguments) => Box::pin(login::run(session, arguments)).await?,
+        RemoteCommand::Context(action) => context::run(&session, action)?,
+        RemoteCommand::Completion(arguments) => completion::run(&session, arguments)?,
+        RemoteCommand::Version => version::run(&session)?,
+    }
+    Ok(EXIT_SUCCESS)
+}

@@ -1,0 +1,231 @@
+//! `tram deploy IMAGE --name N`: from an image to a URL.
+//!
+//! The app and the service are made when they are not there. An existing service keeps everything that is not
+//! given anew: its definition is read, changed and sent back.
+
+mod definition;
+pub(crate) mod progress;
+mod specs;
+pub(crate) mod wait;
+
+use serde_json::{Value, json};
+use tram_types::definition::DeploymentDefinition;
+
+use self::specs::{Check, Port, Route, ScaleOn, Variable};
+use crate::{
+    EXIT_SUCCESS,
+    client::{self, Client},
+    error::Error,
+    resolve::Service,
+    session::Session,
+    view::{list, take, text},
+};
+
+/// Arguments of `deploy`.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// The image, such as nginx or registry.example.org/team/shop:1.4
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+    /// Name of the service
+    #[arg(long, short, value_name = "NAME")]
+    pub name: String,
+    /// Name of its app; without it the service's name
+    #[arg(long, value_name = "APP")]
+    pub app: Option<String>,
+    /// What it is: web is reached from outside, worker is not
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub r#type: Option<Type>,
+    /// Port that the program listens on, with its protocol; several can be given
+    #[arg(long = "port", short, value_name = "PORT[:http|http2|tcp]")]
+    pub ports: Vec<Port>,
+    /// Path that leads to a port; several can be given
+    #[arg(long = "route", value_name = "PATH:PORT")]
+    pub routes: Vec<Route>,
+    /// Port that is reached by TCP from outside; several can be given
+    #[arg(long = "proxy-port", value_name = "PORT")]
+    pub proxy_ports: Vec<u16>,
+    /// Variable of the program's environment; several can be given
+    #[arg(long, short, value_name = "KEY=VALUE")]
+    pub env: Vec<Variable>,
+    /// Variable that takes the value of a secret; several can be given
+    #[arg(long, value_name = "KEY=SECRET")]
+    pub secret: Vec<Variable>,
+    /// Variable that an existing service shall have no longer; several can be given
+    #[arg(long, value_name = "KEY")]
+    pub unset_env: Vec<String>,
+    /// Size of an instance, from the catalog
+    #[arg(long, value_name = "TYPE")]
+    pub instance_type: Option<String>,
+    /// Region; several can be given
+    #[arg(long, value_name = "REGION")]
+    pub region: Vec<String>,
+    /// Fewest instances; 0 lets the service sleep
+    #[arg(long, value_name = "N")]
+    pub min: Option<u16>,
+    /// Most instances
+    #[arg(long, value_name = "N")]
+    pub max: Option<u16>,
+    /// What to scale on between --min and --max: cpu, memory, requests-per-second or concurrent-requests
+    #[arg(long, value_name = "WHAT=VALUE")]
+    pub scale_on: Vec<ScaleOn>,
+    /// Sleep after so long without traffic, such as 5m; the next request wakes the service
+    #[arg(long, value_name = "SPAN", value_parser = crate::age::parse_span)]
+    pub sleep_after: Option<std::time::Duration>,
+    /// How health is told, such as http:8000:/health or tcp:5432; several can be given
+    #[arg(long = "check", value_name = "CHECK")]
+    pub checks: Vec<Check>,
+    /// Argument after the image's entrypoint; it is never split into words
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub command: Option<String>,
+    /// Argument after the command; several can be given
+    #[arg(long = "args", value_name = "TEXT", allow_hyphen_values = true)]
+    pub args: Vec<String>,
+    /// Replaces the image's entrypoint; several can be given
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub entrypoint: Vec<String>,
+    /// Secret of a registry, for images that are not public
+    #[arg(long, value_name = "SECRET")]
+    pub registry_secret: Option<String>,
+    /// How the new version takes over from the old one
+    #[arg(long, value_enum, value_name = "STRATEGY")]
+    pub strategy: Option<Strategy>,
+    /// How to wait.
+    #[command(flatten)]
+    pub waiting: wait::Arguments,
+}
+
+/// Kinds of services that are made from an image here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Type {
+    /// Reached from outside.
+    Web,
+    /// Not reached from outside.
+    Worker,
+}
+
+/// Ways to take over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Strategy {
+    /// New instances come as old ones go.
+    Rolling,
+    /// The old version stops at once.
+    Immediate,
+    /// A part of the traffic first.
+    Canary,
+    /// All new instances first, then all traffic at once.
+    BlueGreen,
+}
+
+pub(crate) async fn run(session: Session, arguments: Arguments) -> Result<u8, Error> {
+    let client = session.client()?;
+    let app_name = arguments.app.clone().unwrap_or_else(|| arguments.name.clone());
+    let app = find_app(&client, &app_name).await?;
+    let existing = match &app {
+        Some(app) => find_service(&client, text(app, "id"), &arguments.name).await?,
+        None => None,
+    };
+    let before = match &existing {
+        Some(service) => {
+            let definition = super::services::latest_definition(&client, service).await?;
+            serde_json::from_value::<Option<DeploymentDefinition>>(definition).map_err(|source| {
+                client::Error::Unexpected {
+                    url: client.base().to_owned(),
+                    what: format!("the service's definition cannot be read ({source})"),
+                }
+            })?
+        }
+        None => None,
+    };
+    let mut definition = definition::build(before, &arguments)?;
+    if definition.regions.is_empty() {
+        definition.regions = vec![default_region(&client).await?];
+    }
+    let (service, was) = match existing {
+        Some(value) => {
+            let body = json!({ "definition": definition });
+            let path = format!("/v1/services/{}", text(&value, "id"));
+            session
+                .printer
+                .note(format_args!("updating service `{app_name}/{}`", arguments.name));
+            let was = text(&value, "latest_deployment_id").to_owned();
+            (take(&mut client.put(&path, &body).await?, "service"), was)
+        }
+        None => {
+            let app_id = match app {
+                Some(app) => text(&app, "id").to_owned(),
+                None => create_app(&session, &client, &app_name).await?,
+            };
+            let body = json!({ "app_id": app_id, "definition": definition });
+            session
+                .printer
+                .note(format_args!("creating service `{app_name}/{}`", arguments.name));
+            let created = client.post("/v1/services", &body).await;
+            (take(&mut created?, "service"), String::new())
+        }
+    };
+    let service = Service {
+        id: text(&service, "id").to_owned(),
+        name: arguments.name.clone(),
+        app_id: text(&service, "app_id").to_owned(),
+        app: app_name,
+        value: service,
+    };
+    let deployment_id = text(&service.value, "latest_deployment_id").to_owned();
+    if deployment_id == was {
+        session.printer.note("nothing changed, so no deployment was made");
+    }
+    if arguments.waiting.no_wait {
+        session.printer.note(format_args!(
+            "not waiting; look with `tram deployments get {}`",
+            crate::view::short(&deployment_id)
+        ));
+        session.printer.value(&service.value, || deployment_id.clone())?;
+        return Ok(EXIT_SUCCESS);
+    }
+    wait::until_healthy(
+        &session,
+        &client,
+        &service,
+        &deployment_id,
+        arguments.waiting.timeout,
+    )
+    .await
+}
+
+async fn find_app(client: &Client, name: &str) -> Result<Option<Value>, Error> {
+    let apps = client.list("/v1/apps", "apps", &[("name", name)], None).await?;
+    Ok(apps.into_iter().find(|app| text(app, "name") == name))
+}
+
+async fn find_service(client: &Client, app_id: &str, name: &str) -> Result<Option<Value>, Error> {
+    let query = [("app_id", app_id), ("name", name)];
+    let services = client.list("/v1/services", "services", &query, None).await?;
+    Ok(services
+        .into_iter()
+        .find(|service| text(service, "name") == name && text(service, "app_id") == app_id))
+}
+
+/// Makes an app that goes away with its last service, since nobody asked for it by itself.
+async fn create_app(session: &Session, client: &Client, name: &str) -> Result<String, Error> {
+    session.printer.note(format_args!("creating app `{name}`"));
+    let body = json!({ "name": name, "life_cycle": { "delete_when_empty": true } });
+    let app = take(&mut client.post("/v1/apps", &body).await?, "app");
+    Ok(text(&app, "id").to_owned())
+}
+
+/// The first region that can be used.
+async fn default_region(client: &Client) -> Result<String, Error> {
+    let reply = client.get("/v1/catalog/regions", &[("limit", "100")]).await?;
+    let regions = list(&reply, "regions");
+    let usable = regions
+        .iter()
+        .find(|region| text(region, "status") == "AVAILABLE")
+        .or_else(|| regions.first());
+    usable.map(|region| text(region, "id").to_owned()).ok_or_else(|| {
+        Error::input(
+            "the server has no region to deploy to",
+            "its catalog must list one",
+        )
+    })
+}

@@ -1,0 +1,94 @@
+//! Progress on standard error: a spinner for people, a line per phase for logs.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::printer::Printer;
+
+/// How often the spinner turns.
+const TICK: Duration = Duration::from_millis(120);
+
+/// What is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// The image is being fetched.
+    Pull,
+    /// Instances are being made.
+    Start,
+    /// The program runs; its checks have to pass.
+    Health,
+}
+
+impl Phase {
+    /// The phase of a deployment's status, if it is on its way.
+    pub(crate) fn of(status: &str) -> Option<Self> {
+        match status {
+            "PENDING" | "PROVISIONING" | "SCHEDULED" => Some(Self::Pull),
+            "ALLOCATING" => Some(Self::Start),
+            "STARTING" => Some(Self::Health),
+            _ => None,
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::Pull => "pulling the image",
+            Self::Start => "starting",
+            Self::Health => "waiting for health",
+        }
+    }
+}
+
+/// Shows one phase after another.
+pub(crate) struct Progress {
+    printer: Printer,
+    bar: Option<ProgressBar>,
+    phase: Option<Phase>,
+}
+
+impl Progress {
+    pub(crate) fn new(printer: &Printer) -> Self {
+        let bar = printer.is_live().then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(TICK);
+            bar
+        });
+        Self {
+            printer: printer.clone(),
+            bar,
+            phase: None,
+        }
+    }
+
+    /// Shows that `phase` has begun.
+    pub(crate) fn enter(&mut self, phase: Phase) {
+        if self.phase == Some(phase) {
+            return;
+        }
+        self.phase = Some(phase);
+        match &self.bar {
+            Some(bar) => bar.set_message(phase.words()),
+            None => self.printer.note(phase.words()),
+        }
+    }
+
+    /// Says something beside the phases.
+    pub(crate) fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| self.printer.note(text)),
+            None => self.printer.note(text),
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! `tram resume SERVICE`.
+
+use serde_json::json;
+
+use super::services::Target;
+use crate::{error::Error, resolve, session::Session};
+
+pub(crate) async fn run(session: Session, target: Target) -> Result<(), Error> {
+    let client = session.client()?;
+    let service = resolve::service(&client, &target.service).await?;
+    client
+        .post(&format!("/v1/services/{}/resume", service.id), &json!({}))
+        .await?;
+    session
+        .printer
+        .note(format_args!("resuming service `{}`", service.path()));
+    Ok(())
+}

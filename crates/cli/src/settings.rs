@@ -1,0 +1,137 @@
+//! The settings of `tram up`: file, environment and arguments, resolved once into one complete value.
+//!
+//! Each setting is declared once, in the list below: its member of [`Settings`], its key in the file, its variable
+//! `TRAM_<KEY>`, its flag `--<key>`, its default and its text in docs/reference/settings.md all come from there.
+//! An argument goes before a variable, a variable before the file, the file before the default. Unknown keys and
+//! unknown `TRAM_` variables are refused: a setting that silently does nothing is worse than a start that fails.
+
+mod resolve;
+mod value;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
+
+pub use self::{
+    resolve::{DEFAULT_FILE, Error},
+    value::{LogFormat, PortRange},
+};
+
+/// What is known of one setting, for the resolver and the reference.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// Its key in the file.
+    pub name: &'static str,
+    /// What it means.
+    pub doc: &'static [&'static str],
+    /// What its values look like.
+    pub kind: &'static str,
+    /// Its default, as it would be written in the file.
+    pub default: fn() -> String,
+}
+
+impl Key {
+    /// The environment variable, such as `TRAM_HTTP_PORT`.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        format!("TRAM_{}", self.name.to_ascii_uppercase())
+    }
+
+    /// The flag, such as `--http-port`.
+    #[must_use]
+    pub fn flag(&self) -> String {
+        format!("--{}", self.name.replace('_', "-"))
+    }
+}
+
+macro_rules! settings {
+    ($( $(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr; )+) => {
+        /// The settings, complete. See docs/reference/settings.md.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct Settings {
+            $( $(#[doc = $doc])+ pub $name: $type, )+
+        }
+
+        /// Settings given as arguments.
+        #[derive(Debug, Clone, Default, clap::Args)]
+        pub struct Flags {
+            /// Read settings from this file
+            ///
+            /// Without it, /etc/tram/tram.toml is read when it is there.
+            #[arg(long, value_name = "FILE", help_heading = "Settings")]
+            pub config: Option<PathBuf>,
+            $(
+                $(#[doc = $doc])+
+                #[arg(long, value_name = <$type as value::Setting>::KIND, help_heading = "Settings")]
+                pub $name: Option<String>,
+            )+
+        }
+
+        /// Every setting, in the order of the reference.
+        pub const KEYS: &[Key] = &[$(
+            Key {
+                name: stringify!($name),
+                doc: &[$($doc),+],
+                kind: <$type as value::Setting>::KIND,
+                default: || {
+                    let default: $type = $default;
+                    value::Setting::show(&default)
+                },
+            },
+        )+];
+
+        impl Settings {
+            fn build(given: &resolve::Given<'_>) -> Result<Self, Error> {
+                Ok(Self { $(
+                    $name: match given.find(stringify!($name), given.flags.$name.as_deref())? {
+                        Some(found) => found,
+                        None => $default,
+                    },
+                )+ })
+            }
+        }
+
+        impl Default for Settings {
+            fn default() -> Self {
+                Self { $( $name: $default, )+ }
+            }
+        }
+    };
+}
+
+settings! {
+    /// Where everything is kept: database, keys, images, logs.
+    data_dir: PathBuf = PathBuf::from("/var/lib/tram");
+    /// Address and port of the REST API.
+    api_listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 7080));
+    /// Addresses on which services are reached from outside.
+    http_listen: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    /// Port for HTTP; 0 takes any that is free.
+    http_port: u16 = 80;
+    /// Port for HTTPS; 0 takes any that is free.
+    https_port: u16 = 443;
+    /// Ports given to services that are reached by TCP.
+    proxy_ports: PortRange = PortRange { first: 30_000, last: 30_999 };
+    /// Domain under which apps get a name of their own.
+    base_domain: String = "tram.localhost".to_owned();
+    /// Id of the region that this machine is.
+    region: String = "local".to_owned();
+    /// Name of the organization that the first start creates.
+    organization: String = "local".to_owned();
+    /// PostgreSQL database to keep state in; empty keeps it in SQLite under the data directory.
+    database_url: String = String::new();
+    /// Folder with certificates for custom domains; empty uses this machine's own authority alone.
+    certificates_dir: PathBuf = PathBuf::new();
+    /// Folder with mirrors and credentials for each registry host; empty uses none.
+    registries_dir: PathBuf = PathBuf::new();
+    /// Which log lines are written, such as `info` or `info,tram_edge=debug`.
+    log_filter: String = "info".to_owned();
+    /// How log lines are written.
+    log_format: LogFormat = LogFormat::Text;
+    /// Where traces are sent by OpenTelemetry (OTLP over HTTP); empty sends none.
+    otlp_endpoint: String = String::new();
+}
+
+#[cfg(test)]
+mod tests;

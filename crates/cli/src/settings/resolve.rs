@@ -1,0 +1,175 @@
+//! The order of precedence, and the refusal of what nobody knows.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{Flags, KEYS, Settings, value::Setting};
+use crate::suggest;
+
+/// The file that is read when no other is named and it is there.
+pub const DEFAULT_FILE: &str = "/etc/tram/tram.toml";
+/// What every variable of ours starts with.
+const VARIABLE_PREFIX: &str = "TRAM_";
+/// Variables of ours that are no settings: the client's, and the name of the file.
+const OTHER_VARIABLES: &[&str] = &["TRAM_CONFIG", "TRAM_CONTEXT", "TRAM_TOKEN", "TRAM_URL"];
+/// Variables of tests, which run beside settings.
+const TEST_PREFIX: &str = "TRAM_TEST_";
+
+/// Why settings could not be resolved.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file could not be read.
+    #[error("cannot read the settings in {}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is no TOML.
+    #[error("{} is not valid TOML", .path.display())]
+    Toml {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// Something is set that nobody knows.
+    #[error("{place}: there is no setting `{name}`")]
+    Unknown {
+        /// The file, or the environment.
+        place: String,
+        /// What was set.
+        name: String,
+        /// The nearest that there is.
+        near: Option<String>,
+    },
+    /// A value makes no sense.
+    #[error("{place}: {reason}")]
+    Value {
+        /// The argument, the variable, or the file and the key.
+        place: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// What the user can do about it.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Unknown { near: Some(near), .. } => Some(format!("did you mean `{near}`?")),
+            Self::Unknown { near: None, .. } => Some("`tram up --help` lists the settings".to_owned()),
+            Self::Read { .. } | Self::Toml { .. } | Self::Value { .. } => None,
+        }
+    }
+}
+
+/// Everything that was given, checked for unknown names.
+pub(super) struct Given<'g> {
+    pub(super) flags: &'g Flags,
+    variables: &'g BTreeMap<String, String>,
+    file: toml::Table,
+    path: PathBuf,
+}
+
+impl Given<'_> {
+    /// The value of one setting, from the most particular place that has it.
+    pub(super) fn find<S: Setting>(&self, name: &str, flag: Option<&str>) -> Result<Option<S>, Error> {
+        let refused = |place: String| move |reason| Error::Value { place, reason };
+        if let Some(text) = flag {
+            let place = format!("--{}", name.replace('_', "-"));
+            return S::parse(text).map(Some).map_err(refused(place));
+        }
+        let variable = format!("{VARIABLE_PREFIX}{}", name.to_ascii_uppercase());
+        if let Some(text) = self.variables.get(&variable) {
+            return S::parse(text).map(Some).map_err(refused(variable));
+        }
+        match self.file.get(name) {
+            Some(value) => {
+                let place = format!("{}: {name}", self.path.display());
+                S::of_toml(value).map(Some).map_err(refused(place))
+            }
+            None => Ok(None),
+        }
+    }
+}
+
+impl Settings {
+    /// Resolves the settings from arguments, variables and the file that they name.
+    ///
+    /// # Errors
+    /// When a name is unknown, a value makes no sense, or a named file cannot be read.
+    pub fn resolve(flags: &Flags, variables: &BTreeMap<String, String>) -> Result<Self, Error> {
+        Self::resolve_from(flags, variables, Path::new(DEFAULT_FILE))
+    }
+
+    /// As [`Settings::resolve`], with another file to look for when none is named.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resolve_from(
+        flags: &Flags,
+        variables: &BTreeMap<String, String>,
+        default_file: &Path,
+    ) -> Result<Self, Error> {
+        refuse_unknown_variables(variables)?;
+        let named = flags
+            .config
+            .clone()
+            .or_else(|| variables.get("TRAM_CONFIG").map(PathBuf::from));
+        let path = named.clone().unwrap_or_else(|| default_file.to_owned());
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(source) if named.is_none() && source.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(source) => return Err(Error::Read { path, source }),
+        };
+        let file: toml::Table = toml::from_str(&text).map_err(|source| Error::Toml {
+            path: path.clone(),
+            source: Box::new(source),
+        })?;
+        for name in file.keys() {
+            if !KEYS.iter().any(|key| key.name == name) {
+                return Err(Error::Unknown {
+                    place: path.display().to_string(),
+                    name: name.clone(),
+                    near: suggest::nearest(&name.replace('-', "_"), KEYS.iter().map(|key| key.name))
+                        .map(str::to_owned),
+                });
+            }
+        }
+        Self::build(&Given {
+            flags,
+            variables,
+            file,
+            path,
+        })
+    }
+}
+
+fn refuse_unknown_variables(variables: &BTreeMap<String, String>) -> Result<(), Error> {
+    let known: Vec<String> = KEYS.iter().map(super::Key::variable).collect();
+    for name in variables.keys().filter(|name| name.starts_with(VARIABLE_PREFIX)) {
+        if name.starts_with(TEST_PREFIX) || OTHER_VARIABLES.contains(&name.as_str()) || known.contains(name) {
+            continue;
+        }
+        return Err(Error::Unknown {
+            place: "environment".to_owned(),
+            name: name.clone(),
+            near: suggest::nearest(
+                name,
+                known
+                    .iter()
+                    .map(String::as_str)
+                    .chain(OTHER_VARIABLES.iter().copied()),
+            )
+            .map(str::to_owned),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,168 @@
+use std::{collections::BTreeMap, fs, path::Path};
+
+use super::*;
+
+struct Case {
+    folder: tempfile::TempDir,
+    flags: Flags,
+    variables: BTreeMap<String, String>,
+}
+
+impl Case {
+    fn new(file: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("tram.toml"), file).unwrap();
+        Self {
+            folder,
+            flags: Flags::default(),
+            variables: BTreeMap::new(),
+        }
+    }
+
+    fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    fn resolve(&self) -> Result<Settings, Error> {
+        Settings::resolve_from(
+            &self.flags,
+            &self.variables,
+            &self.folder.path().join("tram.toml"),
+        )
+    }
+
+    fn refusal(&self) -> (String, Option<String>) {
+        let error = self.resolve().unwrap_err();
+        let text = error
+            .to_string()
+            .replace(&self.folder.path().display().to_string(), "FOLDER");
+        (text, error.hint())
+    }
+}
+
+#[test]
+fn nothing_given_is_the_default() {
+    let none = Settings::resolve_from(&Flags::default(), &BTreeMap::new(), Path::new("/does/not/exist"));
+    assert_eq!(none.unwrap(), Settings::default());
+    assert_eq!(Case::new("").resolve().unwrap(), Settings::default());
+}
+
+#[test]
+fn the_default_api_is_where_clients_look() {
+    assert_eq!(
+        format!("http://{}", Settings::default().api_listen),
+        crate::context::DEFAULT_URL
+    );
+}
+
+#[test]
+fn arguments_go_before_variables_before_the_file() {
+    let file = "http_port = 1\nhttps_port = 2\nregion = \"file\"\nhttp_listen = [\"0.0.0.0\", \"::\"]\n";
+    let mut case = Case::new(file)
+        .variable("TRAM_HTTPS_PORT", "20")
+        .variable("TRAM_REGION", "variable");
+    case.flags.region = Some("flag".to_owned());
+    let settings = case.resolve().unwrap();
+    assert_eq!(
+        settings,
+        Settings {
+            http_port: 1,
+            https_port: 20,
+            region: "flag".to_owned(),
+            http_listen: vec!["0.0.0.0".parse().unwrap(), "::".parse().unwrap()],
+            ..Settings::default()
+        }
+    );
+}
+
+#[test]
+fn a_named_file_must_be_there() {
+    let mut case = Case::new("");
+    case.flags.config = Some(case.folder.path().join("other.toml"));
+    assert_eq!(case.refusal().0, "cannot read the settings in FOLDER/other.toml");
+}
+
+#[test]
+fn unknown_keys_are_refused_with_the_nearest() {
+    assert_eq!(
+        Case::new("http_prot = 80\n").refusal(),
+        (
+            "FOLDER/tram.toml: there is no setting `http_prot`".to_owned(),
+            Some("did you mean `http_port`?".to_owned())
+        )
+    );
+    assert_eq!(
+        Case::new("data-dir = \"/x\"\n").refusal().1,
+        Some("did you mean `data_dir`?".to_owned())
+    );
+    assert_eq!(
+        Case::new("[kubernetes]\n").refusal(),
+        (
+            "FOLDER/tram.toml: there is no setting `kubernetes`".to_owned(),
+            Some("`tram up --help` lists the settings".to_owned())
+        )
+    );
+    assert_eq!(
+        Case::new("").variable("TRAM_HTTP_PROT", "80").refusal(),
+        (
+            "environment: there is no setting `TRAM_HTTP_PROT`".to_owned(),
+            Some("did you mean `TRAM_HTTP_PORT`?".to_owned())
+        )
+    );
+    let client = Case::new("")
+        .variable("TRAM_URL", "http://x")
+        .variable("TRAM_TEST_SEED", "1");
+    assert!(client.resolve().is_ok());
+}
+
+#[test]
+fn values_that_make_no_sense_name_their_place() {
+    for (file, expected) in [
+        (
+            "http_port = 70000",
+            "FOLDER/tram.toml: http_port: `70000` is not a port from 0 to 65535",
+        ),
+        (
+            "http_port = \"80\"",
+            "FOLDER/tram.toml: http_port: must be a number, is a string",
+        ),
+        (
+            "region = 3",
+            "FOLDER/tram.toml: region: must be a string, is a integer",
+        ),
+        (
+            "http_listen = []",
+            "FOLDER/tram.toml: http_listen: must name at least one address",
+        ),
+        (
+            "log_format = \"xml\"",
+            "FOLDER/tram.toml: log_format: `xml` is neither `text` nor `json`",
+        ),
+        (
+            "proxy_ports = \"9-3\"",
+            "FOLDER/tram.toml: proxy_ports: `9-3` is not a range of ports, such as 30000-30999",
+        ),
+    ] {
+        assert_eq!(Case::new(file).refusal().0, expected);
+    }
+    let mut case = Case::new("");
+    case.flags.api_listen = Some("localhost".to_owned());
+    assert_eq!(
+        case.refusal().0,
+        "--api-listen: `localhost` is not an address with a port, such as 127.0.0.1:7080 or [::1]:7080"
+    );
+    assert_eq!(
+        Case::new("").variable("TRAM_HTTP_PORT", "").refusal().0,
+        "TRAM_HTTP_PORT: `` is not a port from 0 to 65535"
+    );
+}
+
+#[test]
+fn every_default_reads_back_as_itself() {
+    let file: String = KEYS
+        .iter()
+        .map(|key| format!("{} = {}\n", key.name, (key.default)()))
+        .collect();
+    assert_eq!(Case::new(&file).resolve().unwrap(), Settings::default());
+}
