@@ -111,10 +111,33 @@ macro_rules! as_text {
 }
 
 as_text!(
-    ActivityId, AppId, CredentialId, DeploymentId, DomainId, EventId, InstanceId, OrganizationId, ProjectId,
-    RegionalDeploymentId, SecretId, ServiceId, VolumeId, Uuid, Desired, Role, ObjectKind, status::AppStatus,
-    status::ServiceStatus, status::DeploymentStatus, status::RegionalDeploymentStatus, status::InstanceStatus,
-    status::DomainStatus, status::DomainType, status::ServiceType, status::SecretType, status::CredentialType,
+    ActivityId,
+    AppId,
+    CredentialId,
+    DeploymentId,
+    DomainId,
+    EventId,
+    InstanceId,
+    OrganizationId,
+    ProjectId,
+    RegionalDeploymentId,
+    SecretId,
+    ServiceId,
+    VolumeId,
+    Uuid,
+    Desired,
+    Role,
+    ObjectKind,
+    status::AppStatus,
+    status::ServiceStatus,
+    status::DeploymentStatus,
+    status::RegionalDeploymentStatus,
+    status::InstanceStatus,
+    status::DomainStatus,
+    status::DomainType,
+    status::ServiceType,
+    status::SecretType,
+    status::CredentialType,
 );
 
 /// Kept as a 64-bit integer.
@@ -174,7 +197,9 @@ impl Column for Generation {
 
 fn to_json<T: Serialize>(value: &T) -> Cell {
     // Maps with keys that are no strings are the only way to fail, and no type below has one.
-    Cell::Text(Some(serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned())))
+    Cell::Text(Some(
+        serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned()),
+    ))
 }
 
 fn from_json<T: DeserializeOwned>(cell: Cell) -> Result<T, Source> {

@@ -4,7 +4,7 @@
 //! [`Error::Exhausted`] is a limit, everything else means that the store itself needs an operator.
 
 /// The cause below this layer, kept for the chain.
-pub type Source = Box<dyn std::error::Error + Send + Sync + 'static>;
+pub(crate) type Source = Box<dyn std::error::Error + Send + Sync + 'static>;
 
 /// Why the store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]

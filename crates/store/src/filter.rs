@@ -4,8 +4,8 @@ use tram_types::{
     AppId, CredentialId, DeploymentId, DomainId, InstanceId, OrganizationId, ProjectId, RegionalDeploymentId,
     SecretId, ServiceId, Timestamp,
     status::{
-        CredentialType, DeploymentStatus, DomainStatus, DomainType, InstanceStatus, SecretType, ServiceStatus,
-        ServiceType,
+        CredentialType, DeploymentStatus, DomainStatus, DomainType, InstanceStatus, SecretType,
+        ServiceStatus, ServiceType,
     },
 };
 use uuid::Uuid;

@@ -16,9 +16,7 @@ use uuid::Uuid;
 
 use crate::{
     column::{Cell, Column},
-    record::{
-        App, Deployment, Domain, Instance, ObjectKind, ProxyPort, RegionalDeployment, Role, Service,
-    },
+    record::{App, Deployment, Domain, Instance, ObjectKind, ProxyPort, RegionalDeployment, Role, Service},
 };
 
 /// A new token.

@@ -8,14 +8,46 @@
 //!
 //! The one design choice to know: **a method is a transaction.** Whatever must be true together is written by one
 //! method, and a [`Change`] is sent after its commit.
+//!
+//! Every method takes the organization and puts it into the SQL, so that a wrong id finds nothing; those that do
+//! not are for the controller and the operator and end in `_unscoped`, or speak of one service's insides
+//! ([`Store::load_service_state`], [`Store::apply`]).
 
+mod apps;
+mod backup;
 mod change;
 mod column;
+mod controller;
+mod database;
+mod deployments;
+mod domains;
 mod error;
 pub mod filter;
+mod history;
 pub mod intent;
-mod keyring;
+pub mod keyring;
+mod leadership;
+mod migrate;
+mod ports;
 pub mod record;
+mod retention;
+mod routing;
+mod secrets;
+mod services;
+mod settings;
+mod sql;
+mod store;
+mod tenancy;
+#[cfg(test)]
+mod tests;
 
 pub use change::Change;
+pub use controller::{KnownInstance, RemovedService, ServiceState};
 pub use error::{Error, Result};
+pub use filter::{Listed, Order, Page};
+pub use leadership::Leadership;
+pub use retention::{Pruned, Retention};
+pub use routing::{RoutedDeployment, RoutedDomain, RoutedService, RoutingSnapshot};
+pub use secrets::Rotated;
+pub use store::{Options, Store};
+pub use tenancy::token_sha256;

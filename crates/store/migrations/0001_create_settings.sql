@@ -1,0 +1,4 @@
+CREATE TABLE IF NOT EXISTS settings (
+    name TEXT NOT NULL PRIMARY KEY,
+    content TEXT NOT NULL
+);

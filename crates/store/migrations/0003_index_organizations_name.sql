@@ -1,0 +1,1 @@
+CREATE UNIQUE INDEX IF NOT EXISTS organizations_name ON organizations (name);

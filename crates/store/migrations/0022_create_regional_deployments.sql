@@ -1,0 +1,20 @@
+CREATE TABLE IF NOT EXISTS regional_deployments (
+    id TEXT NOT NULL PRIMARY KEY,
+    organization_id TEXT NOT NULL REFERENCES organizations (id),
+    project_id TEXT REFERENCES projects (id),
+    app_id TEXT NOT NULL REFERENCES apps (id),
+    service_id TEXT NOT NULL REFERENCES services (id),
+    deployment_id TEXT NOT NULL REFERENCES deployments (id),
+    region TEXT NOT NULL,
+    version BIGINT NOT NULL,
+    status TEXT NOT NULL,
+    messages TEXT NOT NULL,
+    definition TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    updated_at BIGINT NOT NULL,
+    scheduled_at BIGINT,
+    allocated_at BIGINT,
+    started_at BIGINT,
+    succeeded_at BIGINT,
+    terminated_at BIGINT
+);

@@ -1,0 +1,23 @@
+CREATE TABLE IF NOT EXISTS instances (
+    id TEXT NOT NULL PRIMARY KEY,
+    organization_id TEXT NOT NULL REFERENCES organizations (id),
+    app_id TEXT NOT NULL REFERENCES apps (id),
+    service_id TEXT NOT NULL REFERENCES services (id),
+    deployment_id TEXT NOT NULL REFERENCES deployments (id),
+    regional_deployment_id TEXT NOT NULL REFERENCES regional_deployments (id),
+    region TEXT NOT NULL,
+    datacenter TEXT NOT NULL,
+    site TEXT NOT NULL,
+    instance_type TEXT NOT NULL,
+    replica_index BIGINT NOT NULL,
+    status TEXT NOT NULL,
+    messages TEXT NOT NULL,
+    generation BIGINT NOT NULL,
+    address TEXT NOT NULL,
+    forgotten BIGINT NOT NULL,
+    created_at BIGINT NOT NULL,
+    updated_at BIGINT NOT NULL,
+    started_at BIGINT,
+    succeeded_at BIGINT,
+    terminated_at BIGINT
+);

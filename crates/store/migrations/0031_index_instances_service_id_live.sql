@@ -1,0 +1,1 @@
+CREATE INDEX IF NOT EXISTS instances_service_id_live ON instances (service_id) WHERE forgotten = 0;

@@ -1,0 +1,1 @@
+CREATE INDEX IF NOT EXISTS instances_deployment_id ON instances (deployment_id);

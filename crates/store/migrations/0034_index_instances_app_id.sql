@@ -1,0 +1,1 @@
+CREATE INDEX IF NOT EXISTS instances_app_id ON instances (app_id);

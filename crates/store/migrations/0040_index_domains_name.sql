@@ -1,0 +1,1 @@
+CREATE UNIQUE INDEX IF NOT EXISTS domains_name ON domains (name);

@@ -1,0 +1,1 @@
+CREATE INDEX IF NOT EXISTS domains_app_id ON domains (app_id);

@@ -1,0 +1,1 @@
+CREATE INDEX IF NOT EXISTS domains_project_id ON domains (project_id);

@@ -1,0 +1,1 @@
+CREATE INDEX IF NOT EXISTS events_occurred_at ON events (occurred_at);

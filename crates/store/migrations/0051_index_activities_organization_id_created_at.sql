@@ -1,0 +1,1 @@
+CREATE INDEX IF NOT EXISTS activities_organization_id_created_at ON activities (organization_id, created_at);

@@ -1,0 +1,1 @@
+CREATE INDEX IF NOT EXISTS activities_created_at ON activities (created_at);

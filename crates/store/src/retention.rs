@@ -1,0 +1,150 @@
+//! What is forgotten with time, so that the database does not grow for ever. What still serves is never touched.
+
+use std::time::Duration;
+
+use tram_types::Timestamp;
+
+use crate::{Store, database::commit, error::Result, sql::Sql};
+
+/// How long, and how many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// Ended deployments younger than this stay.
+    pub deployments_age: Duration,
+    /// So many of the newest deployments of a service stay, whatever their age: what people roll back to.
+    pub deployments_per_service: u32,
+    /// Ended, forgotten instances younger than this stay.
+    pub instances_age: Duration,
+    /// So many of the newest instances of a service may stay, however young: a crash loop makes thousands a week.
+    pub instances_per_service: u32,
+    /// Events younger than this stay.
+    pub events_age: Duration,
+    /// Entries of the audit feed younger than this stay.
+    pub activities_age: Duration,
+}
+
+/// A day.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl Default for Retention {
+    /// As long as upstream keeps build logs, and a year of audit.
+    fn default() -> Self {
+        Self {
+            deployments_age: DAY.saturating_mul(30),
+            deployments_per_service: 20,
+            instances_age: DAY.saturating_mul(30),
+            instances_per_service: 200,
+            events_age: DAY.saturating_mul(30),
+            activities_age: DAY.saturating_mul(365),
+        }
+    }
+}
+
+/// Rows that one statement removes: other writers wait for it, so it must be short.
+const PRUNE_ROWS_MAX: u32 = 500;
+
+/// What one call removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// Deployments.
+    pub deployments: u64,
+    /// Instances.
+    pub instances: u64,
+    /// Events.
+    pub events: u64,
+    /// Entries of the audit feed.
+    pub activities: u64,
+}
+
+impl Pruned {
+    /// Whether there may be more to remove: call again.
+    #[must_use]
+    pub fn is_partial(&self) -> bool {
+        [self.deployments, self.instances, self.events, self.activities]
+            .into_iter()
+            .any(|rows| rows >= u64::from(PRUNE_ROWS_MAX))
+    }
+}
+
+impl Store {
+    /// Removes what is older than the limits: a bounded piece a call.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`](crate::Error::Unavailable).
+    pub async fn prune(&self, limits: &Retention) -> Result<Pruned> {
+        let now = self.now();
+        Ok(Pruned {
+            instances: self.prune_instances(now, limits).await?,
+            deployments: self.prune_deployments(now, limits).await?,
+            events: self
+                .prune_by_age("events", "occurred_at", now.minus(limits.events_age))
+                .await?,
+            activities: self
+                .prune_by_age("activities", "created_at", now.minus(limits.activities_age))
+                .await?,
+        })
+    }
+
+    async fn prune_instances(&self, now: Timestamp, limits: &Retention) -> Result<u64> {
+        let sql = Sql::new(
+            "DELETE FROM instances WHERE id IN (SELECT id FROM (SELECT id, created_at, forgotten, status, \
+             ROW_NUMBER() OVER (PARTITION BY service_id ORDER BY created_at DESC, id DESC) AS place \
+             FROM instances) AS ranked WHERE forgotten = 1 AND status IN ('STOPPED', 'ERROR') \
+             AND (created_at < $1 OR place > $2) LIMIT $3)",
+        )
+        .bind(&now.minus(limits.instances_age))
+        .bind(&limits.instances_per_service)
+        .bind(&PRUNE_ROWS_MAX);
+        self.write_one(sql, &[], "pruning instances").await
+    }
+
+    async fn prune_deployments(&self, now: Timestamp, limits: &Retention) -> Result<u64> {
+        const DOING: &str = "pruning deployments";
+        let mut transaction = self.database().write(DOING).await?;
+        let ids: Vec<tram_types::DeploymentId> = Sql::new(
+            "SELECT id AS value FROM (SELECT deployments.id, deployments.created_at, deployments.status, \
+             deployments.service_id, ROW_NUMBER() OVER (PARTITION BY deployments.service_id \
+             ORDER BY deployments.version DESC) AS place FROM deployments) AS ranked \
+             WHERE status IN ('CANCELED', 'STOPPED', 'ERROR', 'STASHED') AND created_at < $1 AND place > $2 \
+             AND NOT EXISTS (SELECT 1 FROM services WHERE services.id = ranked.service_id AND \
+             (services.active_deployment_id = ranked.id OR services.latest_deployment_id = ranked.id \
+             OR services.last_provisioned_deployment_id = ranked.id)) \
+             AND NOT EXISTS (SELECT 1 FROM instances WHERE instances.deployment_id = ranked.id \
+             AND instances.forgotten = 0) LIMIT $3",
+        )
+        .bind(&now.minus(limits.deployments_age))
+        .bind(&limits.deployments_per_service)
+        .bind(&PRUNE_ROWS_MAX)
+        .values(&mut transaction, DOING)
+        .await?;
+        if ids.is_empty() {
+            return Ok(0);
+        }
+        let mut rows = 0;
+        for (table, column) in [
+            ("instances", "deployment_id"),
+            ("regional_deployments", "deployment_id"),
+            ("deployments", "id"),
+        ] {
+            let mut sql = Sql::new(format!("DELETE FROM {table} WHERE 1 = 1"));
+            sql.push_any_of(column, &ids);
+            rows = sql.run(&mut transaction, DOING).await?;
+        }
+        commit(transaction, DOING).await?;
+        Ok(rows)
+    }
+
+    async fn prune_by_age(
+        &self,
+        table: &'static str,
+        column: &'static str,
+        before: Timestamp,
+    ) -> Result<u64> {
+        let sql = Sql::new(format!(
+            "DELETE FROM {table} WHERE id IN (SELECT id FROM {table} WHERE {column} < $1 ORDER BY {column} LIMIT $2)"
+        ))
+        .bind(&before)
+        .bind(&PRUNE_ROWS_MAX);
+        self.write_one(sql, &[], "pruning history").await
+    }
+}

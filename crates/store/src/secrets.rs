@@ -1,0 +1,286 @@
+//! Secrets: their values are encrypted before they reach the database and decrypted for who may see them.
+
+use std::collections::BTreeMap;
+
+use tram_types::{OrganizationId, ProjectId, SecretId};
+
+use crate::{
+    Change, Store,
+    column::Column as _,
+    database::commit,
+    error::{Error, Result},
+    filter::{self, Listed, Page},
+    intent::{NewSecret, SecretEdit},
+    keyring::Sealed,
+    record::Secret,
+    sql::{Sql, read},
+};
+
+/// Secrets that are encrypted anew in one transaction: short enough that other writers hardly wait.
+const ROTATION_BATCH_SECRETS: u32 = 200;
+
+/// What a rotation of the keys did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rotated {
+    /// The id of the new key.
+    pub key_id: String,
+    /// How many secrets were encrypted anew.
+    pub secrets: u64,
+}
+
+impl Store {
+    /// Makes a secret with its value, which is opaque here (the API keeps a JSON document).
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] for the name, [`Error::Keyring`].
+    pub async fn create_secret(&self, new: NewSecret, value: &[u8]) -> Result<Secret> {
+        const DOING: &str = "making a secret";
+        let now = self.now();
+        let secret = Secret {
+            id: new.id,
+            organization_id: new.organization_id,
+            project_id: new.project_id,
+            name: new.name,
+            kind: new.kind,
+            created_at: now,
+            updated_at: now,
+        };
+        let sealed = self.seal(secret.organization_id, secret.id, value).await?;
+        let sql = Sql::insert(&secret)
+            .also("key_id", &sealed.key_id)
+            .also("ciphertext", &sealed.ciphertext);
+        self.write_one(sql, &[Change::Secret(secret.id)], DOING).await?;
+        Ok(secret)
+    }
+
+    /// One secret, without its value.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub async fn secret(&self, organization: OrganizationId, id: SecretId) -> Result<Secret> {
+        self.get(organization, id, "reading a secret").await
+    }
+
+    /// Secrets without their values, newest first.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn list_secrets(
+        &self,
+        organization: OrganizationId,
+        filter: &filter::Secrets,
+        page: Page,
+    ) -> Result<Listed<Secret>> {
+        let mut condition = Sql::default().with("WHERE organization_id = ", &organization);
+        condition.push_some(" AND name = ", filter.name.as_ref());
+        condition.push_any_of("kind", &filter.kinds);
+        condition.push_some(" AND project_id = ", filter.project_id.as_ref());
+        condition.push_any_of("id", &filter.ids);
+        self.list(condition, "created_at DESC, id DESC", page, "listing secrets")
+            .await
+    }
+
+    /// Changes a secret, and its value when one is given.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::AlreadyExists`] for the name, [`Error::Keyring`].
+    pub async fn update_secret(
+        &self,
+        organization: OrganizationId,
+        id: SecretId,
+        edit: &SecretEdit,
+        value: Option<&[u8]>,
+    ) -> Result<Secret> {
+        let mut cells = edit.cells();
+        if let Some(value) = value {
+            let sealed = self.seal(organization, id, value).await?;
+            cells.push(("key_id", sealed.key_id.to_cell()));
+            cells.push(("ciphertext", sealed.ciphertext.to_cell()));
+        }
+        let sql = Sql::update::<Secret>(cells, self.now())
+            .with(" WHERE id = ", &id)
+            .with(" AND organization_id = ", &organization);
+        match self
+            .write_one(sql, &[Change::Secret(id)], "changing a secret")
+            .await?
+        {
+            0 => Err(Error::not_found("secret", id)),
+            _ => self.secret(organization, id).await,
+        }
+    }
+
+    /// Removes a secret.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub async fn delete_secret(&self, organization: OrganizationId, id: SecretId) -> Result<()> {
+        let sql = Sql::new("DELETE FROM secrets WHERE id = $1 AND organization_id = $2")
+            .bind(&id)
+            .bind(&organization);
+        match self
+            .write_one(sql, &[Change::Secret(id)], "removing a secret")
+            .await?
+        {
+            0 => Err(Error::not_found("secret", id)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A secret's value.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Keyring`] when it cannot be decrypted.
+    pub async fn reveal_secret(&self, organization: OrganizationId, id: SecretId) -> Result<Vec<u8>> {
+        const DOING: &str = "revealing a secret";
+        let rows = Sql::new("SELECT key_id, ciphertext FROM secrets WHERE id = $1 AND organization_id = $2")
+            .bind(&id)
+            .bind(&organization)
+            .rows(&mut *self.database().read(DOING).await?, DOING)
+            .await?;
+        let row = rows.first().ok_or_else(|| Error::not_found("secret", id))?;
+        let sealed = Sealed {
+            key_id: read(row, "key_id", DOING)?,
+            ciphertext: read(row, "ciphertext", DOING)?,
+        };
+        self.unseal(organization, id, &sealed).await
+    }
+
+    /// Secrets and their values by name, as a service of a project sees them: a project's own secret hides the
+    /// organization's with the same name. Names that are not there are left out of the answer.
+    ///
+    /// # Errors
+    /// [`Error::Keyring`] when one cannot be decrypted.
+    pub async fn reveal_secrets_by_name(
+        &self,
+        organization: OrganizationId,
+        project: Option<ProjectId>,
+        names: &[String],
+    ) -> Result<BTreeMap<String, (Secret, Vec<u8>)>> {
+        const DOING: &str = "revealing secrets";
+        if names.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let mut sql = Sql::new(
+            "SELECT id, organization_id, project_id, name, kind, created_at, updated_at, key_id, ciphertext \
+             FROM secrets",
+        )
+        .with(" WHERE organization_id = ", &organization);
+        match &project {
+            Some(project) => {
+                sql.push(" AND (project_id IS NULL OR project_id = ", project);
+                sql.add(")");
+            }
+            None => sql.add(" AND project_id IS NULL"),
+        }
+        sql.push_any_of("name", names);
+        let rows = sql.rows(&mut *self.database().read(DOING).await?, DOING).await?;
+        let mut chosen: BTreeMap<String, (Secret, Sealed)> = BTreeMap::new();
+        for row in &rows {
+            let secret = <Secret as crate::record::Record>::from_row(row)
+                .map_err(|error| Error::unavailable(DOING, error))?;
+            let sealed = Sealed {
+                key_id: read(row, "key_id", DOING)?,
+                ciphertext: read(row, "ciphertext", DOING)?,
+            };
+            if secret.project_id.is_some() || !chosen.contains_key(&secret.name) {
+                chosen.insert(secret.name.clone(), (secret, sealed));
+            }
+        }
+        let mut revealed = BTreeMap::new();
+        for (name, (secret, sealed)) in chosen {
+            let value = self.unseal(organization, secret.id, &sealed).await?;
+            revealed.insert(name, (secret, value));
+        }
+        Ok(revealed)
+    }
+
+    /// Adds a key and encrypts every secret with it, in small transactions, while everything goes on. The old keys
+    /// stay in the file: backups of the database need them. A rotation that was cut off is finished by the next.
+    ///
+    /// Caveat: with several replicas, put the new key file on each of them; a replica that meets a key it does not
+    /// know reads its file again.
+    ///
+    /// # Errors
+    /// [`Error::Keyring`], [`Error::Unavailable`].
+    pub async fn rotate_secrets(&self) -> Result<Rotated> {
+        const DOING: &str = "encrypting secrets with a new key";
+        let key_id = {
+            let mut keyring = self.keyring().write().await;
+            keyring.add_key()?;
+            keyring.newest().to_owned()
+        };
+        let mut secrets = 0;
+        loop {
+            let mut transaction = self.database().write(DOING).await?;
+            let rows = Sql::default()
+                .with(
+                    "SELECT id, organization_id, key_id, ciphertext FROM secrets WHERE key_id <> ",
+                    &key_id,
+                )
+                .with(" ORDER BY id LIMIT ", &ROTATION_BATCH_SECRETS)
+                .rows(&mut transaction, DOING)
+                .await?;
+            if rows.is_empty() {
+                break;
+            }
+            for row in &rows {
+                let id: SecretId = read(row, "id", DOING)?;
+                let organization: OrganizationId = read(row, "organization_id", DOING)?;
+                let old = Sealed {
+                    key_id: read(row, "key_id", DOING)?,
+                    ciphertext: read(row, "ciphertext", DOING)?,
+                };
+                let value = self.unseal(organization, id, &old).await?;
+                let new = self.seal(organization, id, &value).await?;
+                // A value that its owner changed meanwhile is already under the new key.
+                secrets += Sql::new(
+                    "UPDATE secrets SET key_id = $1, ciphertext = $2 WHERE id = $3 AND ciphertext = $4",
+                )
+                .bind(&new.key_id)
+                .bind(&new.ciphertext)
+                .bind(&id)
+                .bind(&old.ciphertext)
+                .run(&mut transaction, DOING)
+                .await?;
+            }
+            commit(transaction, DOING).await?;
+        }
+        Ok(Rotated { key_id, secrets })
+    }
+
+    async fn seal(&self, organization: OrganizationId, id: SecretId, value: &[u8]) -> Result<Sealed> {
+        Ok(self.keyring().read().await.seal(organization, id, value)?)
+    }
+
+    async fn unseal(&self, organization: OrganizationId, id: SecretId, sealed: &Sealed) -> Result<Vec<u8>> {
+        {
+            let keyring = self.keyring().read().await;
+            if keyring.has(&sealed.key_id) {
+                return Ok(keyring.open_sealed(organization, id, sealed)?);
+            }
+        }
+        let mut keyring = self.keyring().write().await;
+        keyring.reload()?;
+        Ok(keyring.open_sealed(organization, id, sealed)?)
+    }
+
+    /// The secret with this name in a project, or among the organization's own.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn secret_by_name(
+        &self,
+        organization: OrganizationId,
+        project: Option<ProjectId>,
+        name: &str,
+    ) -> Result<Option<Secret>> {
+        let mut sql = Sql::select::<Secret>("")
+            .with("WHERE organization_id = ", &organization)
+            .with(" AND name = ", &name.to_owned());
+        match &project {
+            Some(project) => sql.push(" AND project_id = ", project),
+            None => sql.add(" AND project_id IS NULL"),
+        }
+        self.find(sql, "looking up a secret by name").await
+    }
+}

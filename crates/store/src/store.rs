@@ -1,0 +1,266 @@
+//! The open store: the one handle the API and the controller share.
+
+use std::{
+    ops::RangeInclusive,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use sqlx::AnyConnection;
+use tokio::sync::{RwLock, broadcast};
+use tram_types::{Clock, OrganizationId, Timestamp};
+
+use crate::{
+    change::{CHANGES_MAX, Change},
+    column::Column,
+    database::{Database, Kind, commit},
+    error::{Error, Result},
+    filter::{Listed, PAGE_ITEMS_MAX, Page},
+    keyring::{self, Keyring},
+    migrate,
+    record::Record,
+    sql::Sql,
+};
+
+/// Where things are kept.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `sqlite:///path/to/file.db`, or `postgres://user:password@host/database`.
+    pub database_url: String,
+    /// The keys of the secrets.
+    pub keyring: keyring::Settings,
+    /// Which public TCP ports may be given to services.
+    pub proxy_ports: RangeInclusive<u16>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// The open store. Cheap to clone; every clone is the same store.
+#[derive(Debug, Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    database: Database,
+    keyring: RwLock<Keyring>,
+    proxy_ports: RangeInclusive<u16>,
+    clock: Arc<dyn Clock>,
+    changes: broadcast::Sender<Change>,
+    /// The epoch of the leadership that this process took; 0: it never led.
+    epoch: AtomicI64,
+}
+
+impl Store {
+    /// Opens the database, brings its schema up to date and reads the keys.
+    ///
+    /// Flow: connect; migrate under a lock; refuse keys beside the database; check that no secret needs a key that
+    /// is not there (so that a lost key file is noticed now and not at the next deployment).
+    ///
+    /// # Errors
+    /// [`Error::NewerSchema`], [`Error::Setting`], [`Error::Keyring`], [`Error::Unavailable`].
+    pub async fn open(options: Options) -> Result<Self> {
+        const DOING: &str = "reading which keys are in use";
+        let kind = Kind::of_url(&options.database_url)?;
+        if let Kind::Sqlite { path } = &kind {
+            check_apart(path, &options.keyring.path)?;
+        }
+        let database = Database::open(kind).await?;
+        migrate::run(&database, options.clock.now()).await?;
+        let key_ids: Vec<String> = Sql::new("SELECT DISTINCT key_id AS value FROM secrets")
+            .values(&mut *database.read(DOING).await?, DOING)
+            .await?;
+        let create = options.keyring.create && key_ids.is_empty();
+        let keyring = Keyring::open(&options.keyring.path, create)?;
+        keyring.check(&key_ids)?;
+        let (changes, _) = broadcast::channel(CHANGES_MAX);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                database,
+                keyring: RwLock::new(keyring),
+                proxy_ports: options.proxy_ports,
+                clock: options.clock,
+                changes,
+                epoch: AtomicI64::new(0),
+            }),
+        })
+    }
+
+    /// Ends every connection and waits for them. Later calls fail.
+    pub async fn close(&self) {
+        self.inner.database.close().await;
+    }
+
+    /// Changes from now on, sent after their commit. A receiver that lags has missed some: sweep.
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<Change> {
+        self.inner.changes.subscribe()
+    }
+
+    /// That the database answers.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn ping(&self) -> Result<()> {
+        const DOING: &str = "asking the database whether it is there";
+        Sql::new("SELECT 1 AS value")
+            .run(&mut *self.database().read(DOING).await?, DOING)
+            .await
+            .map(drop)
+    }
+
+    /// `sqlite` or `postgres`.
+    #[must_use]
+    pub fn database_kind(&self) -> &'static str {
+        if self.database().is_postgres() {
+            "postgres"
+        } else {
+            "sqlite"
+        }
+    }
+
+    pub(crate) fn database(&self) -> &Database {
+        &self.inner.database
+    }
+
+    pub(crate) fn keyring(&self) -> &RwLock<Keyring> {
+        &self.inner.keyring
+    }
+
+    pub(crate) fn proxy_port_range(&self) -> RangeInclusive<u16> {
+        self.inner.proxy_ports.clone()
+    }
+
+    pub(crate) fn epoch(&self) -> i64 {
+        self.inner.epoch.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_epoch(&self, epoch: i64) {
+        self.inner.epoch.store(epoch, Ordering::SeqCst);
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.inner.clock.now()
+    }
+
+    /// Tells whoever listens; nobody listening is fine.
+    pub(crate) fn changed(&self, changes: &[Change]) {
+        for change in changes {
+            let _ = self.inner.changes.send(*change);
+        }
+    }
+
+    /// One statement that reads one record.
+    pub(crate) async fn find<R: Record>(&self, sql: Sql, doing: &'static str) -> Result<Option<R>> {
+        sql.optional(&mut *self.database().read(doing).await?, doing)
+            .await
+    }
+
+    /// One record of an organization.
+    pub(crate) async fn get<R: Record, I: Column + std::fmt::Display>(
+        &self,
+        organization: OrganizationId,
+        id: I,
+        doing: &'static str,
+    ) -> Result<R> {
+        let sql = Sql::select::<R>("WHERE id = $1 AND organization_id = $2")
+            .bind(&id)
+            .bind(&organization);
+        self.find(sql, doing)
+            .await?
+            .ok_or_else(|| Error::not_found(R::KIND, id))
+    }
+
+    /// One record, whosever it is.
+    pub(crate) async fn get_unscoped<R: Record, I: Column + std::fmt::Display>(
+        &self,
+        id: I,
+        doing: &'static str,
+    ) -> Result<R> {
+        let sql = Sql::select::<R>("WHERE id = $1").bind(&id);
+        self.find(sql, doing)
+            .await?
+            .ok_or_else(|| Error::not_found(R::KIND, id))
+    }
+
+    /// A page of the records that meet a condition (`WHERE …`), and how many meet it.
+    pub(crate) async fn list<R: Record>(
+        &self,
+        condition: Sql,
+        order: &str,
+        page: Page,
+        doing: &'static str,
+    ) -> Result<Listed<R>> {
+        let mut snapshot = self.database().snapshot(doing).await?;
+        let count = condition
+            .behind(&format!("SELECT COUNT(*) AS value FROM {} ", R::TABLE))
+            .value::<u64>(&mut snapshot, doing)
+            .await?
+            .unwrap_or(0);
+        let items = if count > u64::from(page.offset) {
+            condition
+                .behind(&format!("SELECT {} FROM {} ", R::select_list(), R::TABLE))
+                .with(
+                    &format!(" ORDER BY {order} LIMIT "),
+                    &page.limit.min(PAGE_ITEMS_MAX),
+                )
+                .with(" OFFSET ", &page.offset)
+                .all(&mut snapshot, doing)
+                .await?
+        } else {
+            Vec::new()
+        };
+        commit(snapshot, doing).await?;
+        Ok(Listed { items, count })
+    }
+
+    /// One statement that writes one row of an organization; tells whether it was there.
+    pub(crate) async fn write_one(&self, sql: Sql, changes: &[Change], doing: &'static str) -> Result<u64> {
+        let mut transaction = self.database().write(doing).await?;
+        let rows = sql.run(&mut transaction, doing).await?;
+        commit(transaction, doing).await?;
+        if rows > 0 {
+            self.changed(changes);
+        }
+        Ok(rows)
+    }
+}
+
+/// Reads one record of an organization inside a transaction.
+pub(crate) async fn get_in<R: Record, I: Column + std::fmt::Display>(
+    connection: &mut AnyConnection,
+    organization: OrganizationId,
+    id: I,
+    doing: &'static str,
+) -> Result<R> {
+    Sql::select::<R>("WHERE id = $1 AND organization_id = $2")
+        .bind(&id)
+        .bind(&organization)
+        .optional(connection, doing)
+        .await?
+        .ok_or_else(|| Error::not_found(R::KIND, id))
+}
+
+/// A backup of the database's directory must not carry the keys of what is encrypted in it.
+fn check_apart(database: &Path, keyring: &Path) -> Result<()> {
+    let keyring = std::path::absolute(keyring)
+        .map_err(|error| Error::unavailable("resolving the path of the key file", error))?;
+    let resolve = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    match (database.parent(), keyring.parent()) {
+        (Some(database), Some(keyring)) if resolve(keyring).starts_with(resolve(database)) => {
+            Err(Error::Setting {
+                setting: "keyring",
+                problem: format!(
+                    "the key file must not be in the database's directory {}, or a copy of that directory \
+                     would hold both the secrets and their key; choose another directory",
+                    database.display()
+                ),
+            })
+        }
+        _ => Ok(()),
+    }
+}

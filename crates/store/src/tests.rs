@@ -1,0 +1,1 @@
+//! The suites: every case runs on both databases.
