@@ -1,0 +1,161 @@
+//! What became of each instance, from what its site says.
+//!
+//! An instance that failed by itself ends as ERROR with its cause; one that was stopped on purpose ends as STOPPED
+//! without messages; one that was interrupted from outside (the machine went down) ends as STOPPED with a message.
+//! `restart` tells them apart by that.
+
+use tram_site::{EndCause, InstancePhase, ObservedInstance};
+use tram_types::status::InstanceStatus as S;
+
+use crate::{
+    draft::{At, Draft},
+    plan::Order,
+    reason::Reason,
+    view::{Observed, SiteState},
+};
+
+pub(crate) fn apply(draft: &mut Draft<'_>) {
+    for at in draft.places() {
+        let instance = draft.instance(at);
+        match instance.observed.clone() {
+            Observed::Unknown => unknown(draft, at),
+            Observed::Absent => absent(draft, at),
+            Observed::Seen(seen) => self::seen(draft, at, &seen),
+        }
+    }
+}
+
+fn unknown(draft: &mut Draft<'_>, at: At) {
+    let region = &draft.view.deployments[at.deployment].regions[at.region];
+    if region.site == SiteState::Unreachable && !draft.instance(at).status.is_final() {
+        let region = region.region.clone();
+        draft.wait(Reason::SiteUnreachable { region });
+        draft.look_later();
+    }
+}
+
+fn absent(draft: &mut Draft<'_>, at: At) {
+    let instance = draft.instance(at);
+    match instance.status {
+        // Never started, or the order was lost: `orders` gives it (again).
+        S::Allocating => {}
+        S::Stopping => settle(draft, at),
+        S::Stopped | S::Error => {
+            if !instance.forgotten {
+                draft.note_instance(at, None, None, None, true);
+            }
+        }
+        S::Starting | S::Healthy | S::Unhealthy | S::Sleeping => {
+            let reason = Reason::Lost;
+            draft.set_instance(at, S::Stopped, vec![reason.to_string()], &reason);
+        }
+    }
+}
+
+fn seen(draft: &mut Draft<'_>, at: At, seen: &ObservedInstance) {
+    let instance = draft.instance(at);
+    let status = instance.status;
+    if status.is_final() {
+        if seen.phase.is_ended() && !instance.forgotten {
+            draft.order(Order::Forget { instance: seen.id });
+        }
+        return;
+    }
+    if let InstancePhase::Ended { cause, .. } = &seen.phase {
+        if status == S::Stopping {
+            settle(draft, at);
+        } else {
+            ended(draft, at, cause);
+        }
+        draft.order(Order::Forget { instance: seen.id });
+        return;
+    }
+    if status == S::Stopping {
+        return;
+    }
+    alive(draft, at, seen);
+    let instance = draft.instance(at);
+    if instance.is_live() && seen.address.is_some() && instance.address != seen.address {
+        draft.note_instance(at, None, seen.address, seen.started_at, false);
+    }
+}
+
+/// A stop that was ordered has come to its end.
+fn settle(draft: &mut Draft<'_>, at: At) {
+    let messages = draft.instance(at).messages.clone();
+    let to = if messages.is_empty() { S::Stopped } else { S::Error };
+    draft.set_instance(at, to, messages, &Reason::Seen("the instance has stopped"));
+}
+
+/// An instance ended without an order of ours.
+fn ended(draft: &mut Draft<'_>, at: At, cause: &EndCause) {
+    let reason = Reason::Ended(cause.clone());
+    let to = match cause {
+        EndCause::Interrupted | EndCause::Stopped => S::Stopped,
+        EndCause::Exited { .. }
+        | EndCause::Killed { .. }
+        | EndCause::OutOfMemory { .. }
+        | EndCause::FailedToStart { .. } => S::Error,
+    };
+    draft.set_instance(at, to, vec![reason.to_string()], &reason);
+}
+
+fn alive(draft: &mut Draft<'_>, at: At, seen: &ObservedInstance) {
+    let status = draft.instance(at).status;
+    match &seen.phase {
+        InstancePhase::Preparing | InstancePhase::Stopping | InstancePhase::Ended { .. } => {}
+        InstancePhase::Starting { last_failure } => {
+            if status == S::Allocating {
+                draft.set_instance(
+                    at,
+                    S::Starting,
+                    Vec::new(),
+                    &Reason::Seen("its program was started"),
+                );
+            }
+            overdue(draft, at, last_failure.as_ref());
+        }
+        InstancePhase::Running { healthy: true, .. } => {
+            draft.set_instance(at, S::Healthy, Vec::new(), &Reason::Seen("its checks pass"));
+        }
+        InstancePhase::Running {
+            healthy: false,
+            failures,
+            last_failure,
+        } => {
+            let limit = draft.view.deployments[at.deployment].regions[at.region].restart_limit;
+            let reason = Reason::Failing {
+                failures: *failures,
+                last: last_failure.clone(),
+            };
+            let to = if *failures >= limit {
+                S::Stopping
+            } else {
+                S::Unhealthy
+            };
+            draft.set_instance(at, to, vec![reason.to_string()], &reason);
+        }
+        InstancePhase::Frozen => {
+            draft.set_instance(at, S::Sleeping, Vec::new(), &Reason::Seen("it is frozen"));
+        }
+    }
+}
+
+/// Replaces an instance that takes too long. Only once its deployment was healthy: before that, the deadline is the
+/// deployment's own, in `rollout`.
+fn overdue(draft: &mut Draft<'_>, at: At, last: Option<&String>) {
+    if draft.view.deployments[at.deployment].healthy_at.is_none() {
+        return;
+    }
+    let within = draft.policy.start_deadline;
+    let due = draft.instance(at).created_at.plus(within);
+    if draft.now < due {
+        draft.look_again(due);
+        return;
+    }
+    let reason = Reason::NeverHealthy {
+        within,
+        last: last.cloned(),
+    };
+    draft.set_instance(at, S::Stopping, vec![reason.to_string()], &reason);
+}

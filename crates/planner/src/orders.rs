@@ -1,0 +1,87 @@
+//! What the sites are told: starts that were lost or not given yet, and stops whose time has come.
+//!
+//! A stop of an instance that takes requests waits until the data plane has confirmed a table without it, and then
+//! until its requests are done or have had their time. Nothing waits for an instance that is sick or deleted.
+
+use tram_site::InstancePhase;
+use tram_types::status::InstanceStatus;
+
+use crate::{
+    draft::{At, Draft},
+    plan::Order,
+    reason::Reason,
+    view::{Activity, Edge, Intent, Observed},
+};
+
+pub(crate) fn issue(draft: &mut Draft<'_>) {
+    for at in draft.places() {
+        if !draft.reachable(at) {
+            continue;
+        }
+        let instance = draft.instance(at);
+        let (id, status, observed) = (instance.id, instance.status, instance.observed.clone());
+        match (status, observed) {
+            (InstanceStatus::Allocating, Observed::Absent) => {
+                draft.order(Order::Start { instance: id });
+                draft.look_later();
+            }
+            (InstanceStatus::Allocating | InstanceStatus::Starting, _) => draft.look_later(),
+            (InstanceStatus::Stopping, Observed::Seen(seen)) => {
+                draft.look_later();
+                if !matches!(seen.phase, InstancePhase::Stopping | InstancePhase::Ended { .. }) {
+                    stop(draft, at);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Whether an instance may be stopped now.
+enum Gate {
+    Open(Reason),
+    Closed(Reason),
+}
+
+fn stop(draft: &mut Draft<'_>, at: At) {
+    let grace = draft.policy.stop_grace;
+    let id = draft.instance(at).id;
+    match gate(draft, at) {
+        Gate::Open(reason) => draft.order(Order::Stop {
+            instance: id,
+            grace,
+            reason,
+        }),
+        Gate::Closed(reason) => draft.wait(reason),
+    }
+}
+
+fn gate(draft: &mut Draft<'_>, at: At) -> Gate {
+    let instance = draft.instance(at);
+    let id = instance.id;
+    let deployment = &draft.view.deployments[at.deployment];
+    let sick = !instance.messages.is_empty();
+    let never_served = instance.healthy_at.is_none() || deployment.healthy_at.is_none();
+    if sick || never_served || !draft.view.routed || draft.view.intent == Intent::Delete {
+        return Gate::Open(Reason::Stopping);
+    }
+    let Edge::Known { endpoints, since } = &draft.view.edge else {
+        return if draft.view.intent == Intent::Pause {
+            Gate::Open(Reason::PauseRequested)
+        } else {
+            Gate::Closed(Reason::EdgeUnknown)
+        };
+    };
+    if endpoints.contains(&id) {
+        return Gate::Closed(Reason::EdgeStillRoutes);
+    }
+    let drained = since.plus(draft.policy.drain);
+    let idle = matches!(draft.view.activity, Activity::Known { in_flight: 0, .. });
+    // A confirmation in the future means that the clock was set back.
+    if idle || draft.now >= drained || draft.now < *since {
+        Gate::Open(Reason::Stopping)
+    } else {
+        draft.look_again(drained);
+        Gate::Closed(Reason::Draining)
+    }
+}

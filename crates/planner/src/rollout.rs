@@ -1,0 +1,241 @@
+//! How a new deployment gets from accepted to serving, and when it has failed.
+//!
+//! It starts beside the old one. Its first moment of health makes it the active one, in the same transaction; if it
+//! never comes, it ends in ERROR and the old one has not noticed. Canary and blue-green are carried out as rolling.
+
+use tram_site::{InstancePhase, ObservedImage};
+use tram_types::status::{DeploymentStatus as D, InstanceStatus};
+
+use crate::{
+    draft::Draft,
+    plan::Order,
+    reason::Reason,
+    restart, scale,
+    view::{Deployment, Observed, Region, SiteState, Source},
+};
+
+/// Takes every deployment that starts up as far as it can go now.
+pub(crate) fn advance(draft: &mut Draft<'_>) {
+    for index in 0..draft.view.deployments.len() {
+        if draft.view.deployments[index].strategy_simplified
+            && draft.view.deployments[index].status.is_starting_up()
+        {
+            draft.wait(Reason::StrategyAsRolling);
+        }
+        if draft.view.deployments[index].status == D::Pending {
+            draft.set_deployment(index, D::Provisioning, Vec::new(), &Reason::Accepted);
+        }
+        if matches!(
+            draft.view.deployments[index].status,
+            D::Provisioning | D::Scheduled
+        ) {
+            provision(draft, index);
+        }
+        if matches!(draft.view.deployments[index].status, D::Allocating | D::Starting) {
+            start(draft, index);
+        }
+    }
+}
+
+/// How far the image of a region is.
+enum Image {
+    Ready,
+    Coming(Reason),
+    Failed(Reason),
+}
+
+fn image(region: &Region) -> Image {
+    match (&region.site, &region.image) {
+        (SiteState::Missing, _) => Image::Failed(Reason::Failed(format!(
+            "no machines serve region {}: choose another region",
+            region.region
+        ))),
+        (SiteState::Unreachable, _) => Image::Coming(Reason::SiteUnreachable {
+            region: region.region.clone(),
+        }),
+        (_, Some(ObservedImage::Ready { .. })) => Image::Ready,
+        (
+            _,
+            Some(ObservedImage::Failed {
+                message,
+                retryable: false,
+            }),
+        ) => Image::Failed(Reason::Failed(message.clone())),
+        (_, Some(ObservedImage::Failed { message, .. })) => Image::Coming(Reason::Fetching {
+            step: format!("{message}; trying again"),
+        }),
+        (_, Some(ObservedImage::Pulling { step, .. })) => {
+            Image::Coming(Reason::Fetching { step: step.clone() })
+        }
+        (_, None) => Image::Coming(Reason::Fetching { step: String::new() }),
+    }
+}
+
+fn provision(draft: &mut Draft<'_>, index: usize) {
+    let (policy, now) = (draft.policy, draft.now);
+    let deployment = &draft.view.deployments[index];
+    if let Source::Unusable(why) = &deployment.source {
+        let reason = Reason::Failed(why.clone());
+        return fail(draft, index, &reason);
+    }
+    let (id, age) = (deployment.id, now.since(deployment.created_at));
+    let mut orders = Vec::new();
+    let mut coming = Vec::new();
+    let mut failure = None;
+    for region in &deployment.regions {
+        match image(region) {
+            Image::Ready => {}
+            Image::Failed(reason) => failure = Some(reason),
+            Image::Coming(reason) => {
+                let passing = match &region.image {
+                    Some(ObservedImage::Failed { message, .. }) => Some(message),
+                    _ => None,
+                };
+                let known = matches!(region.site, SiteState::Reachable(_));
+                if let Some(message) = passing.filter(|_| known && age >= policy.provision_retry) {
+                    failure = Some(Reason::Failed(message.clone()));
+                } else if known && age >= policy.provision_deadline {
+                    failure = Some(Reason::Failed(format!(
+                        "the image was not ready in time; the last step was: {reason}"
+                    )));
+                } else if known {
+                    orders.push(Order::EnsureImage {
+                        deployment: id,
+                        region: region.region.clone(),
+                    });
+                }
+                coming.push(reason);
+            }
+        }
+    }
+    if let Some(reason) = failure {
+        return fail(draft, index, &reason);
+    }
+    if coming.is_empty() {
+        return draft.set_deployment(index, D::Allocating, Vec::new(), &Reason::ImageReady);
+    }
+    let messages = coming.iter().map(ToString::to_string).collect();
+    if let Some(first) = coming.first().cloned() {
+        draft.set_deployment(index, D::Provisioning, messages, &first);
+    }
+    for reason in coming {
+        draft.wait(reason);
+    }
+    for order in orders {
+        draft.order(order);
+    }
+    draft.look_again(now.plus(policy.image_look));
+}
+
+fn start(draft: &mut Draft<'_>, index: usize) {
+    let (policy, now) = (draft.policy, draft.now);
+    let deployment = &draft.view.deployments[index];
+    let running = deployment.instances().any(|instance| {
+        matches!(
+            instance.status,
+            InstanceStatus::Starting | InstanceStatus::Healthy | InstanceStatus::Unhealthy
+        )
+    });
+    if running && deployment.status == D::Allocating {
+        draft.set_deployment(
+            index,
+            D::Starting,
+            Vec::new(),
+            &Reason::Seen("its instances are starting"),
+        );
+    }
+    let deployment = &draft.view.deployments[index];
+    let all_healthy = deployment.regions.iter().all(|region| {
+        let healthy = region
+            .instances
+            .iter()
+            .filter(|instance| instance.status == InstanceStatus::Healthy)
+            .count();
+        let required =
+            usize::try_from(scale::required(&draft.view, deployment, region)).unwrap_or(usize::MAX);
+        healthy >= required
+    });
+    if all_healthy {
+        draft.set_deployment(index, D::Healthy, Vec::new(), &Reason::AllHealthy);
+        draft.activate(Some(index), Reason::AllHealthy);
+        return;
+    }
+    let answering = |region: &&Region| matches!(region.site, SiteState::Reachable(_));
+    let exhausted = deployment
+        .regions
+        .iter()
+        .filter(answering)
+        .find_map(|region| restart::exhausted(region, policy));
+    let due = deployment
+        .allocated_at
+        .unwrap_or(deployment.created_at)
+        .plus(policy.start_deadline);
+    let late = now >= due && deployment.regions.iter().all(|region| answering(&region));
+    let overdue = late.then(|| Reason::NeverHealthy {
+        within: policy.start_deadline,
+        last: last_words(deployment),
+    });
+    if let Some(reason) = exhausted.or(overdue) {
+        return fail(draft, index, &reason);
+    }
+    draft.look_again(due);
+    let messages = progress(draft, index);
+    let status = draft.view.deployments[index].status;
+    draft.set_deployment(index, status, messages, &Reason::Seen("its instances say more"));
+}
+
+/// What keeps a deployment from being healthy, for its owner.
+fn progress(draft: &Draft<'_>, index: usize) -> Vec<String> {
+    let mut messages = Vec::new();
+    for region in &draft.view.deployments[index].regions {
+        let replicas: std::collections::BTreeSet<u32> = region
+            .instances
+            .iter()
+            .map(|instance| instance.replica_index)
+            .collect();
+        for replica in replicas {
+            let live = region.instances.iter().any(|instance| {
+                instance.replica_index == replica && instance.status == InstanceStatus::Healthy
+            });
+            let verdict = restart::verdict(region, replica, draft.policy, draft.now);
+            if let (false, Some(cause)) = (live, restart::last_failure(region, replica)) {
+                messages.push(match verdict {
+                    restart::Verdict::Wait { delay, attempt, .. } => Reason::BackingOff {
+                        replica,
+                        attempt,
+                        delay,
+                        cause,
+                    }
+                    .to_string(),
+                    restart::Verdict::TryAgain { attempt, .. } => Reason::TryAgain {
+                        replica,
+                        attempt,
+                        cause,
+                    }
+                    .to_string(),
+                    restart::Verdict::Start => cause,
+                });
+            }
+        }
+    }
+    messages
+}
+
+/// What the last probe of an instance that does not become healthy said.
+fn last_words(deployment: &Deployment) -> Option<String> {
+    deployment
+        .instances()
+        .find_map(|instance| match &instance.observed {
+            Observed::Seen(seen) => match &seen.phase {
+                InstancePhase::Starting { last_failure } | InstancePhase::Running { last_failure, .. } => {
+                    last_failure.clone()
+                }
+                _ => None,
+            },
+            _ => None,
+        })
+}
+
+fn fail(draft: &mut Draft<'_>, index: usize, reason: &Reason) {
+    draft.set_deployment(index, D::Erroring, vec![reason.to_string()], reason);
+}

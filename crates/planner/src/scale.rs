@@ -1,0 +1,172 @@
+//! How many replicas, and which instances make them up.
+//!
+//! Today the number is the owner's override, else the minimum, else one while awake. Load will have its say in
+//! [`wanted_by_load`] without a change elsewhere.
+
+use tram_types::status::{DeploymentStatus as D, InstanceStatus};
+
+use crate::{
+    draft::{At, Draft},
+    plan::Write,
+    reason::Reason,
+    restart::{self, Verdict},
+    view::{Deployment, Region, ServiceView, SiteState, Takeover},
+};
+
+/// What the load asks for: the largest count any target wants. No target is evaluated yet.
+const fn wanted_by_load(_region: &Region) -> Option<u32> {
+    None
+}
+
+/// How many replicas the region of this deployment should have.
+pub(crate) fn wanted(view: &ServiceView, deployment: &Deployment, region: &Region) -> u32 {
+    let runs = deployment.status.is_serving() || matches!(deployment.status, D::Allocating | D::Starting);
+    if !runs {
+        return 0;
+    }
+    let awake = awake_count(region);
+    if deployment.status != D::Sleeping {
+        return awake;
+    }
+    // Going to sleep sends every instance down at once, so one that is live now is waking.
+    let waking = view.activity.demands_wake() || region.instances.iter().any(crate::view::Instance::is_live);
+    if waking { awake } else { 0 }
+}
+
+fn awake_count(region: &Region) -> u32 {
+    region
+        .manual
+        .or_else(|| wanted_by_load(region).map(|load| load.clamp(region.scale.min, region.scale.max)))
+        .unwrap_or(region.scale.min)
+        .max(1)
+}
+
+/// How many of them must be healthy before the deployment may serve.
+pub(crate) fn required(view: &ServiceView, deployment: &Deployment, region: &Region) -> u32 {
+    wanted(view, deployment, region).min(region.scale.min.max(1))
+}
+
+/// Makes the instances fit the numbers.
+pub(crate) fn apply(draft: &mut Draft<'_>) {
+    for deployment in 0..draft.view.deployments.len() {
+        let it = &draft.view.deployments[deployment];
+        let runs = it.status.is_serving() || matches!(it.status, D::Allocating | D::Starting);
+        if !runs {
+            continue;
+        }
+        if it.takeover == Takeover::StopFirst && others_hold(&draft.view, it) {
+            draft.wait(Reason::WaitsForOld);
+            draft.look_later();
+            continue;
+        }
+        for region in 0..it.regions.len() {
+            fit(draft, deployment, region);
+        }
+    }
+}
+
+fn others_hold(view: &ServiceView, this: &Deployment) -> bool {
+    view.deployments
+        .iter()
+        .any(|other| other.id != this.id && !other.is_empty())
+}
+
+fn fit(draft: &mut Draft<'_>, deployment: usize, region: usize) {
+    let it = &draft.view.deployments[deployment];
+    let here = &it.regions[region];
+    let wanted = wanted(&draft.view, it, here);
+    let asleep = it.status == D::Sleeping;
+    let mut surplus: Vec<(At, Reason)> = Vec::new();
+    let mut best: std::collections::BTreeMap<u32, At> = std::collections::BTreeMap::new();
+    for instance in 0..here.instances.len() {
+        let at = At {
+            deployment,
+            region,
+            instance,
+        };
+        let this = draft.instance(at);
+        if !this.is_live() {
+            continue;
+        }
+        if this.replica_index >= wanted {
+            surplus.push((at, Reason::ScaledDown { wanted }));
+            continue;
+        }
+        match best.get(&this.replica_index).copied() {
+            None => {
+                best.insert(this.replica_index, at);
+            }
+            Some(other) => {
+                let rank = |at: At| {
+                    let it = draft.instance(at);
+                    (
+                        it.status == InstanceStatus::Healthy,
+                        std::cmp::Reverse(it.created_at),
+                    )
+                };
+                let (keep, lose) = if rank(at) > rank(other) {
+                    (at, other)
+                } else {
+                    (other, at)
+                };
+                best.insert(this.replica_index, keep);
+                surplus.push((lose, Reason::Duplicate));
+            }
+        }
+    }
+    for (at, reason) in surplus {
+        draft.set_instance(at, InstanceStatus::Stopping, Vec::new(), &reason);
+    }
+    for replica in (0..wanted).filter(|replica| !best.contains_key(replica)) {
+        ensure_replica(draft, deployment, region, replica, wanted, asleep);
+    }
+}
+
+fn ensure_replica(
+    draft: &mut Draft<'_>,
+    deployment: usize,
+    region: usize,
+    replica: u32,
+    wanted: u32,
+    asleep: bool,
+) {
+    let it = &draft.view.deployments[deployment];
+    let here = &it.regions[region];
+    if !matches!(here.site, SiteState::Reachable(_)) {
+        let region = here.region.clone();
+        draft.wait(Reason::SiteUnreachable { region });
+        draft.look_later();
+        return;
+    }
+    let reason = match restart::verdict(here, replica, draft.policy, draft.now) {
+        Verdict::Start if asleep => Reason::WakeRequested,
+        Verdict::Start => Reason::ReplicaWanted { replica, wanted },
+        Verdict::TryAgain { attempt, cause } => Reason::TryAgain {
+            replica,
+            attempt,
+            cause,
+        },
+        Verdict::Wait {
+            until,
+            delay,
+            attempt,
+            cause,
+        } => {
+            draft.wait(Reason::BackingOff {
+                replica,
+                attempt,
+                delay,
+                cause,
+            });
+            draft.look_again(until);
+            return;
+        }
+    };
+    let write = Write::CreateInstance {
+        deployment: it.id,
+        regional: here.id,
+        replica_index: replica,
+        reason,
+    };
+    draft.write(write);
+}

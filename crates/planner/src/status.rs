@@ -1,0 +1,134 @@
+//! What deployments and the service are shown as (digest, sections 2.2 to 2.6).
+//!
+//! A deployment that starts up is moved by `rollout` alone and never shown DEGRADED or UNHEALTHY, which clients take
+//! for the end. A service that sleeps is HEALTHY: there is no sleeping service.
+
+use tram_types::status::{DeploymentStatus as D, InstanceStatus, ServiceStatus};
+
+use crate::{
+    draft::Draft,
+    reason::Reason,
+    restart, scale,
+    view::{Deployment, Intent, Region, ServiceView},
+};
+
+pub(crate) fn apply(draft: &mut Draft<'_>) {
+    for index in 0..draft.view.deployments.len() {
+        serving_deployment(draft, index);
+    }
+    if let Some(index) = draft.serving().filter(|_| draft.view.intent == Intent::Run) {
+        draft.activate(Some(index), Reason::AllHealthy);
+    }
+    let (status, messages) = service(&draft.view);
+    draft.set_service(status, messages);
+}
+
+/// The replicas of a deployment, counted.
+#[derive(Debug, Default)]
+struct Tally {
+    healthy: u32,
+    coming: u32,
+    troubles: Vec<String>,
+}
+
+fn tally(view: &ServiceView, deployment: &Deployment) -> Tally {
+    let mut tally = Tally::default();
+    for region in &deployment.regions {
+        for replica in 0..scale::wanted(view, deployment, region) {
+            count(&mut tally, region, replica);
+        }
+    }
+    tally
+}
+
+fn count(tally: &mut Tally, region: &Region, replica: u32) {
+    let mut live = region
+        .instances
+        .iter()
+        .filter(|instance| instance.replica_index == replica && instance.is_live());
+    let of = |what: &str| format!("replica {replica}: {what}");
+    match live.next().map(|instance| (instance.status, &instance.messages)) {
+        Some((InstanceStatus::Healthy | InstanceStatus::Sleeping, _)) => tally.healthy += 1,
+        Some((InstanceStatus::Unhealthy, messages)) => tally.troubles.push(of(&messages.join("; "))),
+        _ => match restart::last_failure(region, replica) {
+            Some(cause) => tally.troubles.push(of(&cause)),
+            None => tally.coming += 1,
+        },
+    }
+}
+
+fn serving_deployment(draft: &mut Draft<'_>, index: usize) {
+    let deployment = &draft.view.deployments[index];
+    if !deployment.status.is_serving() || deployment.status == D::Sleeping {
+        return;
+    }
+    let tally = tally(&draft.view, deployment);
+    let reason = match (tally.healthy, tally.troubles.is_empty()) {
+        (1.., true) => Reason::AllHealthy,
+        (1.., false) => Reason::SomeInTrouble(tally.troubles.join("; ")),
+        (0, false) => Reason::NoneHealthy(tally.troubles.join("; ")),
+        (0, true) => Reason::NoneHealthy("its instances are starting".to_owned()),
+    };
+    let (to, messages) = match &reason {
+        Reason::AllHealthy => (D::Healthy, Vec::new()),
+        Reason::SomeInTrouble(_) => (D::Degraded, vec![reason.to_string()]),
+        _ => (D::Unhealthy, vec![reason.to_string()]),
+    };
+    draft.set_deployment(index, to, messages, &reason);
+}
+
+/// What the service is shown as.
+fn service(view: &ServiceView) -> (ServiceStatus, Vec<String>) {
+    let down = |deployment: &&Deployment| !deployment.status.is_final() || !deployment.is_empty();
+    match view.intent {
+        Intent::Delete => return (ServiceStatus::Deleting, Vec::new()),
+        Intent::Pause if view.deployments.iter().any(|it| down(&it)) => {
+            return (ServiceStatus::Pausing, Vec::new());
+        }
+        Intent::Pause => return (ServiceStatus::Paused, Vec::new()),
+        Intent::Run => {}
+    }
+    let newest = view
+        .deployments
+        .iter()
+        .filter(|deployment| deployment.status != D::Stashed)
+        .max_by_key(|deployment| deployment.version);
+    let Some(newest) = newest else {
+        return (ServiceStatus::Starting, Vec::new());
+    };
+    let failed = matches!(newest.status, D::Error | D::Erroring);
+    let serving = view
+        .deployments
+        .iter()
+        .filter(|deployment| deployment.status.is_serving())
+        .max_by_key(|deployment| deployment.version);
+    if let Some(serving) = serving {
+        return match serving.status {
+            D::Degraded => (ServiceStatus::Degraded, serving.messages.clone()),
+            D::Unhealthy => (ServiceStatus::Unhealthy, serving.messages.clone()),
+            _ if failed => (
+                ServiceStatus::Degraded,
+                vec![format!(
+                    "version {} failed and version {} still serves: {}",
+                    newest.version,
+                    serving.version,
+                    newest.messages.join("; ")
+                )],
+            ),
+            _ => (ServiceStatus::Healthy, Vec::new()),
+        };
+    }
+    let resuming = matches!(
+        view.status,
+        ServiceStatus::Resuming | ServiceStatus::Paused | ServiceStatus::Pausing
+    );
+    if newest.status.is_starting_up() {
+        let status = if resuming {
+            ServiceStatus::Resuming
+        } else {
+            ServiceStatus::Starting
+        };
+        return (status, newest.messages.clone());
+    }
+    (ServiceStatus::Unhealthy, newest.messages.clone())
+}

@@ -1,0 +1,5 @@
+//! The planner against a small world: scenarios one can read, and properties over random histories.
+
+mod properties;
+mod scenarios;
+mod world;

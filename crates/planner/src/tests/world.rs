@@ -1,0 +1,531 @@
+//! A store, a site and an edge in a few lines, with every chance to go wrong: orders get lost, the site falls silent,
+//! clocks jump. Every plan is checked as it is carried out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use tram_site::{Capabilities, EndCause, InstancePhase, ObservedImage, ObservedInstance};
+use tram_types::{
+    DeploymentId, Generation, InstanceId, RegionalDeploymentId, ServiceId, Timestamp,
+    effective::Scale,
+    status::{DeploymentStatus, InstanceStatus, ServiceStatus},
+};
+use uuid::Uuid;
+
+use crate::{
+    Activity, Deployment, Edge, Instance, Intent, Observed, Order, Plan, Policy, Region, ServiceView,
+    SiteState, Source, Takeover, Write, plan,
+};
+
+/// What the instances of a deployment do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Program {
+    Good,
+    Crashes,
+    Hangs,
+    NoImage,
+}
+
+#[derive(Debug)]
+struct Run {
+    seen: ObservedInstance,
+    program: Program,
+}
+
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) store: ServiceView,
+    pub(super) now: Timestamp,
+    pub(super) reachable: bool,
+    pub(super) edge_up: bool,
+    pub(super) removed: bool,
+    pub(super) policy: Policy,
+    pub(super) history: Vec<String>,
+    programs: BTreeMap<DeploymentId, Program>,
+    site: BTreeMap<InstanceId, Run>,
+    ids: u128,
+}
+
+pub(super) const START: i64 = 1_767_225_600_000_000;
+
+impl World {
+    pub(super) fn new() -> Self {
+        let now = Timestamp::from_micros(START);
+        Self {
+            store: ServiceView {
+                id: ServiceId::from_uuid(Uuid::from_u128(1)),
+                intent: Intent::Run,
+                status: ServiceStatus::Starting,
+                messages: Vec::new(),
+                created_at: now,
+                sleeping_since: None,
+                active: None,
+                delete_after_create: None,
+                delete_after_sleep: None,
+                routed: true,
+                may_sleep: true,
+                deployments: Vec::new(),
+                activity: Activity::QUIET,
+                edge: Edge::Known {
+                    endpoints: BTreeSet::new(),
+                    since: now,
+                },
+            },
+            now,
+            reachable: true,
+            edge_up: true,
+            removed: false,
+            policy: Policy::default(),
+            history: Vec::new(),
+            programs: BTreeMap::new(),
+            site: BTreeMap::new(),
+            ids: 100,
+        }
+    }
+
+    fn uuid(&mut self) -> Uuid {
+        self.ids += 1;
+        Uuid::from_u128(self.ids)
+    }
+
+    pub(super) fn deploy(&mut self, program: Program, min: u32, takeover: Takeover) -> DeploymentId {
+        let id = DeploymentId::from_uuid(self.uuid());
+        let regional = RegionalDeploymentId::from_uuid(self.uuid());
+        let version = self
+            .store
+            .deployments
+            .iter()
+            .map(|it| it.version)
+            .max()
+            .unwrap_or(0)
+            + 1;
+        self.programs.insert(id, program);
+        self.store.deployments.push(Deployment {
+            id,
+            version,
+            status: DeploymentStatus::Pending,
+            messages: Vec::new(),
+            cancel_requested: false,
+            created_at: self.now,
+            allocated_at: None,
+            healthy_at: None,
+            source: Source::Image,
+            takeover,
+            strategy_simplified: false,
+            regions: vec![Region {
+                id: regional,
+                region: "fra".to_owned(),
+                scale: Scale {
+                    min,
+                    max: min.max(1),
+                    deep_sleep: (min == 0).then(|| Duration::from_secs(300)),
+                    light_sleep: None,
+                },
+                manual: None,
+                restart_limit: 3,
+                site: SiteState::Reachable(Capabilities::default()),
+                image: None,
+                instances: Vec::new(),
+            }],
+        });
+        id
+    }
+
+    pub(super) fn deployment(&self, id: DeploymentId) -> &Deployment {
+        self.store.deployments.iter().find(|it| it.id == id).unwrap()
+    }
+
+    pub(super) fn running(&self) -> Vec<InstanceId> {
+        self.site
+            .iter()
+            .filter(|(_, run)| !run.seen.phase.is_ended())
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    pub(super) fn nth_running(&self, index: usize) -> Option<InstanceId> {
+        let running = self.running();
+        (!running.is_empty()).then(|| running[index % running.len()])
+    }
+
+    pub(super) fn end(&mut self, id: InstanceId, cause: EndCause) {
+        let at = self.now;
+        if let Some(run) = self.site.get_mut(&id) {
+            run.seen.phase = InstancePhase::Ended { cause, at };
+        }
+    }
+
+    pub(super) fn lose(&mut self, id: InstanceId) {
+        self.site.remove(&id);
+    }
+
+    pub(super) fn sicken(&mut self, id: InstanceId) {
+        if let Some(run) = self.site.get_mut(&id).filter(|run| run.seen.phase.is_healthy()) {
+            run.seen.phase = InstancePhase::Running {
+                healthy: false,
+                failures: 3,
+                last_failure: Some("status 500".to_owned()),
+            };
+        }
+    }
+
+    pub(super) fn advance(&mut self, by: Duration) {
+        self.now = self.now.plus(by);
+    }
+
+    /// Every program takes a step.
+    pub(super) fn step_site(&mut self) {
+        let at = self.now;
+        for run in self.site.values_mut() {
+            run.seen.phase = match (&run.seen.phase, run.program) {
+                (InstancePhase::Preparing, _) => InstancePhase::Starting { last_failure: None },
+                (InstancePhase::Starting { .. }, Program::Good) => InstancePhase::Running {
+                    healthy: true,
+                    failures: 0,
+                    last_failure: None,
+                },
+                (InstancePhase::Starting { .. }, Program::Crashes) => InstancePhase::Ended {
+                    cause: EndCause::Exited { code: 1 },
+                    at,
+                },
+                (InstancePhase::Stopping, _) => InstancePhase::Ended {
+                    cause: EndCause::Stopped,
+                    at,
+                },
+                (other, _) => other.clone(),
+            };
+        }
+    }
+
+    /// The edge takes over and confirms what the store says now.
+    pub(super) fn sync_edge(&mut self) {
+        if !self.edge_up {
+            self.store.edge = Edge::Unknown;
+            self.store.activity = Activity::Unknown;
+            return;
+        }
+        let served: BTreeSet<InstanceId> = self
+            .store
+            .deployments
+            .iter()
+            .filter(|it| Some(it.id) == self.store.active && it.status != DeploymentStatus::Sleeping)
+            .flat_map(Deployment::instances)
+            .filter(|it| it.status == InstanceStatus::Healthy)
+            .map(|it| it.id)
+            .collect();
+        let same = matches!(&self.store.edge, Edge::Known { endpoints, .. } if *endpoints == served);
+        if !same {
+            self.store.edge = Edge::Known {
+                endpoints: served,
+                since: self.now,
+            };
+        }
+        if self.store.activity == Activity::Unknown {
+            self.store.activity = Activity::QUIET;
+        }
+    }
+
+    pub(super) fn view(&self) -> ServiceView {
+        let mut view = self.store.clone();
+        for deployment in &mut view.deployments {
+            for region in &mut deployment.regions {
+                region.site = if self.reachable {
+                    SiteState::Reachable(Capabilities::default())
+                } else {
+                    SiteState::Unreachable
+                };
+                for instance in &mut region.instances {
+                    instance.observed = match (self.reachable, self.site.get(&instance.id)) {
+                        (false, _) => Observed::Unknown,
+                        (true, None) => Observed::Absent,
+                        (true, Some(run)) => Observed::Seen(run.seen.clone()),
+                    };
+                }
+            }
+        }
+        view
+    }
+
+    /// Plans, checks the plan, carries out its writes and, unless the controller dies in between, its orders.
+    pub(super) fn reconcile(&mut self, dies_after_writes: bool) -> Plan {
+        if self.removed {
+            return Plan::default();
+        }
+        let view = self.view();
+        let made = plan(&view, &self.policy, self.now);
+        assert_eq!(
+            made,
+            plan(&view, &self.policy, self.now),
+            "the same view gives the same plan"
+        );
+        self.history.push(format!("{:?} at {}", made, self.now));
+        let served_before = view.deployments.iter().any(|it| it.status.is_serving());
+        for write in &made.writes {
+            self.write(write);
+        }
+        self.check(&view, &made, served_before);
+        if !dies_after_writes {
+            for order in &made.orders {
+                self.order(order);
+            }
+        }
+        made
+    }
+
+    fn check(&self, before: &ServiceView, made: &Plan, served_before: bool) {
+        let serving = |it: &&Deployment| it.status.is_serving();
+        assert!(
+            self.store.deployments.iter().filter(serving).count() <= 1,
+            "two deployments serve"
+        );
+        let hurried = before
+            .deployments
+            .iter()
+            .any(|it| it.takeover != Takeover::Rolling && it.status.is_starting_up());
+        if served_before && before.intent == Intent::Run && self.store.intent == Intent::Run && !hurried {
+            assert!(
+                self.store.deployments.iter().any(|it| it.status.is_serving()),
+                "the old deployment was stopped before the new one was healthy"
+            );
+        }
+        for deployment in &self.store.deployments {
+            let mut live: BTreeSet<u32> = BTreeSet::new();
+            for instance in deployment.instances().filter(|it| it.is_live()) {
+                assert!(
+                    live.insert(instance.replica_index),
+                    "two live instances of one replica"
+                );
+            }
+        }
+        if !self.reachable {
+            assert!(
+                made.orders.iter().all(|it| matches!(it, Order::RemoveService)),
+                "an order while the site does not answer"
+            );
+            for write in &made.writes {
+                if let Write::Instance(write) = write {
+                    assert!(
+                        !write.to.is_final(),
+                        "declared over while the site does not answer"
+                    );
+                }
+                assert!(!matches!(write, Write::CreateInstance { .. }));
+            }
+        }
+    }
+
+    fn find(&mut self, id: InstanceId) -> &mut Instance {
+        self.store
+            .deployments
+            .iter_mut()
+            .flat_map(|it| &mut it.regions)
+            .flat_map(|it| &mut it.instances)
+            .find(|it| it.id == id)
+            .unwrap()
+    }
+
+    fn write(&mut self, write: &Write) {
+        let now = self.now;
+        match write {
+            Write::Service { from, to, messages } => {
+                assert_eq!(self.store.status, *from);
+                self.store.status = *to;
+                self.store.messages.clone_from(messages);
+            }
+            Write::Activate { deployment, .. } => self.store.active = *deployment,
+            Write::SleepingSince(since) => self.store.sleeping_since = *since,
+            Write::RequestDelete(_) => self.store.intent = Intent::Delete,
+            Write::Deployment {
+                id,
+                from,
+                to,
+                messages,
+                ..
+            } => {
+                let deployment = self.store.deployments.iter_mut().find(|it| it.id == *id).unwrap();
+                assert_eq!(deployment.status, *from);
+                assert!(from.may_become(*to), "{from} -> {to}");
+                if matches!(to, DeploymentStatus::Degraded | DeploymentStatus::Unhealthy) {
+                    assert!(
+                        deployment.healthy_at.is_some(),
+                        "in trouble before it was ever healthy"
+                    );
+                }
+                assert_ne!(*to, DeploymentStatus::Scheduled, "SCHEDULED is skipped");
+                deployment.status = *to;
+                deployment.messages.clone_from(messages);
+                if *to == DeploymentStatus::Allocating {
+                    deployment.allocated_at = Some(now);
+                }
+                if *to == DeploymentStatus::Healthy {
+                    deployment.healthy_at.get_or_insert(now);
+                }
+                if matches!(to, DeploymentStatus::Error) {
+                    assert!(!deployment.messages.is_empty(), "an error without a cause");
+                }
+            }
+            Write::CreateInstance {
+                regional,
+                replica_index,
+                ..
+            } => {
+                let id = InstanceId::from_uuid(self.uuid());
+                let region = self
+                    .store
+                    .deployments
+                    .iter_mut()
+                    .flat_map(|it| &mut it.regions)
+                    .find(|it| it.id == *regional)
+                    .unwrap();
+                region.instances.push(Instance {
+                    id,
+                    replica_index: *replica_index,
+                    status: InstanceStatus::Allocating,
+                    messages: Vec::new(),
+                    generation: Generation(1),
+                    address: None,
+                    forgotten: false,
+                    created_at: now,
+                    healthy_at: None,
+                    ended_at: None,
+                    observed: Observed::Unknown,
+                });
+            }
+            Write::Instance(write) => {
+                let instance = self.find(write.id);
+                assert_eq!(instance.status, write.from);
+                assert!(write.from.may_become(write.to), "{} -> {}", write.from, write.to);
+                instance.status = write.to;
+                instance.messages.clone_from(&write.messages);
+                instance.forgotten |= write.forgotten;
+                if write.next_generation {
+                    instance.generation = instance.generation.next();
+                }
+                if write.address.is_some() {
+                    instance.address = write.address;
+                }
+                if write.to == InstanceStatus::Healthy {
+                    instance.healthy_at.get_or_insert(now);
+                }
+                if write.to.is_final() {
+                    instance.ended_at.get_or_insert(now);
+                }
+            }
+        }
+    }
+
+    fn order(&mut self, order: &Order) {
+        match order {
+            Order::EnsureImage { deployment, .. } => {
+                let program = self.programs[deployment];
+                let region = self
+                    .store
+                    .deployments
+                    .iter_mut()
+                    .find(|it| it.id == *deployment)
+                    .map(|it| &mut it.regions[0])
+                    .unwrap();
+                region.image = Some(match program {
+                    Program::NoImage => ObservedImage::Failed {
+                        message: "there is no such image".to_owned(),
+                        retryable: false,
+                    },
+                    _ => ObservedImage::Ready {
+                        digest: "sha256:00".to_owned(),
+                        size_bytes: 1,
+                    },
+                });
+            }
+            Order::Start { instance } => {
+                let deployment = self
+                    .store
+                    .deployments
+                    .iter()
+                    .find(|it| it.instances().any(|it| it.id == *instance))
+                    .unwrap();
+                let program = self.programs[&deployment.id];
+                let row = deployment.instances().find(|it| it.id == *instance).unwrap();
+                assert_eq!(
+                    row.status,
+                    InstanceStatus::Allocating,
+                    "started without the intent"
+                );
+                let seen = ObservedInstance {
+                    id: *instance,
+                    generation: row.generation,
+                    phase: InstancePhase::Preparing,
+                    address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+                    started_at: Some(self.now),
+                };
+                self.site.entry(*instance).or_insert(Run { seen, program });
+            }
+            Order::Stop { instance, .. } => {
+                assert_eq!(
+                    self.find(*instance).status,
+                    InstanceStatus::Stopping,
+                    "stopped without the intent"
+                );
+                if let Some(run) = self.site.get_mut(instance).filter(|it| !it.seen.phase.is_ended()) {
+                    run.seen.phase = InstancePhase::Stopping;
+                }
+            }
+            Order::Forget { instance } => {
+                assert!(self.site.get(instance).is_none_or(|it| it.seen.phase.is_ended()));
+                self.site.remove(instance);
+                self.find(*instance).forgotten = true;
+            }
+            Order::RemoveService => {
+                assert!(self.running().is_empty(), "removed while something of it runs");
+                self.removed = true;
+            }
+        }
+    }
+
+    /// Lets the world be well and quiet until nothing is left to do; panics when that does not come.
+    pub(super) fn settle(&mut self) {
+        const ROUNDS: usize = 3000;
+        self.reachable = true;
+        self.edge_up = true;
+        let mut idle = 0;
+        for _ in 0..ROUNDS {
+            self.step_site();
+            self.sync_edge();
+            let made = self.reconcile(false);
+            if made.is_empty() {
+                idle += 1;
+                if idle > 4
+                    && made
+                        .look_again_at
+                        .is_none_or(|at| at.since(self.now) > Duration::from_secs(86400))
+                {
+                    return;
+                }
+                let pause = made
+                    .look_again_at
+                    .map_or(Duration::from_secs(1), |at| at.since(self.now))
+                    .max(Duration::from_millis(1));
+                self.advance(pause);
+            } else {
+                idle = 0;
+                self.advance(Duration::from_millis(10));
+            }
+        }
+        panic!(
+            "never quiet; the last plans: {:#?}",
+            &self.history[self.history.len() - 3..]
+        );
+    }
+
+    /// A few rounds without letting time pass much.
+    pub(super) fn rounds(&mut self, count: usize) {
+        for _ in 0..count {
+            self.step_site();
+            self.sync_edge();
+            self.reconcile(false);
+            self.advance(Duration::from_millis(10));
+        }
+    }
+}

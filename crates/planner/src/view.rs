@@ -1,0 +1,260 @@
+//! Everything the planner may know of one service, as plain facts.
+//!
+//! The controller fills a [`ServiceView`] from the store, from what the sites say and from what the data plane
+//! reports. Times come from the store; what is `None` has not happened.
+
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+
+use tram_site::{Capabilities, ObservedImage, ObservedInstance};
+use tram_types::{
+    DeploymentId, Generation, InstanceId, RegionalDeploymentId, ServiceId, Timestamp,
+    effective::Scale,
+    status::{DeploymentStatus, InstanceStatus, ServiceStatus},
+};
+
+/// What the owner wants of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Intent {
+    /// It should run.
+    Run,
+    /// It should hold nothing, and can be resumed.
+    Pause,
+    /// It should be gone.
+    Delete,
+}
+
+/// What the owner wants of an app.
+pub type AppIntent = Intent;
+
+/// One service at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServiceView {
+    /// Which.
+    pub id: ServiceId,
+    /// What its owner wants; the stricter of the service's own and its app's.
+    pub intent: Intent,
+    /// What it is shown as.
+    pub status: ServiceStatus,
+    /// What is shown beside the status.
+    pub messages: Vec<String>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Since when it sleeps.
+    pub sleeping_since: Option<Timestamp>,
+    /// The deployment that serves.
+    pub active: Option<DeploymentId>,
+    /// Time after its creation at which it is deleted.
+    pub delete_after_create: Option<Duration>,
+    /// Time asleep after which it is deleted.
+    pub delete_after_sleep: Option<Duration>,
+    /// Whether requests can reach it through the edge: it has a route or a public TCP port.
+    pub routed: bool,
+    /// Whether its kind may sleep at all: workers and databases may not.
+    pub may_sleep: bool,
+    /// Every deployment that is not final, and the newest one whatever its status.
+    pub deployments: Vec<Deployment>,
+    /// What the data plane says of its traffic.
+    pub activity: Activity,
+    /// What the data plane was told and has confirmed.
+    pub edge: Edge,
+}
+
+/// One deployment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Deployment {
+    /// Which.
+    pub id: DeploymentId,
+    /// 1, 2, 3 … in its service.
+    pub version: i64,
+    /// What it is shown as.
+    pub status: DeploymentStatus,
+    /// What is shown beside the status.
+    pub messages: Vec<String>,
+    /// Its owner wants it cancelled.
+    pub cancel_requested: bool,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When its first instance was given a place.
+    pub allocated_at: Option<Timestamp>,
+    /// When it was first healthy.
+    pub healthy_at: Option<Timestamp>,
+    /// Where its code comes from.
+    pub source: Source,
+    /// How it takes over from the one before.
+    pub takeover: Takeover,
+    /// It asked for a strategy that is carried out as a rolling one.
+    pub strategy_simplified: bool,
+    /// One a region.
+    pub regions: Vec<Region>,
+}
+
+/// Where a deployment's code comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// An image that a site can fetch.
+    Image,
+    /// Something that cannot be carried out; the text tells the user why and what to do.
+    Unusable(String),
+}
+
+/// How a deployment takes over from the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Takeover {
+    /// The old one serves until the new one is healthy.
+    Rolling,
+    /// The old one is stopped as soon as the new one's image is there.
+    Immediate,
+    /// As `Immediate`, and the new one starts only when nothing of the old one is left: they share a volume.
+    StopFirst,
+}
+
+/// A deployment in one region.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Region {
+    /// Which regional deployment.
+    pub id: RegionalDeploymentId,
+    /// The resolved region.
+    pub region: String,
+    /// How many instances, and when to sleep.
+    pub scale: Scale,
+    /// The owner's override of the number of instances.
+    pub manual: Option<u32>,
+    /// Probes in a row that may fail before an instance is replaced.
+    pub restart_limit: u32,
+    /// Whether its site answers.
+    pub site: SiteState,
+    /// What the site last said of the image; `None`: not asked yet.
+    pub image: Option<ObservedImage>,
+    /// Every instance that is not over, and the newest ended ones of each replica.
+    pub instances: Vec<Instance>,
+}
+
+/// Whether a region's site answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SiteState {
+    /// It answers.
+    Reachable(Capabilities),
+    /// It does not, for now: nothing may be concluded.
+    Unreachable,
+    /// No site serves the region.
+    Missing,
+}
+
+/// One instance.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Instance {
+    /// Which.
+    pub id: InstanceId,
+    /// Which of the replicas.
+    pub replica_index: u32,
+    /// What it is shown as.
+    pub status: InstanceStatus,
+    /// What is shown beside the status. On a stopping or stopped instance: why, when nobody ordered it.
+    pub messages: Vec<String>,
+    /// The newest order for it.
+    pub generation: Generation,
+    /// Where it was last seen to listen.
+    pub address: Option<IpAddr>,
+    /// Its site has forgotten it.
+    pub forgotten: bool,
+    /// When its row was made.
+    pub created_at: Timestamp,
+    /// When it was first healthy.
+    pub healthy_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// What its site says now.
+    pub observed: Observed,
+}
+
+/// What a site says of an instance.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Observed {
+    /// The site could not be asked.
+    Unknown,
+    /// The site answers and does not have it.
+    Absent,
+    /// The site has it.
+    Seen(ObservedInstance),
+}
+
+/// Traffic of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    /// The data plane has not said, or cannot be reached: nothing is put to sleep.
+    Unknown,
+    /// What it said last.
+    Known {
+        /// Requests, streams and connections being served.
+        in_flight: u64,
+        /// Callers that wait for an instance.
+        queued: u64,
+        /// When the last request ended or began; `None`: none since the data plane started.
+        last_at: Option<Timestamp>,
+        /// Somebody waits for it to wake.
+        wake: bool,
+    },
+}
+
+impl Activity {
+    /// Nothing going on, none ever seen.
+    pub const QUIET: Self = Self::Known {
+        in_flight: 0,
+        queued: 0,
+        last_at: None,
+        wake: false,
+    };
+
+    /// Whether somebody waits for an instance.
+    #[must_use]
+    pub const fn demands_wake(self) -> bool {
+        matches!(
+            self,
+            Self::Known { wake: true, .. } | Self::Known { queued: 1.., .. }
+        )
+    }
+}
+
+/// What the data plane has confirmed about this service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Edge {
+    /// No table was confirmed since this process started, or the link is down.
+    Unknown,
+    /// The confirmed table.
+    Known {
+        /// The instances it may send new requests to.
+        endpoints: BTreeSet<InstanceId>,
+        /// When the service's entry in it last changed.
+        since: Timestamp,
+    },
+}
+
+impl Instance {
+    /// Whether it counts as a replica: not over and not on its way out.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        !self.status.is_final() && self.status != InstanceStatus::Stopping
+    }
+}
+
+impl Deployment {
+    /// Whether it is on its way out.
+    #[must_use]
+    pub const fn is_going_down(&self) -> bool {
+        matches!(
+            self.status,
+            DeploymentStatus::Canceling | DeploymentStatus::Stopping | DeploymentStatus::Erroring
+        )
+    }
+
+    /// Whether none of its instances is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.instances().all(|instance| instance.status.is_final())
+    }
+
+    /// Its instances in every region.
+    pub fn instances(&self) -> impl Iterator<Item = &Instance> {
+        self.regions.iter().flat_map(|region| &region.instances)
+    }
+}
