@@ -1,1 +1,78 @@
-//! The suites: every case runs on both databases.
+//! The suite: every case runs on both databases, so that neither grows a behaviour of its own.
+//!
+//! On SQLite each case is a test. On PostgreSQL all cases share one cluster, which takes longer to start than any
+//! case takes to run; the last case that was announced is the one that failed.
+
+mod cluster;
+mod compute;
+mod controlling;
+mod durability;
+mod edge;
+mod files;
+mod fixture;
+mod past;
+mod schema;
+mod tenants;
+
+macro_rules! cases {
+    ($($module:ident::$case:ident),+ $(,)?) => {
+        mod sqlite {
+            $(
+                #[tokio::test]
+                async fn $case() {
+                    let fixture = super::fixture::Fixture::sqlite().await;
+                    super::$module::$case(&fixture).await;
+                    fixture.store.close().await;
+                }
+            )+
+        }
+
+        #[tokio::test]
+        async fn postgres() {
+            let Some(cluster) = cluster::Cluster::start().await else {
+                return;
+            };
+            $(
+                println!(concat!("case ", stringify!($module), "::", stringify!($case)));
+                let url = cluster.new_database(stringify!($case)).await;
+                let fixture = fixture::Fixture::postgres(url).await;
+                Box::pin($module::$case(&fixture)).await;
+                fixture.store.close().await;
+            )+
+            cluster.stop().await;
+        }
+    };
+}
+
+cases! {
+    tenants::names_are_unique_and_pages_are_stable,
+    tenants::a_token_is_found_until_it_expires_or_is_revoked,
+    tenants::nothing_of_another_organization_is_found,
+    tenants::settings_are_kept,
+    compute::an_app_comes_with_its_domain_or_not_at_all,
+    compute::a_service_comes_with_its_first_deployment,
+    compute::deployments_count_up_even_when_the_clock_jumps_back,
+    compute::writers_that_race_get_versions_of_their_own,
+    compute::one_of_many_gets_the_name,
+    compute::intents_show_at_once_and_refuse_what_is_too_late,
+    compute::lists_filter,
+    compute::a_composition_is_whole,
+    compute::a_paused_app_resumes_with_its_services,
+    edge::public_ports_are_unique_and_run_out,
+    edge::public_ports_are_unique_under_a_race,
+    edge::domains_are_unique_everywhere,
+    edge::secrets_are_encrypted_scoped_and_rotated,
+    edge::a_ciphertext_cannot_be_moved,
+    controlling::a_state_holds_what_may_still_change,
+    controlling::a_batch_is_applied_whole_or_not_at_all,
+    controlling::a_sweep_sees_what_is_not_settled,
+    controlling::a_service_goes_when_its_instances_are_forgotten,
+    controlling::routes_of_one_are_the_routes_of_all,
+    controlling::one_process_leads_and_a_former_leader_is_refused,
+    controlling::changes_are_told_after_the_commit,
+    past::events_keep_their_order,
+    past::old_things_are_pruned_and_serving_ones_are_not,
+    schema::records_match_their_tables,
+    schema::an_upgraded_database_equals_a_fresh_one,
+    schema::a_newer_database_is_refused,
+}

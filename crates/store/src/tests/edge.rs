@@ -1,0 +1,297 @@
+//! Ports, domains, secrets.
+
+use std::collections::BTreeSet;
+
+use tram_types::{
+    SecretId,
+    status::{DomainStatus, DomainType, SecretType},
+};
+
+use super::fixture::{Fixture, new_deployment, new_domain, new_service};
+use crate::{
+    Error, Page, Store, filter,
+    intent::{DomainEdit, NewSecret, SecretEdit, ServiceEdit},
+    sql::Sql,
+};
+
+pub(super) async fn public_ports_are_unique_and_run_out(fixture: &Fixture) {
+    let store = &fixture.store;
+    let (organization, _) = fixture.organization().await;
+    let app = fixture.app(organization).await;
+    let mut new = new_service(&app, "first");
+    new.proxy_ports = vec![3031, 5432];
+    let first = store.create_service(new).await.unwrap();
+    let ports: Vec<u16> = first.proxy_ports.iter().map(|one| one.port).collect();
+    assert_eq!(ports, [3031, 5432]);
+    let mut new = new_service(&app, "second");
+    new.proxy_ports = vec![3031];
+    let second = store.create_service(new).await.unwrap();
+    let public: BTreeSet<u16> = first
+        .proxy_ports
+        .iter()
+        .chain(&second.proxy_ports)
+        .map(|one| one.public_port)
+        .collect();
+    assert_eq!(public.len(), 3);
+    assert!(
+        public.iter().all(|port| (20_000..=20_003).contains(port)),
+        "{public:?}"
+    );
+
+    // A service keeps what it has, whatever its next deployment asks for.
+    let again = store
+        .add_deployment(
+            organization,
+            second.service.id,
+            &ServiceEdit::default(),
+            new_deployment(),
+            &[3031],
+        )
+        .await
+        .unwrap();
+    assert_eq!(again.proxy_ports, second.proxy_ports);
+    let more = store
+        .add_deployment(
+            organization,
+            second.service.id,
+            &ServiceEdit::default(),
+            new_deployment(),
+            &[1],
+        )
+        .await
+        .unwrap();
+    assert_eq!(more.proxy_ports.len(), 2);
+    let error = store
+        .add_deployment(
+            organization,
+            second.service.id,
+            &ServiceEdit::default(),
+            new_deployment(),
+            &[2],
+        )
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::Exhausted { .. }), "{error}");
+    assert!(error.to_string().contains("20000 to 20003"), "{error}");
+    let listed = store
+        .proxy_ports(organization, &[first.service.id, second.service.id])
+        .await
+        .unwrap();
+    assert_eq!(listed.len(), 4);
+}
+
+pub(super) async fn public_ports_are_unique_under_a_race(fixture: &Fixture) {
+    let (organization, _) = fixture.organization().await;
+    let app = fixture.app(organization).await;
+    let mut writers = tokio::task::JoinSet::new();
+    for index in 0..6 {
+        let store = fixture.store.clone();
+        let mut new = new_service(&app, &format!("service-{index}"));
+        new.proxy_ports = vec![80];
+        writers.spawn(async move { store.create_service(new).await });
+    }
+    let mut given = BTreeSet::new();
+    let mut refused = 0;
+    for outcome in writers.join_all().await {
+        match outcome {
+            Ok(made) => assert!(given.insert(made.proxy_ports[0].public_port)),
+            Err(Error::Exhausted { .. }) => refused += 1,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((given.len(), refused), (4, 2));
+}
+
+pub(super) async fn domains_are_unique_everywhere(fixture: &Fixture) {
+    let store = &fixture.store;
+    let (organization, _) = fixture.organization().await;
+    let (other, _) = fixture.organization().await;
+    let app = fixture.app(organization).await;
+    let mut custom = new_domain(organization, None, "www.example");
+    custom.kind = DomainType::Custom;
+    custom.status = DomainStatus::Pending;
+    let custom = store.create_domain(custom).await.unwrap();
+    let error = store
+        .create_domain(new_domain(other, None, "WWW.example"))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, Error::AlreadyExists { object: "domain", field: "name", value } if value == "www.example"),
+        "{error}"
+    );
+    let edit = DomainEdit {
+        app_id: Some(Some(app.id)),
+        status: Some(DomainStatus::Active),
+        ..DomainEdit::default()
+    };
+    let edited = store.update_domain(organization, custom.id, &edit).await.unwrap();
+    assert_eq!(
+        (edited.app_id, edited.status, edited.version),
+        (Some(app.id), DomainStatus::Active, 2)
+    );
+    assert_eq!(
+        store.domain_by_name_unscoped("Www.Example").await.unwrap(),
+        Some(edited)
+    );
+    let filter = filter::Domains {
+        kinds: vec![DomainType::Custom],
+        statuses: vec![DomainStatus::Active],
+        app_ids: vec![app.id],
+        name: Some("www.example".to_owned()),
+        ..filter::Domains::default()
+    };
+    assert_eq!(
+        store
+            .list_domains(organization, &filter, Page::default())
+            .await
+            .unwrap()
+            .count,
+        1
+    );
+    assert_eq!(
+        store
+            .list_domains_unscoped(&filter, Page::default())
+            .await
+            .unwrap()
+            .count,
+        1
+    );
+    store.delete_domain(organization, custom.id).await.unwrap();
+    store
+        .create_domain(new_domain(other, None, "www.example"))
+        .await
+        .unwrap();
+}
+
+fn new_secret(organization: tram_types::OrganizationId, name: &str) -> NewSecret {
+    NewSecret {
+        id: SecretId::random(),
+        organization_id: organization,
+        project_id: None,
+        name: name.to_owned(),
+        kind: SecretType::Simple,
+    }
+}
+
+pub(super) async fn secrets_are_encrypted_scoped_and_rotated(fixture: &Fixture) {
+    let store = &fixture.store;
+    let (organization, project) = fixture.organization().await;
+    let shared = store
+        .create_secret(new_secret(organization, "key"), b"\"shared\"")
+        .await
+        .unwrap();
+    assert!(matches!(
+        store.create_secret(new_secret(organization, "key"), b"x").await,
+        Err(Error::AlreadyExists {
+            object: "secret",
+            field: "name",
+            ..
+        })
+    ));
+    let mut own = new_secret(organization, "key");
+    own.project_id = Some(project);
+    let own = store.create_secret(own, b"\"own\"").await.unwrap();
+    let names = ["key".to_owned(), "missing".to_owned()];
+    let seen = store
+        .reveal_secrets_by_name(organization, Some(project), &names)
+        .await
+        .unwrap();
+    assert_eq!(seen.len(), 1);
+    assert_eq!(seen["key"], (own.clone(), b"\"own\"".to_vec()));
+    let seen = store
+        .reveal_secrets_by_name(organization, None, &names)
+        .await
+        .unwrap();
+    assert_eq!(seen["key"].1, b"\"shared\"");
+
+    let stored = ciphertexts(store).await;
+    assert_eq!(stored.len(), 2);
+    assert!(
+        stored
+            .iter()
+            .all(|(_, ciphertext)| !ciphertext.contains("shared"))
+    );
+    let rotated = store.rotate_secrets().await.unwrap();
+    assert_eq!(rotated.secrets, 2);
+    let after = ciphertexts(store).await;
+    assert!(after.iter().all(|(key_id, _)| *key_id == rotated.key_id));
+    assert!(after.iter().all(|row| !stored.contains(row)));
+    assert_eq!(
+        store.reveal_secret(organization, shared.id).await.unwrap(),
+        b"\"shared\""
+    );
+
+    let edit = SecretEdit {
+        name: Some("renamed".to_owned()),
+        ..SecretEdit::default()
+    };
+    let edited = store
+        .update_secret(organization, shared.id, &edit, Some(b"new"))
+        .await
+        .unwrap();
+    assert_eq!(edited.name, "renamed");
+    assert_eq!(
+        store.reveal_secret(organization, shared.id).await.unwrap(),
+        b"new"
+    );
+    let by_name = store
+        .secret_by_name(organization, Some(project), "key")
+        .await
+        .unwrap();
+    assert_eq!(by_name.map(|secret| secret.id), Some(own.id));
+
+    // Another process with the same file reads what this one wrote, and what it writes after another rotation.
+    let second = Store::open(fixture.options.clone()).await.unwrap();
+    store.rotate_secrets().await.unwrap();
+    assert_eq!(
+        second.reveal_secret(organization, shared.id).await.unwrap(),
+        b"new"
+    );
+    second.close().await;
+    store.delete_secret(organization, own.id).await.unwrap();
+    assert!(matches!(
+        store.reveal_secret(organization, own.id).await,
+        Err(Error::NotFound { .. })
+    ));
+}
+
+pub(super) async fn a_ciphertext_cannot_be_moved(fixture: &Fixture) {
+    const DOING: &str = "testing";
+    let store = &fixture.store;
+    let (organization, _) = fixture.organization().await;
+    let one = store
+        .create_secret(new_secret(organization, "one"), b"1")
+        .await
+        .unwrap();
+    let two = store
+        .create_secret(new_secret(organization, "two"), b"2")
+        .await
+        .unwrap();
+    let sql = Sql::new(
+        "UPDATE secrets SET ciphertext = (SELECT ciphertext FROM secrets WHERE id = $1) WHERE id = $2",
+    )
+    .bind(&one.id)
+    .bind(&two.id);
+    store.write_one(sql, &[], DOING).await.unwrap();
+    let error = store.reveal_secret(organization, two.id).await.unwrap_err();
+    assert!(
+        matches!(error, Error::Keyring(crate::keyring::Error::Altered { .. })),
+        "{error}"
+    );
+}
+
+async fn ciphertexts(store: &Store) -> Vec<(String, String)> {
+    const DOING: &str = "testing";
+    let rows = Sql::new("SELECT key_id, ciphertext FROM secrets ORDER BY id")
+        .rows(&mut *store.database().read(DOING).await.unwrap(), DOING)
+        .await
+        .unwrap();
+    rows.iter()
+        .map(|row| {
+            (
+                crate::sql::read(row, "key_id", DOING).unwrap(),
+                crate::sql::read(row, "ciphertext", DOING).unwrap(),
+            )
+        })
+        .collect()
+}

@@ -1,0 +1,135 @@
+//! History and what becomes of it.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tram_types::status::DeploymentStatus;
+
+use super::fixture::{Fixture, new_deployment};
+use crate::{
+    Order, Page, Retention, filter,
+    intent::{DeploymentSet, NewActivity, NewEvent, ServiceEdit, Update},
+    record::ObjectKind,
+};
+
+pub(super) async fn events_keep_their_order(fixture: &Fixture) {
+    let store = &fixture.store;
+    let (organization, _) = fixture.organization().await;
+    let object = uuid::Uuid::new_v4();
+    let event = |kind: &str| NewEvent {
+        organization_id: organization,
+        object_kind: ObjectKind::Instance,
+        object_id: object,
+        kind: kind.to_owned(),
+        message: String::new(),
+        metadata: json!({"kind": kind}),
+    };
+    store
+        .add_events(vec![event("A"), event("B"), event("C")])
+        .await
+        .unwrap();
+    let kinds = async |filter: filter::Events, page: Page| -> String {
+        let listed = store.list_events(organization, &filter, page).await.unwrap();
+        listed.items.iter().map(|event| event.kind.as_str()).collect()
+    };
+    let all = filter::Events {
+        object_ids: vec![object],
+        ..filter::Events::of_kind(ObjectKind::Instance)
+    };
+    assert_eq!(kinds(all.clone(), Page::default()).await, "CBA");
+    assert_eq!(kinds(all.clone(), Page { limit: 2, offset: 1 }).await, "BA");
+    let ascending = filter::Events {
+        order: Order::Ascending,
+        kinds: vec!["A".to_owned(), "C".to_owned()],
+        ..all
+    };
+    assert_eq!(kinds(ascending, Page::default()).await, "AC");
+    assert_eq!(
+        kinds(filter::Events::of_kind(ObjectKind::App), Page::default()).await,
+        ""
+    );
+
+    for verb in ["created", "deleted"] {
+        let new = NewActivity {
+            organization_id: organization,
+            actor: json!({"name": "somebody"}),
+            verb: verb.to_owned(),
+            object: json!({"name": "app"}),
+            metadata: json!({}),
+        };
+        store.add_activity(new).await.unwrap();
+        fixture.clock.advance(Duration::from_secs(1));
+    }
+    let feed = store
+        .list_activities(organization, Page::default())
+        .await
+        .unwrap();
+    let verbs: Vec<&str> = feed.items.iter().map(|one| one.verb.as_str()).collect();
+    assert_eq!(verbs, ["deleted", "created"]);
+}
+
+pub(super) async fn old_things_are_pruned_and_serving_ones_are_not(fixture: &Fixture) {
+    let store = &fixture.store;
+    let (organization, _) = fixture.organization().await;
+    let first = fixture.service(organization).await;
+    let id = first.service.id;
+    let ended = fixture.instance(&first).await;
+    fixture.end(&ended).await;
+    let live = fixture.instance(&first).await;
+    for _ in 0..3 {
+        let made = store
+            .add_deployment(organization, id, &ServiceEdit::default(), new_deployment(), &[])
+            .await
+            .unwrap();
+        let set = DeploymentSet {
+            status: Some(DeploymentStatus::Error),
+            ..DeploymentSet::default()
+        };
+        let update = Update::Deployment {
+            id: made.deployment.id,
+            expected: DeploymentStatus::Pending,
+            set: Box::new(set),
+        };
+        store.apply(id, vec![update]).await.unwrap();
+    }
+    let event = NewEvent {
+        organization_id: organization,
+        object_kind: ObjectKind::Service,
+        object_id: id.uuid(),
+        kind: "OLD".to_owned(),
+        message: String::new(),
+        metadata: json!(null),
+    };
+    store.add_events(vec![event]).await.unwrap();
+    let limits = Retention {
+        deployments_per_service: 2,
+        ..Retention::default()
+    };
+    let nothing = store.prune(&limits).await.unwrap();
+    assert_eq!(nothing, crate::Pruned::default());
+    fixture.clock.advance(Duration::from_secs(31 * 24 * 3600));
+    let pruned = store.prune(&limits).await.unwrap();
+    assert_eq!((pruned.deployments, pruned.instances, pruned.events), (1, 1, 1));
+    assert!(!pruned.is_partial());
+    assert_eq!(store.prune(&limits).await.unwrap(), crate::Pruned::default());
+    let left = store
+        .list_deployments(organization, &filter::Deployments::default(), Page::default())
+        .await
+        .unwrap();
+    // The first never ended, the second was pruned, the third and the fourth are the newest two.
+    let versions: Vec<i64> = left.items.iter().map(|one| one.version).collect();
+    assert_eq!(versions, [4, 3, 1]);
+    assert_eq!(store.load_service_state(id).await.unwrap().instances, [live]);
+
+    // A crash loop is bounded by number, however young its instances are.
+    for _ in 0..5 {
+        let ended = fixture.instance(&first).await;
+        fixture.end(&ended).await;
+        fixture.clock.advance(Duration::from_secs(1));
+    }
+    let few = Retention {
+        instances_per_service: 2,
+        ..limits
+    };
+    assert_eq!(store.prune(&few).await.unwrap().instances, 3);
+}
