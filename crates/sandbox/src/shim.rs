@@ -3,7 +3,7 @@
 //! Owns the instance's output and its end: it reads the pipes, waits, writes `exit.json`, and leaves.
 //! Forked (not exec'd) by the supervisor, and outlives it.
 //!
-//! The one design choice to know: the shim holds a lock on `shim.lock` for as long as it lives. That
+//! The one design choice to know: the shim holds a lock on `spec.json` for as long as it lives. That
 //! is how a new supervisor, which shares nothing with it but the disk, knows whether an instance is
 //! looked after; pids are only for signals.
 
@@ -89,15 +89,6 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
     sys::set_stdio(null.as_fd(), null.as_fd(), null.as_fd())?;
 
     let own = own_identity()?;
-    let mut run = Run {
-        boot_id: order.boot_id.to_owned(),
-        generation: order.spec.generation,
-        shim: own,
-        init: None,
-        started_at: None,
-    };
-    order.dir.write_run(&run)?;
-
     let Attach { born_in, procs } = attach;
     let child = sys::clone3(init::namespaces(&order.spec.network), born_in.as_ref().map(AsFd::as_fd), || {
         let stdio = [null.as_fd(), child_stdout.as_fd(), child_stderr.as_fd()];
@@ -122,9 +113,8 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
 
     let started_at = Timestamp::now();
     let init = ProcessIdentity { pid: child.pid, start_ticks: sys::start_ticks(child.pid).unwrap_or_default() };
-    run.init = Some(init);
-    run.started_at = Some(started_at);
-    order.dir.write_run(&run)?;
+    let (boot_id, generation) = (order.boot_id.to_owned(), order.spec.generation);
+    order.dir.write_run(&Run { boot_id, generation, shim: own, init, started_at })?;
     report(order, &Report::Started { init, started_at });
 
     let writer = Writer::open(&order.dir.logs(), &order.spec.logs)?;

@@ -2,18 +2,19 @@
 //!
 //! ```text
 //! <state>/supervisor.sock   <state>/supervisor.lock   <state>/trash/
+//! <state>/root/   where each instance mounts its root, in its own mount namespace
 //! <state>/instances/<id>/
-//!     spec.json   the order, written before anything is done about it
-//!     shim.lock   locked for as long as the shim lives
-//!     run.json    who runs: written by the shim, again once the program was exec'd
+//!     spec.json   the order, written before anything is done about it; locked by the shim
+//!     run.json    who runs: written by the shim once the program was exec'd
 //!     stop.json   somebody asked for the end: written before the signal is sent
 //!     exit.json   how it ended: written last, and durably
-//!     logs/  upper/  work/  root/
+//!     logs/  upper/  work/
 //! ```
 //!
 //! Called by the supervisor and the shims. The one design choice to know: every file appears whole
 //! (written beside, then renamed), and which files exist tells how far an instance got, so a restart
-//! needs no other memory. Only `exit.json` is synced: the rest is worthless after a power cut, which
+//! needs no other memory. There are as few files as can be: making one on a busy disk costs more than
+//! making a namespace. Only `exit.json` is synced: the rest is worthless after a power cut, which
 //! ends every instance anyway.
 
 use std::fs::{self, File, OpenOptions};
@@ -38,9 +39,8 @@ pub(crate) struct Run {
     pub(crate) boot_id: String,
     pub(crate) generation: u64,
     pub(crate) shim: ProcessIdentity,
-    /// Absent until the program was exec'd.
-    pub(crate) init: Option<ProcessIdentity>,
-    pub(crate) started_at: Option<Timestamp>,
+    pub(crate) init: ProcessIdentity,
+    pub(crate) started_at: Timestamp,
 }
 
 /// A pid that cannot be mistaken after it was given to another process.
@@ -77,7 +77,7 @@ impl StateDir {
         fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(root)?;
         // Absolute, because shims change their directory and cgroups are named after it.
         let root = root.canonicalize()?;
-        for name in ["instances", "trash"] {
+        for name in ["instances", "trash", "root"] {
             fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(root.join(name))?;
         }
         Ok(Self { root })
@@ -92,7 +92,7 @@ impl StateDir {
     }
 
     pub(crate) fn instance(&self, id: &InstanceId) -> InstanceDir {
-        InstanceDir { path: self.root.join("instances").join(id.as_str()) }
+        InstanceDir { path: self.root.join("instances").join(id.as_str()), mount_point: self.root.join("root") }
     }
 
     /// The ids of all instances that have a directory; other names are left alone.
@@ -117,12 +117,13 @@ impl StateDir {
 #[derive(Debug, Clone)]
 pub(crate) struct InstanceDir {
     path: PathBuf,
+    mount_point: PathBuf,
 }
 
 impl InstanceDir {
     pub(crate) fn create(&self) -> io::Result<()> {
         fs::DirBuilder::new().mode(DIRECTORY_MODE).create(&self.path)?;
-        for directory in [self.logs(), self.upper(), self.work(), self.root()] {
+        for directory in [self.logs(), self.upper(), self.work()] {
             fs::DirBuilder::new().mode(DIRECTORY_MODE).create(directory)?;
         }
         // The upper directory's mode becomes that of the instance's `/`.
@@ -141,9 +142,10 @@ impl InstanceDir {
         self.path.join("work")
     }
 
-    /// Where the shim's child mounts the root, in its own mount namespace: always empty from outside.
+    /// Where the shim's child mounts the root: one directory for all, because each does it in a mount
+    /// namespace of its own. Always empty from outside.
     pub(crate) fn root(&self) -> PathBuf {
-        self.path.join("root")
+        self.mount_point.clone()
     }
 
     pub(crate) fn write_spec(&self, spec: &LaunchSpec) -> io::Result<()> {
@@ -184,10 +186,10 @@ impl InstanceDir {
         Timestamp::try_from(modified).map_err(io::Error::other)
     }
 
-    /// The shim's lock, if nobody holds it: proof that no shim lives.
+    /// The shim's lock, if nobody holds it: proof that no shim lives. It is a lock on `spec.json`,
+    /// which is never replaced.
     pub(crate) fn try_lock_shim(&self) -> io::Result<Option<File>> {
-        let file =
-            OpenOptions::new().create(true).truncate(false).write(true).mode(FILE_MODE).open(self.path.join("shim.lock"))?;
+        let file = File::open(self.path.join("spec.json"))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(file)),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),

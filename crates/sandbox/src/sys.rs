@@ -121,13 +121,22 @@ pub(crate) fn set_stdio(stdin: BorrowedFd<'_>, stdout: BorrowedFd<'_>, stderr: B
 
 /// Every signal back to its default action, and none blocked.
 pub(crate) fn reset_signals() -> io::Result<()> {
-    // SAFETY: a zeroed `sigaction` is the default action with an empty mask and no flags.
-    let default: libc::sigaction = unsafe { std::mem::zeroed() };
+    // The kernel's `sigaction` (handler, flags, restorer, mask), all zero: the default action.
+    let default = [0_u64; 4];
     for signal in 1..SIGNALS_END {
-        // SAFETY: needed because Rust ignores SIGPIPE and exec passes that on. Sound: no handler is
-        // installed, only the default action. SIGKILL, SIGSTOP and the two signals that the C
-        // library keeps refuse; that is their default anyway.
-        unsafe { libc::sigaction(signal, &raw const default, std::ptr::null_mut()) };
+        // SAFETY: needed because Rust ignores SIGPIPE, exec passes that on, and the C library's own call
+        // refuses two real-time signals that whoever started us may have ignored. Sound: no handler is
+        // installed; `default` outlives the call and the size of the mask is the kernel's. SIGKILL and
+        // SIGSTOP refuse; they cannot be ignored either.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                &raw const default,
+                std::ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            )
+        };
     }
     nix::sys::signal::SigSet::empty().thread_set_mask().map_err(io::Error::from)
 }

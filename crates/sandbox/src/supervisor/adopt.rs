@@ -78,7 +78,7 @@ impl Supervisor {
             Found::Running { init, shim, started_at } => self.started(id, init, shim, started_at),
             Found::Launching => {}
             Found::Ended(exit) => {
-                instance.started_at = instance.dir.run().ok().flatten().and_then(|run| run.started_at);
+                instance.started_at = instance.dir.run().ok().flatten().map(|run| run.started_at);
                 instance.phase = Phase::Ended(exit);
                 let _ = self.driver.kill(id.as_str());
                 self.remove_cgroup(id);
@@ -102,14 +102,14 @@ fn examine(dir: &InstanceDir, boot_id: &str) -> io::Result<Found> {
     if let Some(exit) = dir.exit()? {
         return Ok(Found::Ended(exit));
     }
-    let run = dir.run()?.filter(|run| run.boot_id == boot_id);
+    let run = dir.run()?;
     if abandoned {
-        return Ok(Found::Abandoned { had_started: dir.run()?.is_some_and(|run| run.init.is_some()) });
+        return Ok(Found::Abandoned { had_started: run.is_some() });
     }
-    let Some(run) = run else { return Ok(Found::Launching) };
-    let (Some(init), Some(started_at)) = (run.init, run.started_at) else { return Ok(Found::Launching) };
+    // Not yet written.
+    let Some(run) = run.filter(|run| run.boot_id == boot_id) else { return Ok(Found::Launching) };
     match sys::pidfd_of(run.shim.pid, run.shim.start_ticks) {
-        Some(shim) => Ok(Found::Running { init, shim, started_at }),
+        Some(shim) => Ok(Found::Running { init: run.init, shim, started_at: run.started_at }),
         // It left between the look at the lock and now; the next look finds its record.
         None => Ok(Found::Launching),
     }

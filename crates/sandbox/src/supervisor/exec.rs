@@ -62,7 +62,6 @@ struct Order<'a> {
     attach: Attach,
     /// The instance's first process: its namespaces are joined.
     init: OwnedFd,
-    report: OwnedFd,
     exit: OwnedFd,
     /// stdin, stdout, stderr; none with a terminal.
     stdio: Vec<OwnedFd>,
@@ -110,11 +109,10 @@ impl Supervisor {
             filter: &self.filter,
             attach: self.driver.attach(id.as_str())?,
             init,
-            report: helper_report,
             exit: helper_exit,
             stdio,
         };
-        sys::fork(move || help(order))?;
+        sys::fork(move || help(order, &helper_report))?;
         Ok(PendingExec { report, client, exit, pipes })
     }
 
@@ -141,21 +139,18 @@ impl Supervisor {
 }
 
 /// The body of the helper process.
-fn help(order: Order<'_>) -> i32 {
-    let report = order.report.try_clone();
-    match start(order) {
+fn help(order: Order<'_>, report: &OwnedFd) -> i32 {
+    match start(order, report) {
         Ok(()) => 0,
         Err(failure) => {
-            if let Ok(report) = report {
-                tell(report.as_fd(), &Report::Failed { failure }, &[]);
-            }
+            tell(report.as_fd(), &Report::Failed { failure }, &[]);
             1
         }
     }
 }
 
-fn start(order: Order<'_>) -> Result<(), LaunchFailure> {
-    let Order { spec, exec, filter, attach, init, report, exit, stdio } = order;
+fn start(order: Order<'_>, report: &OwnedFd) -> Result<(), LaunchFailure> {
+    let Order { spec, exec, filter, attach, init, exit, stdio } = order;
     let during = |what: &str, error: io::Error| LaunchFailure::Setup {
         what: what.to_owned(),
         errno: error.raw_os_error().unwrap_or(libc::EIO),
@@ -202,7 +197,7 @@ fn start(order: Order<'_>) -> Result<(), LaunchFailure> {
     let mut fds = vec![child.pidfd.as_fd()];
     fds.extend(terminal.as_ref().map(|(master, _)| master.as_fd()));
     tell(report.as_fd(), &Report::Started { pid: child.pid }, &fds);
-    drop((report, terminal));
+    drop(terminal);
 
     if let Ok(status) = sys::wait_pidfd(&child.pidfd) {
         // The client may have lost interest.

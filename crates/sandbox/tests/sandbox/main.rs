@@ -2,5 +2,11 @@
 //!
 //! Needs root and a static busybox; every test says so and passes when they are missing.
 
+mod exec;
+mod freeze;
+mod isolation;
 mod lifecycle;
+mod limits;
+mod output;
+mod recovery;
 mod support;
