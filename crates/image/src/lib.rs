@@ -41,6 +41,7 @@ pub mod reference;
 pub mod registry;
 pub mod store;
 pub mod unpack;
+pub mod user;
 
 mod flight;
 
@@ -52,6 +53,7 @@ pub use progress::{BlobProgress, Phase, Progress, ProgressSender};
 pub use reference::{Aliases, Reference};
 pub use registry::{Credentials, RegistryConfig};
 pub use store::{
-    Freshness, Image, ImageStore, ImageSummary, PullPolicy, PullRequest,
-    Settings,
+    CollectPolicy, CollectReport, Freshness, Image, ImageStore, ImageSummary, Imported, PullPolicy, PullRequest,
+    Settings, Verification, VerifyCode,
 };
+pub use user::{ResolvedUser, resolve_user};

@@ -33,15 +33,21 @@ use crate::reference::{Aliases, Reference};
 use crate::registry::{Client, Credentials, RegistryConfig};
 use crate::unpack::LayerReport;
 
+mod collect;
 mod download;
 mod ensure;
+mod import;
 mod layers;
 mod layout;
 mod pins;
 mod records;
+mod verify;
 
+pub use collect::{CollectPolicy, CollectReport};
 pub use ensure::{PullPolicy, PullRequest};
+pub use import::Imported;
 pub use records::{ImageSummary, Origin};
+pub use verify::{Verification, VerifyCode};
 
 use layout::Layout;
 use pins::{Pin, Pins};
@@ -219,4 +225,3 @@ impl Inner {
         }))
     }
 }
-

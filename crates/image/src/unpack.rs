@@ -107,12 +107,6 @@ impl UnpackError {
     pub(crate) fn name(name: &[u8], reason: &'static str) -> Self {
         Self::Name { name: printable(name), reason }
     }
-
-    /// Whether the disk, not the layer, is to blame.
-    pub(crate) fn disk_full(&self) -> bool {
-        matches!(self, Self::Io { source, .. }
-            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
-    }
 }
 
 /// What one image may still unpack to, shared by its layers.
@@ -201,7 +195,7 @@ pub struct LayerReport {
 pub fn unpack_layer(reader: impl Read, directory: &Path, budget: &Budget) -> Result<LayerReport, UnpackError> {
     let mut stream = Metered {
         inner: decompress(reader).map_err(UnpackError::Compression)?,
-        hasher: Sha256::new(),
+        hasher: Some(Sha256::new()),
         bytes: 0,
         budget,
         refused: None,
@@ -217,7 +211,7 @@ pub fn unpack_layer(reader: impl Read, directory: &Path, budget: &Budget) -> Res
     }
     let applied = applied?;
     Ok(LayerReport {
-        diff_id: Digest::finish(stream.hasher),
+        diff_id: Digest::finish(stream.hasher.unwrap_or_default()),
         archive_bytes: stream.bytes,
         entries: applied.entries,
         skipped_devices: applied.skipped_devices,
@@ -225,10 +219,54 @@ pub fn unpack_layer(reader: impl Read, directory: &Path, budget: &Budget) -> Res
     })
 }
 
+/// A file of an archive that is not a layer (see [`read_archive`]).
+pub(crate) enum ArchiveFile<'a> {
+    /// Its contents; what is not read is skipped.
+    Data(&'a mut dyn Read),
+    /// The name of another file.
+    Link(&'a [u8]),
+}
+
+/// Walks the files and links of an archive, compressed or not, without touching the file system. `visit` gets
+/// each name as the archive spells it, and says whether to go on.
+pub(crate) fn read_archive(
+    reader: impl Read,
+    budget: &Budget,
+    mut visit: impl FnMut(&[u8], ArchiveFile<'_>) -> Result<bool, UnpackError>,
+) -> Result<(), UnpackError> {
+    let mut stream = Metered {
+        inner: decompress(reader).map_err(UnpackError::Compression)?,
+        hasher: None,
+        bytes: 0,
+        budget,
+        refused: None,
+    };
+    let mut walk = || {
+        let mut archive = archive::Archive::new(&mut stream);
+        while let Some(entry) = archive.next_entry()? {
+            budget.take_entries(1)?;
+            let proceed = match entry.kind {
+                archive::Kind::File if entry.sparse.is_none() => visit(&entry.path, ArchiveFile::Data(&mut archive))?,
+                archive::Kind::Symlink => visit(&entry.path, ArchiveFile::Link(&entry.link))?,
+                // Relative to the archive, unlike a symbolic link.
+                archive::Kind::HardLink => visit(&entry.path, ArchiveFile::Link(&[b"/", &entry.link[..]].concat()))?,
+                _ => true,
+            };
+            if !proceed {
+                break;
+            }
+        }
+        Ok(())
+    };
+    let walked = walk();
+    stream.refused.take().map_or(walked, Err)
+}
+
 /// Hashes and counts what comes out of the decompressor.
 struct Metered<'a, R> {
     inner: R,
-    hasher: Sha256,
+    /// Only for layers, whose digest is wanted.
+    hasher: Option<Sha256>,
     bytes: u64,
     budget: &'a Budget,
     refused: Option<UnpackError>,
@@ -242,7 +280,9 @@ impl<R: Read> Read for Metered<'_, R> {
             self.refused = Some(refused);
             return Err(io::Error::other("over budget"));
         }
-        self.hasher.update(bytes);
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(bytes);
+        }
         self.bytes += count as u64;
         Ok(count)
     }

@@ -19,7 +19,7 @@ use crate::digest::Digest;
 use crate::error::Error;
 use crate::limits::{
     FIRST_BACK_OFF, MAX_ANSWER_BYTES, MAX_BACK_OFF, MAX_MANIFEST_BYTES, MAX_REDIRECTS, MAX_ROUNDS,
-    MAX_TIMED_OUT_ROUNDS, MIN_BYTES_PER_STALL_WINDOW, Timeouts,
+    MAX_ROUNDS_WITH_KEPT_IMAGE, MAX_TIMED_OUT_ROUNDS, MIN_BYTES_PER_STALL_WINDOW, Timeouts,
 };
 use crate::manifest::{self, Descriptor};
 use crate::reference::Reference;
@@ -177,7 +177,7 @@ impl Source {
     /// that count them).
     pub(crate) async fn head(&self) -> Result<Option<Digest>, Error> {
         let path = format!("manifests/{}", self.reference.target());
-        self.rounds(Capability::Resolve, |endpoint| {
+        self.rounds(Capability::Resolve, Retries::brief(), |endpoint| {
             let path = &path;
             async move {
                 let response = self.send(endpoint, Method::HEAD, path, accept(), MANIFEST).await?;
@@ -206,7 +206,7 @@ impl Source {
         expected: Option<Digest>,
     ) -> Result<Resolved, Error> {
         let path = format!("manifests/{target}");
-        self.rounds(capability, |endpoint| {
+        self.rounds(capability, Retries::default(), |endpoint| {
             let path = &path;
             async move {
                 let response = self.send(endpoint, Method::GET, path, accept(), MANIFEST).await?;
@@ -237,7 +237,7 @@ impl Source {
         what: &'static str,
     ) -> Result<Vec<u8>, Error> {
         let path = format!("blobs/{}", descriptor.digest);
-        self.rounds(Capability::Pull, |endpoint| {
+        self.rounds(Capability::Pull, Retries::default(), |endpoint| {
             let path = &path;
             async move {
                 let response = self.send(endpoint, Method::GET, path, HeaderMap::new(), what).await?;
@@ -293,6 +293,7 @@ impl Source {
     async fn rounds<'a, T>(
         &'a self,
         capability: Capability,
+        mut retries: Retries,
         attempt: impl Fn(&'a Endpoint) -> BoxFuture<'a, Result<T, Error>>,
     ) -> Result<T, Error> {
         let able = |endpoint: &&Endpoint| match capability {
@@ -300,7 +301,6 @@ impl Source {
             Capability::Resolve => endpoint.resolve,
             Capability::Pull => endpoint.pull,
         };
-        let mut retries = Retries::default();
         loop {
             let mut last = None;
             for endpoint in self.endpoints.iter().filter(able) {
@@ -523,13 +523,26 @@ impl BlobStream {
 }
 
 /// Counts rounds and waits between them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Retries {
     rounds: u32,
     timed_out: u32,
+    max_rounds: u32,
+    max_timed_out: u32,
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self { rounds: 0, timed_out: 0, max_rounds: MAX_ROUNDS, max_timed_out: MAX_TIMED_OUT_ROUNDS }
+    }
 }
 
 impl Retries {
+    /// For a question whose answer can be done without.
+    fn brief() -> Self {
+        Self { max_rounds: MAX_ROUNDS_WITH_KEPT_IMAGE, max_timed_out: 1, ..Self::default() }
+    }
+
     /// Forgives earlier rounds: bytes have arrived since.
     pub(crate) fn made_progress(&mut self) {
         *self = Self::default();
@@ -541,13 +554,13 @@ impl Retries {
         let again = match &error {
             Error::Timeout { .. } | Error::Dns { .. } | Error::DigestMismatch { .. } => {
                 self.timed_out += 1;
-                self.timed_out < MAX_TIMED_OUT_ROUNDS
+                self.timed_out < self.max_timed_out
             }
             Error::Transport { .. } => true,
             Error::Status { .. } => error.retryable(),
             _ => false,
         };
-        if !again || self.rounds >= MAX_ROUNDS {
+        if !again || self.rounds >= self.max_rounds {
             return Err(error);
         }
         let asked = match &error {

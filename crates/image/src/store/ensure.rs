@@ -65,7 +65,7 @@ impl PullRequest {
 }
 
 /// An image as its registry (or archive) describes it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Described {
     pub(super) manifest: ImageManifest,
     pub(super) manifest_bytes: Vec<u8>,
