@@ -17,7 +17,7 @@ const HELP_WIDTH: usize = 100;
 pub fn commands() -> String {
     let mut page = String::from(
         "# Commands\n\nWritten from the program's own help; change the code, then this page follows \
-         (crates/cli/src/reference.rs).\n",
+         (crates/cli/src/reference.rs). The options under \"Everywhere\" hold for every command.\n",
     );
     let mut root = Arguments::command().term_width(HELP_WIDTH);
     root.build();
@@ -32,7 +32,12 @@ fn section(page: &mut String, command: &mut clap::Command, parent: &str) {
         .term_width(HELP_WIDTH)
         .render_long_help()
         .to_string();
-    let lines: Vec<&str> = help.trim_end().lines().map(str::trim_end).collect();
+    // What holds everywhere is told once, with the program itself.
+    let own = match help.split_once("\nEverywhere:\n") {
+        Some((own, _)) if !parent.is_empty() => own,
+        _ => &help,
+    };
+    let lines: Vec<&str> = own.trim_end().lines().map(str::trim_end).collect();
     // Writing to a string does not fail.
     let _ = write!(page, "\n## {name}\n\n```text\n{}\n```\n", lines.join("\n"));
     for child in command.get_subcommands_mut() {

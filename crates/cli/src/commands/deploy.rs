@@ -92,7 +92,7 @@ pub struct Arguments {
     pub strategy: Option<Strategy>,
     /// How to wait.
     #[command(flatten)]
-    pub waiting: wait::Arguments,
+    pub waiting: wait::Waiting,
 }
 
 /// Kinds of services that are made from an image here.

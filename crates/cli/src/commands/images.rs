@@ -20,7 +20,7 @@ pub struct Arguments {
 pub enum ImagesAction {
     /// Take an image from an archive (OCI layout or docker save)
     Import {
-        /// The archive; - reads standard input
+        /// The archive, a tar file
         #[arg(value_name = "ARCHIVE")]
         archive: PathBuf,
         /// Keep it under this name instead of the one in the archive

@@ -19,7 +19,7 @@ pub struct Arguments {
     pub service: String,
     /// How to wait.
     #[command(flatten)]
-    pub waiting: wait::Arguments,
+    pub waiting: wait::Waiting,
 }
 
 pub(crate) async fn run(session: Session, arguments: Arguments) -> Result<u8, Error> {

@@ -23,7 +23,7 @@ const LOG_LINES: usize = 20;
 
 /// Arguments of commands that wait.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Arguments {
+pub struct Waiting {
     /// Wait until the deployment is healthy; this is the default
     #[arg(long, overrides_with = "no_wait")]
     pub wait: bool,
