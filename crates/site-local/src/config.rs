@@ -1,0 +1,94 @@
+//! What a local site is told about its machine: directories, network, limits.
+//!
+//! Built by the composition root from the settings. Everything has a default that fits one machine, so that
+//! [`Config::new`] needs the state directory alone.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tram_sandbox::protocol::LogLimits;
+
+use crate::network::Ipv4Network;
+
+/// Where instances get their addresses when nothing else is said: room for 65 thousand, and rarely in use
+/// elsewhere.
+pub const DEFAULT_NETWORK: &str = "10.201.0.0/16";
+/// Namespaces kept ready: hides their 4 to 11 ms from a start, also when a few instances start at once.
+pub const DEFAULT_NETWORK_POOL: usize = 8;
+/// Processes and threads of one instance: generous for a service, and stops a fork bomb.
+pub const DEFAULT_PIDS_MAX: u64 = 4096;
+/// Open files of each process; what Docker's packages and most init systems give.
+pub const DEFAULT_OPEN_FILES_MAX: u64 = 1_048_576;
+/// The supervisor is restarted within this time, or its questions are answered with "not now".
+pub const DEFAULT_SUPERVISOR_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Everything [`crate::LocalSite::open`] needs beside the image store.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The site keeps its records in `local/` below this directory.
+    pub state_dir: PathBuf,
+    /// The directory the supervisor was started with; its socket is in there.
+    pub supervisor_dir: PathBuf,
+    /// The private network of the instances.
+    pub network: NetworkConfig,
+    /// How much of an instance's output is kept.
+    pub logs: LogLimits,
+    /// Processes and threads of one instance.
+    pub pids_max: u64,
+    /// Open files of each process of an instance.
+    pub open_files_max: u64,
+    /// How long an order waits for a supervisor that is being restarted.
+    pub supervisor_patience: Duration,
+}
+
+impl Config {
+    /// The defaults, with everything below one directory.
+    pub fn new(state_dir: impl Into<PathBuf>) -> Self {
+        let state_dir = state_dir.into();
+        Self {
+            supervisor_dir: state_dir.clone(),
+            state_dir,
+            network: NetworkConfig::default(),
+            logs: LogLimits::default(),
+            pids_max: DEFAULT_PIDS_MAX,
+            open_files_max: DEFAULT_OPEN_FILES_MAX,
+            supervisor_patience: DEFAULT_SUPERVISOR_PATIENCE,
+        }
+    }
+}
+
+/// The private network of the instances.
+#[derive(Debug, Clone)]
+pub struct NetworkConfig {
+    /// The addresses of the instances; the first one is the machine's own, where the name server listens.
+    pub addresses: Ipv4Network,
+    /// Name servers for everything that is not in the private network. Empty: those of `/etc/resolv.conf`.
+    pub name_servers: Vec<SocketAddr>,
+    /// Namespaces kept ready.
+    pub pool: usize,
+    /// Places outside that no instance may reach. Link-local addresses (and so the metadata service of clouds)
+    /// and multicast are refused in any case.
+    pub denied: Vec<Ipv4Network>,
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self {
+            addresses: Ipv4Network::DEFAULT,
+            name_servers: Vec::new(),
+            pool: DEFAULT_NETWORK_POOL,
+            denied: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_network_is_what_the_documentation_says() {
+        assert_eq!(NetworkConfig::default().addresses, DEFAULT_NETWORK.parse().unwrap());
+    }
+}

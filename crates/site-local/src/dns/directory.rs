@@ -1,0 +1,114 @@
+//! Who is in the private network, by name and by address.
+//!
+//! Written by the site as instances get addresses, become healthy and end; read by the name server for each
+//! question. One lock, held for a look-up.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+use std::sync::{PoisonError, RwLock};
+
+use tram_types::OrganizationId;
+
+/// An instance as the name server knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) organization: OrganizationId,
+    pub(crate) app: String,
+    pub(crate) service: String,
+    /// Whether it takes part; one that does not may still ask for names of the outside.
+    pub(crate) mesh: bool,
+    /// Whether names lead to it now.
+    pub(crate) healthy: bool,
+}
+
+/// What a name of the private network leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// There is no such service for this asker.
+    Nothing,
+    /// Addresses of its healthy instances; may be empty.
+    Service(Vec<Ipv4Addr>),
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Directory {
+    state: RwLock<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    by_address: HashMap<Ipv4Addr, Entry>,
+    /// Organization, service, app; so that an unqualified name finds its apps in order.
+    by_name: BTreeMap<(OrganizationId, String, String), BTreeSet<Ipv4Addr>>,
+}
+
+fn key(entry: &Entry) -> (OrganizationId, String, String) {
+    (entry.organization, entry.service.clone(), entry.app.clone())
+}
+
+impl Directory {
+    /// Puts an instance in, or changes what is known of it.
+    pub(crate) fn insert(&self, address: Ipv4Addr, entry: Entry) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.remove(address);
+        if entry.mesh {
+            state.by_name.entry(key(&entry)).or_default().insert(address);
+        }
+        state.by_address.insert(address, entry);
+    }
+
+    /// Says whether names lead to an instance.
+    pub(crate) fn set_healthy(&self, address: Ipv4Addr, healthy: bool) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = state.by_address.get_mut(&address) {
+            entry.healthy = healthy;
+        }
+    }
+
+    /// Takes an instance out.
+    pub(crate) fn remove(&self, address: Ipv4Addr) {
+        self.state.write().unwrap_or_else(PoisonError::into_inner).remove(address);
+    }
+
+    /// Looks a service up for the instance at `asker`: in `app`, or, without one, in the asker's own app and then
+    /// in the organization's others by name.
+    pub(crate) fn find(&self, asker: Ipv4Addr, service: &str, app: Option<&str>) -> Found {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(asker) = state.by_address.get(&asker).filter(|asker| asker.mesh) else { return Found::Nothing };
+        let exact = |app: &str| state.by_name.get(&(asker.organization, service.to_owned(), app.to_owned()));
+        let addresses = match app {
+            Some(app) => exact(app),
+            None => exact(&asker.app).or_else(|| {
+                let first = (asker.organization, service.to_owned(), String::new());
+                state
+                    .by_name
+                    .range(first..)
+                    .next()
+                    .filter(|((organization, name, _), _)| *organization == asker.organization && name == service)
+                    .map(|(_, addresses)| addresses)
+            }),
+        };
+        match addresses {
+            None => Found::Nothing,
+            Some(addresses) => Found::Service(
+                addresses
+                    .iter()
+                    .filter(|address| state.by_address.get(address).is_some_and(|entry| entry.healthy))
+                    .copied()
+                    .collect(),
+            ),
+        }
+    }
+}
+
+impl State {
+    fn remove(&mut self, address: Ipv4Addr) {
+        let Some(entry) = self.by_address.remove(&address) else { return };
+        if let Some(addresses) = self.by_name.get_mut(&key(&entry)) {
+            addresses.remove(&address);
+            if addresses.is_empty() {
+                self.by_name.remove(&key(&entry));
+            }
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The name server over real sockets, with a name server behind it that counts.
+
+use std::net::SocketAddr;
+
+use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::rr::{Name, RData, RecordType};
+use tram_types::OrganizationId;
+
+use super::*;
+
+// Sources are told by address, and everything in 127.0.0.0/8 is ours to send from.
+const SHOP: Ipv4Addr = Ipv4Addr::new(127, 0, 5, 2);
+const DATABASE: Ipv4Addr = Ipv4Addr::new(127, 0, 5, 3);
+const SANDBOX: Ipv4Addr = Ipv4Addr::new(127, 0, 5, 4);
+const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 0, 5, 5);
+const OTHER_DATABASE: Ipv4Addr = Ipv4Addr::new(127, 0, 5, 6);
+
+struct Setup {
+    server: Server,
+    directory: Arc<Directory>,
+}
+
+/// Answers every question with its own bytes turned into a response that says NOTIMP, so that the test can tell.
+async fn outside() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let listener = TcpListener::bind(address).await.unwrap();
+    let reply = |question: &[u8]| {
+        let mut answer = question.to_vec();
+        answer[2] |= 0x80;
+        answer[3] = 4;
+        answer
+    };
+    tokio::spawn(async move {
+        let mut buffer = [0; 4096];
+        loop {
+            let (length, source) = socket.recv_from(&mut buffer).await.unwrap();
+            socket.send_to(&reply(&buffer[..length]), source).await.unwrap();
+        }
+    });
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let question = read_framed(&mut stream).await.unwrap().unwrap();
+            write_framed(&mut stream, &reply(&question)).await.unwrap();
+        }
+    });
+    address
+}
+
+async fn setup() -> Setup {
+    let directory = Arc::new(Directory::default());
+    let (ours, theirs) = (OrganizationId::random(), OrganizationId::random());
+    let entry = |organization, app: &str, service: &str, mesh| Entry {
+        organization,
+        app: app.to_owned(),
+        service: service.to_owned(),
+        mesh,
+        healthy: true,
+    };
+    directory.insert(SHOP, entry(ours, "shop", "web", true));
+    directory.insert(DATABASE, entry(ours, "shop", "database", true));
+    directory.insert(OTHER_DATABASE, entry(ours, "archive", "database", true));
+    directory.insert(SANDBOX, entry(ours, "shop", "sandbox", false));
+    directory.insert(STRANGER, entry(theirs, "shop", "web", true));
+    let server =
+        Server::start("127.0.0.1:0".parse().unwrap(), Arc::clone(&directory), vec![outside().await]).await.unwrap();
+    Setup { server, directory }
+}
+
+fn question(name: &str, kind: RecordType) -> Vec<u8> {
+    let mut message = Message::query();
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+    message.metadata.recursion_desired = true;
+    message.to_vec().unwrap()
+}
+
+impl Setup {
+    async fn raw(&self, from: Ipv4Addr, question: &[u8]) -> Vec<u8> {
+        let socket = UdpSocket::bind((from, 0)).await.unwrap();
+        socket.send_to(question, self.server.address()).await.unwrap();
+        let mut buffer = vec![0; 4096];
+        let length = tokio::time::timeout(Duration::from_secs(10), socket.recv(&mut buffer)).await.unwrap().unwrap();
+        buffer.truncate(length);
+        buffer
+    }
+
+    async fn ask(&self, from: Ipv4Addr, name: &str, kind: RecordType) -> (ResponseCode, Vec<Ipv4Addr>) {
+        let answer = Message::from_vec(&self.raw(from, &question(name, kind)).await).unwrap();
+        let addresses = answer.answers.iter().map(|record| match &record.data {
+            RData::A(address) => address.0,
+            other => panic!("{other}"),
+        });
+        (answer.metadata.response_code, addresses.collect())
+    }
+}
+
+#[tokio::test]
+async fn every_form_of_a_name_leads_to_the_service() {
+    let setup = setup().await;
+    for name in ["database", "database.shop", "database.shop.internal.", "DataBase.shop.koyeb"] {
+        let found = setup.ask(SHOP, name, RecordType::A).await;
+        assert_eq!(found, (ResponseCode::NoError, vec![DATABASE]), "{name}");
+    }
+    // The same app first, then the others of the organization.
+    assert_eq!(setup.ask(OTHER_DATABASE, "database", RecordType::A).await.1, [OTHER_DATABASE]);
+    assert_eq!(setup.ask(OTHER_DATABASE, "web", RecordType::A).await.1, [SHOP]);
+}
+
+#[tokio::test]
+async fn a_name_that_exists_has_no_ipv6_but_is_not_denied() {
+    let setup = setup().await;
+    assert_eq!(setup.ask(SHOP, "database", RecordType::AAAA).await, (ResponseCode::NoError, vec![]));
+    assert_eq!(setup.ask(SHOP, "nobody", RecordType::AAAA).await, (ResponseCode::NXDomain, vec![]));
+}
+
+#[tokio::test]
+async fn organizations_do_not_see_each_other() {
+    let setup = setup().await;
+    assert_eq!(setup.ask(STRANGER, "web.shop.internal", RecordType::A).await.1, [STRANGER]);
+    assert_eq!(setup.ask(STRANGER, "database.shop.internal", RecordType::A).await.0, ResponseCode::NXDomain);
+    assert_eq!(setup.ask(STRANGER, "database", RecordType::A).await.0, ResponseCode::NXDomain);
+    // Without part in the private network there are no names of it, and nobody finds you.
+    assert_eq!(setup.ask(SANDBOX, "web.shop.internal", RecordType::A).await.0, ResponseCode::NXDomain);
+    assert_eq!(setup.ask(SHOP, "sandbox", RecordType::A).await.0, ResponseCode::NXDomain);
+}
+
+#[tokio::test]
+async fn only_healthy_instances_are_found() {
+    let setup = setup().await;
+    setup.directory.set_healthy(DATABASE, false);
+    assert_eq!(setup.ask(SHOP, "database.shop", RecordType::A).await.0, ResponseCode::NXDomain);
+    setup.directory.set_healthy(DATABASE, true);
+    assert_eq!(setup.ask(SHOP, "database.shop", RecordType::A).await.1, [DATABASE]);
+    setup.directory.remove(DATABASE);
+    assert_eq!(setup.ask(SHOP, "database.shop.internal", RecordType::A).await.0, ResponseCode::NXDomain);
+}
+
+#[tokio::test]
+async fn everything_else_is_forwarded_as_it_came() {
+    let setup = setup().await;
+    for (name, kind) in [
+        ("eXample.Org", RecordType::A),
+        ("database.elsewhere", RecordType::A),
+        ("www.example.org", RecordType::HTTPS),
+        ("org", RecordType::NS),
+    ] {
+        let question = question(name, kind);
+        let mut expected = question.clone();
+        expected[2] |= 0x80;
+        expected[3] = 4;
+        assert_eq!(setup.raw(SHOP, &question).await, expected, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn tcp_answers_and_forwards_on_one_connection() {
+    let setup = setup().await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind((SHOP, 0).into()).unwrap();
+    let mut stream = socket.connect(setup.server.address()).await.unwrap();
+    for (name, code) in [("database", ResponseCode::NoError), ("example.org", ResponseCode::NotImp)] {
+        write_framed(&mut stream, &question(name, RecordType::A)).await.unwrap();
+        let answer = read_framed(&mut stream).await.unwrap().unwrap();
+        assert_eq!(Message::from_vec(&answer).unwrap().metadata.response_code, code, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn nonsense_gets_no_answer_and_does_no_harm() {
+    let setup = setup().await;
+    let socket = UdpSocket::bind((SHOP, 0)).await.unwrap();
+    let mut response = question("database", RecordType::A);
+    response[2] |= 0x80;
+    for nonsense in [b"".as_slice(), b"x", &[0xff; 600], &response] {
+        socket.send_to(nonsense, setup.server.address()).await.unwrap();
+    }
+    assert_eq!(setup.ask(SHOP, "database", RecordType::A).await.1, [DATABASE]);
+}
+
+#[tokio::test]
+async fn a_silent_outside_is_a_failure_not_a_hang() {
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let directory = Arc::new(Directory::default());
+    let given = vec![silent.local_addr().unwrap()];
+    let server = Server::start("127.0.0.1:0".parse().unwrap(), Arc::clone(&directory), given).await.unwrap();
+    let setup = Setup { server, directory };
+    assert_eq!(setup.ask(SHOP, "example.org", RecordType::A).await.0, ResponseCode::ServFail);
+}

@@ -1,0 +1,235 @@
+//! Images: pulled once, and pinned for a deployment.
+//!
+//! Used by `ensure_image` and by the start of an instance. A name is looked up once for each deployment; from then
+//! on the deployment runs what the name stood for at that time, also after the tag has moved.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tram_image::registry::Credentials;
+use tram_image::{Image, ImageStore, Phase, Progress, PullPolicy, PullRequest, Reference};
+use tram_site::{Changed, Error, ImageSpec, ObservedImage};
+use tram_types::DeploymentId;
+
+use crate::record::{PinnedImage, Store};
+
+/// Pulls at once: more would share the same line and disk.
+const PULLS_MAX: usize = 4;
+/// A failure that may pass is tried again no sooner, whoever asks.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
+/// Deployments whose image is remembered as looked up; beyond, the oldest is looked up again from its pin, which
+/// costs a few small files.
+const REMEMBERED_MAX: usize = 256;
+
+#[derive(Debug)]
+pub(crate) struct Images {
+    store: ImageStore,
+    records: Store,
+    states: Mutex<HashMap<DeploymentId, State>>,
+    pulls: Semaphore,
+    changed: broadcast::Sender<Changed>,
+    end: CancellationToken,
+}
+
+#[derive(Debug)]
+enum State {
+    Pulling { progress: watch::Receiver<Progress> },
+    Ready { image: Image, at: Instant },
+    Failed { message: String, retryable: bool, at: Instant },
+}
+
+impl Images {
+    pub(crate) fn new(
+        store: ImageStore,
+        records: Store,
+        changed: broadcast::Sender<Changed>,
+        end: CancellationToken,
+    ) -> Self {
+        Self { store, records, states: Mutex::default(), pulls: Semaphore::new(PULLS_MAX), changed, end }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<DeploymentId, State>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says how far the image is, and begins to get it when nobody does.
+    pub(crate) fn ensure(self: &Arc<Self>, spec: &ImageSpec) -> Result<ObservedImage, Error> {
+        let reference = parse(&spec.reference)?;
+        let mut states = self.lock();
+        match states.get(&spec.deployment) {
+            Some(State::Failed { retryable: true, at, .. }) if at.elapsed() >= RETRY_PAUSE => {}
+            Some(state) => return Ok(observed(state)),
+            None => {}
+        }
+        let (progress, receiver) = Progress::channel();
+        let state = State::Pulling { progress: receiver };
+        let now = observed(&state);
+        remember(&mut states, spec.deployment, state);
+        drop(states);
+        let (images, spec) = (Arc::clone(self), spec.clone());
+        let end = self.end.clone();
+        tokio::spawn(end.run_until_cancelled_owned(async move {
+            let result = images.pull(&reference, &spec, &progress).await;
+            let state = match result {
+                Ok(image) => State::Ready { image, at: Instant::now() },
+                Err(error) => {
+                    tracing::info!(image = spec.reference, error = crate::chain(&error), "an image cannot be had");
+                    State::Failed {
+                        message: error.user_message(),
+                        retryable: error.retryable(),
+                        at: Instant::now(),
+                    }
+                }
+            };
+            remember(&mut images.lock(), spec.deployment, state);
+            // Nobody may be listening.
+            let _unheard = images.changed.send(Changed::Image(spec.reference));
+        }));
+        Ok(now)
+    }
+
+    /// The image of a deployment that was made ready before. The error is for the user.
+    pub(crate) async fn ready(&self, spec: &ImageSpec) -> Result<Image, String> {
+        if let Some(State::Ready { image, .. }) = self.lock().get(&spec.deployment) {
+            return Ok(image.clone());
+        }
+        let Some(pinned) = self.records.pinned_image(spec.deployment).filter(|pin| pin.reference == spec.reference)
+        else {
+            return Err(format!("the image {} is not on this machine yet", spec.reference));
+        };
+        let reference = parse(&pinned.pinned).map_err(|error| error.to_string())?;
+        let image = self.kept(&reference, spec).await.map_err(|error| error.user_message())?;
+        let state = State::Ready { image: image.clone(), at: Instant::now() };
+        remember(&mut self.lock(), spec.deployment, state);
+        Ok(image)
+    }
+
+    async fn pull(
+        &self,
+        reference: &Reference,
+        spec: &ImageSpec,
+        progress: &tram_image::ProgressSender,
+    ) -> Result<Image, tram_image::Error> {
+        let _permit = self.pulls.acquire().await;
+        if let Some(pinned) = self.records.pinned_image(spec.deployment)
+            && pinned.reference == spec.reference
+            && let Ok(reference) = Reference::from_str(&pinned.pinned)
+        {
+            let request = request(&reference, spec).policy(PullPolicy::IfNotPresent);
+            return self.store.ensure(&request, progress).await;
+        }
+        let image = self.store.ensure(&request(reference, spec).policy(PullPolicy::Always), progress).await?;
+        let by_digest = format!("{}/{}@{}", image.reference.registry(), image.reference.repository(), image.resolved_digest);
+        let mut pinned = PinnedImage {
+            reference: spec.reference.clone(),
+            pinned: spec.reference.clone(),
+            manifest_digest: image.manifest_digest.to_string(),
+        };
+        // Kept under its digest too, so that a tag that moves takes nothing away. An imported image has no registry
+        // that knows the digest, and nobody moves its name but the operator.
+        if let Ok(reference) = Reference::from_str(&by_digest) {
+            match self.kept(&reference, spec).await {
+                Ok(_) => pinned.pinned = by_digest,
+                Err(error) => tracing::info!(
+                    image = spec.reference, error = crate::chain(&error), "an image cannot be pinned to its digest"
+                ),
+            }
+        }
+        if let Err(error) = self.records.pin_image(spec.deployment, &pinned) {
+            tracing::warn!(image = spec.reference, %error, "cannot write down which image a deployment runs");
+        }
+        Ok(image)
+    }
+
+    async fn kept(&self, reference: &Reference, spec: &ImageSpec) -> Result<Image, tram_image::Error> {
+        let request = request(reference, spec).policy(PullPolicy::IfNotPresent);
+        self.store.ensure(&request, &Progress::channel().0).await
+    }
+}
+
+fn remember(states: &mut HashMap<DeploymentId, State>, deployment: DeploymentId, state: State) {
+    if states.len() >= REMEMBERED_MAX && !states.contains_key(&deployment) {
+        let oldest = states
+            .iter()
+            .filter_map(|(id, state)| match state {
+                State::Ready { at, .. } | State::Failed { at, .. } => Some((*at, *id)),
+                State::Pulling { .. } => None,
+            })
+            .min();
+        if let Some((_, id)) = oldest {
+            states.remove(&id);
+        }
+    }
+    states.insert(deployment, state);
+}
+
+fn parse(reference: &str) -> Result<Reference, Error> {
+    Reference::from_str(reference).map_err(|error| Error::Refused { message: error.to_string() })
+}
+
+fn request(reference: &Reference, spec: &ImageSpec) -> PullRequest {
+    let request = PullRequest::new(reference.clone());
+    match &spec.credentials {
+        Some(given) if meant_for(&given.host, reference.registry()) => {
+            request.credentials(Credentials::basic(&given.username, &given.password))
+        }
+        _ => request,
+    }
+}
+
+/// Whether credentials for `host`, as people write it, are for `registry`.
+fn meant_for(host: &str, registry: &str) -> bool {
+    let host = host.trim().trim_start_matches("https://").trim_start_matches("http://");
+    let host = host.split('/').next().unwrap_or_default();
+    let hub = |name: &str| matches!(name, "docker.io" | "index.docker.io" | "registry-1.docker.io");
+    host.is_empty() || host.eq_ignore_ascii_case(registry) || (hub(host) && hub(registry))
+}
+
+fn observed(state: &State) -> ObservedImage {
+    match state {
+        State::Pulling { progress } => {
+            let progress = progress.borrow();
+            let layers = progress.blobs.len();
+            let ready = progress.blobs.iter().filter(|blob| blob.ready).count();
+            let step = match progress.phase {
+                Phase::Resolving => "asking the registry".to_owned(),
+                Phase::Pulling => format!("fetching layers, {ready} of {layers} ready"),
+                Phase::Unpacking => format!("unpacking layers, {ready} of {layers} ready"),
+                Phase::Ready => "ready".to_owned(),
+            };
+            ObservedImage::Pulling {
+                done_bytes: progress.done_bytes(),
+                total_bytes: (layers > 0).then(|| progress.total_bytes()),
+                step,
+            }
+        }
+        State::Ready { image, .. } => ObservedImage::Ready {
+            digest: image.resolved_digest.to_string(),
+            size_bytes: image.size_bytes,
+        },
+        State::Failed { message, retryable, .. } => {
+            ObservedImage::Failed { message: message.clone(), retryable: *retryable }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_go_to_the_registry_they_are_for() {
+        for host in ["", "docker.io", "https://index.docker.io/v1/", "index.docker.io"] {
+            assert!(meant_for(host, "docker.io"), "{host}");
+        }
+        assert!(meant_for("https://ghcr.io", "ghcr.io"));
+        for (host, registry) in [("ghcr.io", "docker.io"), ("docker.io", "ghcr.io"), ("ghcr.io.evil.org", "ghcr.io")] {
+            assert!(!meant_for(host, registry), "{host} {registry}");
+        }
+    }
+}

@@ -1,0 +1,367 @@
+//! The private network: a namespace for each instance, its address, and who it may talk to.
+//!
+//! Used by the site's start and end of instances. Owns what the machine's network gets from us: interfaces named
+//! with our prefix, routes through them, one address on `lo`, one nftables table, and the files of the namespaces.
+//!
+//! The one design choice to know: routed pairs, no bridge. Each instance has a pair of interfaces of its own and a
+//! /32; the machine routes between them, so every packet passes the firewall and no instance shares a link with
+//! another. The machine's own address is on `lo`: it is there before the first instance and needs no device of its
+//! own. Both ends know the other's hardware address, so there is no ARP to wait for or to forge.
+//!
+//! Namespaces are made ahead (a few are kept ready) because wiring one takes longer than starting a program in it.
+
+mod addresses;
+pub(crate) mod firewall;
+mod host;
+mod wire;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use self::addresses::Addresses;
+use self::firewall::{Firewall, Frame, Member};
+pub use self::addresses::{InvalidNetwork, Ipv4Network};
+use crate::config::NetworkConfig;
+
+/// A machine that cannot make namespaces is not asked more often than this.
+const REFILL_PAUSE: Duration = Duration::from_secs(2);
+
+/// Why the network of an instance could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The block of addresses has no room, or too much.
+    #[error("the network {0} is too small or too large for instances: use a prefix of 8 to 28 bits")]
+    BadNetwork(Ipv4Network),
+    /// The machine reaches something else there.
+    #[error("the network {network} is in use on this machine ({route}): give the instances another one")]
+    Conflict {
+        /// Ours.
+        network: Ipv4Network,
+        /// The route that leads elsewhere.
+        route: String,
+    },
+    /// Every address is taken.
+    #[error("all addresses of {0} are in use: give the instances a larger network")]
+    Full(Ipv4Network),
+    /// The kernel refused something about a link, an address or a route.
+    #[error("cannot {what}")]
+    Kernel {
+        /// What was tried.
+        what: String,
+        /// Its answer.
+        #[source]
+        source: rtnetlink::Error,
+    },
+    /// A file or a setting below `/proc/sys` could not be used.
+    #[error("cannot {what}")]
+    Files {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A network namespace could not be had or removed.
+    #[error("cannot make or remove the network of an instance")]
+    Namespace(#[from] tram_sandbox::netns::Error),
+    /// nftables is missing or said no.
+    #[error("{message}")]
+    Firewall {
+        /// What was tried, with the first line it said.
+        message: String,
+        /// Why it could not be run.
+        #[source]
+        source: Option<io::Error>,
+    },
+    /// The network was closed.
+    #[error("the network is closed")]
+    Closed,
+}
+
+impl Error {
+    fn files(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Files { what, source }
+    }
+}
+
+/// A place in the network: which address, and by it the names of everything else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Slot(pub(crate) u32);
+
+/// An instance that has a place already when the site opens.
+#[derive(Debug, Clone)]
+pub(crate) struct Held {
+    pub(crate) slot: Slot,
+    pub(crate) member: Member,
+}
+
+/// The network of one site. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Network {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    network: Ipv4Network,
+    pool: usize,
+    names: Names,
+    netlink: rtnetlink::Handle,
+    firewall: Firewall,
+    state: Mutex<State>,
+    /// The pool is not full.
+    wanted: Notify,
+    end: CancellationToken,
+}
+
+#[derive(Debug)]
+struct State {
+    addresses: Addresses,
+    /// Made and given to nobody.
+    ready: VecDeque<Slot>,
+    /// Made, whoever has them.
+    made: BTreeMap<Slot, PathBuf>,
+}
+
+/// How things are called, so that several installations live on one machine.
+#[derive(Debug, Clone)]
+struct Names {
+    prefix: String,
+    table: String,
+    directory: PathBuf,
+}
+
+impl Names {
+    fn new(state_dir: &Path) -> Self {
+        // FNV-1a: the same in every build, unlike the hasher of the standard library.
+        let hash = state_dir.as_os_str().as_encoded_bytes().iter().fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+        });
+        let hash = format!("{:06x}", (hash >> 24) ^ (hash & 0x00ff_ffff));
+        Self {
+            prefix: format!("tr{hash}-"),
+            table: format!("tram_{hash}"),
+            directory: state_dir.join("netns"),
+        }
+    }
+
+    /// At most 15 characters, the kernel's limit: the prefix has 9, an index 6 hexadecimal ones.
+    fn interface(&self, slot: Slot) -> String {
+        format!("{}{:x}", self.prefix, slot.0)
+    }
+
+    fn namespace(&self, slot: Slot) -> PathBuf {
+        self.directory.join(format!("{:x}", slot.0))
+    }
+}
+
+impl Network {
+    /// Takes the network over: keeps the places of `held`, removes everything else that an earlier process left,
+    /// and begins to fill the pool.
+    pub(crate) async fn open(config: &NetworkConfig, state_dir: &Path, held: &[Held]) -> Result<Self, Error> {
+        let network = config.addresses;
+        let mut addresses = Addresses::new(network).ok_or(Error::BadNetwork(network))?;
+        let names = Names::new(state_dir);
+        std::fs::create_dir_all(&names.directory).map_err(Error::files("make the directory of namespaces"))?;
+        let netlink = wire::connect().map_err(Error::files("speak to the kernel about links"))?;
+        host::refuse_conflicts(network, &names.prefix)?;
+        let uplinks = host::prepare(&netlink, network, state_dir).await?;
+        let mut made = BTreeMap::new();
+        for place in held {
+            if !addresses.hold(place.slot.0) {
+                tracing::warn!(slot = place.slot.0, %network, "a recorded address is outside of the network or taken twice");
+            }
+            made.insert(place.slot, names.namespace(place.slot));
+        }
+        let frame = Frame {
+            table: names.table.clone(),
+            interface_prefix: names.prefix.clone(),
+            network,
+            denied: config.denied.clone(),
+            uplinks,
+        };
+        let members: Vec<Member> = held.iter().map(|place| place.member.clone()).collect();
+        let firewall = Firewall::install(&frame, &members).await?;
+        let inner = Arc::new(Inner {
+            network,
+            pool: config.pool,
+            names,
+            netlink,
+            firewall,
+            state: Mutex::new(State { addresses, ready: VecDeque::new(), made }),
+            wanted: Notify::new(),
+            end: CancellationToken::new(),
+        });
+        inner.sweep().await?;
+        tokio::spawn(refill(Arc::clone(&inner)));
+        Ok(Self { inner })
+    }
+
+    /// The machine's address in the network.
+    pub(crate) fn gateway(&self) -> Ipv4Addr {
+        self.inner.network.gateway()
+    }
+
+    /// The address of a place.
+    pub(crate) fn address(&self, slot: Slot) -> Ipv4Addr {
+        self.inner.network.nth(slot.0)
+    }
+
+    /// Takes a place. It is the caller's until [`Network::release`], so it is written down before it is used.
+    pub(crate) fn lease(&self) -> Result<Slot, Error> {
+        let mut state = self.inner.lock();
+        let slot = match state.ready.pop_front() {
+            Some(slot) => Some(slot),
+            None => state.addresses.take().map(Slot),
+        };
+        self.inner.wanted.notify_one();
+        slot.ok_or(Error::Full(self.inner.network))
+    }
+
+    /// Takes back a lease that was never used.
+    pub(crate) fn unlease(&self, slot: Slot) {
+        let mut state = self.inner.lock();
+        if state.made.contains_key(&slot) {
+            state.ready.push_back(slot);
+        } else {
+            state.addresses.release(slot.0);
+        }
+    }
+
+    /// The namespace of a leased place, made now if it was not ready.
+    pub(crate) async fn ensure(&self, slot: Slot) -> Result<PathBuf, Error> {
+        if let Some(path) = self.inner.lock().made.get(&slot) {
+            return Ok(path.clone());
+        }
+        self.inner.make(slot).await
+    }
+
+    /// Lets an instance talk as its spec says.
+    pub(crate) async fn admit(&self, member: Member) -> Result<(), Error> {
+        self.inner.firewall.admit(member).await
+    }
+
+    /// Takes a place back and removes everything of it. On an error the place stays taken, and the next start of
+    /// the site removes what is left.
+    pub(crate) async fn release(&self, slot: Slot, member: Member) -> Result<(), Error> {
+        self.inner.firewall.revoke(member).await?;
+        self.inner.unmake(slot).await?;
+        self.inner.lock().addresses.release(slot.0);
+        Ok(())
+    }
+
+    /// Ends the pool and removes what nobody uses; with nothing in use, the table and the address too.
+    pub(crate) async fn close(&self) -> Result<(), Error> {
+        self.inner.end.cancel();
+        let unused: Vec<Slot> = self.inner.lock().ready.drain(..).collect();
+        for slot in unused {
+            self.inner.unmake(slot).await?;
+        }
+        if self.inner.lock().made.is_empty() {
+            self.inner.firewall.remove().await?;
+            host::restore(&self.inner.netlink, self.inner.network, self.inner.names.directory.parent()).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change under the lock is a single step, so what a panic leaves is whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn make(&self, slot: Slot) -> Result<PathBuf, Error> {
+        let plan = wire::Plan {
+            interface: self.names.interface(slot),
+            namespace: self.names.namespace(slot),
+            address: self.network.nth(slot.0),
+            gateway: self.network.gateway(),
+        };
+        if let Err(error) = wire::make(&self.netlink, &plan).await {
+            if let Err(left) = wire::remove(&self.netlink, &plan.interface, &plan.namespace).await {
+                tracing::warn!(interface = plan.interface, error = %left, "a half-made namespace could not be removed");
+            }
+            return Err(error);
+        }
+        self.lock().made.insert(slot, plan.namespace.clone());
+        Ok(plan.namespace)
+    }
+
+    async fn unmake(&self, slot: Slot) -> Result<(), Error> {
+        wire::remove(&self.netlink, &self.names.interface(slot), &self.names.namespace(slot)).await?;
+        self.lock().made.remove(&slot);
+        Ok(())
+    }
+
+    /// Removes interfaces and namespaces that no record speaks of.
+    async fn sweep(&self) -> Result<(), Error> {
+        let (interfaces, namespaces): (Vec<String>, Vec<PathBuf>) = {
+            let state = self.lock();
+            state.made.keys().map(|slot| (self.names.interface(*slot), self.names.namespace(*slot))).unzip()
+        };
+        let mut removed = 0_usize;
+        for name in host::interfaces(&self.names.prefix).map_err(Error::files("list the interfaces"))? {
+            if !interfaces.contains(&name) {
+                wire::remove_link(&self.netlink, &name).await?;
+                removed += 1;
+            }
+        }
+        let directory = &self.names.directory;
+        for entry in std::fs::read_dir(directory).map_err(Error::files("list the namespaces"))? {
+            let path = entry.map_err(Error::files("list the namespaces"))?.path();
+            if !namespaces.contains(&path) {
+                tram_sandbox::netns::delete(&path)?;
+                removed += 1;
+            }
+        }
+        if removed > 0 {
+            tracing::info!(removed, "removed interfaces and namespaces that an earlier process left");
+        }
+        Ok(())
+    }
+}
+
+/// Keeps the pool full until the network is closed or dropped.
+async fn refill(inner: Arc<Inner>) {
+    let end = inner.end.clone();
+    let weak = Arc::downgrade(&inner);
+    drop(inner);
+    loop {
+        let Some(inner) = weak.upgrade() else { return };
+        let slot = {
+            let mut state = inner.lock();
+            if state.ready.len() < inner.pool { state.addresses.take().map(Slot) } else { None }
+        };
+        if let Some(slot) = slot {
+            match inner.make(slot).await {
+                Ok(_) if end.is_cancelled() => {
+                    let _reported_by_close = inner.unmake(slot).await;
+                    return;
+                }
+                Ok(_) => inner.lock().ready.push_back(slot),
+                Err(error) => {
+                    inner.lock().addresses.release(slot.0);
+                    tracing::warn!(error = crate::chain(&error), "cannot make a network namespace ahead");
+                    tokio::select! {
+                        () = end.cancelled() => return,
+                        () = tokio::time::sleep(REFILL_PAUSE) => {}
+                    }
+                }
+            }
+            continue;
+        }
+        tokio::select! {
+            () = end.cancelled() => return,
+            () = inner.wanted.notified() => {}
+        }
+    }
+}

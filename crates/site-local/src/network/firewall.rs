@@ -1,0 +1,365 @@
+//! Who may talk to whom: one nftables table.
+//!
+//! The table holds the rules once and the instances in sets, so that a start or an end changes a few elements.
+//! Changes go through one task that runs `nft -f -`: each run is one transaction of the kernel, and changes that
+//! wait together share a run. The one design choice to know: an instance is nothing until it is admitted. Traffic
+//! between instances needs an entry in `members`, traffic to the outside an entry in `outward` or in
+//! `outward_allowed`, so that one whose admission is late or lost is shut in, not let out.
+//!
+//! ```text
+//! instance -> machine    name server on the gateway address, answers to what the machine asked; else refused
+//! instance -> instance   same organization, both in the private network; else refused
+//! instance -> outside    not link-local, multicast or denied; all, or its allow list; masqueraded
+//! outside  -> instance   answers only
+//! machine  -> instance   everything
+//! ```
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::sync::{mpsc, oneshot};
+use tram_types::OrganizationId;
+
+use super::{Error, Ipv4Network};
+
+/// A transaction takes milliseconds; one that takes so long hangs.
+const NFT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Changes that may wait: more starts at once than a machine carries out.
+const QUEUE: usize = 1024;
+/// Changes in one transaction: keeps one bad run from failing everybody.
+const BATCH: usize = 64;
+
+/// An instance as the firewall knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Member {
+    pub(crate) address: Ipv4Addr,
+    /// Whose private network it is in, if in any.
+    pub(crate) mesh: Option<OrganizationId>,
+    /// What it may reach outside. `None`: everything.
+    pub(crate) egress: Option<Vec<Ipv4Network>>,
+}
+
+/// What the rules are about.
+#[derive(Debug, Clone)]
+pub(crate) struct Frame {
+    /// Unique on this machine for the state directory.
+    pub(crate) table: String,
+    /// How the names of our interfaces begin.
+    pub(crate) interface_prefix: String,
+    pub(crate) network: Ipv4Network,
+    pub(crate) denied: Vec<Ipv4Network>,
+    /// Interfaces that forward only because we asked for it: no traffic may go from one to another of them.
+    pub(crate) uplinks: Vec<String>,
+}
+
+/// Organizations as small numbers, which nftables can put in a set. Never reused while the process lives.
+#[derive(Debug, Default)]
+struct Groups {
+    numbers: HashMap<OrganizationId, u32>,
+}
+
+impl Groups {
+    fn number(&mut self, organization: OrganizationId) -> u32 {
+        let next = u32::try_from(self.numbers.len()).unwrap_or(u32::MAX - 1) + 1;
+        *self.numbers.entry(organization).or_insert(next)
+    }
+}
+
+/// The running firewall. Dropping it ends its task and leaves the table in place: instances outlive this process.
+#[derive(Debug, Clone)]
+pub(crate) struct Firewall {
+    table: String,
+    jobs: mpsc::Sender<Job>,
+}
+
+#[derive(Debug)]
+struct Job {
+    change: Change,
+    done: oneshot::Sender<Result<(), Error>>,
+}
+
+#[derive(Debug, Clone)]
+enum Change {
+    Admit(Member),
+    Revoke(Member),
+}
+
+impl Firewall {
+    /// Puts the table in place, whole, with these members and no others.
+    pub(crate) async fn install(frame: &Frame, members: &[Member]) -> Result<Self, Error> {
+        let mut groups = Groups::default();
+        let mut script = frame_script(frame);
+        for member in members {
+            script.push_str(&elements("add", &frame.table, member, &mut groups));
+        }
+        run(&script).await?;
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        tokio::spawn(work(frame.table.clone(), groups, queue));
+        Ok(Self { table: frame.table.clone(), jobs })
+    }
+
+    /// Lets an instance out of its shell. Returns when the kernel has it.
+    pub(crate) async fn admit(&self, member: Member) -> Result<(), Error> {
+        self.change(Change::Admit(member)).await
+    }
+
+    /// Takes everything back that [`Firewall::admit`] gave.
+    pub(crate) async fn revoke(&self, member: Member) -> Result<(), Error> {
+        self.change(Change::Revoke(member)).await
+    }
+
+    async fn change(&self, change: Change) -> Result<(), Error> {
+        let (done, answer) = oneshot::channel();
+        self.jobs.send(Job { change, done }).await.map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)?
+    }
+
+    /// Removes the table.
+    pub(crate) async fn remove(&self) -> Result<(), Error> {
+        // Adding first makes the removal of a table that is gone succeed.
+        let table = &self.table;
+        run(&format!("add table inet {table}\ndelete table inet {table}\n")).await
+    }
+}
+
+async fn work(table: String, mut groups: Groups, mut queue: mpsc::Receiver<Job>) {
+    let mut jobs = Vec::with_capacity(BATCH);
+    while queue.recv_many(&mut jobs, BATCH).await > 0 {
+        let scripts: Vec<String> = jobs.iter().map(|job| script(&table, &job.change, &mut groups)).collect();
+        match run(&scripts.concat()).await {
+            Ok(()) => {
+                for job in jobs.drain(..) {
+                    let _gone = job.done.send(Ok(()));
+                }
+            }
+            // One of them spoiled the transaction: each on its own, so that the others get through.
+            Err(_) => {
+                for (job, script) in jobs.drain(..).zip(scripts) {
+                    let _gone = job.done.send(run(&script).await);
+                }
+            }
+        }
+    }
+}
+
+fn script(table: &str, change: &Change, groups: &mut Groups) -> String {
+    match change {
+        Change::Admit(member) => elements("add", table, member, groups),
+        // `destroy` would do without the `add`, but is newer than the oldest nftables we meet. Adding an element
+        // that is there changes nothing; deleting one that is not there would fail the transaction.
+        Change::Revoke(member) => {
+            elements("add", table, member, groups) + &elements("delete", table, member, groups)
+        }
+    }
+}
+
+fn elements(verb: &str, table: &str, member: &Member, groups: &mut Groups) -> String {
+    let address = member.address;
+    let mut script = String::new();
+    let mut element = |set: &str, element: String| {
+        let _infallible = writeln!(script, "{verb} element inet {table} {set} {{ {element} }}");
+    };
+    if let Some(organization) = member.mesh {
+        let group = groups.number(organization);
+        match verb {
+            "delete" => element("group_of", address.to_string()),
+            _ => element("group_of", format!("{address} : {group}")),
+        }
+        element("members", format!("{group} . {address}"));
+    }
+    match &member.egress {
+        None => element("outward", address.to_string()),
+        Some(allowed) => {
+            for network in outermost(allowed) {
+                element("outward_allowed", format!("{address} . {network}"));
+            }
+        }
+    }
+    script
+}
+
+/// The blocks that are not inside another one: nftables refuses overlapping elements.
+fn outermost(networks: &[Ipv4Network]) -> Vec<Ipv4Network> {
+    let mut kept: Vec<Ipv4Network> = Vec::new();
+    let mut sorted = networks.to_vec();
+    sorted.sort_by_key(|network| (network.prefix(), network.first()));
+    for network in sorted {
+        if !kept.iter().any(|outer| outer.covers(network)) {
+            kept.push(network);
+        }
+    }
+    kept
+}
+
+/// The table without instances; replaces an older one in the same transaction.
+fn frame_script(frame: &Frame) -> String {
+    let Frame { table, interface_prefix, network, denied, uplinks } = frame;
+    let gateway = network.gateway();
+    let ours = format!("\"{interface_prefix}*\"");
+    let denied = ["169.254.0.0/16".to_owned(), "224.0.0.0/4".to_owned(), "255.255.255.255".to_owned(), network.to_string()]
+        .into_iter()
+        .chain(denied.iter().map(ToString::to_string))
+        .map(|network| format!("        ip daddr {network} reject with icmpx admin-prohibited\n"))
+        .collect::<String>();
+    let hairpin = if uplinks.is_empty() {
+        String::new()
+    } else {
+        let names = uplinks.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
+        format!("        iifname {{ {names} }} oifname {{ {names} }} drop\n")
+    };
+    format!(
+        r#"add table inet {table}
+delete table inet {table}
+table inet {table} {{
+    map group_of {{ type ipv4_addr : mark; }}
+    set members {{ type mark . ipv4_addr; }}
+    set outward {{ type ipv4_addr; }}
+    set outward_allowed {{ type ipv4_addr . ipv4_addr; flags interval; }}
+
+    chain early {{
+        type filter hook prerouting priority raw; policy accept;
+        iifname {ours} meta nfproto != ipv4 drop
+        iifname {ours} fib saddr . iif oif 0 drop
+        iifname != {{ "lo", {ours} }} ip daddr {gateway} drop
+    }}
+    chain input {{
+        type filter hook input priority filter - 5; policy accept;
+        iifname {ours} jump to_machine
+    }}
+    chain to_machine {{
+        ct state established,related accept
+        ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 ip saddr @outward accept
+        ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 ip saddr . ip daddr @outward_allowed accept
+        reject with icmpx admin-prohibited
+    }}
+    chain forward {{
+        type filter hook forward priority filter - 5; policy accept;
+        ct state established,related accept
+        iifname {ours} jump from_instance
+        oifname {ours} drop
+{hairpin}    }}
+    chain from_instance {{
+        ct state invalid drop
+        ip saddr != @outward ip saddr . ip daddr != @outward_allowed reject with icmpx admin-prohibited
+        oifname {ours} goto between
+{denied}        accept
+    }}
+    chain between {{
+        meta mark set ip saddr map @group_of meta mark . ip daddr @members meta mark set 0 accept
+        reject with icmpx admin-prohibited
+    }}
+    chain outgoing {{
+        type nat hook postrouting priority srcnat; policy accept;
+        ip saddr {network} ip saddr != {gateway} oifname != {{ "lo", {ours} }} masquerade
+    }}
+}}
+"#
+    )
+}
+
+async fn run(script: &str) -> Result<(), Error> {
+    if script.is_empty() {
+        return Ok(());
+    }
+    let start = |source| Error::Firewall { message: "cannot run nft: install nftables".to_owned(), source: Some(source) };
+    let mut child = tokio::process::Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(start)?;
+    let work = async {
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(script.as_bytes()).await?;
+            drop(stdin);
+        }
+        child.wait_with_output().await
+    };
+    let output = match tokio::time::timeout(NFT_TIMEOUT, work).await {
+        Ok(output) => output.map_err(start)?,
+        Err(_) => {
+            return Err(Error::Firewall { message: "nft did not end in time".to_owned(), source: None });
+        }
+    };
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.lines().next().unwrap_or("no reason given").to_owned();
+    Err(Error::Firewall { message: format!("nft refused a change: {said}"), source: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(mesh: bool, egress: Option<&[&str]>) -> Member {
+        Member {
+            address: Ipv4Addr::new(10, 1, 0, 2),
+            mesh: mesh.then(|| OrganizationId::from_uuid(uuid::Uuid::nil())),
+            egress: egress.map(|list| list.iter().map(|text| text.parse().unwrap()).collect()),
+        }
+    }
+
+    #[test]
+    fn a_member_is_admitted_by_elements_alone() {
+        let mut groups = Groups::default();
+        assert_eq!(
+            elements("add", "t", &member(true, None), &mut groups),
+            "add element inet t group_of { 10.1.0.2 : 1 }\n\
+             add element inet t members { 1 . 10.1.0.2 }\n\
+             add element inet t outward { 10.1.0.2 }\n"
+        );
+        assert_eq!(elements("add", "t", &member(false, Some(&[])), &mut groups), "");
+    }
+
+    #[test]
+    fn blocks_inside_others_are_left_out() {
+        let listed = member(false, Some(&["10.1.0.0/16", "10.0.0.0/8", "10.0.0.0/8", "192.0.2.1"])).egress.unwrap();
+        let kept: Vec<String> = outermost(&listed).iter().map(ToString::to_string).collect();
+        assert_eq!(kept, ["10.0.0.0/8", "192.0.2.1/32"]);
+    }
+
+    #[tokio::test]
+    async fn the_kernel_takes_the_table_and_its_changes() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        let table = format!("tram_test_{}", uuid::Uuid::new_v4().simple());
+        let frame = Frame {
+            table: table.clone(),
+            interface_prefix: "trtest-".to_owned(),
+            network: "10.77.0.0/24".parse().unwrap(),
+            denied: vec!["192.168.0.0/16".parse().unwrap()],
+            uplinks: vec!["eth9".to_owned()],
+        };
+        let open = member(true, None);
+        let firewall = Firewall::install(&frame, std::slice::from_ref(&open)).await.unwrap();
+        let mut shut = member(true, Some(&["10.0.0.0/8", "10.3.0.0/16"]));
+        shut.address = Ipv4Addr::new(10, 77, 0, 3);
+        firewall.admit(shut.clone()).await.unwrap();
+        let listed = list(&table).await;
+        assert!(listed.contains("10.77.0.3 . 10.0.0.0/8"), "{listed}");
+        // Twice, as after a crash between the kernel and the record.
+        for _ in 0..2 {
+            firewall.revoke(shut.clone()).await.unwrap();
+            firewall.revoke(open.clone()).await.unwrap();
+        }
+        assert!(!list(&table).await.contains("elements"), "{}", list(&table).await);
+        firewall.remove().await.unwrap();
+        firewall.remove().await.unwrap();
+        assert_eq!(list(&table).await, "");
+    }
+
+    async fn list(table: &str) -> String {
+        let output = tokio::process::Command::new("nft").args(["list", "table", "inet", table]).output().await.unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+}

@@ -1,0 +1,199 @@
+//! What the site writes down about an instance, so that a restart of the control plane knows it again.
+//!
+//! ```text
+//! <state>/local/lock                      held while a process has the site open
+//! <state>/local/instances/<id>.json       the order as it came, the place in the network, and two facts
+//! <state>/local/kept/<id>/logs/           logs of a forgotten instance, until they are removed
+//! <state>/local/kept/<id>/generation      the newest generation seen, so that an old order cannot revive it
+//! <state>/local/images/<deployment>.json  which digest a deployment's image name stood for
+//! <state>/local/netns/<slot>              namespaces
+//! ```
+//!
+//! The one design choice to know: a record is written before anything it speaks of is made, and says what was
+//! wanted, not how far it got. How far it got is asked of the supervisor and the kernel. Files appear whole (written
+//! beside, then renamed) but are not synced: they must survive the end of the process, and when the machine goes
+//! down its instances end with it.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tram_site::{EndCause, InstanceSpec};
+use tram_types::{DeploymentId, Generation, InstanceId, Timestamp};
+
+/// Only root may look: environments hold secrets.
+const DIRECTORY_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+
+/// One instance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// The order.
+    pub(crate) spec: InstanceSpec,
+    /// The newest generation of an order for it.
+    pub(crate) generation: Generation,
+    /// Its place in the network, until it is given back.
+    pub(crate) slot: Option<u32>,
+    /// All checks passed once.
+    #[serde(default)]
+    pub(crate) became_healthy: bool,
+    /// It was told to stop.
+    #[serde(default)]
+    pub(crate) stop_ordered: bool,
+    /// How it ended, once that is known.
+    #[serde(default)]
+    pub(crate) end: Option<End>,
+}
+
+/// The end of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct End {
+    pub(crate) cause: EndCause,
+    pub(crate) at: Timestamp,
+}
+
+/// The site's directory.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    root: PathBuf,
+}
+
+impl Store {
+    /// Makes what is missing.
+    pub(crate) fn open(state_dir: &Path) -> io::Result<Self> {
+        let root = state_dir.join("local");
+        for name in ["instances", "kept", "images", "netns"] {
+            DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(root.join(name))?;
+        }
+        // The names of interfaces and of the firewall's table come from this path.
+        Ok(Self { root: root.canonicalize()? })
+    }
+
+    /// Keeps other processes out. `None` when one has the site open.
+    pub(crate) fn lock(&self) -> io::Result<Option<File>> {
+        let path = self.root.join("lock");
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(FILE_MODE).open(path)?;
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn record_path(&self, id: InstanceId) -> PathBuf {
+        self.root.join("instances").join(format!("{id}.json"))
+    }
+
+    fn kept_path(&self, id: InstanceId) -> PathBuf {
+        self.root.join("kept").join(id.to_string())
+    }
+
+    /// Where the logs of a forgotten instance are.
+    pub(crate) fn kept_logs(&self, id: InstanceId) -> PathBuf {
+        self.kept_path(id).join("logs")
+    }
+
+    pub(crate) fn save(&self, record: &Record) -> io::Result<()> {
+        write_whole(&self.record_path(record.spec.id), record)
+    }
+
+    pub(crate) fn remove(&self, id: InstanceId) -> io::Result<()> {
+        ignore_missing(fs::remove_file(self.record_path(id)))
+    }
+
+    /// Every record. One that cannot be read is put aside and reported: its instance then counts as a leftover.
+    pub(crate) fn load(&self) -> io::Result<Vec<Record>> {
+        let mut records = Vec::new();
+        for entry in fs::read_dir(self.root.join("instances"))? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                // Written beside and never renamed.
+                ignore_missing(fs::remove_file(&path))?;
+                continue;
+            }
+            match read::<Record>(&path) {
+                Ok(record) => records.push(record),
+                Err(error) => {
+                    tracing::error!(path = %path.display(), %error, "the record of an instance cannot be read");
+                    fs::rename(&path, path.with_extension("unreadable"))?;
+                }
+            }
+        }
+        Ok(records)
+    }
+
+    /// Makes the directory for what is kept of an instance, and remembers its generation there.
+    pub(crate) fn keep(&self, id: InstanceId, generation: Generation) -> io::Result<()> {
+        let directory = self.kept_path(id);
+        DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(&directory)?;
+        write_whole(&directory.join("generation"), &generation)
+    }
+
+    /// The generation of an instance that was forgotten, if its logs are still here.
+    pub(crate) fn kept_generation(&self, id: InstanceId) -> Option<Generation> {
+        read(&self.kept_path(id).join("generation")).ok()
+    }
+
+    /// Moves the logs of an instance to where they are kept.
+    pub(crate) fn keep_logs(&self, id: InstanceId, from: &Path) -> io::Result<()> {
+        let to = self.kept_logs(id);
+        if to.exists() {
+            return Ok(());
+        }
+        ignore_missing(fs::rename(from, to))
+    }
+
+    pub(crate) fn remove_kept(&self, id: InstanceId) -> io::Result<()> {
+        ignore_missing(fs::remove_dir_all(self.kept_path(id)))
+    }
+
+    fn image_path(&self, deployment: DeploymentId) -> PathBuf {
+        self.root.join("images").join(format!("{deployment}.json"))
+    }
+
+    pub(crate) fn pin_image(&self, deployment: DeploymentId, pinned: &PinnedImage) -> io::Result<()> {
+        write_whole(&self.image_path(deployment), pinned)
+    }
+
+    pub(crate) fn pinned_image(&self, deployment: DeploymentId) -> Option<PinnedImage> {
+        read(&self.image_path(deployment)).ok()
+    }
+}
+
+/// What a deployment's image name stood for when it was first looked up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PinnedImage {
+    /// The name as the user wrote it.
+    pub(crate) reference: String,
+    /// The name to look up from then on; has the digest in it, unless the image was imported.
+    pub(crate) pinned: String,
+    /// The manifest for this machine.
+    pub(crate) manifest_digest: String,
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
+    serde_json::from_slice(&fs::read(path)?).map_err(io::Error::other)
+}
+
+fn write_whole<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    let beside = path.with_extension("new");
+    let bytes = serde_json::to_vec(value).map_err(io::Error::other)?;
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(FILE_MODE).open(&beside)?;
+    file.write_all(&bytes)?;
+    drop(file);
+    fs::rename(&beside, path)
+}
+
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

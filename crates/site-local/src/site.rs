@@ -1,0 +1,362 @@
+//! The site itself: opening, the shared state, closing.
+//!
+//! Flow of `open`: lock the directory, hear from the supervisor, read the records, decide about each, take the
+//! network over with what is alive, look after it, remove what nobody knows. The contract is in `contract`, the way
+//! of an instance up in `start`, and what the supervisor tells in `news`.
+
+mod adopt;
+mod contract;
+mod entries;
+mod news;
+mod start;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tram_image::ImageStore;
+use tram_sandbox::protocol as wire;
+use tram_site::{Changed, Error};
+use tram_types::{Clock, InstanceId, SystemClock, Timestamp};
+
+use self::entries::{Entry, Live, Up};
+use crate::config::Config;
+use crate::dns::{Directory, Server};
+use crate::health::watch::{PROBES_MAX, Subject};
+use crate::health::{self, View};
+use crate::images::Images;
+use crate::network::{self, Network};
+use crate::record::{End, Record, Store};
+use crate::supervisor::{self, Supervisor};
+
+/// News that a slow listener may be behind before it must observe everything.
+const CHANGES_MAX: usize = 1024;
+/// After opening, instances that had been healthy are asked before anybody is told that they are not.
+const FIRST_PROBES_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why a site cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A file could not be used.
+    #[error("cannot {what}")]
+    Files {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process has it.
+    #[error("the site in {} is in use by another process: stop it first", .0.display())]
+    Busy(PathBuf),
+    /// Nobody answered.
+    #[error("the supervisor of instances does not answer in {}: is it running?", .0.display())]
+    NoSupervisor(PathBuf),
+    /// The network could not be had.
+    #[error("cannot set the private network up")]
+    Network(#[from] network::Error),
+    /// The name server could not listen.
+    #[error("cannot start the name server of the private network on {address}")]
+    NameServer {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// This machine as a site. Dropping it ends its tasks and leaves the instances running; the next
+/// [`LocalSite::open`] adopts them.
+#[derive(Debug)]
+pub struct LocalSite {
+    shared: Arc<Shared>,
+    dns: Server,
+    _lock: File,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    store: Store,
+    images: Arc<Images>,
+    supervisor: Supervisor,
+    network: Network,
+    directory: Arc<Directory>,
+    entries: Mutex<HashMap<InstanceId, Entry>>,
+    changed: broadcast::Sender<Changed>,
+    probes: Arc<Semaphore>,
+    /// Something of an instance's view changed; for waiting inside the site.
+    viewed: watch::Sender<()>,
+    end: CancellationToken,
+}
+
+impl LocalSite {
+    /// Opens the site: adopts what runs, cleans what was cut in half, removes what nobody knows.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. The supervisor must be running.
+    pub async fn open(config: Config, images: ImageStore) -> Result<Arc<Self>, OpenError> {
+        let files = |what| move |source| OpenError::Files { what, source };
+        let store = Store::open(&config.state_dir).map_err(files("make the site's directory"))?;
+        let lock = store.lock().map_err(files("lock the site's directory"))?;
+        let lock = lock.ok_or_else(|| OpenError::Busy(store.root().to_owned()))?;
+        let (supervisor, mut news) = Supervisor::start(&config.supervisor_dir, config.supervisor_patience)
+            .map_err(files("start the thread that watches the supervisor"))?;
+        let first = tokio::time::timeout(config.supervisor_patience, news.recv()).await;
+        let Ok(Some(supervisor::News::Present { instances, .. })) = first else {
+            return Err(OpenError::NoSupervisor(config.supervisor_dir));
+        };
+
+        let records = store.load().map_err(files("read the records of instances"))?;
+        let decided = adopt::decide(records, &instances, SystemClock.now());
+        let network = Network::open(&config.network, store.root(), &adopt::held(&decided, &config)).await?;
+        let directory = Arc::new(Directory::default());
+        let address = (network.gateway(), crate::dns::PORT).into();
+        let name_servers = config.network.name_servers.clone();
+        let dns = Server::start(address, Arc::clone(&directory), name_servers)
+            .await
+            .map_err(|source| OpenError::NameServer { address, source })?;
+
+        let (changed, _) = broadcast::channel(CHANGES_MAX);
+        let end = CancellationToken::new();
+        let images = Images::new(images, store.clone(), changed.clone(), end.clone());
+        let shared = Arc::new(Shared {
+            config,
+            store,
+            images: Arc::new(images),
+            supervisor,
+            network,
+            directory,
+            entries: Mutex::default(),
+            changed,
+            probes: Arc::new(Semaphore::new(PROBES_MAX)),
+            viewed: watch::channel(()).0,
+            end: end.clone(),
+        });
+        adopt::adopt(&shared, decided).await;
+        // Whatever it has that we have no record of.
+        news::remove_unknown(&shared, &instances);
+        tokio::spawn(end.run_until_cancelled_owned(news::listen(Arc::downgrade(&shared), news)));
+        shared.first_probes().await;
+        Ok(Arc::new(Self { shared, dns, _lock: lock }))
+    }
+
+    /// Ends the site's tasks and removes what no instance uses: with no instance left, also the firewall's table
+    /// and the machine's address in the private network. Instances go on.
+    ///
+    /// # Errors
+    /// When something could not be removed; the next [`LocalSite::open`] tries again.
+    pub async fn close(&self) -> Result<(), network::Error> {
+        self.shared.end.cancel();
+        self.dns.close();
+        self.shared.network.close().await
+    }
+}
+
+impl Drop for LocalSite {
+    fn drop(&mut self) {
+        self.shared.end.cancel();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, HashMap<InstanceId, Entry>> {
+        // Entries change in single steps, so what a panic leaves is whole.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn announce(&self, id: InstanceId) {
+        // Nobody may be listening.
+        let _unheard = self.changed.send(Changed::Instance(id));
+    }
+
+    /// Writes a record; a failure is the machine's trouble and must not stop what is under way.
+    fn save(&self, record: &Record) {
+        if let Err(error) = self.store.save(record) {
+            tracing::error!(instance = %record.spec.id, %error, "cannot write the record of an instance");
+        }
+    }
+
+    /// The program runs: look after it.
+    fn go_up(self: &Arc<Self>, id: InstanceId, pid: Option<i32>, started_at: Timestamp, is_frozen: bool) {
+        let (frozen, see_frozen) = watch::channel(is_frozen);
+        let token = self.end.child_token();
+        let mut entries = self.lock();
+        let Some(entry) = entries.get_mut(&id) else { return };
+        let (Live::Preparing, Some(slot)) = (&entry.live, entry.slot()) else { return };
+        let address = self.network.address(slot);
+        let spec = &entry.record.spec;
+        let now = Instant::now();
+        let age = SystemClock.now().since(started_at);
+        let subject = Subject {
+            address: address.into(),
+            pid,
+            ports: spec.ports.clone(),
+            checks: spec.health_checks.clone(),
+            started_at: now.checked_sub(age).unwrap_or(now),
+            became_healthy: entry.record.became_healthy,
+            frozen: see_frozen,
+            probes: Arc::clone(&self.probes),
+        };
+        self.directory.insert(
+            address,
+            crate::dns::Entry {
+                organization: spec.organization_id,
+                app: spec.app_name.clone(),
+                service: spec.service_name.clone(),
+                mesh: spec.mesh,
+                healthy: false,
+            },
+        );
+        let view = View { became_healthy: entry.record.became_healthy, ..View::default() };
+        entry.live = Live::Up(Up {
+            started_at,
+            known_since: now,
+            view,
+            frozen,
+            _watcher: token.clone().drop_guard(),
+        });
+        drop(entries);
+        self.announce(id);
+        let shared = Arc::downgrade(self);
+        tokio::spawn(token.run_until_cancelled_owned(health::watch::watch(subject, move |view| {
+            if let Some(shared) = shared.upgrade() {
+                shared.view(id, view);
+            }
+        })));
+    }
+
+    /// Takes a new view of an instance's health.
+    fn view(&self, id: InstanceId, view: View) {
+        let mut entries = self.lock();
+        let Some(entry) = entries.get_mut(&id) else { return };
+        let Live::Up(up) = &mut entry.live else { return };
+        up.view = view;
+        if up.view.became_healthy && !entry.record.became_healthy {
+            // Before anybody is told: after a restart it must not be "starting" again.
+            entry.record.became_healthy = true;
+            self.save(&entry.record);
+        }
+        self.refresh_name(entry);
+        drop(entries);
+        self.announce(id);
+        self.viewed.send_replace(());
+    }
+
+    /// Lets names lead to an instance, or not.
+    fn refresh_name(&self, entry: &Entry) {
+        if let Some(slot) = entry.slot() {
+            self.directory.set_healthy(self.network.address(slot), entry.takes_traffic());
+        }
+    }
+
+    /// The instance is over: write it down, tell, and give its place back.
+    fn finish(self: &Arc<Self>, id: InstanceId, end: End) {
+        let mut entries = self.lock();
+        let Some(entry) = entries.get_mut(&id) else { return };
+        if matches!(entry.live, Live::Over) {
+            return;
+        }
+        tracing::info!(instance = %id, cause = %end.cause, "an instance ended");
+        entry.live = Live::Over;
+        entry.record.end = Some(end);
+        entry.image = None;
+        entry.halt.cancel();
+        self.save(&entry.record);
+        let lines = std::mem::take(&mut entry.early_lines);
+        drop(entries);
+        self.announce(id);
+        let shared = Arc::clone(self);
+        // Not bound to the site's end: a place that is half given back would be given back at the next start, but
+        // there is no reason to leave it.
+        tokio::spawn(async move {
+            shared.write_lines(id, lines).await;
+            shared.give_place_back(id).await;
+        });
+    }
+
+    /// Gives the place of an ended instance back, once.
+    async fn give_place_back(&self, id: InstanceId) {
+        let (slot, spec) = {
+            let mut entries = self.lock();
+            let Some(entry) = entries.get_mut(&id) else { return };
+            let Some(slot) = entry.slot() else { return };
+            entry.record.slot = None;
+            (slot, entry.record.spec.clone())
+        };
+        let address = self.network.address(slot);
+        self.directory.remove(address);
+        let Ok(member) = entries::member(&spec, address) else { return };
+        match self.network.release(slot, member).await {
+            Ok(()) => {
+                if let Some(entry) = self.lock().get(&id) {
+                    self.save(&entry.record);
+                }
+            }
+            Err(error) => {
+                tracing::error!(instance = %id, error = crate::chain(&error), "cannot remove an instance's network");
+            }
+        }
+    }
+
+    /// Waits until every instance that had been healthy was asked once, for a bounded time.
+    async fn first_probes(&self) {
+        let mut viewed = self.viewed.subscribe();
+        let settled = || {
+            self.lock().values().all(|entry| match &entry.live {
+                Live::Up(up) => {
+                    !up.view.became_healthy
+                        || up.view.healthy
+                        || up.view.last_failure.is_some()
+                        || *up.frozen.borrow()
+                }
+                Live::Preparing | Live::Over => true,
+            })
+        };
+        let all = async {
+            while !settled() && viewed.changed().await.is_ok() {}
+        };
+        // Whoever is not settled by then shows as not healthy until it is.
+        let _late = tokio::time::timeout(FIRST_PROBES_PATIENCE, all).await;
+    }
+
+    /// An order about a program to the supervisor.
+    async fn call<T, F>(&self, id: InstanceId, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Fn(&tram_sandbox::client::Client, &wire::InstanceId) -> Result<T, tram_sandbox::client::Error>
+            + Send
+            + Sync
+            + 'static,
+    {
+        let name = wire_id(id)?;
+        self.supervisor.call(move |client| work(client, &name)).await.map_err(|error| translate(id, error))
+    }
+}
+
+fn wire_id(id: InstanceId) -> Result<wire::InstanceId, Error> {
+    wire::InstanceId::new(id.to_string()).map_err(|error| Error::Refused { message: error.to_string() })
+}
+
+/// A refusal of the supervisor in the site's words.
+fn translate(id: InstanceId, error: supervisor::Error) -> Error {
+    use wire::Refusal as R;
+    match error {
+        supervisor::Error::Refused(R::UnknownInstance { .. } | R::NotRunning { .. }) => Error::NoSuchInstance(id),
+        supervisor::Error::Refused(R::Frozen { .. }) => {
+            Error::Refused { message: "the instance sleeps: wake it first".to_owned() }
+        }
+        supervisor::Error::Refused(R::Launch { failure }) => {
+            Error::Refused { message: crate::end::explain(&failure) }
+        }
+        supervisor::Error::Refused(R::InvalidSpec { reason }) => Error::Refused { message: reason },
+        other => Error::unavailable("the supervisor of instances did not carry an order out", other),
+    }
+}

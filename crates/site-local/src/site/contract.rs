@@ -1,0 +1,312 @@
+//! The contract of a site, order by order.
+//!
+//! Each order checks the generation, writes down what was wanted, acts, and leaves the rest to the news.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::broadcast;
+use tram_site::{
+    Capabilities, Changed, Error, ExecRequest, ExecSession, ImageSpec, InstanceSpec, LogPage, LogQuery,
+    Observation, ObservedImage, ObservedInstance, Site, Usage,
+};
+use tram_types::{Generation, InstanceId};
+
+use super::entries::{self, EARLY_LINES_MAX, Entry, Live};
+use super::{LocalSite, Shared, start};
+use crate::record::Record;
+use crate::{exec, logs};
+
+#[async_trait]
+impl Site for LocalSite {
+    fn capabilities(&self) -> Capabilities {
+        // Every cgroup version has a freezer, and the supervisor does not start without cgroups.
+        Capabilities { freeze: true, checkpoint: false }
+    }
+
+    async fn ensure_image(&self, image: &ImageSpec) -> Result<ObservedImage, Error> {
+        self.shared.images.ensure(image)
+    }
+
+    async fn start(&self, instance: &InstanceSpec, generation: Generation) -> Result<(), Error> {
+        let id = instance.id;
+        // Refused before anything is written when it can never be.
+        entries::member(instance, self.shared.network.gateway())?;
+        {
+            let mut entries = self.shared.lock();
+            if let Some(entry) = entries.get_mut(&id) {
+                entry.guard(generation)?;
+                self.shared.save(&entry.record);
+                return Ok(());
+            }
+            if let Some(seen) = self.shared.store.kept_generation(id)
+                && generation <= seen
+            {
+                return Err(Error::OldGeneration { instance: id, given: generation.0, seen: seen.0 });
+            }
+            let slot = self
+                .shared
+                .network
+                .lease()
+                .map_err(|error| Error::unavailable("cannot give the instance an address", error))?;
+            let record = Record {
+                spec: instance.clone(),
+                generation,
+                slot: Some(slot.0),
+                became_healthy: false,
+                stop_ordered: false,
+                end: None,
+            };
+            if let Err(error) = self.shared.store.save(&record) {
+                self.shared.network.unlease(slot);
+                return Err(Error::unavailable("cannot write the order down", error));
+            }
+            entries.insert(id, Entry::new(record));
+        }
+        self.shared.announce(id);
+        let shared = Arc::clone(&self.shared);
+        let end = shared.end.clone();
+        tokio::spawn(end.run_until_cancelled_owned(start::run(shared, id)));
+        Ok(())
+    }
+
+    async fn stop(&self, instance: InstanceId, grace: Duration, generation: Generation) -> Result<(), Error> {
+        let running = {
+            let mut entries = self.shared.lock();
+            let Some(entry) = entries.get_mut(&instance) else { return Ok(()) };
+            entry.guard(generation)?;
+            if matches!(entry.live, Live::Over) {
+                return Ok(());
+            }
+            entry.record.stop_ordered = true;
+            entry.stop_grace = Some(grace);
+            let save = self.shared.store.save(&entry.record);
+            save.map_err(|error| Error::unavailable("cannot write the order down", error))?;
+            self.shared.refresh_name(entry);
+            let running = matches!(entry.live, Live::Up(_));
+            if !running {
+                entry.halt.cancel();
+            }
+            running
+        };
+        self.shared.announce(instance);
+        if !running {
+            return Ok(());
+        }
+        match self.shared.call(instance, move |client, id| client.stop(id, grace)).await {
+            // It ended by itself meanwhile; the news will say so.
+            Err(Error::NoSuchInstance(_)) => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn forget(&self, instance: InstanceId, generation: Generation) -> Result<(), Error> {
+        let (generation, lines) = {
+            let mut entries = self.shared.lock();
+            let Some(entry) = entries.get_mut(&instance) else { return Ok(()) };
+            entry.guard(generation)?;
+            if !matches!(entry.live, Live::Over) {
+                return Err(Error::Refused {
+                    message: format!("instance {instance} has not ended yet: stop it first"),
+                });
+            }
+            (entry.record.generation, std::mem::take(&mut entry.early_lines))
+        };
+        self.shared.write_lines(instance, lines).await;
+        self.shared.give_place_back(instance).await;
+        let kept = {
+            let (store, logs) = (self.shared.store.clone(), self.shared.log_directory(instance));
+            tokio::task::spawn_blocking(move || {
+                store.keep(instance, generation)?;
+                store.keep_logs(instance, &logs)
+            })
+        };
+        kept.await
+            .map_err(|error| Error::unavailable("cannot keep the logs", error))?
+            .map_err(|error| Error::unavailable("cannot keep the logs", error))?;
+        match self.shared.call(instance, |client, id| client.remove(id)).await {
+            Ok(()) | Err(Error::NoSuchInstance(_)) => {}
+            Err(error) => return Err(error),
+        }
+        self.shared
+            .store
+            .remove(instance)
+            .map_err(|error| Error::unavailable("cannot remove the record", error))?;
+        self.shared.lock().remove(&instance);
+        self.shared.announce(instance);
+        Ok(())
+    }
+
+    async fn freeze(&self, instance: InstanceId, generation: Generation) -> Result<(), Error> {
+        self.shared.guard_running(instance, generation)?;
+        // Left alone before it stops to answer, or a probe would fail for it.
+        self.shared.frozen(instance, true);
+        let frozen = self.shared.call(instance, |client, id| client.freeze(id)).await;
+        if frozen.is_err() {
+            self.shared.frozen(instance, false);
+        }
+        frozen
+    }
+
+    async fn thaw(&self, instance: InstanceId, generation: Generation) -> Result<(), Error> {
+        self.shared.guard_running(instance, generation)?;
+        self.shared.call(instance, |client, id| client.thaw(id)).await?;
+        self.shared.frozen(instance, false);
+        Ok(())
+    }
+
+    async fn observe(&self) -> Result<Observation, Error> {
+        self.shared.current().await?;
+        let entries = self.shared.lock();
+        let instances = entries.iter().map(|(id, entry)| (*id, entry.observed(&self.shared.network)));
+        Ok(Observation { instances: instances.collect() })
+    }
+
+    async fn observe_instance(&self, instance: InstanceId) -> Result<Option<ObservedInstance>, Error> {
+        self.shared.current().await?;
+        Ok(self.shared.lock().get(&instance).map(|entry| entry.observed(&self.shared.network)))
+    }
+
+    fn changed(&self) -> broadcast::Receiver<Changed> {
+        self.shared.changed.subscribe()
+    }
+
+    async fn usage(&self, instance: InstanceId) -> Result<Usage, Error> {
+        self.shared.running(instance)?;
+        let stats = self.shared.call(instance, |client, id| client.stats(id)).await?;
+        Ok(Usage {
+            cpu_usec: stats.cpu_usec,
+            memory_bytes: stats.memory_working_set_bytes,
+            pids: stats.pids,
+        })
+    }
+
+    async fn logs(&self, instance: InstanceId, query: &LogQuery) -> Result<LogPage, Error> {
+        let (directory, query) = (self.shared.log_directory(instance), query.clone());
+        let page = tokio::task::spawn_blocking(move || logs::read(instance, &directory, &query)).await;
+        page.map_err(|error| Error::unavailable("cannot read the logs", error))?
+            .map_err(|error| Error::unavailable("cannot read the logs", error))
+    }
+
+    async fn log_platform(&self, instance: InstanceId, message: &str) -> Result<(), Error> {
+        let lines: Vec<String> = message.lines().map(ToOwned::to_owned).collect();
+        {
+            // Before the launch there is no log: the lines wait for it.
+            let mut entries = self.shared.lock();
+            match entries.get_mut(&instance) {
+                Some(entry) if matches!(entry.live, Live::Preparing) => {
+                    entry.early_lines.extend(lines);
+                    entry.early_lines.truncate(EARLY_LINES_MAX);
+                    return Ok(());
+                }
+                Some(_) => {}
+                None if self.shared.store.kept_generation(instance).is_some() => {}
+                None => return Err(Error::NoSuchInstance(instance)),
+            }
+        }
+        self.shared.try_write_lines(instance, lines).await
+    }
+
+    async fn remove_logs(&self, instance: InstanceId) -> Result<(), Error> {
+        if self.shared.lock().contains_key(&instance) {
+            return Err(Error::Refused {
+                message: format!("instance {instance} is still here: forget it before its logs"),
+            });
+        }
+        let store = self.shared.store.clone();
+        tokio::task::spawn_blocking(move || store.remove_kept(instance))
+            .await
+            .map_err(|error| Error::unavailable("cannot remove the logs", error))?
+            .map_err(|error| Error::unavailable("cannot remove the logs", error))
+    }
+
+    async fn exec(&self, instance: InstanceId, request: &ExecRequest) -> Result<ExecSession, Error> {
+        let (spec, image) = {
+            let entries = self.shared.lock();
+            let entry = entries.get(&instance).ok_or(Error::NoSuchInstance(instance))?;
+            if !matches!(entry.live, Live::Up(_)) {
+                return Err(Error::NoSuchInstance(instance));
+            }
+            (entry.record.spec.clone(), entry.image.clone())
+        };
+        let wanted = exec::spec(&spec, image, request).await?;
+        let started = self.shared.call(instance, move |client, id| client.exec(id, wanted.clone())).await?;
+        exec::session(started, self.shared.end.clone())
+            .map_err(|error| Error::unavailable("cannot talk to the command", error))
+    }
+}
+
+impl Shared {
+    /// Whether what is known is current.
+    async fn current(&self) -> Result<(), Error> {
+        if self.supervisor.connected().await {
+            return Ok(());
+        }
+        Err(Error::Unavailable {
+            message: "the supervisor of instances cannot be reached; it is being restarted".to_owned(),
+            source: None,
+        })
+    }
+
+    fn running(&self, id: InstanceId) -> Result<(), Error> {
+        match self.lock().get(&id) {
+            Some(entry) if matches!(entry.live, Live::Up(_)) => Ok(()),
+            _ => Err(Error::NoSuchInstance(id)),
+        }
+    }
+
+    fn guard_running(&self, id: InstanceId, generation: Generation) -> Result<(), Error> {
+        let mut entries = self.lock();
+        let entry = entries.get_mut(&id).ok_or(Error::NoSuchInstance(id))?;
+        entry.guard(generation)?;
+        self.save(&entry.record);
+        match entry.live {
+            Live::Up(_) => Ok(()),
+            Live::Preparing => {
+                Err(Error::Refused { message: "the instance has not started yet: wait until it has".to_owned() })
+            }
+            Live::Over => Err(Error::NoSuchInstance(id)),
+        }
+    }
+
+    pub(super) fn log_directory(&self, id: InstanceId) -> PathBuf {
+        logs::directory(&self.store, &self.config.supervisor_dir, id)
+    }
+
+    /// Adds lines of the platform to an instance's log.
+    async fn try_write_lines(&self, id: InstanceId, lines: Vec<String>) -> Result<(), Error> {
+        let (store, directory) = (self.store.clone(), self.config.supervisor_dir.clone());
+        tokio::task::spawn_blocking(move || logs::append(&store, &directory, id, &lines))
+            .await
+            .map_err(|error| Error::unavailable("cannot write to the log", error))?
+    }
+
+    /// The same where nobody waits for the outcome.
+    pub(super) async fn write_lines(&self, id: InstanceId, lines: Vec<String>) {
+        if !lines.is_empty()
+            && let Err(error) = self.try_write_lines(id, lines).await
+        {
+            tracing::warn!(instance = %id, error = crate::chain(&error), "cannot write to an instance's log");
+        }
+    }
+
+    /// Sends a stop in the background.
+    pub(super) fn send_stop(self: &Arc<Self>, id: InstanceId, grace: Duration) {
+        let shared = Arc::clone(self);
+        tokio::spawn(async move {
+            match shared.call(id, move |client, name| client.stop(name, grace)).await {
+                Ok(()) | Err(Error::NoSuchInstance(_)) => {}
+                Err(error) => {
+                    tracing::warn!(instance = %id, error = crate::chain(&error), "cannot stop an instance yet");
+                }
+            }
+        });
+    }
+
+    /// Sends a recorded stop again, with the usual grace: the one that was ordered is not written down.
+    pub(super) fn resend_stop(self: &Arc<Self>, id: InstanceId) {
+        self.send_stop(id, tram_site::spec::DEFAULT_STOP_GRACE);
+    }
+}

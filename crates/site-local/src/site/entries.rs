@@ -1,0 +1,152 @@
+//! The table of instances, and what is seen of each.
+//!
+//! ```text
+//! Preparing -> Up (Starting, Running, Frozen, Stopping by what is known of it) -> Over
+//!      \________________________________________________________________________^
+//! ```
+//!
+//! One lock around the table, held for look-ups and small file writes, never across an await.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tram_image::Image;
+use tram_site::{Error, InstancePhase, InstanceSpec, ObservedInstance};
+use tram_types::{Generation, Timestamp};
+
+use crate::health::View;
+use crate::network::firewall::Member;
+use crate::network::{Ipv4Network, Network, Slot};
+use crate::record::Record;
+
+/// Platform lines that wait for the instance's log to exist.
+pub(crate) const EARLY_LINES_MAX: usize = 64;
+
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) record: Record,
+    pub(crate) live: Live,
+    /// Keeps the layers from being collected.
+    pub(crate) image: Option<Image>,
+    /// What the platform had to say before there was a log.
+    pub(crate) early_lines: Vec<String>,
+    /// Ends the preparation.
+    pub(crate) halt: CancellationToken,
+    /// How long a stop that came while preparing gives.
+    pub(crate) stop_grace: Option<Duration>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Live {
+    Preparing,
+    Up(Up),
+    Over,
+}
+
+/// The program runs.
+#[derive(Debug)]
+pub(crate) struct Up {
+    pub(crate) started_at: Timestamp,
+    /// When this process learnt that it runs: a list asked for earlier may lack it.
+    pub(crate) known_since: Instant,
+    pub(crate) view: View,
+    pub(crate) frozen: watch::Sender<bool>,
+    /// Ends the health checks when the instance is over.
+    pub(crate) _watcher: DropGuard,
+}
+
+impl Entry {
+    pub(crate) fn new(record: Record) -> Self {
+        let live = if record.end.is_some() { Live::Over } else { Live::Preparing };
+        Self {
+            record,
+            live,
+            image: None,
+            early_lines: Vec::new(),
+            halt: CancellationToken::new(),
+            stop_grace: None,
+        }
+    }
+
+    /// Refuses an order that is older than one seen. A newer one is remembered by the caller's write.
+    pub(crate) fn guard(&mut self, given: Generation) -> Result<(), Error> {
+        let seen = self.record.generation;
+        if given < seen {
+            return Err(Error::OldGeneration { instance: self.record.spec.id, given: given.0, seen: seen.0 });
+        }
+        self.record.generation = given;
+        Ok(())
+    }
+
+    pub(crate) fn slot(&self) -> Option<Slot> {
+        self.record.slot.map(Slot)
+    }
+
+    pub(crate) fn phase(&self) -> InstancePhase {
+        if let Some(end) = &self.record.end {
+            return InstancePhase::Ended { cause: end.cause.clone(), at: end.at };
+        }
+        if self.record.stop_ordered {
+            return InstancePhase::Stopping;
+        }
+        match &self.live {
+            Live::Preparing | Live::Over => InstancePhase::Preparing,
+            Live::Up(up) if *up.frozen.borrow() => InstancePhase::Frozen,
+            Live::Up(up) if up.view.became_healthy => InstancePhase::Running {
+                healthy: up.view.healthy,
+                failures: up.view.failures,
+                last_failure: up.view.last_failure.clone(),
+            },
+            Live::Up(up) => InstancePhase::Starting { last_failure: up.view.last_failure.clone() },
+        }
+    }
+
+    pub(crate) fn observed(&self, network: &Network) -> ObservedInstance {
+        ObservedInstance {
+            id: self.record.spec.id,
+            generation: self.record.generation,
+            phase: self.phase(),
+            address: self.slot().map(|slot| network.address(slot).into()),
+            started_at: match &self.live {
+                Live::Up(up) => Some(up.started_at),
+                Live::Preparing | Live::Over => None,
+            },
+        }
+    }
+
+    /// Whether names may lead to it.
+    pub(crate) fn takes_traffic(&self) -> bool {
+        self.phase().is_healthy()
+    }
+}
+
+/// An instance as the firewall is to know it.
+pub(crate) fn member(spec: &InstanceSpec, address: Ipv4Addr) -> Result<Member, Error> {
+    let egress = match &spec.egress_allow {
+        None => None,
+        Some(list) => {
+            let mut networks = Vec::new();
+            for text in list {
+                // Instances have no IPv6, so there is nothing to allow.
+                if text.contains(':') {
+                    continue;
+                }
+                let network: Ipv4Network = text.parse().map_err(|error| Error::Refused {
+                    message: format!("the network policy cannot be applied: {error}"),
+                })?;
+                networks.push(network);
+            }
+            Some(networks)
+        }
+    };
+    // Allowed everywhere is not restricted.
+    let everywhere = egress.as_ref().is_some_and(|list| list.iter().any(|network| network.prefix() == 0));
+    Ok(Member {
+        address,
+        mesh: spec.mesh.then_some(spec.organization_id),
+        egress: if everywhere { None } else { egress },
+    })
+}

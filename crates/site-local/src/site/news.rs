@@ -1,0 +1,154 @@
+//! What the supervisor tells, and what follows from it.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Weak};
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tram_sandbox::protocol::{self as wire, Event, InstanceInfo, InstanceState};
+use tram_site::EndCause;
+use tram_types::{Clock, InstanceId, SystemClock};
+
+use super::Shared;
+use super::entries::Live;
+use crate::end;
+use crate::launch::{SITE_LABEL, SITE_NAME};
+use crate::record::End;
+use crate::supervisor::News;
+
+/// Listens until the site or the line is gone.
+pub(super) async fn listen(shared: Weak<Shared>, mut news: mpsc::Receiver<News>) {
+    while let Some(news) = news.recv().await {
+        let Some(shared) = shared.upgrade() else { return };
+        match news {
+            News::Present { instances, asked_at } => reconcile(&shared, &instances, asked_at),
+            News::Event(event) => apply(&shared, event),
+        }
+    }
+}
+
+/// After a reconnection: everything that may have happened meanwhile.
+fn reconcile(shared: &Arc<Shared>, instances: &[InstanceInfo], asked_at: Instant) {
+    let present: HashSet<InstanceId> = instances.iter().filter_map(|info| instance_id(&info.id)).collect();
+    let lost: Vec<InstanceId> = shared
+        .lock()
+        .iter()
+        .filter(|(id, entry)| {
+            matches!(&entry.live, Live::Up(up) if up.known_since < asked_at) && !present.contains(id)
+        })
+        .map(|(id, _)| *id)
+        .collect();
+    for id in lost {
+        let stop_ordered = shared.lock().get(&id).is_some_and(|entry| entry.record.stop_ordered);
+        let cause = if stop_ordered { EndCause::Stopped } else { EndCause::Interrupted };
+        shared.finish(id, End { cause, at: SystemClock.now() });
+    }
+    for info in instances {
+        let Some(id) = instance_id(&info.id) else { continue };
+        match &info.state {
+            InstanceState::Exited { exit } => shared.exited(id, exit),
+            InstanceState::Running { .. } => shared.frozen(id, false),
+            InstanceState::Frozen { .. } => shared.frozen(id, true),
+            InstanceState::Starting => {}
+        }
+    }
+    remove_unknown(shared, instances);
+}
+
+fn apply(shared: &Arc<Shared>, event: Event) {
+    match event {
+        // The start that asked for it is told by its answer.
+        Event::Started { .. } => {}
+        Event::Exited { id, exit, .. } => {
+            let Some(known) = instance_id(&id) else { return };
+            if shared.lock().contains_key(&known) {
+                shared.exited(known, &exit);
+            } else {
+                remove(shared, id);
+            }
+        }
+        Event::Oom { id, kills } => {
+            tracing::info!(instance = %id, kills, "the memory limit of an instance ended a process");
+            let Some(id) = instance_id(&id) else { return };
+            let shared = Arc::clone(shared);
+            tokio::spawn(async move {
+                let line = "a process was ended because the instance reached its memory limit";
+                shared.write_lines(id, vec![line.to_owned()]).await;
+            });
+        }
+        Event::Frozen { id } => {
+            if let Some(id) = instance_id(&id) {
+                shared.frozen(id, true);
+            }
+        }
+        Event::Thawed { id } => {
+            if let Some(id) = instance_id(&id) {
+                shared.frozen(id, false);
+            }
+        }
+    }
+}
+
+/// Ends and removes instances of ours that no record speaks of.
+pub(super) fn remove_unknown(shared: &Arc<Shared>, instances: &[InstanceInfo]) {
+    for info in instances {
+        let ours = info.labels.get(SITE_LABEL).is_some_and(|site| site == SITE_NAME);
+        let known = instance_id(&info.id).is_some_and(|id| shared.lock().contains_key(&id));
+        if !ours || known {
+            continue;
+        }
+        tracing::warn!(instance = %info.id, "removing an instance that no record speaks of");
+        remove(shared, info.id.clone());
+    }
+}
+
+/// Kills it if it runs (its end brings us here again) and removes it if it ended.
+fn remove(shared: &Arc<Shared>, id: wire::InstanceId) {
+    let shared = Arc::clone(shared);
+    tokio::spawn(async move {
+        let name = id.clone();
+        let removed = shared
+            .supervisor
+            .call(move |client| {
+                // Not running is what is wanted.
+                let _killed_or_ended = client.kill(&name);
+                match client.remove(&name) {
+                    Err(tram_sandbox::client::Error::Refused(wire::Refusal::NotEnded { .. })) => Ok(()),
+                    other => other,
+                }
+            })
+            .await;
+        if let Err(error) = removed {
+            tracing::warn!(instance = %id, error = crate::chain(&error), "cannot remove a leftover instance");
+        }
+    });
+}
+
+fn instance_id(id: &wire::InstanceId) -> Option<InstanceId> {
+    id.as_str().parse().ok()
+}
+
+impl Shared {
+    /// The supervisor saw it end.
+    pub(super) fn exited(self: &Arc<Self>, id: InstanceId, exit: &wire::ExitRecord) {
+        let end = {
+            let entries = self.lock();
+            let Some(entry) = entries.get(&id) else { return };
+            end::end(&entry.record, exit)
+        };
+        self.finish(id, end);
+    }
+
+    /// It was frozen or thawed, by us or before we knew it.
+    pub(super) fn frozen(&self, id: InstanceId, frozen: bool) {
+        let mut entries = self.lock();
+        let Some(entry) = entries.get_mut(&id) else { return };
+        let Live::Up(up) = &entry.live else { return };
+        if up.frozen.send_replace(frozen) == frozen {
+            return;
+        }
+        self.refresh_name(entry);
+        drop(entries);
+        self.announce(id);
+    }
+}

@@ -1,0 +1,157 @@
+//! The way of an instance up: image, network, launch.
+//!
+//! One task an instance, begun after the order was written down. It ends with the program running, or with a
+//! recorded end and its cause. A stop that comes while preparing ends the preparation; one that comes while the
+//! supervisor launches is carried out right after.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tram_sandbox::protocol::{InstanceInfo, InstanceState, LaunchFailure, LaunchSpec, Refusal, User};
+use tram_site::{EndCause, InstanceSpec};
+use tram_types::{Clock, Generation, InstanceId, SystemClock};
+
+use super::{Shared, entries, wire_id};
+use super::entries::Live;
+use crate::launch::{self, Account, ImageView, Place};
+use crate::network::Slot;
+use crate::record::End;
+use crate::supervisor;
+
+/// A launch is tried for so long while the supervisor cannot be reached.
+const LAUNCH_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why it did not come up.
+enum Failure {
+    /// For the user, or for whoever looks after the machine.
+    Message(String),
+    /// The program could not be executed.
+    Launch(LaunchFailure),
+    /// It was told to stop.
+    Halted,
+}
+
+impl Failure {
+    fn machine(what: &str, error: &dyn std::error::Error) -> Self {
+        let chain = crate::chain(error);
+        tracing::error!(error = chain, "cannot {what}");
+        Self::Message(format!("the machine cannot {what}: {chain}"))
+    }
+}
+
+/// Brings the instance up, whatever it takes, and records how that went.
+pub(super) async fn run(shared: Arc<Shared>, id: InstanceId) {
+    let Some((spec, generation, slot, halt)) = shared.lock().get(&id).and_then(|entry| {
+        Some((entry.record.spec.clone(), entry.record.generation, entry.slot()?, entry.halt.clone()))
+    }) else {
+        return;
+    };
+    let prepared = halt.run_until_cancelled(prepare(&shared, &spec, generation, slot)).await;
+    let outcome = match prepared {
+        None => Err(Failure::Halted),
+        Some(Err(failure)) => Err(failure),
+        // From here on the supervisor may have it, so it is not interrupted.
+        Some(Ok(launch)) => start(&shared, id, launch).await,
+    };
+    let cause = match outcome {
+        Ok(pid) => {
+            shared.go_up(id, pid, SystemClock.now(), false);
+            let (lines, grace) = match shared.lock().get_mut(&id) {
+                Some(entry) => (std::mem::take(&mut entry.early_lines), entry.stop_grace),
+                None => (Vec::new(), None),
+            };
+            shared.write_lines(id, lines).await;
+            if let Some(grace) = grace {
+                shared.send_stop(id, grace);
+            }
+            return;
+        }
+        Err(Failure::Halted) => EndCause::Stopped,
+        Err(Failure::Message(message)) => EndCause::FailedToStart { message },
+        Err(Failure::Launch(failure)) => EndCause::FailedToStart { message: crate::end::explain(&failure) },
+    };
+    shared.finish(id, End { cause, at: SystemClock.now() });
+}
+
+/// Everything that can be made before the supervisor is asked.
+async fn prepare(
+    shared: &Arc<Shared>,
+    spec: &InstanceSpec,
+    generation: Generation,
+    slot: Slot,
+) -> Result<LaunchSpec, Failure> {
+    let address = shared.network.address(slot);
+    let member = entries::member(spec, address).map_err(|error| Failure::Message(error.to_string()))?;
+    let (image, namespace) = tokio::join!(shared.images.ready(&spec.image), async {
+        let (namespace, admitted) = tokio::join!(shared.network.ensure(slot), shared.network.admit(member));
+        admitted.and(namespace)
+    });
+    let namespace =
+        namespace.map_err(|error| Failure::machine("set the network of an instance up", &error))?;
+    let image = image.map_err(Failure::Message)?;
+    let account = {
+        let image = image.clone();
+        let resolved = tokio::task::spawn_blocking(move || {
+            tram_image::resolve_user(&image.layers, &image.config.user)
+        });
+        match resolved.await {
+            Ok(Ok(found)) => Account {
+                user: User { uid: found.uid, gid: found.gid, groups: found.supplementary_gids },
+                home: Some(found.home.to_string_lossy().into_owned()),
+            },
+            Ok(Err(error)) => return Err(Failure::Message(error.user_message())),
+            Err(error) => return Err(Failure::machine("look the user of an image up", &error)),
+        }
+    };
+    let place = Place { address, gateway: shared.network.gateway(), namespace };
+    let view = ImageView { config: &image.config, layers: &image.layers };
+    let launch = launch::launch_spec(spec, generation.0, view, &account, &place, &shared.config)
+        .map_err(|error| Failure::Message(error.to_string()))?;
+    if let Some(entry) = shared.lock().get_mut(&spec.id) {
+        entry.image = Some(image);
+    }
+    Ok(launch)
+}
+
+/// Has the supervisor launch it, and finds out what happened when the answer is lost.
+async fn start(shared: &Arc<Shared>, id: InstanceId, launch: LaunchSpec) -> Result<Option<i32>, Failure> {
+    let deadline = Instant::now() + LAUNCH_PATIENCE;
+    let launch = Arc::new(launch);
+    loop {
+        if shared.lock().get(&id).is_none_or(|entry| !matches!(entry.live, Live::Preparing)) {
+            return Err(Failure::Halted);
+        }
+        let attempt = Arc::clone(&launch);
+        let error = match shared.supervisor.call(move |client| client.launch((*attempt).clone())).await {
+            Ok(pid) => return Ok(Some(pid)),
+            Err(supervisor::Error::Refused(Refusal::Launch { failure })) => return Err(Failure::Launch(failure)),
+            Err(supervisor::Error::Refused(Refusal::AlreadyExists { .. })) => {
+                match present(shared, id).await.map(|info| info.state) {
+                    Some(InstanceState::Running { pid } | InstanceState::Frozen { pid }) => return Ok(Some(pid)),
+                    // Its end is told by the supervisor's news, or has been.
+                    Some(InstanceState::Exited { exit }) => {
+                        shared.exited(id, &exit);
+                        return Err(Failure::Halted);
+                    }
+                    // Another attempt of ours is under way in there.
+                    Some(InstanceState::Starting) | None => supervisor::Error::Closed,
+                }
+            }
+            Err(error @ supervisor::Error::Refused(_)) => return Err(Failure::machine("launch an instance", &error)),
+            Err(error) => error,
+        };
+        if Instant::now() >= deadline || shared.end.is_cancelled() {
+            return Err(Failure::machine("launch an instance", &error));
+        }
+        tracing::info!(instance = %id, error = crate::chain(&error), "the answer to a launch was lost, asking again");
+        // Waits for a restart; returns at once when there was none.
+        shared.supervisor.connected().await;
+    }
+}
+
+async fn present(shared: &Arc<Shared>, id: InstanceId) -> Option<InstanceInfo> {
+    let name = wire_id(id).ok()?;
+    let list = shared.supervisor.call(|client| client.list()).await.ok()?;
+    list.into_iter().find(|info| info.id == name)
+}

@@ -1,0 +1,9 @@
+//! The local site with the real parts: kernel, supervisor, registry, programs.
+//!
+//! Needs root, `nft`, `busybox` (static), `skopeo` and `docker-registry`; says so and passes when one is missing.
+//! Each test has its own state directory, network and processes, and checks that nothing of them is left.
+
+mod life;
+mod mesh;
+mod restart;
+mod support;
