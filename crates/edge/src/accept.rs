@@ -109,7 +109,7 @@ async fn http1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(context: Arc<
             .timer(TokioTimer::new())
             .header_read_timeout(IDLE_TIMEOUT)
             .max_header_size(HEAD_MAX_BYTES)
-            .serve_connection(TokioIo::new(stream), service_fn(move |request| pipeline::handle(Arc::clone(&context), request)))
+            .serve_connection(TokioIo::new(stream), service_fn(move |request| pipeline::boxed(Arc::clone(&context), request)))
             .with_upgrades()
     );
     tokio::select! {
@@ -131,7 +131,7 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(context: Arc<
             .max_concurrent_streams(H2_STREAMS_MAX)
             .max_header_list_size(H2_HEAD_MAX_BYTES)
             .adaptive_window(true)
-            .serve_connection(TokioIo::new(stream), service_fn(move |request| pipeline::handle(Arc::clone(&context), request)))
+            .serve_connection(TokioIo::new(stream), service_fn(move |request| pipeline::boxed(Arc::clone(&context), request)))
     );
     tokio::select! {
         biased;
@@ -151,7 +151,7 @@ async fn either(context: Arc<Context>, stream: TcpStream, stop: CancellationToke
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(H2_STREAMS_MAX).max_header_list_size(H2_HEAD_MAX_BYTES);
     let mut connection = std::pin::pin!(builder.serve_connection_with_upgrades(
         TokioIo::new(stream),
-        service_fn(move |request| pipeline::handle(Arc::clone(&context), request))
+        service_fn(move |request| pipeline::boxed(Arc::clone(&context), request))
     ));
     tokio::select! {
         biased;
@@ -162,4 +162,21 @@ async fn either(context: Arc<Context>, stream: TcpStream, stop: CancellationToke
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_result<A, B, F>(_: impl Fn(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// A connection keeps its future while idle, out of a budget of 16 KiB; a request's future is moved and freed
+    /// each time.
+    #[test]
+    fn futures_stay_small() {
+        let (request, open) = (size_of_result(pipeline::handle), size_of_result(connection));
+        assert!(request <= 6 * 1024 && open <= 3 * 1024, "a request: {request} bytes, a connection: {open} bytes");
+    }
 }

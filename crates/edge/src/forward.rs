@@ -46,7 +46,7 @@ pub(crate) async fn forward(
     let attempt = async {
         match route.protocol {
             Protocol::Http => over_http1(worker, route, request).await,
-            Protocol::Http2 => over_http2(worker, route, request).await,
+            Protocol::Http2 => Box::pin(over_http2(worker, route, request)).await,
         }
     };
     let limit_ms = route.service.spec.request_timeout_ms;
@@ -128,7 +128,7 @@ async fn over_http1(worker: usize, route: &Route, mut request: Request<RequestBo
             if kept_allowed && let Some(connection) = endpoint.checkout(worker).await {
                 break (seat, connection, true);
             }
-            match endpoint.connect().await {
+            match Box::pin(endpoint.connect()).await {
                 Ok(connection) => break (seat, connection, false),
                 Err(error) => {
                     tracing::debug!(error = &error as &dyn std::error::Error, address = %endpoint.address, "cannot connect to an instance");

@@ -3,6 +3,7 @@
 //! Called by `accept.rs` for each request of each connection. Nothing here decides: a stage answers or refuses.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -36,6 +37,15 @@ pub(crate) struct Context {
 struct Trace {
     live: Option<Arc<Live>>,
     entry: Option<Box<Entry>>,
+}
+
+/// A request's future, apart from its connection's: hyper keeps the place of a service's future for as long as the
+/// connection lives, and idle connections are many.
+pub(crate) fn boxed(
+    context: Arc<Context>,
+    request: Request<Incoming>,
+) -> Pin<Box<impl Future<Output = Result<Response<EdgeBody>, Infallible>>>> {
+    Box::pin(handle(context, request))
 }
 
 /// Answers one request.
@@ -165,7 +175,7 @@ async fn admit(context: &Context, request: &Request<Incoming>, started: Instant,
             }
             Gate::Hold => {
                 let deadline = started + Duration::from_millis(spec.hold_deadline_ms);
-                wake::hold(&route.service, version, || shared.table.load().version, deadline).await?;
+                Box::pin(wake::hold(&route.service, version, || shared.table.load().version, deadline)).await?;
             }
             Gate::Refuse => return Err(refusal_of(&route)),
         }
