@@ -171,9 +171,17 @@ pub(crate) async fn run(session: Session, arguments: Arguments) -> Result<u8, Er
         app: app_name,
         value: service,
     };
-    let deployment_id = text(&service.value, "latest_deployment_id").to_owned();
+    let paused = matches!(text(&service.value, "status"), "PAUSED" | "PAUSING");
+    let deployment_id = if paused {
+        resume(&session, &client, &service).await?
+    } else {
+        text(&service.value, "latest_deployment_id").to_owned()
+    };
     if deployment_id == was {
-        session.printer.note("nothing changed, so no deployment was made");
+        session.printer.note(format_args!(
+            "nothing changed, so no deployment was made; `tram redeploy {}` pulls the image anew",
+            service.path()
+        ));
     }
     if arguments.waiting.no_wait {
         session.printer.note(format_args!(
@@ -212,6 +220,18 @@ async fn create_app(session: &Session, client: &Client, name: &str) -> Result<St
     let body = json!({ "name": name, "life_cycle": { "delete_when_empty": true } });
     let app = take(&mut client.post("/v1/apps", &body).await?, "app");
     Ok(text(&app, "id").to_owned())
+}
+
+/// Starts a paused service with its new definition, and gives back the deployment that does so.
+async fn resume(session: &Session, client: &Client, service: &Service) -> Result<String, Error> {
+    session.printer.note(format_args!(
+        "resuming service `{}`, which was paused",
+        service.path()
+    ));
+    let path = format!("/v1/services/{}", service.id);
+    client.post(&format!("{path}/resume"), &json!({})).await?;
+    let resumed = take(&mut client.get(&path, &[]).await?, "service");
+    Ok(text(&resumed, "latest_deployment_id").to_owned())
 }
 
 /// The first region that can be used.

@@ -111,7 +111,21 @@ pub(crate) async fn run(session: Session, action: Action) -> Result<(), Error> {
             client
                 .post(&format!("/v1/domains/{id}/refresh"), &json!({}))
                 .await?;
-            printer.note(format_args!("checking domain `{}`", target.domain));
+            let domain = take(
+                &mut client.get(&format!("/v1/domains/{id}"), &[]).await?,
+                "domain",
+            );
+            let messages = texts(&domain, "messages");
+            let reason = if messages.is_empty() {
+                String::new()
+            } else {
+                format!(": {}", messages.join(", "))
+            };
+            printer.note(format_args!(
+                "domain `{}` is {}{reason}",
+                text(&domain, "name"),
+                text(&domain, "status")
+            ));
             Ok(())
         }
         Action::Attach { domain, app } => {

@@ -76,7 +76,8 @@ fn an_existing_service_is_updated() {
         .expect(
             0,
             "https://shop-acme-01020304.tram.localhost\n",
-            "updating service `shop/web`\nnothing changed, so no deployment was made\nhealthy after 0s\n",
+            "updating service `shop/web`\nnothing changed, so no deployment was made; \
+         `tram redeploy shop/web` pulls the image anew\nhealthy after 0s\n",
         );
     let body = &server.calls(&line)[0].body;
     assert_eq!(body["definition"]["docker"]["image"], "shop:2");
@@ -89,6 +90,33 @@ fn an_existing_service_is_updated() {
         .collect();
     assert_eq!(keys, ["A", "B"]);
     assert_eq!(server.changes(), [line]);
+}
+
+#[test]
+fn a_paused_service_is_resumed() {
+    let server = Server::start().with_shop();
+    let mut paused = service();
+    paused["status"] = json!("PAUSED");
+    paused["latest_deployment_id"] = json!("d0000000-0000-4000-8000-000000000009");
+    server.answer(
+        &format!("PUT /v1/services/{SERVICE_ID}"),
+        json!({ "service": paused }),
+    );
+    server.answer(&format!("POST /v1/services/{SERVICE_ID}/resume"), json!({}));
+    let mut resumed = service();
+    resumed["latest_deployment_id"] = json!("d0000000-0000-4000-8000-000000000002");
+    server.answers(
+        &format!("GET /v1/services/{SERVICE_ID}"),
+        vec![(200, json!({ "service": resumed }))],
+    );
+    Tram::of(&server.url)
+        .run("deploy shop:2 -n web --app shop --no-wait")
+        .expect(
+            0,
+            "d0000000-0000-4000-8000-000000000002\n",
+            "updating service `shop/web`\nresuming service `shop/web`, which was paused\n\
+         not waiting; look with `tram deployments get d0000000`\n",
+        );
 }
 
 #[test]

@@ -251,6 +251,22 @@ fn domains_are_created_with_advice_and_attached() {
          shop.example.org  custom  PENDING  shop  1m   e0000000\n",
         "",
     );
+    let mut wrong = domain.clone();
+    wrong["status"] = json!("ERROR");
+    wrong["messages"] = json!(["the DNS has no address for `shop.example.org`"]);
+    server.answer(
+        "POST /v1/domains/e0000000-0000-4000-8000-000000000001/refresh",
+        json!({}),
+    );
+    server.answer(
+        "GET /v1/domains/e0000000-0000-4000-8000-000000000001",
+        json!({ "domain": wrong }),
+    );
+    tram.run("domains refresh shop.example.org").expect(
+        0,
+        "",
+        "domain `shop.example.org` is ERROR: the DNS has no address for `shop.example.org`\n",
+    );
     tram.run("domains attach shop.example.org shop").expect(
         0,
         "",
