@@ -24,8 +24,9 @@ pub const CONCURRENT_UNPACKS: usize = 2;
 
 /// Rounds over all hosts for one request before giving up on failures that may pass.
 pub const MAX_ROUNDS: u32 = 5;
-/// The same when a kept image stands by: it is better started now than asked about for long.
-pub const MAX_ROUNDS_WITH_KEPT_IMAGE: u32 = 2;
+/// The same when a kept image stands by, which is better started now than asked about for long, and for checks
+/// that somebody waits for.
+pub const MAX_BRIEF_ROUNDS: u32 = 2;
 /// First pause between rounds; doubles each time.
 pub const FIRST_BACK_OFF: Duration = Duration::from_millis(250);
 /// Longest pause between rounds, and the longest `Retry-After` that is honoured: a caller waiting for a

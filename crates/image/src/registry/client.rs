@@ -19,7 +19,7 @@ use crate::digest::Digest;
 use crate::error::Error;
 use crate::limits::{
     FIRST_BACK_OFF, MAX_ANSWER_BYTES, MAX_BACK_OFF, MAX_MANIFEST_BYTES, MAX_REDIRECTS, MAX_ROUNDS,
-    MAX_ROUNDS_WITH_KEPT_IMAGE, MAX_TIMED_OUT_ROUNDS, MIN_BYTES_PER_STALL_WINDOW, Timeouts,
+    MAX_BRIEF_ROUNDS, MAX_TIMED_OUT_ROUNDS, MIN_BYTES_PER_STALL_WINDOW, Timeouts,
 };
 use crate::manifest::{self, Descriptor};
 use crate::reference::Reference;
@@ -136,6 +136,8 @@ pub(crate) struct Source {
     reference: Reference,
     endpoints: Vec<Endpoint>,
     credentials: Option<Credentials>,
+    /// Somebody waits in front of a screen: fail soon.
+    brief: bool,
 }
 
 /// A manifest or index as it came.
@@ -160,7 +162,16 @@ impl Source {
         credentials: Option<Credentials>,
     ) -> Result<Self, Error> {
         let endpoints = client.config.endpoints(reference.registry())?;
-        Ok(Self { client, reference, endpoints, credentials })
+        Ok(Self { client, reference, endpoints, credentials, brief: false })
+    }
+
+    /// The same, giving up sooner.
+    pub(crate) fn brief(self) -> Self {
+        Self { brief: true, ..self }
+    }
+
+    fn retries(&self) -> Retries {
+        if self.brief { Retries::brief() } else { Retries::default() }
     }
 
     /// The name of the image, for messages.
@@ -206,7 +217,7 @@ impl Source {
         expected: Option<Digest>,
     ) -> Result<Resolved, Error> {
         let path = format!("manifests/{target}");
-        self.rounds(capability, Retries::default(), |endpoint| {
+        self.rounds(capability, self.retries(), |endpoint| {
             let path = &path;
             async move {
                 let response = self.send(endpoint, Method::GET, path, accept(), MANIFEST).await?;
@@ -237,7 +248,7 @@ impl Source {
         what: &'static str,
     ) -> Result<Vec<u8>, Error> {
         let path = format!("blobs/{}", descriptor.digest);
-        self.rounds(Capability::Pull, Retries::default(), |endpoint| {
+        self.rounds(Capability::Pull, self.retries(), |endpoint| {
             let path = &path;
             async move {
                 let response = self.send(endpoint, Method::GET, path, HeaderMap::new(), what).await?;
@@ -540,7 +551,7 @@ impl Default for Retries {
 impl Retries {
     /// For a question whose answer can be done without.
     fn brief() -> Self {
-        Self { max_rounds: MAX_ROUNDS_WITH_KEPT_IMAGE, max_timed_out: 1, ..Self::default() }
+        Self { max_rounds: MAX_BRIEF_ROUNDS, max_timed_out: 1, ..Self::default() }
     }
 
     /// Forgives earlier rounds: bytes have arrived since.

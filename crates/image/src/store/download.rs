@@ -113,12 +113,18 @@ async fn fetch(
         Err(error) => return Ok((partial, Err(error))),
     };
     if stream.offset != partial.bytes {
-        // It ignores ranges, or answers another one: what it sends is only usable from the start.
+        // It ignores ranges, or answers another one: only the start is of use.
+        partial = blocking(move || partial.restart()).await?;
+        if stream.offset != 0 {
+            stream = match source.layer(endpoint, &descriptor.digest, 0).await {
+                Ok(stream) => stream,
+                Err(error) => return Ok((partial, Err(error))),
+            };
+        }
         if stream.offset != 0 {
             let reason = "it sends another part of a layer than it was asked for".to_owned();
             return Ok((partial, Err(Error::Protocol { registry: endpoint.host.clone(), reason })));
         }
-        partial = blocking(move || partial.restart()).await?;
     }
     loop {
         let (batch, ended) = batch(&mut stream).await;

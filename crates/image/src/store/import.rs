@@ -83,8 +83,19 @@ impl ImageStore {
             let found = spread.images(&inner)?;
             Ok::<_, Error>((spread, found))
         });
-        // The spread files live until the images are in.
-        let (_spread, found) = found.await??;
+        let (spread, found) = found.await??;
+        let outcome = self.import_all(found, name, progress).await;
+        // The spread files live until the images are in. Removing them blocks.
+        tokio::task::spawn_blocking(move || drop(spread)).await?;
+        outcome
+    }
+
+    async fn import_all(
+        &self,
+        found: Vec<Found>,
+        name: Option<Reference>,
+        progress: &ProgressSender,
+    ) -> Result<Vec<Imported>, Error> {
         if found.is_empty() {
             return Err(refused("it holds no image for this machine"));
         }

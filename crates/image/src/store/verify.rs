@@ -126,7 +126,7 @@ impl ImageStore {
         let reference: Reference = image.parse()?;
         let reference = self.inner.settings.aliases.apply(&reference);
         let holder = self.holder(&reference, credentials);
-        let source = Source::new(Arc::clone(&self.inner.client), reference.clone(), credentials.cloned())?;
+        let source = Source::new(Arc::clone(&self.inner.client), reference.clone(), credentials.cloned())?.brief();
         let described = match source.resolve().await {
             Ok(resolved) => self.describe(&source, resolved).await.map(drop),
             Err(error) => Err(error),

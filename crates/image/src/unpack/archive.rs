@@ -194,12 +194,16 @@ impl<R: Read> Archive<R> {
     }
 
     fn skip(&mut self) -> Result<(), UnpackError> {
-        let rest = self.left.checked_add(self.padding).ok_or(UnpackError::Archive("an entry is of impossible size"))?;
+        let (left, padding) = (self.left, self.padding);
         (self.left, self.padding) = (0, 0);
-        let skipped = io::copy(&mut self.inner.by_ref().take(rest), &mut io::sink()).map_err(UnpackError::Compression)?;
-        if skipped < rest {
+        let mut skip = |bytes: u64| {
+            io::copy(&mut self.inner.by_ref().take(bytes), &mut io::sink()).map_err(UnpackError::Compression)
+        };
+        if skip(left)? < left {
             return Err(UnpackError::Archive("it ends inside an entry"));
         }
+        // Some writers (umoci among them) leave out the last padding and the end mark.
+        skip(padding)?;
         Ok(())
     }
 

@@ -80,7 +80,7 @@ impl Root {
     }
 
     pub(super) fn open(&self) -> io::Result<OwnedFd> {
-        Ok(self.directory.try_clone()?)
+        self.directory.try_clone()
     }
 
     /// The directory at `path`, following links inside the layer. Makes what is missing.

@@ -290,7 +290,7 @@ fn modes_owners_times_and_attributes_are_kept() {
     let stat = fs::metadata(&ping).unwrap();
     assert_eq!((stat.uid(), stat.mtime(), stat.mtime_nsec()), (1234, 1_600_000_000, 500_000_000));
     let attribute = |name: &str| {
-        let mut value = vec![0_u8; 64];
+        let mut value = [0_u8; 64];
         rustix::fs::getxattr(&ping, name, &mut value[..]).ok().map(|length| value[..length].to_vec())
     };
     assert_eq!(attribute("security.capability").as_deref(), Some(&capability[..]));
@@ -368,7 +368,7 @@ fn directories_nested_through_links_are_replaced_without_recursion() {
     needs_root!();
     let place = Place::new();
     let mut tar = Tar::new();
-    let step = vec!["d"; 60].join("/");
+    let step = ["d"; 60].join("/");
     let mut at = step.clone();
     for index in 0..6 {
         tar.push(format!("{at}/f").as_bytes(), EntryType::Regular, b"", b"", 0o644);

@@ -108,6 +108,7 @@ async fn servers_that_ignore_or_misread_ranges_are_survived() {
         }
         let plain = Request { headers: Default::default(), ..request.clone() };
         let mut reply = registry_reply(&image, &plain);
+        // Contents do not matter to a client that trusts digests alone.
         match tries.fetch_add(1, Ordering::SeqCst) {
             0 => reply.cut_after = Some(1_500_000),
             // Another part than the one asked for.
@@ -122,10 +123,10 @@ async fn servers_that_ignore_or_misread_ranges_are_survived() {
     })
     .await;
     let directory = tempfile::tempdir().unwrap();
-    let error = pull(&store(&directory), &registry.name("large")).await.unwrap_err();
-    assert!(matches!(error, Error::Protocol { .. }), "{error}");
-    // The next try is answered in full and starts over.
     pull(&store(&directory), &registry.name("large")).await.unwrap();
+    let asked: Vec<_> =
+        registry.seen().iter().filter(|request| is_layer(request, layer)).map(Request::range_start).collect();
+    assert_eq!(asked, [None, Some(1_500_000), None], "it starts over");
 }
 
 #[tokio::test]

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tram_image::{Digest, ImageStore, Limits, Progress, PullPolicy, PullRequest, RegistryConfig, Settings, Timeouts};
 
 /// Tests that chown, make whiteouts and set trusted attributes need root.
@@ -317,10 +317,6 @@ impl Archive {
         self.entry(path, tar::EntryType::Symlink, 0o777, target, b"")
     }
 
-    pub(crate) fn hard_link(self, path: &str, target: &str) -> Self {
-        self.entry(path, tar::EntryType::Link, 0o644, target, b"")
-    }
-
     /// Writes names as they are given, `..` and all.
     pub(crate) fn entry(mut self, path: &str, kind: tar::EntryType, mode: u32, link: &str, contents: &[u8]) -> Self {
         let mut header = tar::Header::new_gnu();
@@ -419,7 +415,11 @@ impl Drop for Scripted {
     }
 }
 
-async fn serve<F: Fn(&Request) -> Reply>(mut stream: TcpStream, answer: Arc<F>, seen: Arc<Mutex<Vec<Request>>>) {
+pub(crate) async fn serve<F: Fn(&Request) -> Reply>(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    answer: Arc<F>,
+    seen: Arc<Mutex<Vec<Request>>>,
+) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {
@@ -451,6 +451,7 @@ async fn serve<F: Fn(&Request) -> Reply>(mut stream: TcpStream, answer: Arc<F>, 
     let end = reply.cut_after.or(reply.hang_after).unwrap_or(reply.body.len()).min(reply.body.len());
     let _ = stream.write_all(&reply.body[..end]).await;
     let _ = stream.flush().await;
+    let _ = if reply.hang_after.is_none() { stream.shutdown().await } else { Ok(()) };
     if reply.hang_after.is_some() {
         // Until the client gives up.
         let _ = stream.read_u8().await;

@@ -75,6 +75,15 @@ fn the_tar_crate_writes_what_is_read() {
 }
 
 #[test]
+fn an_archive_may_end_right_after_its_last_byte() {
+    let bytes = [header("a", tar::EntryType::Regular, 5).as_bytes().to_vec(), b"hello".to_vec()].concat();
+    assert_eq!(entries(&bytes).unwrap()[0].1, b"hello");
+    let mut archive = Archive::new(&bytes[..bytes.len() - 1]);
+    archive.next_entry().unwrap();
+    assert!(archive.next_entry().is_err(), "a byte less is a damaged file");
+}
+
+#[test]
 fn extended_headers_override() {
     let plain = header("short", tar::EntryType::Regular, 0);
     let name = "n".repeat(300);
