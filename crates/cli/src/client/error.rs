@@ -151,7 +151,8 @@ impl Error {
             Self::Unexpected { .. } => {
                 Some("check the address with `tram context current`: it must be the API's".to_owned())
             }
-            Self::Api { .. } | Self::Build(_) => None,
+            Self::Api { fields, .. } => arguments_for(fields),
+            Self::Build(_) => None,
         }
     }
 
@@ -169,6 +170,39 @@ impl Error {
                 }
         )
     }
+}
+
+/// Which arguments of `tram deploy` write which members of a definition.
+const ARGUMENTS: &[(&str, &str)] = &[
+    ("definition.docker.image_registry_secret", "--registry-secret"),
+    ("definition.docker.image", "IMAGE"),
+    ("definition.env", "--env and --secret"),
+    ("definition.health_checks", "--check"),
+    ("definition.instance_types", "--instance-type"),
+    ("definition.name", "--name"),
+    ("definition.ports", "--port"),
+    ("definition.proxy_ports", "--proxy-port"),
+    ("definition.regions", "--region"),
+    ("definition.routes", "--route"),
+    (
+        "definition.scalings",
+        "--min, --max, --scale-on and --sleep-after",
+    ),
+    ("definition.strategy", "--strategy"),
+];
+
+/// The arguments behind the members of a definition that were refused, for people see arguments and no members.
+fn arguments_for(fields: &[Field]) -> Option<String> {
+    let mut named: Vec<&str> = Vec::new();
+    for Field { field, .. } in fields {
+        let argument = ARGUMENTS.iter().find(|(member, _)| field.starts_with(member));
+        if let Some((_, argument)) = argument
+            && !named.contains(argument)
+        {
+            named.push(argument);
+        }
+    }
+    (!named.is_empty()).then(|| format!("look at {} of `tram deploy`", named.join(", ")))
 }
 
 #[cfg(test)]

@@ -154,7 +154,10 @@ pub(crate) async fn run(session: Session, arguments: Arguments) -> Result<u8, Er
         None => {
             let app_id = match app {
                 Some(app) => text(&app, "id").to_owned(),
-                None => create_app(&session, &client, &app_name).await?,
+                None => {
+                    check(&client, &definition).await?;
+                    create_app(&session, &client, &app_name).await?
+                }
             };
             let body = json!({ "app_id": app_id, "definition": definition });
             session
@@ -212,6 +215,14 @@ async fn find_service(client: &Client, app_id: &str, name: &str) -> Result<Optio
     Ok(services
         .into_iter()
         .find(|service| text(service, "name") == name && text(service, "app_id") == app_id))
+}
+
+/// Has the server check the definition before anything is made, so that a refusal leaves no empty app behind.
+async fn check(client: &Client, definition: &DeploymentDefinition) -> Result<(), Error> {
+    let no_app_yet = uuid::Uuid::new_v4().to_string();
+    let body = json!({ "app_id": no_app_yet, "definition": definition });
+    client.post("/v1/services?dry_run=true", &body).await?;
+    Ok(())
 }
 
 /// Makes an app that goes away with its last service, since nobody asked for it by itself.

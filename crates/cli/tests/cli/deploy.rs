@@ -44,7 +44,12 @@ fn a_new_service_ends_with_its_url() {
         server.calls("POST /v1/apps")[0].body,
         json!({ "name": "shop", "life_cycle": { "delete_when_empty": true } })
     );
-    let body = &server.calls("POST /v1/services")[0].body;
+    let orders = server.calls("POST /v1/services");
+    assert_eq!(
+        (orders[0].query.as_str(), orders[1].query.as_str()),
+        ("dry_run=true", "")
+    );
+    let body = &orders[1].body;
     let definition = &body["definition"];
     assert_eq!(body["app_id"], APP_ID);
     assert_eq!(definition["type"], "WEB");
@@ -117,6 +122,28 @@ fn a_paused_service_is_resumed() {
             "updating service `shop/web`\nresuming service `shop/web`, which was paused\n\
          not waiting; look with `tram deployments get d0000000`\n",
         );
+}
+
+#[test]
+fn a_server_on_other_ports_says_so_with_the_domain() {
+    let server = Server::start().with_shop();
+    let mut elsewhere = app();
+    elsewhere["domains"][0]["url"] = json!("https://shop-acme-01020304.tram.localhost:8443");
+    server.answer(&format!("GET /v1/apps/{APP_ID}"), json!({ "app": elsewhere }));
+    let mut reply = deployment("HEALTHY", &[]);
+    reply["deployment"]["definition"]["routes"][0]["path"] = json!("/api");
+    reply["deployment"]["metadata"]["proxy_ports"] =
+        json!([{ "host": "tram.localhost", "public_port": 30001 }]);
+    server.answer(DEPLOYMENT, reply.clone());
+    server.answer(
+        &format!("POST /v1/services/{SERVICE_ID}/redeploy"),
+        json!({ "deployment": { "id": DEPLOYMENT_ID } }),
+    );
+    Tram::of(&server.url).run("redeploy web").expect(
+        0,
+        "https://shop-acme-01020304.tram.localhost:8443/api\ntcp://tram.localhost:30001\n",
+        "redeploying service `shop/web`\nhealthy after 0s\n",
+    );
 }
 
 #[test]
@@ -197,10 +224,16 @@ fn a_refused_definition_shows_each_member() {
         .expect(
             1,
             "",
-            "creating app `shop`\ncreating service `shop/web`\nerror: The definition is not valid\n\
+            "error: The definition is not valid\n\
          \x20 definition.instance_types.0.type: `huge` is not in the catalog\n\
-         \x20 definition.env.0.value: there is no secret `token`\n",
+         \x20 definition.env.0.value: there is no secret `token`\n\
+         hint: look at --instance-type, --env and --secret of `tram deploy`\n",
         );
+    assert_eq!(
+        server.changes(),
+        ["POST /v1/services"],
+        "nothing but the check was asked for"
+    );
 }
 
 #[test]
@@ -268,5 +301,8 @@ fn ctrl_c_stops_the_waiting_and_says_what_goes_on() {
         "{}",
         ran.err
     );
-    assert_eq!(server.changes(), ["POST /v1/apps", "POST /v1/services"]);
+    assert_eq!(
+        server.changes(),
+        ["POST /v1/services", "POST /v1/apps", "POST /v1/services"]
+    );
 }

@@ -90,7 +90,7 @@ fn ports(definition: &mut DeploymentDefinition, arguments: &Arguments, is_new: b
                 protocol: port.protocol.clone(),
             })
             .collect();
-    } else if is_new && is_web {
+    } else if is_new && is_web && arguments.proxy_ports.is_empty() {
         definition.ports = vec![DeploymentPort {
             port: DEFAULT_PORT.into(),
             protocol: "http".to_owned(),
@@ -376,5 +376,9 @@ mod tests {
         let definition = built(None, "redis -n cache --proxy-port 6379 -p 6379:tcp").unwrap();
         assert_eq!((definition.ports.len(), definition.proxy_ports.len()), (1, 1));
         assert!(definition.routes.is_empty());
+        assert_eq!(
+            built(None, "redis -n cache --proxy-port 6379").unwrap(),
+            definition
+        );
     }
 }

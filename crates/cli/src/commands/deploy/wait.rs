@@ -170,7 +170,12 @@ fn urls(app: &Value, deployment: &Value) -> Vec<String> {
         .or_else(|| domains.first());
     if let (Some(domain), Some(route)) = (domain, list(&definition, "routes").first()) {
         let path = text(route, "path").trim_end_matches('/');
-        urls.push(format!("https://{}{path}", text(domain, "name")));
+        // A server whose HTTPS is not on the usual port says where it is.
+        let base = match text(domain, "url") {
+            "" => format!("https://{}", text(domain, "name")),
+            url => url.trim_end_matches('/').to_owned(),
+        };
+        urls.push(format!("{base}{path}"));
     }
     let metadata = deployment.get("metadata").cloned().unwrap_or_default();
     for port in list(&metadata, "proxy_ports") {
