@@ -199,7 +199,8 @@ impl Store {
         .await?;
         let mut changes = vec![Change::App(id)];
         for (service, deployment) in services {
-            resume(&mut transaction, organization, service, deployment, now).await?;
+            let wanted = self.proxy_ports_of(&[]);
+            resume(&mut transaction, organization, service, deployment, wanted, now).await?;
             changes.push(Change::Service(service));
         }
         let app = get_in(&mut transaction, organization, id, DOING).await?;

@@ -80,15 +80,17 @@ impl Store {
         .into_iter()
         .flatten()
         .collect();
-        let mut sql = Sql::select::<Deployment>("").with("WHERE service_id = ", &id);
-        sql.add(" AND (status NOT IN ('CANCELED', 'STOPPED', 'ERROR', 'STASHED')");
-        if !named.is_empty() {
-            sql.add(" OR (1 = 1");
-            sql.push_any_of("id", &named);
-            sql.add(")");
+        let mut deployments: Vec<Deployment> = live_deployments(id).all(&mut snapshot, DOING).await?;
+        let missing: Vec<_> = named
+            .into_iter()
+            .filter(|named| deployments.iter().all(|deployment| deployment.id != *named))
+            .collect();
+        if !missing.is_empty() {
+            let mut sql = Sql::select::<Deployment>("").with("WHERE service_id = ", &id);
+            sql.push_any_of("id", &missing);
+            deployments.extend(sql.all::<Deployment>(&mut snapshot, DOING).await?);
+            deployments.sort_by_key(|deployment| deployment.version);
         }
-        sql.add(") ORDER BY version");
-        let deployments: Vec<Deployment> = sql.all(&mut snapshot, DOING).await?;
         let ids: Vec<_> = deployments.iter().map(|deployment| deployment.id).collect();
         let regional_deployments = if ids.is_empty() {
             Vec::new()
@@ -98,11 +100,7 @@ impl Store {
             sql.add(" ORDER BY version, region");
             sql.all(&mut snapshot, DOING).await?
         };
-        let instances = Sql::select::<Instance>("")
-            .with("WHERE service_id = ", &id)
-            .with_text(" AND forgotten = 0 ORDER BY created_at, id")
-            .all(&mut snapshot, DOING)
-            .await?;
+        let instances = live_instances(id).all(&mut snapshot, DOING).await?;
         let proxy_ports = ports::of_service(&mut snapshot, id, DOING).await?;
         commit(snapshot, DOING).await?;
         Ok(ServiceState {
@@ -164,8 +162,9 @@ impl Store {
         commit(transaction, DOING).await
     }
 
-    /// Ids of services that a sweep should look at, in order, after one of them: those on their way somewhere and
-    /// those with a deployment or an instance that is not over. Sleeping services are among them.
+    /// Ids of services that a sweep should look at, in order, after one of them: those on their way somewhere, those
+    /// with a deployment or an instance that is not over (sleeping ones are among them), and those that are deleted
+    /// some time after their creation.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -178,7 +177,7 @@ impl Store {
         let mut sql = Sql::new("SELECT id AS value FROM services WHERE 1 = 1");
         sql.push_some(" AND id > ", after.as_ref());
         sql.add(
-            " AND (desired = 'DELETE' OR status NOT IN ('HEALTHY', 'PAUSED', 'UNHEALTHY') \
+            " AND (desired = 'DELETE' OR delete_after_create_seconds > 0 OR status NOT IN ('HEALTHY', 'PAUSED', 'UNHEALTHY') \
              OR EXISTS (SELECT 1 FROM deployments WHERE deployments.service_id = services.id \
              AND deployments.status NOT IN ('CANCELED', 'STOPPED', 'ERROR', 'STASHED')) \
              OR EXISTS (SELECT 1 FROM instances WHERE instances.service_id = services.id \
@@ -335,6 +334,21 @@ impl Store {
         self.changed(&changes);
         Ok(())
     }
+}
+
+/// The deployments of a service that are not final, oldest first. The words are those of a partial index, so that
+/// the many that ended cost nothing.
+pub(crate) fn live_deployments(service: ServiceId) -> Sql {
+    Sql::select::<Deployment>("")
+        .with("WHERE service_id = ", &service)
+        .with_text(" AND status NOT IN ('CANCELED', 'STOPPED', 'ERROR', 'STASHED') ORDER BY version")
+}
+
+/// The instances of a service that were not forgotten, oldest first; the same holds.
+pub(crate) fn live_instances(service: ServiceId) -> Sql {
+    Sql::select::<Instance>("")
+        .with("WHERE service_id = ", &service)
+        .with_text(" AND forgotten = 0 ORDER BY created_at, id")
 }
 
 async fn apply_one(

@@ -23,6 +23,8 @@ const SQLITE_BUSY_TIMEOUT_MS: u64 = 5_000;
 const SQLITE_READERS_MAX: u32 = 4;
 /// Page cache of one SQLite connection, in KiB: the working set of some thousand services.
 const SQLITE_CACHE_KIB: u32 = 8 * 1024;
+/// What SQLite's log is cut back to after a burst of writes, in bytes; usually it is folded in at 4 MiB.
+const SQLITE_LOG_BYTES_KEPT: u32 = 16 * 1024 * 1024;
 /// Connections to PostgreSQL: far below its default limit of 100, which several replicas share.
 const POSTGRES_CONNECTIONS_MAX: u32 = 16;
 /// How long a caller waits for a connection before it is told that the database is overloaded or gone.
@@ -186,6 +188,7 @@ fn sqlite_pool(connections_max: u32, read_only: bool) -> AnyPoolOptions {
          PRAGMA foreign_keys = ON; \
          PRAGMA cache_size = -{SQLITE_CACHE_KIB}; \
          PRAGMA temp_store = MEMORY; \
+         PRAGMA journal_size_limit = {SQLITE_LOG_BYTES_KEPT}; \
          PRAGMA query_only = {};",
         if read_only { "ON" } else { "OFF" }
     );

@@ -18,6 +18,7 @@ mod backup;
 mod change;
 mod column;
 mod controller;
+mod counts;
 mod database;
 mod deployments;
 mod domains;
@@ -43,6 +44,7 @@ mod tests;
 
 pub use change::Change;
 pub use controller::{KnownInstance, RemovedService, ServiceState};
+pub use counts::Counts;
 pub use error::{Error, Result};
 pub use filter::{Listed, Order, Page};
 pub use leadership::Leadership;

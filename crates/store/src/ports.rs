@@ -23,6 +23,25 @@ pub(crate) struct Wanted {
     pub(crate) is_postgres: bool,
 }
 
+impl Wanted {
+    /// These, and the ones a definition names in `proxy_ports`: a deployment that resumes or is composed wants its
+    /// ports as much as a new one.
+    pub(crate) fn and_of(mut self, definition: &serde_json::Value) -> Self {
+        let named = definition
+            .get("proxy_ports")
+            .and_then(serde_json::Value::as_array);
+        for port in named.into_iter().flatten() {
+            let port = port.get("port").and_then(serde_json::Value::as_u64);
+            if let Some(port) = port.and_then(|port| u16::try_from(port).ok())
+                && !self.ports.contains(&port)
+            {
+                self.ports.push(port);
+            }
+        }
+        self
+    }
+}
+
 impl Store {
     pub(crate) fn proxy_ports_of(&self, ports: &[u16]) -> Wanted {
         Wanted {

@@ -40,7 +40,7 @@ impl Store {
     }
 
     /// Makes a deployment of a service with the next version and makes it the newest, together with changes of the
-    /// service itself.
+    /// service itself. Public ports are given to `proxy_ports` and to those its definition names.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Conflict`] when the service is being deleted; [`Error::AlreadyExists`] for a
@@ -84,7 +84,15 @@ impl Store {
     ) -> Result<Deployed> {
         const DOING: &str = "resuming a service";
         let mut transaction = self.database().write(DOING).await?;
-        let deployed = resume(&mut transaction, organization, service, deployment, self.now()).await?;
+        let deployed = resume(
+            &mut transaction,
+            organization,
+            service,
+            deployment,
+            self.proxy_ports_of(&[]),
+            self.now(),
+        )
+        .await?;
         commit(transaction, DOING).await?;
         self.changed(&[Change::Service(service), Change::App(deployed.service.app_id)]);
         Ok(deployed)
@@ -311,6 +319,7 @@ pub(crate) async fn insert_service(
     now: Timestamp,
 ) -> Result<Deployed> {
     const DOING: &str = "making a service";
+    let wanted = wanted.and_of(&new.deployment.definition);
     let app = lock_app(connection, new.organization_id, new.app_id, now, DOING).await?;
     if app.desired == Desired::Delete {
         return Err(Error::conflict("app", app.id, "it is being deleted"));
@@ -365,6 +374,7 @@ pub(crate) async fn deploy(
     now: Timestamp,
 ) -> Result<Deployed> {
     const DOING: &str = "adding a deployment";
+    let wanted = wanted.and_of(&new.definition);
     let service = lock_service(connection, organization, id, now, DOING).await?;
     if service.desired == Desired::Delete {
         return Err(Error::conflict("service", id, "it is being deleted"));
@@ -408,6 +418,7 @@ pub(crate) async fn resume(
     organization: OrganizationId,
     id: ServiceId,
     new: NewDeployment,
+    wanted: Wanted,
     now: Timestamp,
 ) -> Result<Deployed> {
     const DOING: &str = "resuming a service";
@@ -428,18 +439,13 @@ pub(crate) async fn resume(
         .with(" WHERE id = ", &id)
         .run(connection, DOING)
         .await?;
-    let nothing = Wanted {
-        ports: Vec::new(),
-        range: 1..=0,
-        is_postgres: false,
-    };
     deploy(
         connection,
         organization,
         id,
         &ServiceEdit::default(),
         new,
-        nothing,
+        wanted,
         now,
     )
     .await

@@ -70,6 +70,7 @@ cases! {
     controlling::routes_of_one_are_the_routes_of_all,
     controlling::one_process_leads_and_a_former_leader_is_refused,
     controlling::changes_are_told_after_the_commit,
+    past::counts_are_of_one_organization,
     past::events_keep_their_order,
     past::old_things_are_pruned_and_serving_ones_are_not,
     schema::records_match_their_tables,

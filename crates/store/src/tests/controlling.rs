@@ -142,7 +142,7 @@ pub(super) async fn a_batch_is_applied_whole_or_not_at_all(fixture: &Fixture) {
 
     store.apply(id, batch(DeploymentStatus::Pending)).await.unwrap();
     let state = store.load_service_state(id).await.unwrap();
-    assert_eq!(state.instances, [instance.clone()]);
+    assert_eq!(state.instances, std::slice::from_ref(&instance));
     assert_eq!(
         state.regional_deployments[0].status,
         RegionalDeploymentStatus::Allocating
@@ -385,7 +385,7 @@ pub(super) async fn routes_of_one_are_the_routes_of_all(fixture: &Fixture) {
         );
         assert_eq!(
             store.routed_domains_of_app(domain.app_id).await.unwrap(),
-            [domain.clone()]
+            std::slice::from_ref(domain)
         );
     }
     let routed = all.services.iter().find(|routed| routed.id == id).unwrap();

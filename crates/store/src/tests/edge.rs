@@ -11,6 +11,7 @@ use super::fixture::{Fixture, new_deployment, new_domain, new_service};
 use crate::{
     Error, Page, Store, filter,
     intent::{DomainEdit, NewSecret, SecretEdit, ServiceEdit},
+    record::Desired,
     sql::Sql,
 };
 
@@ -37,6 +38,19 @@ pub(super) async fn public_ports_are_unique_and_run_out(fixture: &Fixture) {
         public.iter().all(|port| (20_000..=20_003).contains(port)),
         "{public:?}"
     );
+
+    // What the definition names counts as much as what the caller asks for.
+    let mut named = new_deployment();
+    named.definition = serde_json::json!({"proxy_ports": [{"port": 3031, "protocol": "tcp"}]});
+    let mut third = new_service(&app, "third");
+    third.deployment = named;
+    let third = store.create_service(third).await.unwrap();
+    assert_eq!(third.proxy_ports[0].port, 3031);
+    store
+        .set_service_desired(organization, third.service.id, Desired::Delete)
+        .await
+        .unwrap();
+    store.remove_service(third.service.id).await.unwrap();
 
     // A service keeps what it has, whatever its next deployment asks for.
     let again = store
@@ -283,7 +297,7 @@ pub(super) async fn a_ciphertext_cannot_be_moved(fixture: &Fixture) {
 async fn ciphertexts(store: &Store) -> Vec<(String, String)> {
     const DOING: &str = "testing";
     let rows = Sql::new("SELECT key_id, ciphertext FROM secrets ORDER BY id")
-        .rows(&mut *store.database().read(DOING).await.unwrap(), DOING)
+        .rows(&mut store.database().read(DOING).await.unwrap(), DOING)
         .await
         .unwrap();
     rows.iter()

@@ -1,9 +1,9 @@
 //! History and what becomes of it.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::json;
-use tram_types::status::DeploymentStatus;
+use tram_types::status::{AppStatus, DeploymentStatus, InstanceStatus, ServiceStatus};
 
 use super::fixture::{Fixture, new_deployment};
 use crate::{
@@ -11,6 +11,34 @@ use crate::{
     intent::{DeploymentSet, NewActivity, NewEvent, ServiceEdit, Update},
     record::ObjectKind,
 };
+
+pub(super) async fn counts_are_of_one_organization(fixture: &Fixture) {
+    let store = &fixture.store;
+    let (organization, _) = fixture.organization().await;
+    let (other, _) = fixture.organization().await;
+    let made = fixture.service(organization).await;
+    fixture.instance(&made).await;
+    let over = fixture.instance(&made).await;
+    fixture.end(&over).await;
+    fixture.service(other).await;
+    let counts = store.counts(organization).await.unwrap();
+    assert_eq!(counts.apps, BTreeMap::from([(AppStatus::Healthy, 1)]));
+    assert_eq!(counts.services, BTreeMap::from([(ServiceStatus::Starting, 1)]));
+    assert_eq!(
+        counts.instances,
+        BTreeMap::from([(InstanceStatus::Allocating, 1)])
+    );
+    assert_eq!(counts.instances_by_type, BTreeMap::from([("nano".to_owned(), 1)]));
+    assert_eq!(
+        (
+            counts.projects,
+            counts.domains,
+            counts.secrets,
+            counts.proxy_ports
+        ),
+        (1, 0, 0, 0)
+    );
+}
 
 pub(super) async fn events_keep_their_order(fixture: &Fixture) {
     let store = &fixture.store;

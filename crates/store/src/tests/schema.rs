@@ -8,6 +8,7 @@ use tram_types::Clock as _;
 use super::fixture::Fixture;
 use crate::{
     Error, Store,
+    controller::{live_deployments, live_instances},
     database::{Database, Kind},
     migrate::{self, MIGRATIONS},
     record::{
@@ -94,7 +95,7 @@ pub(super) async fn an_upgraded_database_equals_a_fresh_one(fixture: &Fixture) {
     // Each statement may run again without harm: a restored `schema_version` does not break the start.
     let forget = Sql::new("DELETE FROM schema_version");
     forget
-        .run(&mut *database.writer(DOING).await.unwrap(), DOING)
+        .run(&mut database.writer(DOING).await.unwrap(), DOING)
         .await
         .unwrap();
     migrate::run(&database, fixture.clock.now()).await.unwrap();
@@ -128,6 +129,32 @@ async fn sibling(fixture: &Fixture, name: &str) -> String {
     let current: String = read(&row[0], "value", DOING).unwrap();
     connection.close().await.unwrap();
     url.replace(&format!("/{current}?"), &format!("/{name}?"))
+}
+
+/// What is asked with every reconciliation must not slow down with the number of services or their past.
+#[tokio::test]
+async fn the_statements_of_one_service_use_their_indexes() {
+    let fixture = Fixture::sqlite().await;
+    let id = tram_types::ServiceId::random();
+    for (sql, index) in [
+        (live_deployments(id), "deployments_service_id_live"),
+        (live_instances(id), "instances_service_id_live"),
+    ] {
+        let plan = sql.behind("EXPLAIN QUERY PLAN ");
+        let rows = plan
+            .rows(&mut fixture.store.database().read(DOING).await.unwrap(), DOING)
+            .await
+            .unwrap();
+        let steps: Vec<String> = rows
+            .iter()
+            .map(|row| read(row, "detail", DOING).unwrap())
+            .collect();
+        assert_eq!(steps.len(), 1, "{steps:?}");
+        assert!(
+            steps[0].starts_with("SEARCH") && steps[0].contains(index),
+            "{steps:?}"
+        );
+    }
 }
 
 #[test]

@@ -63,7 +63,7 @@ pub(super) async fn names_are_unique_and_pages_are_stable(fixture: &Fixture) {
         )
         .await
         .unwrap();
-    assert_eq!(first.items, [newest.clone()]);
+    assert_eq!(first.items, std::slice::from_ref(&newest));
     let named = filter::Apps {
         name: Some("newest".to_owned()),
         ids: vec![newest.id],
