@@ -10,7 +10,11 @@ use tram_edge::{AccessLog, Config, Edge};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let mut next = |name: &str| arguments.next().ok_or_else(|| format!("missing argument: {name}"));
+    let mut next = |name: &str| {
+        arguments
+            .next()
+            .ok_or_else(|| format!("missing argument: {name}"))
+    };
     let state_dir = next("the state directory")?;
     let table = std::fs::read(next("the table's file")?)?;
     let http: SocketAddr = next("the address")?.parse()?;

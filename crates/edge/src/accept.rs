@@ -49,7 +49,10 @@ pub(crate) async fn run(worker: Arc<Worker>, listener: TcpListener, tls: bool, u
         };
         match accepted {
             Ok((stream, peer)) => {
-                let context = Arc::new(Context { client: Client::new(peer.ip(), tls), worker: Arc::clone(&worker) });
+                let context = Arc::new(Context {
+                    client: Client::new(peer.ip(), tls),
+                    worker: Arc::clone(&worker),
+                });
                 worker.shared.open.spawn(connection(context, stream));
             }
             Err(error) => after_failed_accept(&error).await,
@@ -59,15 +62,25 @@ pub(crate) async fn run(worker: Arc<Worker>, listener: TcpListener, tls: bool, u
 
 /// A connection reset before we took it is nobody's trouble; anything else is the machine's and needs a rest.
 pub(crate) async fn after_failed_accept(error: &io::Error) {
-    if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
-        tracing::warn!(error = error as &dyn std::error::Error, "cannot accept connections for the moment");
+    if !matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+    ) {
+        tracing::warn!(
+            error = error as &dyn std::error::Error,
+            "cannot accept connections for the moment"
+        );
         tokio::time::sleep(ACCEPT_BACK_OFF).await;
     }
 }
 
 async fn connection(context: Arc<Context>, stream: TcpStream) {
     let stop = context.worker.shared.stop.clone();
-    let outcome = if context.client.tls { over_tls(context, stream, stop).await } else { in_the_clear(context, stream, stop).await };
+    let outcome = if context.client.tls {
+        over_tls(context, stream, stop).await
+    } else {
+        in_the_clear(context, stream, stop).await
+    };
     if let Err(error) = outcome {
         tracing::debug!(error = &*error, "a client's connection ended early");
     }
@@ -103,13 +116,20 @@ async fn over_tls(context: Arc<Context>, stream: TcpStream, stop: CancellationTo
     }
 }
 
-async fn http1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(context: Arc<Context>, stream: S, stop: CancellationToken) -> Outcome {
+async fn http1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    context: Arc<Context>,
+    stream: S,
+    stop: CancellationToken,
+) -> Outcome {
     let mut connection = std::pin::pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(IDLE_TIMEOUT)
             .max_header_size(HEAD_MAX_BYTES)
-            .serve_connection(TokioIo::new(stream), service_fn(move |request| pipeline::boxed(Arc::clone(&context), request)))
+            .serve_connection(
+                TokioIo::new(stream),
+                service_fn(move |request| pipeline::boxed(Arc::clone(&context), request))
+            )
             .with_upgrades()
     );
     tokio::select! {
@@ -123,7 +143,11 @@ async fn http1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(context: Arc<
     Ok(())
 }
 
-async fn http2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(context: Arc<Context>, stream: S, stop: CancellationToken) -> Outcome {
+async fn http2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    context: Arc<Context>,
+    stream: S,
+    stop: CancellationToken,
+) -> Outcome {
     let mut connection = std::pin::pin!(
         http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -131,7 +155,10 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(context: Arc<
             .max_concurrent_streams(H2_STREAMS_MAX)
             .max_header_list_size(H2_HEAD_MAX_BYTES)
             .adaptive_window(true)
-            .serve_connection(TokioIo::new(stream), service_fn(move |request| pipeline::boxed(Arc::clone(&context), request)))
+            .serve_connection(
+                TokioIo::new(stream),
+                service_fn(move |request| pipeline::boxed(Arc::clone(&context), request))
+            )
     );
     tokio::select! {
         biased;
@@ -147,8 +174,15 @@ async fn http2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(context: Arc<
 /// A first packet so short that it may be either; reads on to find out.
 async fn either(context: Arc<Context>, stream: TcpStream, stop: CancellationToken) -> Outcome {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(H2_STREAMS_MAX).max_header_list_size(H2_HEAD_MAX_BYTES);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(H2_STREAMS_MAX)
+        .max_header_list_size(H2_HEAD_MAX_BYTES);
     let mut connection = std::pin::pin!(builder.serve_connection_with_upgrades(
         TokioIo::new(stream),
         service_fn(move |request| pipeline::boxed(Arc::clone(&context), request))
@@ -177,6 +211,9 @@ mod tests {
     #[test]
     fn futures_stay_small() {
         let (request, open) = (size_of_result(pipeline::handle), size_of_result(connection));
-        assert!(request <= 6 * 1024 && open <= 3 * 1024, "a request: {request} bytes, a connection: {open} bytes");
+        assert!(
+            request <= 6 * 1024 && open <= 3 * 1024,
+            "a request: {request} bytes, a connection: {open} bytes"
+        );
     }
 }

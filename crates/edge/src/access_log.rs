@@ -43,7 +43,11 @@ impl AccessLog {
                     .create(true)
                     .append(true)
                     .open(path)
-                    .map_err(|source| Error::File { doing: "open", path: path.clone(), source })?,
+                    .map_err(|source| Error::File {
+                        doing: "open",
+                        path: path.clone(),
+                        source,
+                    })?,
             ),
         };
         let (lines, queue) = sync_channel(QUEUE_MAX);
@@ -51,7 +55,10 @@ impl AccessLog {
             .name("access-log".to_owned())
             .spawn(move || write_lines(&queue, sink))
             .map_err(|source| Error::Worker { index: 0, source })?;
-        Ok(Some(Self { lines, dropped: Arc::default() }))
+        Ok(Some(Self {
+            lines,
+            dropped: Arc::default(),
+        }))
     }
 
     /// Lines lost because the disk was too slow.
@@ -69,7 +76,10 @@ fn write_lines(queue: &Receiver<Vec<u8>>, sink: Box<dyn Write + Send>) {
             outcome = outcome.and_then(|()| sink.write_all(&line));
         }
         if let Err(error) = outcome.and_then(|()| sink.flush()) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot write the access log");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot write the access log"
+            );
         }
     }
 }
@@ -125,9 +135,21 @@ struct Line<'a> {
 }
 
 impl Entry {
-    pub(crate) fn new<B>(log: &AccessLog, request: &Request<B>, client: &Client, id: &HeaderValue, started: Instant) -> Self {
+    pub(crate) fn new<B>(
+        log: &AccessLog,
+        request: &Request<B>,
+        client: &Client,
+        id: &HeaderValue,
+        started: Instant,
+    ) -> Self {
         let host = request.uri().authority().map_or_else(
-            || request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default(),
+            || {
+                request
+                    .headers()
+                    .get(http::header::HOST)
+                    .and_then(|host| host.to_str().ok())
+                    .unwrap_or_default()
+            },
             |authority| authority.as_str(),
         );
         Self {
@@ -164,7 +186,11 @@ impl Entry {
             scheme: if self.tls { "https" } else { "http" },
             host: &self.host,
             path: &self.path,
-            protocol: if self.version == Version::HTTP_2 { "h2" } else { "http/1.1" },
+            protocol: if self.version == Version::HTTP_2 {
+                "h2"
+            } else {
+                "http/1.1"
+            },
             status: self.status,
             service_id: self.service,
             instance_id: self.instance,
@@ -176,7 +202,9 @@ impl Entry {
             first_byte_ms: ms(self.first_byte),
             total_ms: ms(self.started.elapsed()),
         };
-        let Ok(mut bytes) = serde_json::to_vec(&line) else { return };
+        let Ok(mut bytes) = serde_json::to_vec(&line) else {
+            return;
+        };
         bytes.push(b'\n');
         if self.log.lines.try_send(bytes).is_err() {
             self.log.dropped.fetch_add(1, Relaxed);

@@ -17,8 +17,8 @@ use crate::wake;
 /// Upper bounds of the latency buckets in microseconds; the last bucket has none. From a cached file on this
 /// machine to a model that thinks.
 pub(crate) const LATENCY_BOUNDS_US: [u64; 16] = [
-    500, 1_000, 2_000, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000, 30_000_000,
-    60_000_000,
+    500, 1_000, 2_000, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
+    5_000_000, 10_000_000, 30_000_000, 60_000_000,
 ];
 
 /// How requests call on the control link.
@@ -38,7 +38,13 @@ pub(crate) struct Signals {
 
 impl Signals {
     pub(crate) fn new() -> Self {
-        Self { changed: Mutex::default(), wanted: Mutex::default(), on_change: Notify::new(), on_wanted: Notify::new(), epoch: Instant::now() }
+        Self {
+            changed: Mutex::default(),
+            wanted: Mutex::default(),
+            on_change: Notify::new(),
+            on_wanted: Notify::new(),
+            epoch: Instant::now(),
+        }
     }
 
     pub(crate) fn take_changed(&self) -> Vec<Arc<Live>> {
@@ -56,7 +62,10 @@ impl Signals {
     /// Asks the control link to have a service woken.
     pub(crate) fn want(&self, live: &Arc<Live>) {
         live.wakes.fetch_add(1, Relaxed);
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(live));
+        self.wanted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Arc::clone(live));
         self.on_wanted.notify_one();
     }
 }
@@ -84,7 +93,10 @@ pub(crate) struct Live {
 
 impl fmt::Debug for Live {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Live").field("id", &self.id).field("in_flight", &self.in_flight).finish_non_exhaustive()
+        f.debug_struct("Live")
+            .field("id", &self.id)
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
     }
 }
 
@@ -132,14 +144,17 @@ impl Live {
 
     fn touch(&self, now: Instant) {
         let ms = now.saturating_duration_since(self.signals.epoch).as_millis();
-        self.last_activity_ms.store(u64::try_from(ms).unwrap_or(u64::MAX - 1), Relaxed);
+        self.last_activity_ms
+            .store(u64::try_from(ms).unwrap_or(u64::MAX - 1), Relaxed);
     }
 
     /// Takes one of `max` places. The order matters: a caller counts itself first and looks at the table again
     /// after, so that a controller that sees zero in flight under a newer table knows that nobody is on the way.
     pub(crate) fn enter(self: &Arc<Self>, max: u32) -> Option<InFlight> {
         let before = self.in_flight.fetch_add(1, SeqCst);
-        let guard = InFlight { live: Arc::clone(self) };
+        let guard = InFlight {
+            live: Arc::clone(self),
+        };
         if before == 0 {
             self.list();
         }
@@ -149,7 +164,11 @@ impl Live {
     /// Puts the service on the list of those that changed between busy and idle.
     fn list(self: &Arc<Self>) {
         if !self.listed.swap(true, SeqCst) {
-            self.signals.changed.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(self));
+            self.signals
+                .changed
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(Arc::clone(self));
             self.signals.on_change.notify_one();
         }
     }
@@ -192,7 +211,10 @@ pub(crate) struct Latency {
 impl Latency {
     pub(crate) fn observe(&self, took: Duration) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let bucket = LATENCY_BOUNDS_US.iter().position(|bound| us <= *bound).unwrap_or(LATENCY_BOUNDS_US.len());
+        let bucket = LATENCY_BOUNDS_US
+            .iter()
+            .position(|bound| us <= *bound)
+            .unwrap_or(LATENCY_BOUNDS_US.len());
         self.buckets[bucket].fetch_add(1, Relaxed);
         self.sum_us.fetch_add(us, Relaxed);
     }
@@ -204,7 +226,10 @@ mod tests {
 
     fn live() -> (Arc<Signals>, Arc<Live>) {
         let signals = Arc::new(Signals::new());
-        (Arc::clone(&signals), Arc::new(Live::new(Uuid::new_v4(), "a/b", signals)))
+        (
+            Arc::clone(&signals),
+            Arc::new(Live::new(Uuid::new_v4(), "a/b", signals)),
+        )
     }
 
     #[test]
@@ -237,7 +262,11 @@ mod tests {
         latency.observe(Duration::from_micros(500));
         latency.observe(Duration::from_micros(501));
         latency.observe(Duration::from_secs(3600));
-        let counts: Vec<u64> = latency.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect();
+        let counts: Vec<u64> = latency
+            .buckets
+            .iter()
+            .map(|bucket| bucket.load(Relaxed))
+            .collect();
         assert_eq!((counts[0], counts[1], counts[LATENCY_BOUNDS_US.len()]), (1, 1, 1));
     }
 }

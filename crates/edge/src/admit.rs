@@ -31,7 +31,11 @@ pub(crate) fn form<B>(request: &Request<B>) -> Result<&str, Refusal> {
     if request.method() == Method::CONNECT {
         return Err(Refusal::NotAnOrigin);
     }
-    if request.uri().path_and_query().is_some_and(|target| target.as_str().len() > URI_MAX_BYTES) {
+    if request
+        .uri()
+        .path_and_query()
+        .is_some_and(|target| target.as_str().len() > URI_MAX_BYTES)
+    {
         return Err(Refusal::UriTooLong);
     }
     let mut hosts = headers.get_all(HOST).iter();
@@ -41,24 +45,40 @@ pub(crate) fn form<B>(request: &Request<B>) -> Result<&str, Refusal> {
     }
     match (request.uri().authority(), header) {
         (Some(authority), _) => Ok(authority.as_str()),
-        (None, Some(host)) => host.to_str().ok().filter(|host| is_authority(host)).ok_or(Refusal::NoHost),
+        (None, Some(host)) => host
+            .to_str()
+            .ok()
+            .filter(|host| is_authority(host))
+            .ok_or(Refusal::NoHost),
         (None, None) => Err(Refusal::NoHost),
     }
 }
 
 /// A host name or address with an optional port: nothing that could end a header or a path.
 fn is_authority(host: &str) -> bool {
-    !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']'))
+    !host.is_empty()
+        && host.bytes().all(|byte| {
+            byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']')
+        })
 }
 
 /// Lets in whoever satisfies any one credential of the route.
 pub(crate) fn authorise(security: &Security, headers: &HeaderMap) -> Result<(), Refusal> {
-    let refused = || Refusal::Unauthorized { basic: !security.basic_auths.is_empty(), api_key: !security.api_keys.is_empty() };
+    let refused = || Refusal::Unauthorized {
+        basic: !security.basic_auths.is_empty(),
+        api_key: !security.api_keys.is_empty(),
+    };
     let key_matches = |key: &[u8]| security.api_keys.iter().any(|known| known.matches(key));
-    if headers.get(X_API_KEY).is_some_and(|key| key_matches(key.as_bytes())) {
+    if headers
+        .get(X_API_KEY)
+        .is_some_and(|key| key_matches(key.as_bytes()))
+    {
         return Ok(());
     }
-    let authorization = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).ok_or_else(refused)?;
+    let authorization = headers
+        .get(AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .ok_or_else(refused)?;
     let (scheme, credentials) = authorization.split_once(' ').ok_or_else(refused)?;
     let credentials = credentials.trim();
     let admitted = if scheme.eq_ignore_ascii_case("bearer") {
@@ -79,7 +99,10 @@ fn basic_matches(security: &Security, credentials: &str) -> bool {
         return false;
     };
     let (username, password) = (&decoded[..colon], &decoded[colon + 1..]);
-    security.basic_auths.iter().any(|(name, hash)| name.as_bytes() == username && hash.matches(password))
+    security
+        .basic_auths
+        .iter()
+        .any(|(name, hash)| name.as_bytes() == username && hash.matches(password))
 }
 
 #[cfg(test)]

@@ -4,18 +4,101 @@
 //! does not grow with the set. An instance that refused a connection is avoided for a short time.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use crate::pool::Endpoint;
-use crate::table::Route;
+use arc_swap::ArcSwap;
+
+use crate::forwarded::random;
+use crate::page::Refusal;
+use crate::pool::{ConnectError, Endpoint, Seat};
+use crate::table::{Route, Table};
 
 /// Up to this many instances a scan costs less than the random numbers.
 const SCAN_MAX: usize = 8;
 
+/// Instances asked before the caller hears that none accepts connections.
+const CONNECT_ATTEMPTS: usize = 4;
+
+/// The endpoints for one request, one after another as connections fail.
+#[derive(Debug)]
+pub(crate) struct Candidates<'s> {
+    tables: &'s ArcSwap<Table>,
+    version: u64,
+    route: Arc<Route>,
+    tried: Vec<Arc<Endpoint>>,
+}
+
+impl<'s> Candidates<'s> {
+    /// `version` is the table's that `route` is of.
+    pub(crate) fn new(tables: &'s ArcSwap<Table>, version: u64, route: &Arc<Route>) -> Self {
+        Self {
+            tables,
+            version,
+            route: Arc::clone(route),
+            tried: Vec::new(),
+        }
+    }
+
+    /// A place on the next best endpoint. Whoever sees a newer table once the place is taken looks again there: a
+    /// controller that removed an instance and hears that nothing is in flight on it may stop it at once.
+    pub(crate) fn next(&mut self) -> Result<Seat, Refusal> {
+        loop {
+            if self.tried.len() >= CONNECT_ATTEMPTS {
+                return Err(Refusal::Unreachable { name: self.name() });
+            }
+            #[expect(clippy::cast_possible_truncation, reason = "any 32 of 64 random bits will do")]
+            let rotation = if self.route.endpoints.len() > 1 {
+                random() as u32
+            } else {
+                0
+            };
+            let seat = pick(&self.route, &self.tried, rotation, Instant::now()).map(Seat::take);
+            if self.follow() {
+                continue;
+            }
+            return match seat {
+                Some(seat) => Ok(seat),
+                None if self.tried.is_empty() => Err(Refusal::NoHealthyInstance { name: self.name() }),
+                None => Err(Refusal::Unreachable { name: self.name() }),
+            };
+        }
+    }
+
+    fn name(&self) -> String {
+        self.route.service.spec.name.clone()
+    }
+
+    /// Passes an endpoint over for the rest of this request.
+    pub(crate) fn failed(&mut self, seat: Seat, error: &ConnectError) {
+        tracing::debug!(error = error as &dyn std::error::Error, address = %seat.endpoint.address, "cannot connect to an instance");
+        self.tried.push(Arc::clone(&seat.endpoint));
+    }
+
+    /// Goes over to the table in force when it is another and has endpoints for the same port; true when it did.
+    fn follow(&mut self) -> bool {
+        let table = self.tables.load();
+        if table.version == self.version {
+            return false;
+        }
+        self.version = table.version;
+        match table.same_target(&self.route) {
+            Some(route) if !route.endpoints.is_empty() => {
+                self.route = Arc::clone(route);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
 /// One endpoint of a route, `rotation` breaking ties so that equals share. `tried` were refused in this very
 /// request. Endpoints under avoidance are taken only when nothing else is left. `None`: all were tried.
-pub(crate) fn pick<'r>(route: &'r Route, tried: &[&Endpoint], rotation: u32, now: Instant) -> Option<&'r Arc<Endpoint>> {
+fn pick<'r>(
+    route: &'r Route,
+    tried: &[Arc<Endpoint>],
+    rotation: u32,
+    now: Instant,
+) -> Option<&'r Arc<Endpoint>> {
     let all = &route.endpoints;
     if let [(only, _)] = &**all {
         return (!is_in(tried, only)).then_some(only);
@@ -29,12 +112,17 @@ pub(crate) fn pick<'r>(route: &'r Route, tried: &[&Endpoint], rotation: u32, now
         }
     }
     let begin = usize::try_from(rotation).unwrap_or_default() % all.len().max(1);
-    let untried = || all[begin..].iter().chain(&all[..begin]).filter(|(endpoint, _)| !is_in(tried, endpoint));
+    let untried = || {
+        all[begin..]
+            .iter()
+            .chain(&all[..begin])
+            .filter(|(endpoint, _)| !is_in(tried, endpoint))
+    };
     least(untried().filter(|(endpoint, _)| !endpoint.is_avoided(now))).or_else(|| least(untried()))
 }
 
-fn is_in(tried: &[&Endpoint], endpoint: &Endpoint) -> bool {
-    tried.iter().any(|other| std::ptr::eq(*other, endpoint))
+fn is_in(tried: &[Arc<Endpoint>], endpoint: &Arc<Endpoint>) -> bool {
+    tried.iter().any(|other| Arc::ptr_eq(other, endpoint))
 }
 
 type Weighted = (Arc<Endpoint>, u32);
@@ -44,12 +132,14 @@ fn at(all: &[Weighted], random: u32) -> &Weighted {
 }
 
 fn least<'r>(candidates: impl Iterator<Item = &'r Weighted>) -> Option<&'r Arc<Endpoint>> {
-    candidates.reduce(|best, next| if lighter(next, best) { next } else { best }).map(|(endpoint, _)| endpoint)
+    candidates
+        .reduce(|best, next| if lighter(next, best) { next } else { best })
+        .map(|(endpoint, _)| endpoint)
 }
 
 /// Whether `a` would carry less for its weight than `b` with one request more.
 fn lighter(a: &Weighted, b: &Weighted) -> bool {
-    let load = |endpoint: &Endpoint| u64::from(endpoint.in_flight.load(Relaxed)) + 1;
+    let load = |endpoint: &Endpoint| u64::from(endpoint.in_flight()) + 1;
     load(&a.0) * u64::from(b.1) < load(&b.0) * u64::from(a.1)
 }
 

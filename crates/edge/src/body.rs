@@ -25,20 +25,32 @@ pub(crate) struct Progress {
 #[derive(Debug)]
 pub(crate) enum RequestBody {
     Empty,
-    Stream { incoming: Incoming, progress: Arc<Progress> },
+    Stream {
+        incoming: Incoming,
+        progress: Arc<Progress>,
+    },
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Stream { incoming, progress } => {
                 let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
-                if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()).and_then(Frame::data_ref) {
-                    progress.bytes.fetch_add(u64::try_from(data.len()).unwrap_or_default(), Relaxed);
+                if let Some(data) = frame
+                    .as_ref()
+                    .and_then(|frame| frame.as_ref().ok())
+                    .and_then(Frame::data_ref)
+                {
+                    progress
+                        .bytes
+                        .fetch_add(u64::try_from(data.len()).unwrap_or_default(), Relaxed);
                 }
                 if frame.is_none() || incoming.is_end_stream() {
                     progress.done.store(true, Relaxed);
@@ -70,7 +82,10 @@ pub(crate) struct EdgeBody(Inner);
 #[derive(Debug)]
 enum Inner {
     Full(Option<Bytes>),
-    Stream { incoming: Incoming, exchange: Option<Box<Exchange>> },
+    Stream {
+        incoming: Incoming,
+        exchange: Option<Box<Exchange>>,
+    },
 }
 
 impl EdgeBody {
@@ -98,7 +113,10 @@ impl Body for EdgeBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match &mut self.get_mut().0 {
             Inner::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Inner::Stream { incoming, exchange } => {
@@ -129,7 +147,11 @@ impl Body for EdgeBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Inner::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| u64::try_from(bytes.len()).unwrap_or_default())),
+            Inner::Full(bytes) => SizeHint::with_exact(
+                bytes
+                    .as_ref()
+                    .map_or(0, |bytes| u64::try_from(bytes.len()).unwrap_or_default()),
+            ),
             Inner::Stream { incoming, .. } => incoming.size_hint(),
         }
     }

@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use jiff::ToSpan;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
@@ -93,12 +94,22 @@ fn create(directory: &Path, certificate: &Path, key: &Path) -> Result<(), Error>
         .recursive(true)
         .mode(0o700)
         .create(directory)
-        .map_err(|source| Error::File { doing: "create", path: directory.to_owned(), source })?;
+        .map_err(|source| Error::File {
+            doing: "create",
+            path: directory.to_owned(),
+            source,
+        })?;
     let pair = KeyPair::generate()?;
     let mut params = CertificateParams::new(Vec::new())?;
     let mut name = DistinguishedName::new();
     name.push(DnType::OrganizationName, "Tramontane");
-    name.push(DnType::CommonName, format!("Tramontane local authority {}", &hex::encode(Sha256::digest(pair.public_key_raw()))[..8]));
+    name.push(
+        DnType::CommonName,
+        format!(
+            "Tramontane local authority {}",
+            &hex::encode(Sha256::digest(pair.public_key_raw()))[..8]
+        ),
+    );
     params.distinguished_name = name;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -111,20 +122,46 @@ fn create(directory: &Path, certificate: &Path, key: &Path) -> Result<(), Error>
 
 fn write(path: &Path, mode: u32, bytes: &[u8]) -> Result<(), Error> {
     let unfinished = path.with_extension("new");
-    let failed = |source| Error::File { doing: "write", path: path.to_owned(), source };
-    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(mode).open(&unfinished).map_err(failed)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
+    let failed = |source| Error::File {
+        doing: "write",
+        path: path.to_owned(),
+        source,
+    };
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(mode)
+        .open(&unfinished)
+        .map_err(failed)?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(failed)?;
     fs::rename(&unfinished, path).map_err(failed)
 }
 
 fn load(directory: &Path, path: PathBuf, key: &Path) -> Result<Authority, Error> {
-    let read = |path: &Path| fs::read_to_string(path).map_err(|source| Error::File { doing: "read", path: path.to_owned(), source });
-    let damaged = |source: Box<dyn std::error::Error + Send + Sync>| Error::Damaged { directory: directory.to_owned(), source };
+    let read = |path: &Path| {
+        fs::read_to_string(path).map_err(|source| Error::File {
+            doing: "read",
+            path: path.to_owned(),
+            source,
+        })
+    };
+    let damaged = |source: Box<dyn std::error::Error + Send + Sync>| Error::Damaged {
+        directory: directory.to_owned(),
+        source,
+    };
     let (certificate_pem, key_pem) = (read(&path)?, read(key)?);
     let pair = KeyPair::from_pem(&key_pem).map_err(|error| damaged(error.into()))?;
-    let certificate = CertificateDer::from_pem_slice(certificate_pem.as_bytes()).map_err(|error| damaged(error.into()))?;
+    let certificate =
+        CertificateDer::from_pem_slice(certificate_pem.as_bytes()).map_err(|error| damaged(error.into()))?;
     let issuer = Issuer::from_ca_cert_pem(&certificate_pem, pair).map_err(|error| damaged(error.into()))?;
-    Ok(Authority { issuer, certificate, path })
+    Ok(Authority {
+        issuer,
+        certificate,
+        path,
+    })
 }
 
 /// From yesterday until `days` from today.
@@ -132,7 +169,11 @@ fn validity(params: &mut CertificateParams, days: i32) {
     let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
     let date = |days: i32| {
         let day = today.saturating_add(days.days());
-        rcgen::date_time_ymd(i32::from(day.year()), day.month().unsigned_abs(), day.day().unsigned_abs())
+        rcgen::date_time_ymd(
+            i32::from(day.year()),
+            day.month().unsigned_abs(),
+            day.day().unsigned_abs(),
+        )
     };
     params.not_before = date(-BACKDATE_DAYS);
     params.not_after = date(days);
@@ -155,7 +196,11 @@ impl Authority {
     #[must_use]
     pub fn fingerprint(&self) -> String {
         let digest = Sha256::digest(&self.certificate);
-        digest.iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(":")
+        digest
+            .iter()
+            .map(|byte| format!("{byte:02X}"))
+            .collect::<Vec<_>>()
+            .join(":")
     }
 
     /// A certificate for one host name; `loopback` adds the loopback addresses, for clients that name no host.
@@ -166,8 +211,12 @@ impl Authority {
         name.push(DnType::OrganizationName, "Tramontane");
         params.distinguished_name = name;
         if loopback {
-            params.subject_alt_names.push(SanType::IpAddress(Ipv4Addr::LOCALHOST.into()));
-            params.subject_alt_names.push(SanType::IpAddress(Ipv6Addr::LOCALHOST.into()));
+            params
+                .subject_alt_names
+                .push(SanType::IpAddress(Ipv4Addr::LOCALHOST.into()));
+            params
+                .subject_alt_names
+                .push(SanType::IpAddress(Ipv6Addr::LOCALHOST.into()));
         }
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -176,7 +225,10 @@ impl Authority {
         let leaf = params.signed_by(&pair, &self.issuer)?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pair.serialize_der()));
         let key = rustls::crypto::ring::sign::any_supported_type(&key)?;
-        Ok(Arc::new(CertifiedKey::new(vec![leaf.der().clone(), self.certificate.clone()], key)))
+        Ok(Arc::new(CertifiedKey::new(
+            vec![leaf.der().clone(), self.certificate.clone()],
+            key,
+        )))
     }
 }
 
@@ -194,7 +246,10 @@ mod tests {
         assert_eq!(first.fingerprint(), again.fingerprint());
         assert_eq!(first.fingerprint().len(), 32 * 3 - 1);
         assert_eq!(first.certificate_path(), certificate_path(dir.path()));
-        let mode = fs::metadata(dir.path().join("ca/root.key")).expect("the key").permissions().mode();
+        let mode = fs::metadata(dir.path().join("ca/root.key"))
+            .expect("the key")
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 

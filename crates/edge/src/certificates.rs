@@ -37,8 +37,11 @@ pub(crate) struct Certificates {
     authority: Authority,
     table: Arc<ArcSwap<Table>>,
     given: ArcSwap<Given>,
-    leaves: Mutex<HashMap<Box<str>, (Arc<CertifiedKey>, Instant)>>,
+    leaves: Mutex<Leaves>,
 }
+
+/// By host name, with the time when each was made.
+type Leaves = HashMap<Box<str>, (Arc<CertifiedKey>, Instant)>;
 
 #[derive(Debug, Default)]
 struct Given {
@@ -49,7 +52,13 @@ struct Given {
 
 impl Certificates {
     pub(crate) fn new(state_dir: &Path, authority: Authority, table: Arc<ArcSwap<Table>>) -> Self {
-        let this = Self { directory: state_dir.join("certs"), authority, table, given: ArcSwap::default(), leaves: Mutex::default() };
+        let this = Self {
+            directory: state_dir.join("certs"),
+            authority,
+            table,
+            given: ArcSwap::default(),
+            leaves: Mutex::default(),
+        };
         this.reload();
         this
     }
@@ -62,8 +71,13 @@ impl Certificates {
             return;
         }
         let mut by_name = HashMap::new();
-        for (path, ..) in seen.iter().filter(|(path, ..)| path.extension().is_some_and(|extension| extension == "crt")) {
-            let Some(stem) = path.file_stem().and_then(|stem| stem.to_str()) else { continue };
+        for (path, ..) in seen
+            .iter()
+            .filter(|(path, ..)| path.extension().is_some_and(|extension| extension == "crt"))
+        {
+            let Some(stem) = path.file_stem().and_then(|stem| stem.to_str()) else {
+                continue;
+            };
             let name: Box<str> = stem.to_ascii_lowercase().into();
             match read_pair(path) {
                 Ok(pair) => {
@@ -92,7 +106,11 @@ impl Certificates {
             return Some(Arc::clone(wildcard));
         }
         drop(given);
-        self.table.load().knows_host(name).then(|| self.leaf(name, false)).flatten()
+        self.table
+            .load()
+            .knows_host(name)
+            .then(|| self.leaf(name, false))
+            .flatten()
     }
 
     fn leaf(&self, name: &str, loopback: bool) -> Option<Arc<CertifiedKey>> {
@@ -105,12 +123,19 @@ impl Certificates {
         let leaf = match self.authority.leaf(name, loopback) {
             Ok(leaf) => leaf,
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, host = name, "cannot make a certificate");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    host = name,
+                    "cannot make a certificate"
+                );
                 return None;
             }
         };
         if leaves.len() >= LEAVES_MAX
-            && let Some(oldest) = leaves.iter().min_by_key(|(_, (_, made))| *made).map(|(name, _)| name.clone())
+            && let Some(oldest) = leaves
+                .iter()
+                .min_by_key(|(_, (_, made))| *made)
+                .map(|(name, _)| name.clone())
         {
             leaves.remove(&oldest);
         }

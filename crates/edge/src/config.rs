@@ -46,7 +46,12 @@ impl Config {
     /// Both loopback addresses, since `*.localhost` resolves to `::1` first.
     #[must_use]
     pub fn loopback(state_dir: impl Into<PathBuf>, http_port: u16, https_port: u16) -> Self {
-        let on = |port| vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))];
+        let on = |port| {
+            vec![
+                SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+                SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
+            ]
+        };
         Self {
             state_dir: state_dir.into(),
             http: on(http_port),

@@ -21,7 +21,9 @@ use uuid::Uuid;
 
 use crate::account::{LATENCY_BOUNDS_US, Live};
 use crate::config::Config;
-use crate::link::{self, ClosedPort, Hello, Histogram, Message, Report, Request, ServiceReport, WakeDemand};
+use crate::link::{
+    self, BusyInstance, ClosedPort, Hello, Histogram, Message, Report, Request, ServiceReport, WakeDemand,
+};
 use crate::table::{Registry, Table, TableError};
 use crate::worker::{Listen, Service, Shared};
 use crate::{keep, listen, metrics};
@@ -32,6 +34,9 @@ const REPORT_SPACING: Duration = Duration::from_millis(20);
 
 /// How often busy services are reported without a change.
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
+
+/// How often the controller hears of instances that left the table and have something in flight: it waits for them.
+const LEAVING_PERIOD: Duration = Duration::from_millis(100);
 
 /// How often certificates are looked at, idle connections closed and refused ports tried again.
 const HOUSEKEEPING_PERIOD: Duration = Duration::from_secs(2);
@@ -50,7 +55,7 @@ pub(crate) struct Control {
     pub(crate) workers: Vec<mpsc::UnboundedSender<Listen>>,
     /// Held while a table is applied, so that versions only grow.
     applying: Mutex<Ports>,
-    links: Mutex<Vec<mpsc::Sender<Bytes>>>,
+    links: Mutex<Vec<(mpsc::Sender<Bytes>, CancellationToken)>>,
     to_keep: Notify,
     started: (Instant, Timestamp),
 }
@@ -69,7 +74,11 @@ impl Control {
         certificates: Arc<crate::certificates::Certificates>,
         workers: Vec<mpsc::UnboundedSender<Listen>>,
     ) -> Self {
-        let started = (shared.signals.epoch, Timestamp::now() - jiff::SignedDuration::try_from(shared.signals.epoch.elapsed()).unwrap_or_default());
+        let started = (
+            shared.signals.epoch,
+            Timestamp::now()
+                - jiff::SignedDuration::try_from(shared.signals.epoch.elapsed()).unwrap_or_default(),
+        );
         Self {
             config,
             edge_id: Uuid::new_v4(),
@@ -89,7 +98,10 @@ impl Control {
         let mut ports = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.shared.table.load_full();
         if source.version < before.version {
-            return Err(TableError::Older { offered: source.version, held: before.version });
+            return Err(TableError::Older {
+                offered: source.version,
+                held: before.version,
+            });
         }
         if source.version == before.version && before.version != 0 {
             return Ok(());
@@ -101,6 +113,8 @@ impl Control {
         drop(ports);
         self.to_keep.notify_one();
         self.report_changed_states(&before, &table);
+        // An instance that left may still be busy; the reporter looks after it.
+        self.shared.signals.on_change.notify_one();
         tracing::debug!(version = table.version, "routing table in force");
         Ok(())
     }
@@ -116,7 +130,9 @@ impl Control {
                 continue;
             };
             match now.spec.state {
-                State::Sleeping if service.spec.state != State::Sleeping => self.shared.signals.want(&now.live),
+                State::Sleeping if service.spec.state != State::Sleeping => {
+                    self.shared.signals.want(&now.live)
+                }
                 State::Sleeping => {}
                 // Endpoints for one port are endpoints enough: those who wait for another port queue again.
                 State::Starting { .. } if now.spec.endpoints.is_empty() => {}
@@ -140,30 +156,57 @@ impl Control {
             if ports.open.contains_key(&public_port) {
                 continue;
             }
-            let addresses: Vec<SocketAddr> = self.config.tcp.iter().map(|ip| SocketAddr::new(*ip, public_port)).collect();
+            let addresses: Vec<SocketAddr> = self
+                .config
+                .tcp
+                .iter()
+                .map(|ip| SocketAddr::new(*ip, public_port))
+                .collect();
             match listen::bind_all(&addresses) {
                 Ok(listeners) => {
                     let until = self.shared.stop.child_token();
-                    let bound = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+                    let bound = listeners
+                        .iter()
+                        .filter_map(|listener| listener.local_addr().ok())
+                        .collect();
                     for listener in listeners {
                         self.order(&listener, &Service::Tcp(public_port), &until);
                     }
                     ports.open.insert(public_port, (until, bound));
                 }
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, public_port, "cannot open a public TCP port");
-                    ports.closed.push(ClosedPort { public_port, reason: error.to_string() });
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        public_port,
+                        "cannot open a public TCP port"
+                    );
+                    ports.closed.push(ClosedPort {
+                        public_port,
+                        reason: error.to_string(),
+                    });
                 }
             }
         }
     }
 
     /// Has every worker accept on a listener.
-    pub(crate) fn order(&self, listener: &std::net::TcpListener, service: &Service, until: &CancellationToken) {
+    pub(crate) fn order(
+        &self,
+        listener: &std::net::TcpListener,
+        service: &Service,
+        until: &CancellationToken,
+    ) {
         for worker in &self.workers {
             match listener.try_clone() {
-                Ok(listener) => drop(worker.send(Listen { listener, service: service.clone(), until: until.clone() })),
-                Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "cannot share a listener with a worker"),
+                Ok(listener) => drop(worker.send(Listen {
+                    listener,
+                    service: service.clone(),
+                    until: until.clone(),
+                })),
+                Err(error) => tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot share a listener with a worker"
+                ),
             }
         }
     }
@@ -171,12 +214,14 @@ impl Control {
     fn report_changed_states(&self, before: &Table, table: &Table) {
         let changed: Vec<Arc<Live>> = table
             .services()
-            .filter(|service| before.service(service.spec.id).is_none_or(|former| former.spec.state != service.spec.state))
+            .filter(|service| {
+                before
+                    .service(service.spec.id)
+                    .is_none_or(|former| former.spec.state != service.spec.state)
+            })
             .map(|service| Arc::clone(&service.live))
             .collect();
-        if !changed.is_empty() {
-            self.broadcast(&Message::Report(self.report(changed.iter(), false)));
-        }
+        self.broadcast(&Message::Report(self.report(changed.iter(), false)));
     }
 
     fn report<'l>(&self, lives: impl Iterator<Item = &'l Arc<Live>>, complete: bool) -> Report {
@@ -187,12 +232,31 @@ impl Control {
             table_version,
             complete,
             services: lives.map(|live| self.service_report(live)).collect(),
-            closed_ports: self.applying.lock().unwrap_or_else(PoisonError::into_inner).closed.clone(),
+            busy_instances: self
+                .registry
+                .busy()
+                .0
+                .into_iter()
+                .map(|(instance_id, in_flight)| BusyInstance {
+                    instance_id,
+                    in_flight,
+                })
+                .collect(),
+            closed_ports: self
+                .applying
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .closed
+                .clone(),
         }
     }
 
     fn service_report(&self, live: &Live) -> ServiceReport {
-        let at = |since: Duration| jiff::SignedDuration::try_from(since).ok().and_then(|since| self.started.1.checked_add(since).ok());
+        let at = |since: Duration| {
+            jiff::SignedDuration::try_from(since)
+                .ok()
+                .and_then(|since| self.started.1.checked_add(since).ok())
+        };
         ServiceReport {
             service_id: live.id,
             in_flight: live.in_flight(),
@@ -202,7 +266,12 @@ impl Control {
             classes: std::array::from_fn(|class| live.classes[class].load(Relaxed)),
             latency: Histogram {
                 bounds_us: LATENCY_BOUNDS_US.to_vec(),
-                counts: live.latency.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect(),
+                counts: live
+                    .latency
+                    .buckets
+                    .iter()
+                    .map(|bucket| bucket.load(Relaxed))
+                    .collect(),
                 sum_us: live.latency.sum_us.load(Relaxed),
             },
             bytes_in: live.bytes_in.load(Relaxed),
@@ -219,12 +288,21 @@ impl Control {
             return;
         }
         if let Some(frame) = link::encode(message) {
-            links.retain(|link| link.try_send(frame.clone()).is_ok());
+            links.retain(|(outbox, cut)| {
+                let sent = outbox.try_send(frame.clone()).is_ok();
+                if !sent {
+                    cut.cancel();
+                }
+                sent
+            });
         }
     }
 
     fn demand(live: &Live) -> Message {
-        Message::Wake(WakeDemand { service_id: live.id, waiting: u32::try_from(live.queue.len()).unwrap_or(u32::MAX) })
+        Message::Wake(WakeDemand {
+            service_id: live.id,
+            waiting: u32::try_from(live.queue.len()).unwrap_or(u32::MAX),
+        })
     }
 }
 
@@ -242,15 +320,18 @@ pub(crate) async fn forward_wakes(control: Arc<Control>) {
 /// every [`REPORT_PERIOD`].
 pub(crate) async fn report_activity(control: Arc<Control>) {
     let mut tick = tokio::time::interval(REPORT_PERIOD);
+    let mut leaving = false;
     loop {
-        let lives = tokio::select! {
+        let lives: Vec<Arc<Live>> = tokio::select! {
             () = control.shared.signals.on_change.notified() => control.shared.signals.take_changed(),
+            () = tokio::time::sleep(LEAVING_PERIOD), if leaving => Vec::new(),
             _ = tick.tick() => {
                 let table = control.shared.table.load();
                 table.services().map(|service| &service.live).filter(|live| live.in_flight() > 0 || live.queue.len() > 0).cloned().collect()
             }
         };
-        if !lives.is_empty() {
+        let left = std::mem::replace(&mut leaving, control.registry.busy().1);
+        if !lives.is_empty() || leaving || left {
             control.broadcast(&Message::Report(control.report(lives.iter(), false)));
             tokio::time::sleep(REPORT_SPACING).await;
         }
@@ -263,10 +344,8 @@ pub(crate) async fn keep_house(control: Arc<Control>) {
     loop {
         tick.tick().await;
         control.certificates.reload();
+        control.registry.prune();
         let table = control.shared.table.load_full();
-        for endpoint in table.endpoints() {
-            endpoint.prune();
-        }
         let mut ports = control.applying.lock().unwrap_or_else(PoisonError::into_inner);
         if !ports.closed.is_empty() {
             control.sync_ports(&table, &mut ports);
@@ -279,9 +358,13 @@ pub(crate) async fn keep_tables(control: Arc<Control>) {
     loop {
         control.to_keep.notified().await;
         let (control, table) = (Arc::clone(&control), control.shared.table.load_full());
-        let saved = tokio::task::spawn_blocking(move || keep::save(&control.config.state_dir, &table.source)).await;
+        let saved =
+            tokio::task::spawn_blocking(move || keep::save(&control.config.state_dir, &table.source)).await;
         if let Ok(Err(error)) = saved {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot keep the routing table on disk");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot keep the routing table on disk"
+            );
         }
     }
 }
@@ -302,18 +385,37 @@ pub(crate) async fn listen(control: Arc<Control>, listener: UnixListener) {
 async fn converse(control: Arc<Control>, stream: UnixStream) {
     let (mut reader, mut writer) = link::framed(stream);
     let (outbox, mut frames) = mpsc::channel::<Bytes>(OUTBOX_MAX);
+    let cut = CancellationToken::new();
     let send = |message: &Message| link::encode(message).is_some_and(|frame| outbox.try_send(frame).is_ok());
-    let Some(Ok(first)) = reader.next().await else { return };
-    let Some(Request::Hello { protocol }) = link::decode(&first) else { return };
-    let hello = Hello { protocol: link::PROTOCOL, edge_id: control.edge_id, table_version: control.shared.table.load().version };
+    let Some(Ok(first)) = reader.next().await else {
+        return;
+    };
+    let Some(Request::Hello { protocol }) = link::decode(&first) else {
+        return;
+    };
+    let hello = Hello {
+        protocol: link::PROTOCOL,
+        edge_id: control.edge_id,
+        table_version: control.shared.table.load().version,
+    };
     if !send(&Message::Hello(hello)) || protocol != link::PROTOCOL {
         if let Some(frame) = frames.recv().await {
             drop(writer.send(frame).await);
         }
         return;
     }
-    control.links.lock().unwrap_or_else(PoisonError::into_inner).push(outbox.clone());
-    let everything: Vec<Arc<Live>> = control.shared.table.load().services().map(|service| Arc::clone(&service.live)).collect();
+    control
+        .links
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push((outbox.clone(), cut.clone()));
+    let everything: Vec<Arc<Live>> = control
+        .shared
+        .table
+        .load()
+        .services()
+        .map(|service| Arc::clone(&service.live))
+        .collect();
     if !send(&Message::Report(control.report(everything.iter(), true))) {
         return;
     }
@@ -331,7 +433,9 @@ async fn converse(control: Arc<Control>, stream: UnixStream) {
     };
     let read = async {
         while let Some(Ok(frame)) = reader.next().await {
-            let Some(request) = link::decode::<Request>(&frame) else { return };
+            let Some(request) = link::decode::<Request>(&frame) else {
+                return;
+            };
             if !answer(&control, request).is_none_or(|message| send(&message)) {
                 return;
             }
@@ -340,6 +444,7 @@ async fn converse(control: Arc<Control>, stream: UnixStream) {
     tokio::select! {
         () = write => {}
         () = read => {}
+        () = cut.cancelled() => tracing::warn!("a controller that reads too slowly was cut off"),
     }
     tracing::info!("a controller left");
 }
@@ -352,11 +457,21 @@ fn answer(control: &Control, request: Request) -> Option<Message> {
             Some(match control.apply(*table) {
                 Ok(()) => Message::Accepted { version },
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, version, "a routing table was refused");
-                    Message::Refused { version, held: control.shared.table.load().version, reason: error.to_string() }
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        version,
+                        "a routing table was refused"
+                    );
+                    Message::Refused {
+                        version,
+                        held: control.shared.table.load().version,
+                        reason: error.to_string(),
+                    }
                 }
             })
         }
-        Request::Metrics => Some(Message::Metrics { text: metrics::encode(&control.shared) }),
+        Request::Metrics => Some(Message::Metrics {
+            text: metrics::encode(&control.shared),
+        }),
     }
 }

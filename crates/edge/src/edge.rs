@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use arc_swap::ArcSwap;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -89,8 +90,9 @@ impl Handle {
     }
 }
 
-/// Binds, serves, and drains on SIGTERM or SIGINT.
+/// Binds, serves, and drains on SIGTERM or SIGINT. Takes as many file descriptors as the process may have.
 pub async fn run(config: Config) -> Result<(), Error> {
+    raise_descriptor_limit();
     let stop = CancellationToken::new();
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         let mut signal = signal(kind).map_err(|source| Error::Worker { index: 0, source })?;
@@ -114,7 +116,11 @@ impl Edge {
         let log = AccessLog::open(&config.access_log)?;
         let table = Arc::new(ArcSwap::from_pointee(Table::empty()));
         let authority = ca::ensure(&config.state_dir)?;
-        let certificates = Arc::new(Certificates::new(&config.state_dir, authority, Arc::clone(&table)));
+        let certificates = Arc::new(Certificates::new(
+            &config.state_dir,
+            authority,
+            Arc::clone(&table),
+        ));
         let signals = Arc::new(Signals::new());
         let shared = Arc::new(Shared {
             table,
@@ -130,43 +136,86 @@ impl Edge {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             given => given,
         };
-        let workers = (0..count).map(|index| Running::start(index, Arc::clone(&shared))).collect::<Result<Vec<_>, _>>()?;
+        let workers = (0..count)
+            .map(|index| Running::start(index, Arc::clone(&shared)))
+            .collect::<Result<Vec<_>, _>>()?;
         let orders = workers.iter().map(|worker| worker.orders.clone()).collect();
         let kept = keep::load(&config.state_dir)?;
-        let control = Arc::new(Control::new(config, shared, Registry::new(signals, count), certificates, orders));
+        let control = Arc::new(Control::new(
+            config,
+            shared,
+            Registry::new(signals, count),
+            certificates,
+            orders,
+        ));
         if let Some(table) = kept {
             let version = table.version;
             match control.apply(table) {
                 Ok(()) => tracing::info!(version, "serving the kept routing table until a controller comes"),
-                Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "the kept routing table was passed over"),
+                Err(error) => tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the kept routing table was passed over"
+                ),
             }
         }
         let _end = EndOnDrop(Arc::clone(&control.shared));
-        Ok(Self { control, workers, http, https, metrics, socket, _lock: lock, _end })
+        Ok(Self {
+            control,
+            workers,
+            http,
+            https,
+            metrics,
+            socket,
+            _lock: lock,
+            _end,
+        })
     }
 
     /// Where we listen, with the ports that the kernel chose.
     #[must_use]
     pub fn addresses(&self) -> Addresses {
-        let of = |listeners: &[TcpListener]| listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+        let of = |listeners: &[TcpListener]| {
+            listeners
+                .iter()
+                .filter_map(|listener| listener.local_addr().ok())
+                .collect()
+        };
         Addresses {
             http: of(&self.http),
             https: of(&self.https),
-            metrics: self.metrics.as_ref().and_then(|listener| listener.local_addr().ok()),
+            metrics: self
+                .metrics
+                .as_ref()
+                .and_then(|listener| listener.local_addr().ok()),
         }
     }
 
     /// For the same process.
     #[must_use]
     pub fn handle(&self) -> Handle {
-        Handle { control: Arc::clone(&self.control) }
+        Handle {
+            control: Arc::clone(&self.control),
+        }
     }
 
     /// Serves until `shutdown` completes, then stops accepting and lets open requests finish within the drain bound.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
-        let Self { control, workers, http, https, metrics, socket, _lock, _end } = self;
+        let Self {
+            control,
+            workers,
+            http,
+            https,
+            metrics,
+            socket,
+            _lock,
+            _end,
+        } = self;
         let path = link::socket_path(&control.config.state_dir);
-        let listener = UnixListener::from_std(socket).map_err(|source| Error::File { doing: "listen on", path: path.clone(), source })?;
+        let listener = UnixListener::from_std(socket).map_err(|source| Error::File {
+            doing: "listen on",
+            path: path.clone(),
+            source,
+        })?;
         let stop = control.shared.stop.clone();
         let mut tasks = JoinSet::new();
         tasks.spawn(control::listen(Arc::clone(&control), listener));
@@ -175,8 +224,8 @@ impl Edge {
         tasks.spawn(control::keep_house(Arc::clone(&control)));
         tasks.spawn(control::keep_tables(Arc::clone(&control)));
         if let Some(listener) = metrics {
-            let listener =
-                tokio::net::TcpListener::from_std(listener).map_err(|source| Error::Worker { index: 0, source })?;
+            let listener = tokio::net::TcpListener::from_std(listener)
+                .map_err(|source| Error::Worker { index: 0, source })?;
             tasks.spawn(metrics::serve(Arc::clone(&control.shared), listener));
         }
         for (listeners, service) in [(http, Service::Http), (https, Service::Https)] {
@@ -185,12 +234,18 @@ impl Edge {
             }
         }
         shutdown.await;
-        tracing::info!(open = control.shared.open.len(), "stopping; open requests may finish");
+        tracing::info!(
+            open = control.shared.open.len(),
+            "stopping; open requests may finish"
+        );
         stop.cancel();
         control.shared.open.close();
         let drained = tokio::time::timeout(control.config.drain, control.shared.open.wait()).await;
         if drained.is_err() {
-            tracing::warn!(open = control.shared.open.len(), "the drain bound is reached; what is open is cut off");
+            tracing::warn!(
+                open = control.shared.open.len(),
+                "the drain bound is reached; what is open is cut off"
+            );
         }
         tasks.shutdown().await;
         control.shared.end.cancel();
@@ -200,9 +255,25 @@ impl Edge {
         }
         // The next edge would remove it too; leaving it would make a dead edge look like a slow one.
         if let Err(error) = fs::remove_file(&path) {
-            tracing::debug!(error = &error as &dyn std::error::Error, "cannot remove the control socket");
+            tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "cannot remove the control socket"
+            );
         }
         Ok(())
+    }
+}
+
+/// Every connection and its counterpart at an instance are a descriptor each, and the usual soft limit of 1024 is for
+/// programs that use `select`, which we do not.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(errno) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%errno, soft = limit.current, "cannot raise the limit of file descriptors");
     }
 }
 
@@ -212,12 +283,18 @@ fn take_state_dir(state_dir: &Path) -> Result<File, Error> {
         let path = path.to_owned();
         move |source| Error::File { doing, path, source }
     };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(failed("create", state_dir))?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state_dir)
+        .map_err(failed("create", state_dir))?;
     let path = state_dir.join("edge.lock");
     let lock = File::create(&path).map_err(failed("create", &path))?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
-        Err(fs::TryLockError::WouldBlock) => Err(Error::AlreadyRunning { state_dir: state_dir.to_owned() }),
+        Err(fs::TryLockError::WouldBlock) => Err(Error::AlreadyRunning {
+            state_dir: state_dir.to_owned(),
+        }),
         Err(fs::TryLockError::Error(source)) => Err(failed("lock", &path)(source)),
     }
 }
@@ -230,7 +307,9 @@ fn control_socket(state_dir: &Path) -> Result<std::os::unix::net::UnixListener, 
         move |source| Error::File { doing, path, source }
     };
     match fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed("remove the old")(error)),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(failed("remove the old")(error));
+        }
         _ => {}
     }
     let listener = std::os::unix::net::UnixListener::bind(&path).map_err(failed("listen on"))?;

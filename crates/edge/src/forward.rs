@@ -6,22 +6,19 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::header::HOST;
 use http::{HeaderValue, Method, Request, Response, Uri, Version, uri};
 use hyper::body::Incoming;
 use tram_types::routing::Protocol;
 
-use crate::balance;
+use crate::balance::Candidates;
 use crate::body::{Progress, RequestBody};
-use crate::forwarded::random;
 use crate::page::Refusal;
-use crate::pool::{Endpoint, Http1, Seat};
+use crate::pool::{Http1, Seat};
 use crate::table::Route;
-
-/// Instances asked before the caller hears that none accepts connections.
-const CONNECT_ATTEMPTS: usize = 4;
+use crate::worker::Worker;
 
 /// Times one request is sent: once on a kept connection that may be dead, once more on a new one, and one spare.
 const SEND_ATTEMPTS: usize = 3;
@@ -35,18 +32,20 @@ pub(crate) struct Answer {
     pub(crate) connection: Option<Http1>,
 }
 
-/// Sends `request` to an instance of `route`. The target and headers are those that the instance shall see.
+/// Sends `request` to an instance of `route`, which is of table `version`. The target and headers are those that the instance shall see.
 /// Cancel-safe: dropping the future cuts the request off at the instance too.
 pub(crate) async fn forward(
-    worker: usize,
-    route: &Route,
+    worker: &Worker,
+    version: u64,
+    route: &Arc<Route>,
     request: Request<RequestBody>,
     progress: Option<&Arc<Progress>>,
 ) -> Result<Answer, Refusal> {
+    let candidates = Candidates::new(&worker.shared.table, version, route);
     let attempt = async {
         match route.protocol {
-            Protocol::Http => over_http1(worker, route, request).await,
-            Protocol::Http2 => Box::pin(over_http2(worker, route, request)).await,
+            Protocol::Http => over_http1(worker.index, route, candidates, request).await,
+            Protocol::Http2 => Box::pin(over_http2(worker.index, route, candidates, request)).await,
         }
     };
     let limit_ms = route.service.spec.request_timeout_ms;
@@ -55,12 +54,21 @@ pub(crate) async fn forward(
     }
     within(Duration::from_millis(limit_ms), attempt, progress)
         .await
-        .unwrap_or_else(|| Err(Refusal::TimedOut { name: route.service.spec.name.clone(), waited_ms: limit_ms }))
+        .unwrap_or_else(|| {
+            Err(Refusal::TimedOut {
+                name: route.service.spec.name.clone(),
+                waited_ms: limit_ms,
+            })
+        })
 }
 
 /// Bounds the wait for the first byte. The clock starts anew while the request's body still moves: a long upload
 /// is not a slow instance.
-async fn within<T>(limit: Duration, work: impl Future<Output = T>, progress: Option<&Arc<Progress>>) -> Option<T> {
+async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = T>,
+    progress: Option<&Arc<Progress>>,
+) -> Option<T> {
     let mut work = std::pin::pin!(work);
     let mut moved = 0;
     loop {
@@ -75,34 +83,19 @@ async fn within<T>(limit: Duration, work: impl Future<Output = T>, progress: Opt
     }
 }
 
-/// The endpoints of a route, one after another, as connections fail.
-struct Candidates<'r> {
-    route: &'r Route,
-    tried: Vec<&'r Endpoint>,
-}
-
-impl<'r> Candidates<'r> {
-    fn next(&self) -> Result<&'r Arc<Endpoint>, Refusal> {
-        let name = || self.route.service.spec.name.clone();
-        if self.tried.len() >= CONNECT_ATTEMPTS {
-            return Err(Refusal::Unreachable { name: name() });
-        }
-        #[expect(clippy::cast_possible_truncation, reason = "any 32 of 64 random bits will do")]
-        let rotation = if self.route.endpoints.len() > 1 { random() as u32 } else { 0 };
-        balance::pick(self.route, &self.tried, rotation, Instant::now()).ok_or_else(|| {
-            if self.tried.is_empty() { Refusal::NoHealthyInstance { name: name() } } else { Refusal::Unreachable { name: name() } }
-        })
-    }
-}
-
 fn bad_answer(route: &Route, error: &hyper::Error) -> Refusal {
     tracing::debug!(error = error as &dyn std::error::Error, service = %route.service.spec.name, "an instance did not answer");
-    Refusal::BadAnswer { name: route.service.spec.name.clone() }
+    Refusal::BadAnswer {
+        name: route.service.spec.name.clone(),
+    }
 }
 
 /// Whether a request may be sent twice (RFC 9110, 9.2.2).
 fn is_idempotent(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
+    )
 }
 
 /// A second copy of a request without a body.
@@ -117,28 +110,34 @@ fn copy(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     Some(copy)
 }
 
-async fn over_http1(worker: usize, route: &Route, mut request: Request<RequestBody>) -> Result<Answer, Refusal> {
+async fn over_http1(
+    worker: usize,
+    route: &Route,
+    mut candidates: Candidates<'_>,
+    mut request: Request<RequestBody>,
+) -> Result<Answer, Refusal> {
     *request.version_mut() = Version::HTTP_11;
-    let mut candidates = Candidates { route, tried: Vec::new() };
     let mut kept_allowed = true;
     for _ in 0..SEND_ATTEMPTS {
         let (seat, mut connection, kept) = loop {
-            let endpoint = candidates.next()?;
-            let seat = Seat::take(endpoint);
-            if kept_allowed && let Some(connection) = endpoint.checkout(worker).await {
+            let seat = candidates.next()?;
+            if kept_allowed && let Some(connection) = seat.endpoint.checkout(worker).await {
                 break (seat, connection, true);
             }
-            match Box::pin(endpoint.connect()).await {
+            match Box::pin(seat.endpoint.connect()).await {
                 Ok(connection) => break (seat, connection, false),
-                Err(error) => {
-                    tracing::debug!(error = &error as &dyn std::error::Error, address = %endpoint.address, "cannot connect to an instance");
-                    candidates.tried.push(endpoint);
-                }
+                Err(error) => candidates.failed(seat, &error),
             }
         };
         let spare = if kept { copy(&request) } else { None };
         match connection.sender.try_send_request(request).await {
-            Ok(response) => return Ok(Answer { response, seat, connection: Some(connection) }),
+            Ok(response) => {
+                return Ok(Answer {
+                    response,
+                    seat,
+                    connection: Some(connection),
+                });
+            }
             Err(mut failed) => match failed.take_message().or(spare) {
                 Some(again) if kept || !failed.error().is_user() => {
                     request = again;
@@ -148,23 +147,25 @@ async fn over_http1(worker: usize, route: &Route, mut request: Request<RequestBo
             },
         }
     }
-    Err(Refusal::BadAnswer { name: route.service.spec.name.clone() })
+    Err(Refusal::BadAnswer {
+        name: route.service.spec.name.clone(),
+    })
 }
 
-async fn over_http2(worker: usize, route: &Route, mut request: Request<RequestBody>) -> Result<Answer, Refusal> {
+async fn over_http2(
+    worker: usize,
+    route: &Route,
+    mut candidates: Candidates<'_>,
+    mut request: Request<RequestBody>,
+) -> Result<Answer, Refusal> {
     *request.version_mut() = Version::HTTP_2;
     address_for_http2(&mut request)?;
-    let mut candidates = Candidates { route, tried: Vec::new() };
     for _ in 0..SEND_ATTEMPTS {
         let (seat, mut sender, kept) = loop {
-            let endpoint = candidates.next()?;
-            let seat = Seat::take(endpoint);
-            match endpoint.shared(worker).await {
+            let seat = candidates.next()?;
+            match seat.endpoint.shared(worker).await {
                 Ok((sender, kept)) => break (seat, sender, kept),
-                Err(error) => {
-                    tracing::debug!(error = &error as &dyn std::error::Error, address = %endpoint.address, "cannot connect to an instance");
-                    candidates.tried.push(endpoint);
-                }
+                Err(error) => candidates.failed(seat, &error),
             }
         };
         if let Err(error) = sender.ready().await {
@@ -176,8 +177,17 @@ async fn over_http2(worker: usize, route: &Route, mut request: Request<RequestBo
         }
         let spare = if kept { copy(&request) } else { None };
         match sender.try_send_request(request).await {
-            Ok(response) => return Ok(Answer { response, seat, connection: None }),
-            Err(mut failed) => match failed.take_message().or_else(|| spare.filter(|_| is_connection_loss(failed.error()))) {
+            Ok(response) => {
+                return Ok(Answer {
+                    response,
+                    seat,
+                    connection: None,
+                });
+            }
+            Err(mut failed) => match failed
+                .take_message()
+                .or_else(|| spare.filter(|_| is_connection_loss(failed.error())))
+            {
                 Some(again) => {
                     seat.endpoint.forget_shared(worker);
                     request = again;
@@ -186,7 +196,9 @@ async fn over_http2(worker: usize, route: &Route, mut request: Request<RequestBo
             },
         }
     }
-    Err(Refusal::BadAnswer { name: route.service.spec.name.clone() })
+    Err(Refusal::BadAnswer {
+        name: route.service.spec.name.clone(),
+    })
 }
 
 /// Whether the connection went, and not just the one stream.

@@ -7,7 +7,10 @@ use std::cell::Cell;
 use std::net::IpAddr;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONNECTION, EXPECT, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    CONNECTION, EXPECT, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+    TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
 use uuid::Uuid;
 
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -53,23 +56,44 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
             // A client must not make us forget who it speaks to, nor who it is.
             if name == UPGRADE {
                 upgrade = headers.remove(UPGRADE);
-            } else if name != http::header::HOST && name != http::header::AUTHORIZATION && name != http::header::CONTENT_LENGTH {
+            } else if name != http::header::HOST
+                && name != http::header::AUTHORIZATION
+                && name != http::header::CONTENT_LENGTH
+            {
                 headers.remove(name);
             }
         }
         headers.remove(CONNECTION);
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TRANSFER_ENCODING, UPGRADE, TRAILER, HTTP2_SETTINGS] {
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        TRANSFER_ENCODING,
+        UPGRADE,
+        TRAILER,
+        HTTP2_SETTINGS,
+    ] {
         headers.remove(name);
     }
     upgrade
 }
 
 /// Prepares a request's headers for an instance. Returns the upgrade asked for.
-pub(crate) fn request(headers: &mut HeaderMap, client: &Client, host: HeaderValue, id: &HeaderValue) -> Option<HeaderValue> {
-    let trailers_wanted = headers
-        .get(TE)
-        .is_some_and(|value| value.to_str().is_ok_and(|value| value.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))));
+pub(crate) fn request(
+    headers: &mut HeaderMap,
+    client: &Client,
+    host: HeaderValue,
+    id: &HeaderValue,
+) -> Option<HeaderValue> {
+    let trailers_wanted = headers.get(TE).is_some_and(|value| {
+        value.to_str().is_ok_and(|value| {
+            value
+                .split(',')
+                .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+        })
+    });
     let upgrade = strip_hop_by_hop(headers);
     headers.remove(TE);
     if trailers_wanted {
@@ -83,7 +107,10 @@ pub(crate) fn request(headers: &mut HeaderMap, client: &Client, host: HeaderValu
     };
     headers.insert(X_FORWARDED_FOR, for_value);
     headers.insert(X_FORWARDED_HOST, host);
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if client.tls { "https" } else { "http" }));
+    headers.insert(
+        X_FORWARDED_PROTO,
+        HeaderValue::from_static(if client.tls { "https" } else { "http" }),
+    );
     headers.insert(X_REQUEST_ID, id.clone());
     upgrade
 }
@@ -107,7 +134,10 @@ pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
 }
 
 fn is_sane(id: &[u8]) -> bool {
-    (1..=REQUEST_ID_MAX_BYTES).contains(&id.len()) && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(byte))
+    (1..=REQUEST_ID_MAX_BYTES).contains(&id.len())
+        && id
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(byte))
 }
 
 thread_local! {
@@ -135,7 +165,8 @@ fn new_request_id() -> HeaderValue {
         pair[0] = DIGITS[usize::from(byte >> 4)];
         pair[1] = DIGITS[usize::from(byte & 15)];
     }
-    HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&text)).unwrap_or(HeaderValue::from_static("unknown"))
+    HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&text))
+        .unwrap_or(HeaderValue::from_static("unknown"))
 }
 
 #[cfg(test)]

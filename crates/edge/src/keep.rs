@@ -19,7 +19,13 @@ pub(crate) fn load(state_dir: &Path) -> Result<Option<RoutingTable>, Error> {
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(Error::File { doing: "read", path, source }),
+        Err(source) => {
+            return Err(Error::File {
+                doing: "read",
+                path,
+                source,
+            });
+        }
     };
     match serde_json::from_slice(&bytes) {
         Ok(table) => Ok(Some(table)),
@@ -45,9 +51,13 @@ pub(crate) fn save(state_dir: &Path, table: &RoutingTable) -> Result<(), Error> 
         .mode(0o600)
         .open(&unfinished)
         .map_err(failed("create", &unfinished))?;
-    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed("write", &unfinished))?;
+    file.write_all(&bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(failed("write", &unfinished))?;
     fs::rename(&unfinished, state_dir.join(FILE)).map_err(failed("rename", &unfinished))?;
-    File::open(state_dir).and_then(|directory| directory.sync_all()).map_err(failed("sync", state_dir))
+    File::open(state_dir)
+        .and_then(|directory| directory.sync_all())
+        .map_err(failed("sync", state_dir))
 }
 
 #[cfg(test)]
@@ -58,7 +68,11 @@ mod tests {
     fn a_kept_table_comes_back_and_a_damaged_one_does_not_stop_us() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         assert!(load(dir.path()).expect("readable").is_none());
-        let table = RoutingTable { version: 3, base_domain: "localhost".into(), ..RoutingTable::default() };
+        let table = RoutingTable {
+            version: 3,
+            base_domain: "localhost".into(),
+            ..RoutingTable::default()
+        };
         save(dir.path(), &table).expect("writable");
         assert_eq!(load(dir.path()).expect("readable"), Some(table));
         fs::write(dir.path().join(FILE), b"{\"version\":").expect("writable");

@@ -59,6 +59,13 @@ pub(crate) enum Request {
     Metrics,
 }
 
+/// [`Request::Table`] without a copy.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Push<'t> {
+    Table { table: &'t RoutingTable },
+}
+
 /// From the edge.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -81,7 +88,8 @@ pub struct WakeDemand {
     pub waiting: u32,
 }
 
-/// What services do. Sent at once when one goes busy or idle, and every second for those that are busy.
+/// What services do. Sent at once when one goes busy or idle and after each table, every second while any is busy, and
+/// more often while an instance that left the table still has something in flight.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// When it was true.
@@ -92,9 +100,22 @@ pub struct Report {
     pub complete: bool,
     /// The services.
     pub services: Vec<ServiceReport>,
+    /// Every instance with anything in flight, of the table or of one before. An instance that the controller took
+    /// out of the table with a version no newer than `table_version`, and that is not here, may be stopped.
+    #[serde(default)]
+    pub busy_instances: Vec<BusyInstance>,
     /// Public TCP ports of the table on which the edge cannot listen, with the cause. The edge goes on trying.
     #[serde(default)]
     pub closed_ports: Vec<ClosedPort>,
+}
+
+/// What one instance has in flight.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusyInstance {
+    /// The instance.
+    pub instance_id: Uuid,
+    /// Requests, streams and connections.
+    pub in_flight: u32,
 }
 
 /// A public TCP port that is not open.
@@ -194,7 +215,11 @@ pub(crate) type Reader = FramedRead<OwnedReadHalf, LengthDelimitedCodec>;
 pub(crate) type Writer = FramedWrite<OwnedWriteHalf, LengthDelimitedCodec>;
 
 pub(crate) fn framed(stream: UnixStream) -> (Reader, Writer) {
-    let codec = || LengthDelimitedCodec::builder().max_frame_length(FRAME_MAX_BYTES).new_codec();
+    let codec = || {
+        LengthDelimitedCodec::builder()
+            .max_frame_length(FRAME_MAX_BYTES)
+            .new_codec()
+    };
     let (read, write) = stream.into_split();
     (FramedRead::new(read, codec()), FramedWrite::new(write, codec()))
 }
@@ -206,7 +231,12 @@ pub(crate) fn encode(value: &impl Serialize) -> Option<Bytes> {
 
 pub(crate) fn decode<T: for<'de> Deserialize<'de>>(frame: &BytesMut) -> Option<T> {
     serde_json::from_slice(frame)
-        .inspect_err(|error| tracing::warn!(error = error as &dyn std::error::Error, "a frame of the control link makes no sense"))
+        .inspect_err(|error| {
+            tracing::warn!(
+                error = error as &dyn std::error::Error,
+                "a frame of the control link makes no sense"
+            )
+        })
         .ok()
 }
 
@@ -239,16 +269,23 @@ impl Events {
 impl Client {
     /// Connects and waits for the edge's first words. The caller connects again when [`Events::next`] ends.
     pub async fn connect(path: &Path) -> Result<(Self, Events), Error> {
-        let stream = UnixStream::connect(path).await.map_err(|source| Error::Connect { path: path.to_owned(), source })?;
+        let stream = UnixStream::connect(path).await.map_err(|source| Error::Connect {
+            path: path.to_owned(),
+            source,
+        })?;
         let (mut reader, mut writer) = framed(stream);
         let hello = encode(&Request::Hello { protocol: PROTOCOL }).ok_or(Error::Broken)?;
         writer.send(hello).await.map_err(Error::Write)?;
-        let first = tokio::time::timeout(ANSWER_TIMEOUT, reader.next()).await.map_err(|_| Error::Broken)?;
+        let first = tokio::time::timeout(ANSWER_TIMEOUT, reader.next())
+            .await
+            .map_err(|_| Error::Broken)?;
         let Some(Message::Hello(hello)) = first.and_then(Result::ok).as_ref().and_then(decode) else {
             return Err(Error::Broken);
         };
         if hello.protocol != PROTOCOL {
-            return Err(Error::Protocol { theirs: hello.protocol });
+            return Err(Error::Protocol {
+                theirs: hello.protocol,
+            });
         }
         let (orders, received) = mpsc::channel(16);
         let (wake_sender, wakes) = mpsc::unbounded_channel();
@@ -266,9 +303,17 @@ impl Client {
     /// Puts a table into force. When this returns, no request is routed by an older one any more, and the edge is
     /// keeping the new one on its disk. Pushing the version that is held already changes nothing.
     pub async fn push_table(&self, table: &RoutingTable) -> Result<(), Error> {
-        match self.ask(&Request::Table { table: Box::new(table.clone()) }).await? {
+        match self.ask(&Push::Table { table }).await? {
             Message::Accepted { .. } => Ok(()),
-            Message::Refused { version, held, reason } => Err(Error::Refused { version, held, reason }),
+            Message::Refused {
+                version,
+                held,
+                reason,
+            } => Err(Error::Refused {
+                version,
+                held,
+                reason,
+            }),
             _ => Err(Error::Broken),
         }
     }
@@ -281,11 +326,17 @@ impl Client {
         }
     }
 
-    async fn ask(&self, request: &Request) -> Result<Message, Error> {
+    async fn ask(&self, request: &impl Serialize) -> Result<Message, Error> {
         let frame = encode(request).ok_or(Error::Broken)?;
         let (sender, answer) = oneshot::channel();
-        self.orders.send((frame, sender)).await.map_err(|_| Error::Broken)?;
-        tokio::time::timeout(ANSWER_TIMEOUT, answer).await.map_err(|_| Error::Broken)?.map_err(|_| Error::Broken)
+        self.orders
+            .send((frame, sender))
+            .await
+            .map_err(|_| Error::Broken)?;
+        tokio::time::timeout(ANSWER_TIMEOUT, answer)
+            .await
+            .map_err(|_| Error::Broken)?
+            .map_err(|_| Error::Broken)
     }
 }
 

@@ -26,7 +26,9 @@ pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
         let source = io::Error::from(errno);
         match errno {
             rustix::io::Errno::ADDRINUSE => Error::PortTaken { address, source },
-            rustix::io::Errno::ACCESS | rustix::io::Errno::PERM => Error::PortNotPermitted { address, source },
+            rustix::io::Errno::ACCESS | rustix::io::Errno::PERM => {
+                Error::PortNotPermitted { address, source }
+            }
             _ => Error::Listen { address, source },
         }
     })
@@ -38,24 +40,39 @@ pub(crate) fn bind_all(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Err
     for address in addresses {
         match bind(*address) {
             Ok(listener) => listeners.push(listener),
-            Err(Error::Listen { source, .. }) if is_absent(&source) && matches!(address.ip(), IpAddr::V6(_)) => {
+            Err(Error::Listen { source, .. })
+                if is_absent(&source) && matches!(address.ip(), IpAddr::V6(_)) =>
+            {
                 tracing::warn!(%address, "this machine has no IPv6, so nothing listens there");
             }
             Err(error) => return Err(error),
         }
     }
-    if listeners.is_empty() && !addresses.is_empty() { Err(Error::NoListener) } else { Ok(listeners) }
+    if listeners.is_empty() && !addresses.is_empty() {
+        Err(Error::NoListener)
+    } else {
+        Ok(listeners)
+    }
 }
 
 fn is_absent(error: &io::Error) -> bool {
-    let absent = [rustix::io::Errno::ADDRNOTAVAIL, rustix::io::Errno::AFNOSUPPORT].map(|errno| errno.raw_os_error());
+    let absent =
+        [rustix::io::Errno::ADDRNOTAVAIL, rustix::io::Errno::AFNOSUPPORT].map(|errno| errno.raw_os_error());
     error.raw_os_error().is_some_and(|raw| absent.contains(&raw))
 }
 
 fn open(address: SocketAddr) -> rustix::io::Result<TcpListener> {
-    let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
-    let socket =
-        rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, Some(ipproto::TCP))?;
+    let family = if address.is_ipv6() {
+        AddressFamily::INET6
+    } else {
+        AddressFamily::INET
+    };
+    let socket = rustix::net::socket_with(
+        family,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        Some(ipproto::TCP),
+    )?;
     if address.is_ipv6() {
         sockopt::set_ipv6_v6only(&socket, true)?;
     }
@@ -92,7 +109,12 @@ mod tests {
         let address = first.local_addr().expect("bound");
         let error = bind(address).expect_err("taken");
         assert!(matches!(error, Error::PortTaken { .. }));
-        assert!(error.to_string().contains(&format!("port {} on 127.0.0.1 is taken", address.port())), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("port {} on 127.0.0.1 is taken", address.port())),
+            "{error}"
+        );
     }
 
     #[test]

@@ -44,7 +44,11 @@ pub(crate) enum Refusal {
     /// The caller waited as long as the service allows.
     StillStarting { name: String, waited_ms: u64 },
     /// The start or the first deployment failed.
-    StartFailed { name: String, message: String, deployment_id: Uuid },
+    StartFailed {
+        name: String,
+        message: String,
+        deployment_id: Uuid,
+    },
     /// The owner paused it.
     Paused { name: String },
     /// The first deployment has no instance yet.
@@ -191,13 +195,22 @@ impl Refusal {
                 "Answer sooner and stream the rest, or raise the request timeout of the service's domain.".to_owned(),
             ),
         };
-        Words { status: self.status(), code, message, hint }
+        Words {
+            status: self.status(),
+            code,
+            message,
+            hint,
+        }
     }
 
     /// The page, in the shape that the caller prefers.
     pub(crate) fn into_response(self, html: bool) -> Response<EdgeBody> {
         let words = self.words();
-        let (kind, body) = if html { ("text/html; charset=utf-8", html_page(&words)) } else { ("application/json", json(&words)) };
+        let (kind, body) = if html {
+            ("text/html; charset=utf-8", html_page(&words))
+        } else {
+            ("application/json", json(&words))
+        };
         let mut response = Response::new(EdgeBody::full(Bytes::from(body)));
         *response.status_mut() = words.status;
         let headers = response.headers_mut();
@@ -208,7 +221,11 @@ impl Refusal {
             headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
         }
         if let Self::Unauthorized { basic, .. } = self {
-            let scheme = if basic { "Basic realm=\"this route\", charset=\"UTF-8\"" } else { "Bearer" };
+            let scheme = if basic {
+                "Basic realm=\"this route\", charset=\"UTF-8\""
+            } else {
+                "Bearer"
+            };
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(scheme));
         }
         if self.closes() {
@@ -223,7 +240,9 @@ pub(crate) fn prefers_html(headers: &HeaderMap) -> bool {
     let Some(accept) = headers.get(ACCEPT).and_then(|value| value.to_str().ok()) else {
         return false;
     };
-    accept.find("text/html").is_some_and(|html| accept.find("application/json").is_none_or(|json| html < json))
+    accept
+        .find("text/html")
+        .is_some_and(|html| accept.find("application/json").is_none_or(|json| html < json))
 }
 
 fn json(words: &Words) -> String {
@@ -240,11 +259,18 @@ fn html_page(words: &Words) -> String {
     let reason = words.status.canonical_reason().unwrap_or_default();
     let mut page = String::with_capacity(2048);
     page.push_str(PAGE_HEAD);
-    let _infallible = write!(page, "<title>{status} {reason}</title>{PAGE_STYLE}<main><p class=s>{status} <span>{reason}</span></p><h1>");
+    let _infallible = write!(
+        page,
+        "<title>{status} {reason}</title>{PAGE_STYLE}<main><p class=s>{status} <span>{reason}</span></p><h1>"
+    );
     escape_into(&mut page, &words.message);
     page.push_str("</h1><p>");
     escape_into(&mut page, &words.hint);
-    let _infallible = write!(page, "</p><footer>tramontane · <code>{}</code></footer></main></body></html>\n", words.code);
+    let _infallible = write!(
+        page,
+        "</p><footer>tramontane · <code>{}</code></footer></main></body></html>",
+        words.code
+    );
     page
 }
 
@@ -272,7 +298,12 @@ mod tests {
     use super::*;
 
     async fn text(response: Response<EdgeBody>) -> String {
-        let bytes = response.into_body().collect().await.expect("a whole body").to_bytes();
+        let bytes = response
+            .into_body()
+            .collect()
+            .await
+            .expect("a whole body")
+            .to_bytes();
         String::from_utf8(bytes.to_vec()).expect("text")
     }
 
@@ -282,7 +313,9 @@ mod tests {
 
     #[test]
     fn browsers_get_html_and_programs_do_not() {
-        assert!(prefers_html(&accepting("text/html,application/xhtml+xml,*/*;q=0.8")));
+        assert!(prefers_html(&accepting(
+            "text/html,application/xhtml+xml,*/*;q=0.8"
+        )));
         assert!(!prefers_html(&accepting("application/json, text/html;q=0.1")));
         assert!(!prefers_html(&accepting("*/*")));
         assert!(!prefers_html(&HeaderMap::new()));
@@ -290,15 +323,33 @@ mod tests {
 
     #[tokio::test]
     async fn a_host_name_cannot_inject_markup() {
-        let page = text(Refusal::NoSuchApp { host: "<script>x".into() }.into_response(true)).await;
+        let page = text(
+            Refusal::NoSuchApp {
+                host: "<script>x".into(),
+            }
+            .into_response(true),
+        )
+        .await;
         assert!(page.contains("&lt;script&gt;x") && !page.contains("<script>"));
     }
 
     #[tokio::test]
     async fn programs_get_the_apis_error_shape() {
-        let refusal = Refusal::StartFailed { name: "shop/web".into(), message: "exit code 1".into(), deployment_id: Uuid::nil() };
-        let value: serde_json::Value = serde_json::from_str(&text(refusal.into_response(false)).await).expect("JSON");
-        assert_eq!((value["status"].as_u64(), value["code"].as_str()), (Some(503), Some("deployment_failed")));
-        assert!(value["message"].as_str().is_some_and(|message| message.contains("exit code 1.")));
+        let refusal = Refusal::StartFailed {
+            name: "shop/web".into(),
+            message: "exit code 1".into(),
+            deployment_id: Uuid::nil(),
+        };
+        let value: serde_json::Value =
+            serde_json::from_str(&text(refusal.into_response(false)).await).expect("JSON");
+        assert_eq!(
+            (value["status"].as_u64(), value["code"].as_str()),
+            (Some(503), Some("deployment_failed"))
+        );
+        assert!(
+            value["message"]
+                .as_str()
+                .is_some_and(|message| message.contains("exit code 1."))
+        );
     }
 }

@@ -49,12 +49,18 @@ pub(crate) fn boxed(
 }
 
 /// Answers one request.
-pub(crate) async fn handle(context: Arc<Context>, request: Request<Incoming>) -> Result<Response<EdgeBody>, Infallible> {
+pub(crate) async fn handle(
+    context: Arc<Context>,
+    request: Request<Incoming>,
+) -> Result<Response<EdgeBody>, Infallible> {
     let started = Instant::now();
     let id = forwarded::request_id(request.headers());
     let html = page::prefers_html(request.headers());
     let log = context.worker.shared.log.as_ref();
-    let mut trace = Trace { live: None, entry: log.map(|log| Box::new(Entry::new(log, &request, &context.client, &id, started))) };
+    let mut trace = Trace {
+        live: None,
+        entry: log.map(|log| Box::new(Entry::new(log, &request, &context.client, &id, started))),
+    };
     let mut response = match serve(&context, request, &id, started, &mut trace).await {
         Ok(response) => response,
         Err(refusal) => refuse(&context, refusal, html, started, trace),
@@ -63,7 +69,13 @@ pub(crate) async fn handle(context: Arc<Context>, request: Request<Incoming>) ->
     Ok(response)
 }
 
-fn refuse(context: &Context, refusal: Refusal, html: bool, started: Instant, trace: Trace) -> Response<EdgeBody> {
+fn refuse(
+    context: &Context,
+    refusal: Refusal,
+    html: bool,
+    started: Instant,
+    trace: Trace,
+) -> Response<EdgeBody> {
     let status = refusal.status().as_u16();
     if let Some(live) = &trace.live {
         live.count(status);
@@ -82,6 +94,8 @@ fn refuse(context: &Context, refusal: Refusal, html: bool, started: Instant, tra
 /// What admission leaves: a place in the service, and where to go.
 struct Admitted {
     route: Arc<Route>,
+    /// Of the table that the route is of.
+    version: u64,
     in_flight: InFlight,
     target: Option<PathAndQuery>,
     by_key: bool,
@@ -100,9 +114,19 @@ async fn serve(
     if let Some(entry) = &mut trace.entry {
         entry.held = started.elapsed();
     }
-    let upgrade = prepare(&mut request, context, admitted.target, admitted.by_key, admitted.host, id, route.protocol);
+    let upgrade = prepare(
+        &mut request,
+        context,
+        admitted.target,
+        admitted.by_key,
+        admitted.host,
+        id,
+        route.protocol,
+    );
     let on_client = upgrade.map(|protocol| {
-        request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        request
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("upgrade"));
         request.headers_mut().insert(UPGRADE, protocol);
         hyper::upgrade::on(&mut request)
     });
@@ -111,14 +135,31 @@ async fn serve(
         (RequestBody::Empty, None)
     } else {
         let progress = Arc::new(Progress::default());
-        (RequestBody::Stream { incoming, progress: Arc::clone(&progress) }, Some(progress))
+        (
+            RequestBody::Stream {
+                incoming,
+                progress: Arc::clone(&progress),
+            },
+            Some(progress),
+        )
     };
-    let answer = forward::forward(context.worker.index, &route, Request::from_parts(parts, body), progress.as_ref()).await;
+    let answer = forward::forward(
+        &context.worker,
+        admitted.version,
+        &route,
+        Request::from_parts(parts, body),
+        progress.as_ref(),
+    )
+    .await;
     let answer = match answer {
         Ok(answer) => answer,
         Err(refusal) => {
             if let Some(progress) = progress {
-                admitted.in_flight.live().bytes_in.fetch_add(progress.bytes.load(Relaxed), Relaxed);
+                admitted
+                    .in_flight
+                    .live()
+                    .bytes_in
+                    .fetch_add(progress.bytes.load(Relaxed), Relaxed);
             }
             return Err(refusal);
         }
@@ -137,7 +178,12 @@ async fn serve(
 }
 
 /// Route, admit and wake, over and over until one table lets the request through as a whole.
-async fn admit(context: &Context, request: &Request<Incoming>, started: Instant, trace: &mut Trace) -> Result<Admitted, Refusal> {
+async fn admit(
+    context: &Context,
+    request: &Request<Incoming>,
+    started: Instant,
+    trace: &mut Trace,
+) -> Result<Admitted, Refusal> {
     let shared = &context.worker.shared;
     let authority = admit::form(request)?;
     let host = route::canonical(authority);
@@ -145,8 +191,18 @@ async fn admit(context: &Context, request: &Request<Incoming>, started: Instant,
     loop {
         let (route, version, rest_at, by_key) = {
             let table = shared.table.load();
-            let matched = route::find(&table, &host, path, request.headers().get(X_ROUTING_KEY).map(HeaderValue::as_bytes))?;
-            (Arc::clone(matched.route), table.version, matched.rest_at, matched.by_key)
+            let matched = route::find(
+                &table,
+                &host,
+                path,
+                request.headers().get(X_ROUTING_KEY).map(HeaderValue::as_bytes),
+            )?;
+            (
+                Arc::clone(matched.route),
+                table.version,
+                matched.rest_at,
+                matched.by_key,
+            )
         };
         let spec = &route.service.spec;
         if trace.live.as_ref().is_none_or(|live| live.id != spec.id) {
@@ -162,20 +218,36 @@ async fn admit(context: &Context, request: &Request<Incoming>, started: Instant,
         match route.gate() {
             Gate::Open => {
                 let Some(in_flight) = route.service.live.enter(spec.max_concurrent_requests) else {
-                    return Err(Refusal::Busy { name: spec.name.clone() });
+                    return Err(Refusal::Busy {
+                        name: spec.name.clone(),
+                    });
                 };
                 if shared.table.load().version == version {
-                    let target = route::stripped(path, request.uri().query(), rest_at).and_then(|target| PathAndQuery::try_from(target).ok());
+                    let target = route::stripped(path, request.uri().query(), rest_at)
+                        .and_then(|target| PathAndQuery::try_from(target).ok());
                     let host = match request.headers().get(HOST) {
                         Some(host) if request.uri().authority().is_none() => host.clone(),
                         _ => HeaderValue::from_str(authority).map_err(|_| Refusal::NoHost)?,
                     };
-                    return Ok(Admitted { route, in_flight, target, by_key, host });
+                    return Ok(Admitted {
+                        route,
+                        version,
+                        in_flight,
+                        target,
+                        by_key,
+                        host,
+                    });
                 }
             }
             Gate::Hold => {
                 let deadline = started + Duration::from_millis(spec.hold_deadline_ms);
-                Box::pin(wake::hold(&route.service, version, || shared.table.load().version, deadline)).await?;
+                Box::pin(wake::hold(
+                    &route.service,
+                    version,
+                    || shared.table.load().version,
+                    deadline,
+                ))
+                .await?;
             }
             Gate::Refuse => return Err(refusal_of(&route)),
         }
@@ -187,7 +259,14 @@ pub(crate) fn refusal_of(route: &Route) -> Refusal {
     use tram_types::routing::State;
     let name = route.service.spec.name.clone();
     match &route.service.spec.state {
-        State::Failed { message, deployment_id } => Refusal::StartFailed { name, message: message.clone(), deployment_id: *deployment_id },
+        State::Failed {
+            message,
+            deployment_id,
+        } => Refusal::StartFailed {
+            name,
+            message: message.clone(),
+            deployment_id: *deployment_id,
+        },
         State::Paused => Refusal::Paused { name },
         State::Deploying => Refusal::Deploying { name },
         State::Ready | State::Sleeping | State::Starting { .. } => Refusal::NoHealthyInstance { name },
@@ -216,7 +295,11 @@ fn prepare(
     }
     headers.insert(HOST, host.clone());
     let upgrade = forwarded::request(headers, &context.client, host, id);
-    upgrade.filter(|wanted| version == Version::HTTP_11 && protocol == Protocol::Http && !wanted.as_bytes().eq_ignore_ascii_case(b"h2c"))
+    upgrade.filter(|wanted| {
+        version == Version::HTTP_11
+            && protocol == Protocol::Http
+            && !wanted.as_bytes().eq_ignore_ascii_case(b"h2c")
+    })
 }
 
 fn respond(
@@ -232,7 +315,9 @@ fn respond(
     let upgrade = forwarded::strip_hop_by_hop(response.headers_mut());
     if switched && on_client.is_none() {
         exchange.entry = None;
-        return Err(Refusal::BadAnswer { name: route.service.spec.name.clone() });
+        return Err(Refusal::BadAnswer {
+            name: route.service.spec.name.clone(),
+        });
     }
     exchange.in_flight.live().count(status.as_u16());
     exchange.in_flight.live().latency.observe(started.elapsed());
@@ -245,7 +330,9 @@ fn respond(
         let on_instance = hyper::upgrade::on(&mut response);
         tunnel::splice(&context.worker.shared.open, on_client, on_instance, exchange);
         let mut response = response.map(|_| EdgeBody::full(bytes::Bytes::new()));
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("upgrade"));
         if let Some(protocol) = upgrade {
             response.headers_mut().insert(UPGRADE, protocol);
         }
@@ -269,12 +356,17 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     /// The answer was passed on whole.
-    pub(crate) fn finish(mut self: Box<Self>) {
+    pub(crate) fn finish(mut self) {
         self.complete = true;
         // An instance that answered before it read the whole request would read the rest as the next one.
-        let request_done = self.progress.as_ref().is_none_or(|progress| progress.done.load(Relaxed));
+        let request_done = self
+            .progress
+            .as_ref()
+            .is_none_or(|progress| progress.done.load(Relaxed));
         if let (true, Some(connection)) = (request_done, self.connection.take()) {
-            self.seat.endpoint.checkin(self.worker, connection, Instant::now());
+            self.seat
+                .endpoint
+                .checkin(self.worker, connection, Instant::now());
         }
     }
 
@@ -289,7 +381,10 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         let live = self.in_flight.live();
-        let bytes_in = self.progress.as_ref().map_or(0, |progress| progress.bytes.load(Relaxed));
+        let bytes_in = self
+            .progress
+            .as_ref()
+            .map_or(0, |progress| progress.bytes.load(Relaxed));
         live.bytes_in.fetch_add(bytes_in, Relaxed);
         live.bytes_out.fetch_add(self.bytes_out, Relaxed);
         if let Some(mut entry) = self.entry.take() {

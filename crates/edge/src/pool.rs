@@ -5,7 +5,7 @@
 //! leaving reaches the instance.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,9 @@ pub(crate) struct Endpoint {
     pub(crate) instance_id: Uuid,
     pub(crate) address: SocketAddr,
     /// Requests, streams and connections on it now.
-    pub(crate) in_flight: AtomicU32,
+    in_flight: AtomicU32,
+    /// Whether the table in force has it no more.
+    leaving: AtomicBool,
     /// Milliseconds after [`epoch`]; zero: not avoided.
     avoid_until_ms: AtomicU64,
     slots: Box<[Slot]>,
@@ -98,9 +100,27 @@ impl Endpoint {
             instance_id,
             address,
             in_flight: AtomicU32::new(0),
+            leaving: AtomicBool::new(false),
             avoid_until_ms: AtomicU64::new(0),
             slots: (0..workers.max(1)).map(|_| Slot::default()).collect(),
         }
+    }
+
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.in_flight.load(SeqCst)
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Relaxed)
+    }
+
+    pub(crate) fn set_leaving(&self, leaving: bool) {
+        self.leaving.store(leaving, Relaxed);
+    }
+
+    /// Left, and finished.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.is_leaving() && self.in_flight() == 0
     }
 
     pub(crate) fn is_avoided(&self, now: Instant) -> bool {
@@ -110,7 +130,8 @@ impl Endpoint {
 
     /// Passes the instance over for a while.
     pub(crate) fn avoid(&self) {
-        self.avoid_until_ms.store(ms_since_epoch(Instant::now() + AVOID_FOR), Relaxed);
+        self.avoid_until_ms
+            .store(ms_since_epoch(Instant::now() + AVOID_FOR), Relaxed);
     }
 
     /// An idle connection that still lives, the one used last first.
@@ -131,6 +152,9 @@ impl Endpoint {
         if connection.sender.is_closed() {
             return;
         }
+        if self.is_leaving() {
+            return;
+        }
         let mut idle = self.slots[worker].lock_idle();
         if idle.len() < IDLE_MAX {
             idle.push((connection, now));
@@ -140,7 +164,9 @@ impl Endpoint {
     /// Closes what was idle too long.
     pub(crate) fn prune(&self) {
         for slot in &self.slots {
-            slot.lock_idle().retain(|(connection, since)| !connection.sender.is_closed() && since.elapsed() <= IDLE_TIMEOUT);
+            slot.lock_idle().retain(|(connection, since)| {
+                !connection.sender.is_closed() && since.elapsed() <= IDLE_TIMEOUT
+            });
         }
     }
 
@@ -172,14 +198,23 @@ impl Endpoint {
             .map_err(ConnectError::Handshake)?;
         let task = tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(error = &error as &dyn std::error::Error, "connection to an instance ended");
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "connection to an instance ended"
+                );
             }
         });
-        Ok(Http1 { sender, task: task.abort_handle() })
+        Ok(Http1 {
+            sender,
+            task: task.abort_handle(),
+        })
     }
 
     /// The worker's HTTP/2 connection, opened on first use; true when it was there before.
-    pub(crate) async fn shared(&self, worker: usize) -> Result<(http2::SendRequest<RequestBody>, bool), ConnectError> {
+    pub(crate) async fn shared(
+        &self,
+        worker: usize,
+    ) -> Result<(http2::SendRequest<RequestBody>, bool), ConnectError> {
         if let Some(sender) = self.slots[worker].lock_shared().as_ref()
             && !sender.is_closed()
         {
@@ -195,7 +230,10 @@ impl Endpoint {
             .map_err(ConnectError::Handshake)?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(error = &error as &dyn std::error::Error, "connection to an instance ended");
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "connection to an instance ended"
+                );
             }
         });
         *self.slots[worker].lock_shared() = Some(sender.clone());
@@ -226,13 +264,15 @@ pub(crate) struct Seat {
 
 impl Seat {
     pub(crate) fn take(endpoint: &Arc<Endpoint>) -> Self {
-        endpoint.in_flight.fetch_add(1, Relaxed);
-        Self { endpoint: Arc::clone(endpoint) }
+        endpoint.in_flight.fetch_add(1, SeqCst);
+        Self {
+            endpoint: Arc::clone(endpoint),
+        }
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.endpoint.in_flight.fetch_sub(1, Relaxed);
+        self.endpoint.in_flight.fetch_sub(1, SeqCst);
     }
 }

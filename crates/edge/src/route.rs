@@ -24,18 +24,36 @@ pub(crate) struct Matched<'t> {
 }
 
 /// Finds the route for a request. `host` is [`canonical`]; `key` is the value of `X-Routing-Key`.
-pub(crate) fn find<'t>(table: &'t Table, host: &str, path: &str, key: Option<&[u8]>) -> Result<Matched<'t>, Refusal> {
+pub(crate) fn find<'t>(
+    table: &'t Table,
+    host: &str,
+    path: &str,
+    key: Option<&[u8]>,
+) -> Result<Matched<'t>, Refusal> {
     if table.is_public_host(host)
         && let Some(found) = by_key(table, path, key)
     {
         return found;
     }
     let Some(routes) = table.host(host) else {
-        return Err(Refusal::NoSuchApp { host: host.to_owned() });
+        return Err(Refusal::NoSuchApp {
+            host: host.to_owned(),
+        });
     };
     longest(routes, path).map_or_else(
-        || Err(Refusal::NoSuchRoute { host: host.to_owned(), path: path.to_owned() }),
-        |(route, rest_at)| Ok(Matched { route, rest_at, by_key: false }),
+        || {
+            Err(Refusal::NoSuchRoute {
+                host: host.to_owned(),
+                path: path.to_owned(),
+            })
+        },
+        |(route, rest_at)| {
+            Ok(Matched {
+                route,
+                rest_at,
+                by_key: false,
+            })
+        },
     )
 }
 
@@ -54,9 +72,15 @@ fn by_key<'t>(table: &'t Table, path: &str, key: Option<&[u8]>) -> Option<Result
     let Some(routes) = routes else {
         return Some(Err(Refusal::NoSuchSandbox));
     };
-    Some(longest(routes, &path[begin..]).map_or(Err(Refusal::NoSuchSandbox), |(route, rest_at)| {
-        Ok(Matched { route, rest_at: begin + rest_at, by_key: true })
-    }))
+    Some(
+        longest(routes, &path[begin..]).map_or(Err(Refusal::NoSuchSandbox), |(route, rest_at)| {
+            Ok(Matched {
+                route,
+                rest_at: begin + rest_at,
+                by_key: true,
+            })
+        }),
+    )
 }
 
 /// The first match of routes sorted longest first, and the length of its prefix.
@@ -76,7 +100,11 @@ pub(crate) fn canonical(authority: &str) -> Cow<'_, str> {
         host.split_once(':').map_or(host, |(name, _)| name)
     };
     let host = host.strip_suffix('.').unwrap_or(host);
-    if host.bytes().any(|byte| byte.is_ascii_uppercase()) { Cow::Owned(host.to_ascii_lowercase()) } else { Cow::Borrowed(host) }
+    if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(host.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(host)
+    }
 }
 
 /// What the instance is asked for: the rest of the path, with a slash in front, and the query.

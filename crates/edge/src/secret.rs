@@ -12,7 +12,10 @@ use uuid::Uuid;
 #[must_use]
 pub fn hash(secret: &str) -> SecretHash {
     let salt = Uuid::new_v4().into_bytes();
-    SecretHash { salt: hex::encode(salt), sha256: hex::encode(digest(&salt, secret.as_bytes())) }
+    SecretHash {
+        salt: hex::encode(salt),
+        sha256: hex::encode(digest(&salt, secret.as_bytes())),
+    }
 }
 
 /// A hash in bytes, ready to compare.
@@ -25,13 +28,19 @@ pub(crate) struct Compiled {
 impl Compiled {
     /// `None` when the text is not hexadecimal of the right length.
     pub(crate) fn new(hash: &SecretHash) -> Option<Self> {
-        Some(Self { salt: hex::decode(&hash.salt).ok()?, sha256: hex::decode(&hash.sha256).ok()?.try_into().ok()? })
+        Some(Self {
+            salt: hex::decode(&hash.salt).ok()?,
+            sha256: hex::decode(&hash.sha256).ok()?.try_into().ok()?,
+        })
     }
 
     /// Compares in constant time.
     pub(crate) fn matches(&self, candidate: &[u8]) -> bool {
         let got = digest(&self.salt, candidate);
-        let difference = got.iter().zip(&self.sha256).fold(0u8, |all, (a, b)| all | (a ^ b));
+        let difference = got
+            .iter()
+            .zip(&self.sha256)
+            .fold(0u8, |all, (a, b)| all | (a ^ b));
         std::hint::black_box(difference) == 0
     }
 }
@@ -59,6 +68,12 @@ mod tests {
 
     #[test]
     fn a_mangled_hash_is_refused() {
-        assert!(Compiled::new(&SecretHash { salt: "zz".into(), sha256: "00".into() }).is_none());
+        assert!(
+            Compiled::new(&SecretHash {
+                salt: "zz".into(),
+                sha256: "00".into()
+            })
+            .is_none()
+        );
     }
 }

@@ -4,7 +4,7 @@
 //! What lives longer than a table (counters, hold queues, pooled connections) is carried over by id, so that a swap
 //! loses nothing: see [`Registry`].
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -65,7 +65,36 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(crate) fn new(signals: Arc<Signals>, workers: usize) -> Self {
-        Self { signals, workers, endpoints: Mutex::default() }
+        Self {
+            signals,
+            workers,
+            endpoints: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(Uuid, SocketAddr), Arc<Endpoint>>> {
+        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes idle connections and forgets instances that have left and finished.
+    pub(crate) fn prune(&self) {
+        self.lock().retain(|_, endpoint| {
+            endpoint.prune();
+            !endpoint.is_gone()
+        });
+    }
+
+    /// Requests in flight on each instance that has any, and whether an instance that left is among them.
+    pub(crate) fn busy(&self) -> (BTreeMap<Uuid, u32>, bool) {
+        let (mut busy, mut leaving) = (BTreeMap::new(), false);
+        for endpoint in self.lock().values() {
+            let in_flight = endpoint.in_flight();
+            if in_flight > 0 {
+                *busy.entry(endpoint.instance_id).or_default() += in_flight;
+                leaving |= endpoint.is_leaving();
+            }
+        }
+        (busy, leaving)
     }
 }
 
@@ -79,6 +108,8 @@ pub(crate) struct Table {
     keys: HashMap<Box<str>, Arc<[Arc<Route>]>>,
     services: HashMap<Uuid, Arc<Service>>,
     tcp_ports: HashMap<u16, Arc<Route>>,
+    /// Any one route to each port of each service.
+    targets: HashMap<(Uuid, u16), Arc<Route>>,
     /// As it came, for the disk.
     pub(crate) source: RoutingTable,
 }
@@ -96,6 +127,7 @@ pub(crate) struct Route {
     /// Without its last slash; empty for the root.
     pub(crate) prefix: Box<str>,
     pub(crate) service: Arc<Service>,
+    pub(crate) port: u16,
     pub(crate) protocol: Protocol,
     pub(crate) endpoints: Box<[(Arc<Endpoint>, u32)]>,
     pub(crate) security: Option<Box<Security>>,
@@ -125,8 +157,12 @@ impl Route {
         use routing::State;
         match (&self.service.spec.state, self.endpoints.is_empty()) {
             (State::Sleeping, _) | (State::Starting { .. }, true) => Gate::Hold,
-            (State::Ready | State::Starting { .. } | State::Failed { .. } | State::Deploying, false) => Gate::Open,
-            (State::Paused, _) | (State::Ready | State::Failed { .. } | State::Deploying, true) => Gate::Refuse,
+            (State::Ready | State::Starting { .. } | State::Failed { .. } | State::Deploying, false) => {
+                Gate::Open
+            }
+            (State::Paused, _) | (State::Ready | State::Failed { .. } | State::Deploying, true) => {
+                Gate::Refuse
+            }
         }
     }
 }
@@ -142,37 +178,61 @@ impl Table {
             keys: HashMap::new(),
             services: HashMap::new(),
             tcp_ports: HashMap::new(),
+            targets: HashMap::new(),
             source: RoutingTable::default(),
         }
     }
 
     /// Checks and compiles `source`, carrying over what `before` knows of the same services.
-    pub(crate) fn compile(source: RoutingTable, before: &Table, registry: &Registry) -> Result<Self, TableError> {
-        let mut endpoints = registry.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn compile(
+        source: RoutingTable,
+        before: &Table,
+        registry: &Registry,
+    ) -> Result<Self, TableError> {
+        let mut endpoints = registry.lock();
         let mut services = HashMap::with_capacity(source.services.len());
         for spec in &source.services {
-            let live = before
-                .services
-                .get(&spec.id)
-                .map_or_else(|| Arc::new(Live::new(spec.id, &spec.name, Arc::clone(&registry.signals))), |known| Arc::clone(&known.live));
-            if services.insert(spec.id, Arc::new(Service { spec: spec.clone(), live })).is_some() {
-                return Err(TableError::Twice { what: format!("service {}", spec.id) });
+            let live = before.services.get(&spec.id).map_or_else(
+                || Arc::new(Live::new(spec.id, &spec.name, Arc::clone(&registry.signals))),
+                |known| Arc::clone(&known.live),
+            );
+            if services
+                .insert(
+                    spec.id,
+                    Arc::new(Service {
+                        spec: spec.clone(),
+                        live,
+                    }),
+                )
+                .is_some()
+            {
+                return Err(TableError::Twice {
+                    what: format!("service {}", spec.id),
+                });
             }
         }
-        let mut compiler = Compiler { services: &services, endpoints: &mut endpoints, workers: registry.workers };
+        let mut compiler = Compiler {
+            services: &services,
+            endpoints: &mut endpoints,
+            workers: registry.workers,
+        };
         let mut hosts = HashMap::with_capacity(source.hosts.len());
         for host in &source.hosts {
             let name = host.name.to_ascii_lowercase().into_boxed_str();
             let routes = compiler.routes(&host.routes, || format!("host {}", host.name))?;
             if hosts.insert(name, routes).is_some() {
-                return Err(TableError::Twice { what: format!("host {}", host.name) });
+                return Err(TableError::Twice {
+                    what: format!("host {}", host.name),
+                });
             }
         }
         let mut keys = HashMap::with_capacity(source.routing_keys.len());
         for entry in &source.routing_keys {
             let routes = compiler.routes(&entry.routes, || "a routing key".to_owned())?;
             if keys.insert(entry.key.clone().into_boxed_str(), routes).is_some() {
-                return Err(TableError::Twice { what: "a routing key".to_owned() });
+                return Err(TableError::Twice {
+                    what: "a routing key".to_owned(),
+                });
             }
         }
         let mut tcp_ports = HashMap::with_capacity(source.tcp_ports.len());
@@ -186,21 +246,43 @@ impl Table {
             };
             let route = compiler.route(&as_route, || format!("TCP port {}", entry.public_port))?;
             if tcp_ports.insert(entry.public_port, Arc::new(route)).is_some() {
-                return Err(TableError::Twice { what: format!("TCP port {}", entry.public_port) });
+                return Err(TableError::Twice {
+                    what: format!("TCP port {}", entry.public_port),
+                });
             }
         }
         let used: HashSet<(Uuid, SocketAddr)> = source
             .services
             .iter()
             .flat_map(|service| &service.endpoints)
-            .flat_map(|endpoint| endpoint.addresses.values().map(|address| (endpoint.instance_id, *address)))
+            .flat_map(|endpoint| {
+                endpoint
+                    .addresses
+                    .values()
+                    .map(|address| (endpoint.instance_id, *address))
+            })
             .collect();
-        endpoints.retain(|key, _| used.contains(key));
+        for (key, endpoint) in endpoints.iter() {
+            endpoint.set_leaving(!used.contains(key));
+        }
+        endpoints.retain(|_, endpoint| !endpoint.is_gone());
+        let targets = hosts
+            .values()
+            .chain(keys.values())
+            .flat_map(|routes: &Arc<[Arc<Route>]>| routes.iter())
+            .chain(tcp_ports.values())
+            .map(|route| ((route.service.spec.id, route.port), Arc::clone(route)))
+            .collect();
         Ok(Self {
+            targets,
             version: source.version,
             base_domain: source.base_domain.to_ascii_lowercase().into_boxed_str(),
             hosts,
-            public_hosts: source.public_hosts.iter().map(|host| host.to_ascii_lowercase().into_boxed_str()).collect(),
+            public_hosts: source
+                .public_hosts
+                .iter()
+                .map(|host| host.to_ascii_lowercase().into_boxed_str())
+                .collect(),
             keys,
             services,
             tcp_ports,
@@ -241,17 +323,15 @@ impl Table {
         self.services.get(&id)
     }
 
-    pub(crate) fn tcp_ports(&self) -> &HashMap<u16, Arc<Route>> {
-        &self.tcp_ports
+    /// A route to the same port of the same service as an older table's route.
+    pub(crate) fn same_target(&self, route: &Route) -> Option<&Arc<Route>> {
+        self.targets
+            .get(&(route.service.spec.id, route.port))
+            .filter(|found| found.protocol == route.protocol)
     }
 
-    /// Every instance address in use, once.
-    pub(crate) fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
-        self.hosts
-            .values()
-            .chain(self.keys.values())
-            .flat_map(|routes| routes.iter())
-            .flat_map(|route| route.endpoints.iter().map(|(endpoint, _)| endpoint))
+    pub(crate) fn tcp_ports(&self) -> &HashMap<u16, Arc<Route>> {
+        &self.tcp_ports
     }
 }
 
@@ -262,11 +342,20 @@ struct Compiler<'a> {
 }
 
 impl Compiler<'_> {
-    fn routes(&mut self, routes: &[routing::Route], place: impl Fn() -> String) -> Result<Arc<[Arc<Route>]>, TableError> {
-        let mut compiled = routes.iter().map(|route| self.route(route, &place).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
+    fn routes(
+        &mut self,
+        routes: &[routing::Route],
+        place: impl Fn() -> String,
+    ) -> Result<Arc<[Arc<Route>]>, TableError> {
+        let mut compiled = routes
+            .iter()
+            .map(|route| self.route(route, &place).map(Arc::new))
+            .collect::<Result<Vec<_>, _>>()?;
         compiled.sort_by_key(|route| std::cmp::Reverse(route.prefix.len()));
         if let Some(pair) = compiled.windows(2).find(|pair| pair[0].prefix == pair[1].prefix) {
-            return Err(TableError::Twice { what: format!("{}/ of {}", pair[0].prefix, place()) });
+            return Err(TableError::Twice {
+                what: format!("{}/ of {}", pair[0].prefix, place()),
+            });
         }
         Ok(compiled.into())
     }
@@ -275,9 +364,14 @@ impl Compiler<'_> {
         let service = self
             .services
             .get(&route.service_id)
-            .ok_or_else(|| TableError::UnknownService { place: place(), service_id: route.service_id })?;
+            .ok_or_else(|| TableError::UnknownService {
+                place: place(),
+                service_id: route.service_id,
+            })?;
         if !route.prefix.starts_with('/') {
-            return Err(TableError::BadPrefix { prefix: route.prefix.clone() });
+            return Err(TableError::BadPrefix {
+                prefix: route.prefix.clone(),
+            });
         }
         let mut endpoints = Vec::with_capacity(service.spec.endpoints.len());
         for endpoint in &service.spec.endpoints {
@@ -292,6 +386,7 @@ impl Compiler<'_> {
         Ok(Route {
             prefix: route.prefix.trim_end_matches('/').into(),
             service: Arc::clone(service),
+            port: route.port,
             protocol: route.protocol,
             endpoints: endpoints.into(),
             security: compile_security(route)?,
@@ -303,7 +398,11 @@ fn compile_security(route: &routing::Route) -> Result<Option<Box<Security>>, Tab
     if route.security.is_open() {
         return Ok(None);
     }
-    let compile = |hash| secret::Compiled::new(hash).ok_or_else(|| TableError::BadSecret { prefix: route.prefix.clone() });
+    let compile = |hash| {
+        secret::Compiled::new(hash).ok_or_else(|| TableError::BadSecret {
+            prefix: route.prefix.clone(),
+        })
+    };
     Ok(Some(Box::new(Security {
         basic_auths: route
             .security
@@ -311,6 +410,11 @@ fn compile_security(route: &routing::Route) -> Result<Option<Box<Security>>, Tab
             .iter()
             .map(|user| Ok((user.username.clone(), compile(&user.password)?)))
             .collect::<Result<_, TableError>>()?,
-        api_keys: route.security.api_keys.iter().map(compile).collect::<Result<_, _>>()?,
+        api_keys: route
+            .security
+            .api_keys
+            .iter()
+            .map(compile)
+            .collect::<Result<_, _>>()?,
     })))
 }

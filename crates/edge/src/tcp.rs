@@ -9,14 +9,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::account::InFlight;
-use crate::forwarded::random;
-use crate::pool::{Endpoint, Seat};
+use crate::balance::Candidates;
+use crate::pool::Seat;
 use crate::table::{Gate, Route};
 use crate::worker::{Shared, Worker};
-use crate::{accept, balance, wake};
-
-/// Instances asked before the client is turned away.
-const CONNECT_ATTEMPTS: usize = 4;
+use crate::{accept, wake};
 
 /// Accepts until told to stop. Connections that are open then go on.
 pub(crate) async fn run(worker: Arc<Worker>, listener: TcpListener, port: u16, until: CancellationToken) {
@@ -29,7 +26,10 @@ pub(crate) async fn run(worker: Arc<Worker>, listener: TcpListener, port: u16, u
         match accepted {
             Ok((stream, _peer)) => {
                 let shared = Arc::clone(&worker.shared);
-                worker.shared.open.spawn(async move { proxy(&shared, stream, port).await });
+                worker
+                    .shared
+                    .open
+                    .spawn(async move { proxy(&shared, stream, port).await });
             }
             Err(error) => accept::after_failed_accept(&error).await,
         }
@@ -37,10 +37,10 @@ pub(crate) async fn run(worker: Arc<Worker>, listener: TcpListener, port: u16, u
 }
 
 async fn proxy(shared: &Shared, mut client: TcpStream, port: u16) {
-    let Some((route, in_flight)) = admit(shared, &client, port).await else {
+    let Some((route, version, in_flight)) = admit(shared, &client, port).await else {
         return;
     };
-    let Some((_seat, mut instance)) = connect(&route).await else {
+    let Some((_seat, mut instance)) = connect(shared, &route, version).await else {
         in_flight.live().count(502);
         return;
     };
@@ -50,12 +50,16 @@ async fn proxy(shared: &Shared, mut client: TcpStream, port: u16) {
             in_flight.live().bytes_out.fetch_add(to_client, Relaxed);
             in_flight.live().count(200);
         }
-        Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, port, "a TCP connection broke"),
+        Err(error) => tracing::debug!(
+            error = &error as &dyn std::error::Error,
+            port,
+            "a TCP connection broke"
+        ),
     }
 }
 
 /// As the pipeline's, without a page to refuse with: the connection closes.
-async fn admit(shared: &Shared, client: &TcpStream, port: u16) -> Option<(Arc<Route>, InFlight)> {
+async fn admit(shared: &Shared, client: &TcpStream, port: u16) -> Option<(Arc<Route>, u64, InFlight)> {
     let started = Instant::now();
     let mut arrived = false;
     loop {
@@ -72,7 +76,7 @@ async fn admit(shared: &Shared, client: &TcpStream, port: u16) -> Option<(Arc<Ro
             Gate::Open => {
                 let in_flight = route.service.live.enter(spec.max_concurrent_requests)?;
                 if shared.table.load().version == version {
-                    return Some((route, in_flight));
+                    return Some((route, version, in_flight));
                 }
             }
             Gate::Hold => {
@@ -100,19 +104,13 @@ async fn hang_up(client: &TcpStream) {
     }
 }
 
-async fn connect(route: &Route) -> Option<(Seat, TcpStream)> {
-    let mut tried: Vec<&Endpoint> = Vec::new();
-    while tried.len() < CONNECT_ATTEMPTS {
-        #[expect(clippy::cast_possible_truncation, reason = "any 32 of 64 random bits will do")]
-        let endpoint = balance::pick(route, &tried, random() as u32, Instant::now())?;
-        let seat = Seat::take(endpoint);
-        match endpoint.connect_tcp().await {
+async fn connect(shared: &Shared, route: &Arc<Route>, version: u64) -> Option<(Seat, TcpStream)> {
+    let mut candidates = Candidates::new(&shared.table, version, route);
+    loop {
+        let seat = candidates.next().ok()?;
+        match seat.endpoint.connect_tcp().await {
             Ok(stream) => return Some((seat, stream)),
-            Err(error) => {
-                tracing::debug!(error = &error as &dyn std::error::Error, address = %endpoint.address, "cannot connect to an instance");
-                tried.push(endpoint);
-            }
+            Err(error) => candidates.failed(seat, &error),
         }
     }
-    None
 }

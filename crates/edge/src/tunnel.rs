@@ -8,12 +8,20 @@ use tokio_util::task::TaskTracker;
 use crate::pipeline::Exchange;
 
 /// Copies both ways until both sides have closed. The exchange, and with it the service's place, lasts as long.
-pub(crate) fn splice(open: &TaskTracker, client: OnUpgrade, instance: OnUpgrade, mut exchange: Box<Exchange>) {
+pub(crate) fn splice(
+    open: &TaskTracker,
+    client: OnUpgrade,
+    instance: OnUpgrade,
+    mut exchange: Box<Exchange>,
+) {
     open.spawn(async move {
         let (client, instance) = match tokio::try_join!(client, instance) {
             Ok(both) => both,
             Err(error) => {
-                tracing::debug!(error = &error as &dyn std::error::Error, "an upgrade came to nothing");
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "an upgrade came to nothing"
+                );
                 return;
             }
         };

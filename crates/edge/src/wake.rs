@@ -52,7 +52,9 @@ impl Queue {
         if let (true, Some(since)) = (woken, since) {
             let took = since.elapsed();
             let mut waiting = self.lock();
-            waiting.usual = Some(waiting.usual.map_or(took, |mean| mean * (MEAN_PARTS - 1) / MEAN_PARTS + took / MEAN_PARTS));
+            waiting.usual = Some(waiting.usual.map_or(took, |mean| {
+                mean * (MEAN_PARTS - 1) / MEAN_PARTS + took / MEAN_PARTS
+            }));
         }
         for (_, caller) in callers {
             // A caller who left since does not mind.
@@ -105,12 +107,20 @@ impl Drop for Place<'_> {
 
 /// Waits until a table newer than `version` may have changed the service's state, or until `deadline`.
 /// Cancel-safe: a dropped future leaves the queue.
-pub(crate) async fn hold(service: &Service, version: u64, current: impl Fn() -> u64, deadline: Instant) -> Result<(), Refusal> {
+pub(crate) async fn hold(
+    service: &Service,
+    version: u64,
+    current: impl Fn() -> u64,
+    deadline: Instant,
+) -> Result<(), Refusal> {
     let live: &Arc<Live> = &service.live;
-    let (number, released, first) = live
-        .queue
-        .join(service.spec.hold_queue_max)
-        .map_err(|wait| Refusal::QueueFull { name: live.name.to_string(), retry_after: wait.max(Duration::from_secs(1)) })?;
+    let (number, released, first) =
+        live.queue
+            .join(service.spec.hold_queue_max)
+            .map_err(|wait| Refusal::QueueFull {
+                name: live.name.to_string(),
+                retry_after: wait.max(Duration::from_secs(1)),
+            })?;
     let place = Place { live, number };
     // A table swapped in after we looked and before we joined would release nobody.
     if current() != version {
@@ -124,7 +134,10 @@ pub(crate) async fn hold(service: &Service, version: u64, current: impl Fn() -> 
     drop(place);
     match outcome {
         Ok(_) => Ok(()),
-        Err(_) => Err(Refusal::StillStarting { name: live.name.to_string(), waited_ms: service.spec.hold_deadline_ms }),
+        Err(_) => Err(Refusal::StillStarting {
+            name: live.name.to_string(),
+            waited_ms: service.spec.hold_deadline_ms,
+        }),
     }
 }
 
@@ -154,6 +167,9 @@ mod tests {
         assert_eq!(queue.join(0).expect_err("no room"), FIRST_RETRY_AFTER);
         let _place = queue.join(1).expect("room");
         queue.release(true);
-        assert!(queue.join(0).expect_err("no room") < Duration::from_secs(1), "the one wake took no time");
+        assert!(
+            queue.join(0).expect_err("no room") < Duration::from_secs(1),
+            "the one wake took no time"
+        );
     }
 }

@@ -72,7 +72,10 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) fn start(index: usize, shared: Arc<Shared>) -> Result<Self, Error> {
         let failed = |source| Error::Worker { index, source };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(failed)?;
         let (orders, received) = mpsc::unbounded_channel();
         let worker = Arc::new(Worker { index, shared });
         let thread = std::thread::Builder::new()

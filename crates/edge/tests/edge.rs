@@ -1,5 +1,7 @@
 //! The edge on real sockets, from outside: every upstream is a small server, every client a plain connection.
 
+#![expect(clippy::expect_used, reason = "a test that cannot go on says why and fails")]
+
 #[path = "edge/control.rs"]
 mod control;
 #[path = "edge/errors.rs"]

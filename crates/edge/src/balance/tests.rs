@@ -8,8 +8,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::account::Signals;
-use crate::pool::Seat;
-use crate::table::{Registry, Table};
+use crate::table::Registry;
 
 fn route(weights: &[u32]) -> Arc<Route> {
     let id = Uuid::new_v4();
@@ -18,7 +17,11 @@ fn route(weights: &[u32]) -> Arc<Route> {
         .enumerate()
         .map(|(index, weight)| routing::Endpoint {
             instance_id: Uuid::new_v4(),
-            addresses: [(80, SocketAddr::from(([127, 0, 0, 1], u16::try_from(index + 1).expect("few")))) ].into(),
+            addresses: [(
+                80,
+                SocketAddr::from(([127, 0, 0, 1], u16::try_from(index + 1).expect("few"))),
+            )]
+            .into(),
             weight: *weight,
         })
         .collect();
@@ -26,12 +29,26 @@ fn route(weights: &[u32]) -> Arc<Route> {
         version: 1,
         hosts: vec![Host {
             name: "a".into(),
-            routes: vec![routing::Route { prefix: "/".into(), service_id: id, port: 80, protocol: Protocol::Http, security: routing::Security::default() }],
+            routes: vec![routing::Route {
+                prefix: "/".into(),
+                service_id: id,
+                port: 80,
+                protocol: Protocol::Http,
+                security: routing::Security::default(),
+            }],
         }],
-        services: vec![Service { endpoints, ..Service::new(id, "a", State::Ready) }],
+        services: vec![Service {
+            endpoints,
+            ..Service::new(id, "a", State::Ready)
+        }],
         ..RoutingTable::default()
     };
-    let table = Table::compile(source, &Table::empty(), &Registry::new(Arc::new(Signals::new()), 1)).expect("a sound table");
+    let table = Table::compile(
+        source,
+        &Table::empty(),
+        &Registry::new(Arc::new(Signals::new()), 1),
+    )
+    .expect("a sound table");
     Arc::clone(&table.host("a").expect("there")[0])
 }
 
@@ -41,7 +58,7 @@ fn spread(route: &Route, requests: u32) -> HashMap<u16, u32> {
     let mut counts = HashMap::new();
     for _ in 0..requests {
         #[expect(clippy::cast_possible_truncation, reason = "any 32 bits")]
-        let endpoint = pick(route, &[], crate::forwarded::random() as u32, Instant::now()).expect("somebody");
+        let endpoint = pick(route, &[], random() as u32, Instant::now()).expect("somebody");
         *counts.entry(endpoint.address.port()).or_default() += 1;
         seats.push(Seat::take(endpoint));
     }
@@ -58,7 +75,10 @@ fn equals_share_evenly_and_weights_are_kept() {
 
 #[test]
 fn a_weight_of_zero_takes_nothing() {
-    assert_eq!(spread(&route(&[0, 1]), 5).keys().copied().collect::<Vec<_>>(), [2]);
+    assert_eq!(
+        spread(&route(&[0, 1]), 5).keys().copied().collect::<Vec<_>>(),
+        [2]
+    );
     assert!(pick(&route(&[0]), &[], 0, Instant::now()).is_none());
 }
 
@@ -66,7 +86,10 @@ fn a_weight_of_zero_takes_nothing() {
 fn two_choices_keep_many_instances_close() {
     let counts = spread(&route(&[1; 20]), 2000);
     assert_eq!(counts.len(), 20);
-    assert!(counts.values().all(|count| (90..=110).contains(count)), "{counts:?}");
+    assert!(
+        counts.values().all(|count| (90..=110).contains(count)),
+        "{counts:?}"
+    );
 }
 
 #[test]
@@ -76,6 +99,53 @@ fn refusers_are_avoided_until_they_are_all_there_is() {
     assert_eq!(spread(&route, 6).keys().copied().collect::<Vec<_>>(), [2]);
     route.endpoints[1].0.avoid();
     assert!(pick(&route, &[], 7, Instant::now()).is_some());
-    let both = [&*route.endpoints[0].0, &*route.endpoints[1].0];
+    let both = [
+        Arc::clone(&route.endpoints[0].0),
+        Arc::clone(&route.endpoints[1].0),
+    ];
     assert!(pick(&route, &both, 7, Instant::now()).is_none());
+}
+
+#[test]
+fn a_request_that_chose_by_an_old_table_follows_the_new_one() {
+    let registry = Registry::new(Arc::new(Signals::new()), 1);
+    let id = Uuid::new_v4();
+    let source = |version: u64, port: u16| RoutingTable {
+        version,
+        hosts: vec![Host {
+            name: "a".into(),
+            routes: vec![routing::Route {
+                prefix: "/".into(),
+                service_id: id,
+                port: 80,
+                protocol: Protocol::Http,
+                security: routing::Security::default(),
+            }],
+        }],
+        services: vec![Service {
+            endpoints: vec![routing::Endpoint {
+                instance_id: Uuid::from_u64_pair(0, port.into()),
+                addresses: [(80, SocketAddr::from(([127, 0, 0, 1], port)))].into(),
+                weight: 1,
+            }],
+            ..Service::new(id, "a", State::Ready)
+        }],
+        ..RoutingTable::default()
+    };
+    let first = Arc::new(Table::compile(source(1, 1), &Table::empty(), &registry).expect("a sound table"));
+    let route = Arc::clone(&first.host("a").expect("there")[0]);
+    let tables = ArcSwap::new(Arc::clone(&first));
+    let mut candidates = Candidates::new(&tables, 1, &route);
+    tables.store(Arc::new(
+        Table::compile(source(2, 2), &first, &registry).expect("a sound table"),
+    ));
+    let seat = candidates.next().expect("an endpoint");
+    assert_eq!(seat.endpoint.address.port(), 2);
+    assert_eq!(
+        route.endpoints[0].0.in_flight(),
+        0,
+        "nothing is in flight on the instance that left"
+    );
+    let (busy, leaving) = registry.busy();
+    assert_eq!((busy.len(), leaving), (1, false));
 }

@@ -5,17 +5,30 @@ use super::*;
 fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
     pairs
         .iter()
-        .map(|(name, value)| (HeaderName::from_bytes(name.as_bytes()).expect("a name"), HeaderValue::from_str(value).expect("a value")))
+        .map(|(name, value)| {
+            (
+                HeaderName::from_bytes(name.as_bytes()).expect("a name"),
+                HeaderValue::from_str(value).expect("a value"),
+            )
+        })
         .collect()
 }
 
 fn through(pairs: &[(&str, &str)]) -> (HeaderMap, Option<HeaderValue>) {
     let mut all = HeaderMap::new();
     for (name, value) in pairs {
-        all.append(HeaderName::from_bytes(name.as_bytes()).expect("a name"), HeaderValue::from_str(value).expect("a value"));
+        all.append(
+            HeaderName::from_bytes(name.as_bytes()).expect("a name"),
+            HeaderValue::from_str(value).expect("a value"),
+        );
     }
     let client = Client::new("10.0.0.9".parse().expect("an address"), true);
-    let upgrade = request(&mut all, &client, HeaderValue::from_static("a.test"), &HeaderValue::from_static("id-1"));
+    let upgrade = request(
+        &mut all,
+        &client,
+        HeaderValue::from_static("a.test"),
+        &HeaderValue::from_static("id-1"),
+    );
     (all, upgrade)
 }
 
@@ -32,8 +45,19 @@ fn hop_by_hop_headers_go_and_the_rest_stays() {
         ("upgrade", "websocket"),
         ("cookie", "a=b"),
     ]);
-    assert!(upgrade.is_none(), "an upgrade that Connection does not name is none");
-    for gone in ["connection", "keep-alive", "x-secret", "proxy-authorization", "transfer-encoding", "expect", "upgrade"] {
+    assert!(
+        upgrade.is_none(),
+        "an upgrade that Connection does not name is none"
+    );
+    for gone in [
+        "connection",
+        "keep-alive",
+        "x-secret",
+        "proxy-authorization",
+        "transfer-encoding",
+        "expect",
+        "upgrade",
+    ] {
         assert!(!seen.contains_key(gone), "{gone}");
     }
     assert_eq!(seen["te"], "trailers");
@@ -42,7 +66,15 @@ fn hop_by_hop_headers_go_and_the_rest_stays() {
 
 #[test]
 fn connection_cannot_remove_what_routing_and_admission_rest_on() {
-    let (seen, _) = through(&[("connection", "host, authorization, x-forwarded-for, content-length"), ("host", "a"), ("authorization", "b"), ("content-length", "1")]);
+    let (seen, _) = through(&[
+        (
+            "connection",
+            "host, authorization, x-forwarded-for, content-length",
+        ),
+        ("host", "a"),
+        ("authorization", "b"),
+        ("content-length", "1"),
+    ]);
     for stays in ["host", "authorization", "content-length", "x-forwarded-for"] {
         assert!(seen.contains_key(stays), "{stays}");
     }
@@ -50,15 +82,32 @@ fn connection_cannot_remove_what_routing_and_admission_rest_on() {
 
 #[test]
 fn forwarding_headers_are_appended_or_replaced() {
-    let (seen, _) = through(&[("x-forwarded-for", "1.1.1.1"), ("x-forwarded-for", "2.2.2.2"), ("x-forwarded-host", "evil"), ("x-forwarded-proto", "gopher")]);
-    assert_eq!(seen.get_all("x-forwarded-for").iter().collect::<Vec<_>>(), ["1.1.1.1, 2.2.2.2, 10.0.0.9"]);
-    assert_eq!((&seen["x-forwarded-host"], &seen["x-forwarded-proto"]), (&HeaderValue::from_static("a.test"), &HeaderValue::from_static("https")));
+    let (seen, _) = through(&[
+        ("x-forwarded-for", "1.1.1.1"),
+        ("x-forwarded-for", "2.2.2.2"),
+        ("x-forwarded-host", "evil"),
+        ("x-forwarded-proto", "gopher"),
+    ]);
+    assert_eq!(
+        seen.get_all("x-forwarded-for").iter().collect::<Vec<_>>(),
+        ["1.1.1.1, 2.2.2.2, 10.0.0.9"]
+    );
+    assert_eq!(
+        (&seen["x-forwarded-host"], &seen["x-forwarded-proto"]),
+        (
+            &HeaderValue::from_static("a.test"),
+            &HeaderValue::from_static("https")
+        )
+    );
     assert_eq!(through(&[]).0["x-forwarded-for"], "10.0.0.9");
 }
 
 #[test]
 fn sane_request_ids_are_kept_and_others_made() {
-    assert_eq!(request_id(&headers(&[("x-request-id", "abc-1.2_3")])), "abc-1.2_3");
+    assert_eq!(
+        request_id(&headers(&[("x-request-id", "abc-1.2_3")])),
+        "abc-1.2_3"
+    );
     for bad in ["", "a b", "<x>", &"x".repeat(129)] {
         let made = request_id(&headers(&[("x-request-id", bad)]));
         assert_eq!(made.len(), 32, "{bad}");

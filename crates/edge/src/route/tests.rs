@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use tram_types::routing::{Host, Protocol, Route as RouteSpec, RoutingKey, RoutingTable, Security, Service, State};
+use tram_types::routing::{
+    Host, Protocol, Route as RouteSpec, RoutingKey, RoutingTable, Security, Service, State,
+};
 use uuid::Uuid;
 
 use super::*;
@@ -11,24 +13,43 @@ use crate::account::Signals;
 use crate::table::Registry;
 
 fn spec(prefix: &str, service_id: Uuid) -> RouteSpec {
-    RouteSpec { prefix: prefix.into(), service_id, port: 80, protocol: Protocol::Http, security: Security::default() }
+    RouteSpec {
+        prefix: prefix.into(),
+        service_id,
+        port: 80,
+        protocol: Protocol::Http,
+        security: Security::default(),
+    }
 }
 
 fn compile(source: RoutingTable) -> Table {
-    Table::compile(source, &Table::empty(), &Registry::new(Arc::new(Signals::new()), 1)).expect("a sound table")
+    Table::compile(
+        source,
+        &Table::empty(),
+        &Registry::new(Arc::new(Signals::new()), 1),
+    )
+    .expect("a sound table")
 }
 
 /// One service for each prefix, so that the service tells which route matched.
 fn table(hosts: &[(&str, &[&str])]) -> Table {
-    let mut source = RoutingTable { version: 1, ..RoutingTable::default() };
+    let mut source = RoutingTable {
+        version: 1,
+        ..RoutingTable::default()
+    };
     for (name, prefixes) in hosts {
         let mut routes = Vec::new();
         for prefix in *prefixes {
             let id = Uuid::new_v4();
-            source.services.push(Service::new(id, format!("{name}{prefix}"), State::Ready));
+            source
+                .services
+                .push(Service::new(id, format!("{name}{prefix}"), State::Ready));
             routes.push(spec(prefix, id));
         }
-        source.hosts.push(Host { name: (*name).into(), routes });
+        source.hosts.push(Host {
+            name: (*name).into(),
+            routes,
+        });
     }
     compile(source)
 }
@@ -54,7 +75,11 @@ fn the_longest_prefix_wins_on_segment_bounds_and_goes_away() {
         ("/api/v2/x", "a.test/api/v2/", "/x"),
         ("/api/v20", "a.test/api", "/v20"),
     ] {
-        assert_eq!(ask(&table, "A.test:8080", path), Some((service.into(), target.into())), "{path}");
+        assert_eq!(
+            ask(&table, "A.test:8080", path),
+            Some((service.into(), target.into())),
+            "{path}"
+        );
     }
 }
 
@@ -68,8 +93,14 @@ fn the_query_stays() {
 #[test]
 fn an_unknown_host_and_an_unknown_path_are_told_apart() {
     let table = table(&[("a.test", &["/api"])]);
-    assert!(matches!(find(&table, "b.test", "/", None), Err(Refusal::NoSuchApp { .. })));
-    assert!(matches!(find(&table, "a.test", "/other", None), Err(Refusal::NoSuchRoute { .. })));
+    assert!(matches!(
+        find(&table, "b.test", "/", None),
+        Err(Refusal::NoSuchApp { .. })
+    ));
+    assert!(matches!(
+        find(&table, "a.test", "/other", None),
+        Err(Refusal::NoSuchRoute { .. })
+    ));
 }
 
 #[test]
@@ -90,9 +121,18 @@ fn sandboxes() -> Table {
     compile(RoutingTable {
         version: 1,
         public_hosts: vec!["box.test".into()],
-        hosts: vec![Host { name: "box.test".into(), routes: vec![spec("/", executor)] }],
-        services: vec![Service::new(executor, "executor", State::Ready), Service::new(program, "program", State::Ready)],
-        routing_keys: vec![RoutingKey { key: "k1".into(), routes: vec![spec("/koyeb-sandbox/", executor), spec("/", program)] }],
+        hosts: vec![Host {
+            name: "box.test".into(),
+            routes: vec![spec("/", executor)],
+        }],
+        services: vec![
+            Service::new(executor, "executor", State::Ready),
+            Service::new(program, "program", State::Ready),
+        ],
+        routing_keys: vec![RoutingKey {
+            key: "k1".into(),
+            routes: vec![spec("/koyeb-sandbox/", executor), spec("/", program)],
+        }],
         ..RoutingTable::default()
     })
 }
@@ -103,7 +143,10 @@ fn routing_keys_lead_by_header_and_by_path() {
     let ask = |path: &str, key: Option<&str>| {
         let found = find(&table, "box.test", path, key.map(str::as_bytes)).ok()?;
         assert!(found.by_key);
-        Some((found.route.service.spec.name.clone(), stripped(path, None, found.rest_at).unwrap_or_else(|| path.to_owned())))
+        Some((
+            found.route.service.spec.name.clone(),
+            stripped(path, None, found.rest_at).unwrap_or_else(|| path.to_owned()),
+        ))
     };
     for (path, key, service, target) in [
         ("/koyeb-sandbox/health", Some("k1"), "executor", "/health"),
@@ -117,17 +160,34 @@ fn routing_keys_lead_by_header_and_by_path() {
         ("/r/k1/koyeb-sandbox/run", None, "executor", "/run"),
         ("/r/k1//koyeb-sandbox", None, "executor", "/"),
     ] {
-        assert_eq!(ask(path, key), Some((service.into(), target.into())), "{path} {key:?}");
+        assert_eq!(
+            ask(path, key),
+            Some((service.into(), target.into())),
+            "{path} {key:?}"
+        );
     }
-    assert!(matches!(find(&table, "box.test", "/r/k2/x", None), Err(Refusal::NoSuchSandbox)));
-    assert!(matches!(find(&table, "box.test", "/x", Some(b"K1")), Err(Refusal::NoSuchSandbox)));
-    assert!(!find(&table, "box.test", "/x", None).expect("the host's own route").by_key);
+    assert!(matches!(
+        find(&table, "box.test", "/r/k2/x", None),
+        Err(Refusal::NoSuchSandbox)
+    ));
+    assert!(matches!(
+        find(&table, "box.test", "/x", Some(b"K1")),
+        Err(Refusal::NoSuchSandbox)
+    ));
+    assert!(
+        !find(&table, "box.test", "/x", None)
+            .expect("the host's own route")
+            .by_key
+    );
 }
 
 #[test]
 fn keys_mean_nothing_on_other_hosts() {
     let mut source = sandboxes().source.clone();
-    source.hosts.push(Host { name: "other.test".into(), routes: vec![source.hosts[0].routes[0].clone()] });
+    source.hosts.push(Host {
+        name: "other.test".into(),
+        routes: vec![source.hosts[0].routes[0].clone()],
+    });
     source.version = 2;
     let table = compile(source);
     let found = find(&table, "other.test", "/r/k1/x", Some(b"k1")).expect("its own route");
@@ -135,7 +195,8 @@ fn keys_mean_nothing_on_other_hosts() {
 }
 
 fn segments() -> impl Strategy<Value = String> {
-    prop::collection::vec(prop::sample::select(vec!["a", "ab", "b", ""]), 0..4).prop_map(|parts| format!("/{}", parts.join("/")))
+    prop::collection::vec(prop::sample::select(vec!["a", "ab", "b", ""]), 0..4)
+        .prop_map(|parts| format!("/{}", parts.join("/")))
 }
 
 proptest! {

@@ -10,7 +10,9 @@ use tram_types::routing::{Service, State};
 use crate::harness::*;
 
 async fn link_to(edge: &Fixture) -> (Client, Events) {
-    Client::connect(&link::socket_path(edge.dir.path())).await.expect("the edge listens")
+    Client::connect(&link::socket_path(edge.dir.path()))
+        .await
+        .expect("the edge listens")
 }
 
 async fn report(events: &mut Events, wanted: impl Fn(&Report) -> bool) -> Report {
@@ -22,7 +24,9 @@ async fn report(events: &mut Events, wanted: impl Fn(&Report) -> bool) -> Report
             }
         }
     };
-    tokio::time::timeout(PATIENCE, found).await.expect("such a report comes")
+    tokio::time::timeout(PATIENCE, found)
+        .await
+        .expect("such a report comes")
 }
 
 #[tokio::test]
@@ -31,16 +35,44 @@ async fn tables_are_pushed_whole_and_older_ones_refused() {
     let (client, _events) = link_to(&edge).await;
     assert_eq!(client.hello().table_version, 0);
     let ready = service(State::Ready, &[says("one").await]);
-    client.push_table(&table(5, ready.clone())).await.expect("accepted");
+    client
+        .push_table(&table(5, ready.clone()))
+        .await
+        .expect("accepted");
     assert_eq!(get(edge.http, "/").await.text, "one");
-    let refused = client.push_table(&table(4, ready.clone())).await.expect_err("older");
-    assert!(matches!(refused, Error::Refused { version: 4, held: 5, .. }), "{refused}");
-    client.push_table(&table(5, ready.clone())).await.expect("the same again changes nothing");
+    let refused = client
+        .push_table(&table(4, ready.clone()))
+        .await
+        .expect_err("older");
+    assert!(
+        matches!(
+            refused,
+            Error::Refused {
+                version: 4,
+                held: 5,
+                ..
+            }
+        ),
+        "{refused}"
+    );
+    client
+        .push_table(&table(5, ready.clone()))
+        .await
+        .expect("the same again changes nothing");
     let mut unsound = table(6, ready);
     unsound.services.clear();
-    assert!(matches!(client.push_table(&unsound).await, Err(Error::Refused { held: 5, .. })));
+    assert!(matches!(
+        client.push_table(&unsound).await,
+        Err(Error::Refused { held: 5, .. })
+    ));
     assert_eq!(get(edge.http, "/").await.text, "one");
-    assert!(client.metrics().await.expect("an answer").contains("tram_edge_table_version 5"));
+    assert!(
+        client
+            .metrics()
+            .await
+            .expect("an answer")
+            .contains("tram_edge_table_version 5")
+    );
 }
 
 #[tokio::test]
@@ -58,17 +90,41 @@ async fn busy_and_idle_are_reported_at_once() {
     })
     .await;
     let ready = service(State::Ready, &[slow]);
-    client.push_table(&table(1, ready.clone())).await.expect("accepted");
+    client
+        .push_table(&table(1, ready.clone()))
+        .await
+        .expect("accepted");
     let http = edge.http;
     let caller = tokio::spawn(async move { get(http, "/").await });
-    let busy = report(&mut events, |report| report.services.iter().any(|service| service.in_flight == 1)).await;
-    assert_eq!((busy.services[0].service_id, busy.services[0].arrivals), (ready.id, 1));
+    let busy = report(&mut events, |report| {
+        report.services.iter().any(|service| service.in_flight == 1)
+    })
+    .await;
+    assert_eq!(
+        (busy.services[0].service_id, busy.services[0].arrivals),
+        (ready.id, 1)
+    );
     gate.add_permits(1);
     caller.await.expect("no panic");
-    let idle = report(&mut events, |report| report.services.iter().any(|service| service.in_flight == 0 && service.arrivals == 1)).await;
-    assert_eq!((idle.table_version, idle.services[0].classes, idle.services[0].bytes_out), (1, [0, 1, 0, 0, 0], 4));
+    let idle = report(&mut events, |report| {
+        report
+            .services
+            .iter()
+            .any(|service| service.in_flight == 0 && service.arrivals == 1)
+    })
+    .await;
+    assert_eq!(
+        (
+            idle.table_version,
+            idle.services[0].classes,
+            idle.services[0].bytes_out
+        ),
+        (1, [0, 1, 0, 0, 0], 4)
+    );
     assert_eq!(idle.services[0].latency.counts.iter().sum::<u64>(), 1);
-    let quiet = idle.at.duration_since(idle.services[0].last_activity.expect("there was a request"));
+    let quiet = idle
+        .at
+        .duration_since(idle.services[0].last_activity.expect("there was a request"));
     assert!(quiet.unsigned_abs() < Duration::from_secs(5), "{quiet}");
 }
 
@@ -77,10 +133,29 @@ async fn falling_asleep_is_acknowledged_with_what_is_still_in_flight() {
     let edge = Fixture::start();
     let (client, mut events) = link_to(&edge).await;
     let ready = service(State::Ready, &[says("x").await]);
-    client.push_table(&table(1, ready.clone())).await.expect("accepted");
+    client
+        .push_table(&table(1, ready.clone()))
+        .await
+        .expect("accepted");
     get(edge.http, "/").await;
-    client.push_table(&table(2, Service { state: State::Sleeping, ..ready.clone() })).await.expect("accepted");
-    let after = report(&mut events, |report| report.table_version == 2 && report.services.iter().any(|service| service.service_id == ready.id)).await;
+    client
+        .push_table(&table(
+            2,
+            Service {
+                state: State::Sleeping,
+                ..ready.clone()
+            },
+        ))
+        .await
+        .expect("accepted");
+    let after = report(&mut events, |report| {
+        report.table_version == 2
+            && report
+                .services
+                .iter()
+                .any(|service| service.service_id == ready.id)
+    })
+    .await;
     assert_eq!(after.services[0].in_flight, 0);
 }
 
@@ -91,7 +166,10 @@ async fn a_wake_demanded_without_a_controller_is_demanded_again_on_each_link() {
     edge.apply(table(1, sleeping.clone()));
     let http = edge.http;
     let caller = tokio::spawn(async move { get(http, "/").await });
-    until("one waits", || metric(&edge.handle.metrics(), "tram_edge_queued", "") == Some(1.0)).await;
+    until("one waits", || {
+        metric(&edge.handle.metrics(), "tram_edge_queued", "") == Some(1.0)
+    })
+    .await;
     for _ in 0..2 {
         let (client, mut events) = link_to(&edge).await;
         let demand = async {
@@ -108,7 +186,14 @@ async fn a_wake_demanded_without_a_controller_is_demanded_again_on_each_link() {
     let (client, _events) = link_to(&edge).await;
     assert_eq!(client.hello().table_version, 1);
     client
-        .push_table(&table(2, Service { state: State::Ready, endpoints: vec![endpoint(says("late").await)], ..sleeping }))
+        .push_table(&table(
+            2,
+            Service {
+                state: State::Ready,
+                endpoints: vec![endpoint(says("late").await)],
+                ..sleeping
+            },
+        ))
         .await
         .expect("accepted");
     assert_eq!(caller.await.expect("no panic").text, "late");
@@ -139,10 +224,15 @@ async fn nonsense_on_the_control_socket_is_not_an_edge_killer() {
     let edge = Fixture::start();
     edge.apply(table(1, service(State::Ready, &[says("ok").await])));
     for bytes in [&b"\xff\xff\xff\xff"[..], b"\0\0\0\x02{}", b"\0\0\0\x09not json!"] {
-        let mut stream = tokio::net::UnixStream::connect(link::socket_path(edge.dir.path())).await.expect("the edge listens");
+        let mut stream = tokio::net::UnixStream::connect(link::socket_path(edge.dir.path()))
+            .await
+            .expect("the edge listens");
         stream.write_all(bytes).await.expect("writes");
         let mut rest = Vec::new();
-        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("hangs up").expect("reads");
+        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest))
+            .await
+            .expect("hangs up")
+            .expect("reads");
         assert!(rest.is_empty());
     }
     assert_eq!(get(edge.http, "/").await.status, StatusCode::OK);
@@ -154,8 +244,17 @@ async fn what_is_taken_is_named() {
     let second = Edge::bind(config(edge.dir.path())).expect_err("the directory is taken");
     assert!(second.to_string().contains("another edge serves"), "{second}");
     let other = tempfile::tempdir().expect("a temporary directory");
-    let taken = Edge::bind(Config { http: vec![edge.http], ..config(other.path()) }).expect_err("the port is taken");
-    assert!(taken.to_string().contains(&format!("port {} on 127.0.0.1 is taken", edge.http.port())), "{taken}");
+    let taken = Edge::bind(Config {
+        http: vec![edge.http],
+        ..config(other.path())
+    })
+    .expect_err("the port is taken");
+    assert!(
+        taken
+            .to_string()
+            .contains(&format!("port {} on 127.0.0.1 is taken", edge.http.port())),
+        "{taken}"
+    );
 }
 
 #[tokio::test]
@@ -165,14 +264,63 @@ async fn metrics_are_served_on_their_own_port() {
     config.metrics = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
     let edge = Edge::bind(config).expect("free ports");
     let address = edge.addresses().metrics.expect("asked for");
-    edge.handle().apply(table(3, service(State::Ready, &[]))).expect("a sound table");
+    edge.handle()
+        .apply(table(3, service(State::Ready, &[])))
+        .expect("a sound table");
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let served = tokio::spawn(edge.serve(async move {
         let _dropped = stopped.await;
     }));
     let text = get(address, "/metrics").await.text;
-    assert!(text.contains("tram_edge_in_flight{service_id=") && text.ends_with("# EOF\n"), "{text}");
+    assert!(
+        text.contains("tram_edge_in_flight{service_id=") && text.ends_with("# EOF\n"),
+        "{text}"
+    );
     assert_eq!(get(address, "/").await.status, StatusCode::NOT_FOUND);
     drop(stop);
     served.await.expect("no panic").expect("ends well");
+}
+
+#[tokio::test]
+async fn an_instance_that_left_is_reported_until_it_has_finished() {
+    let edge = Fixture::start();
+    let (client, mut events) = link_to(&edge).await;
+    let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+    let wait = std::sync::Arc::clone(&gate);
+    let old = upstream(false, move |_| {
+        let wait = std::sync::Arc::clone(&wait);
+        async move {
+            wait.acquire().await.expect("open").forget();
+            http::Response::new(full("old"))
+        }
+    })
+    .await;
+    let base = service(State::Ready, &[old]);
+    client
+        .push_table(&table(1, base.clone()))
+        .await
+        .expect("accepted");
+    let http = edge.http;
+    let caller = tokio::spawn(async move { get(http, "/").await });
+    report(&mut events, |report| {
+        report
+            .busy_instances
+            .iter()
+            .any(|instance| instance.in_flight == 1)
+    })
+    .await;
+    let new = Service {
+        endpoints: vec![endpoint(says("new").await)],
+        ..base
+    };
+    client.push_table(&table(2, new)).await.expect("accepted");
+    let leaving = report(&mut events, |report| report.table_version == 2).await;
+    assert_eq!(leaving.busy_instances[0].instance_id, endpoint(old).instance_id);
+    assert_eq!(get(edge.http, "/").await.text, "new");
+    gate.add_permits(1);
+    assert_eq!(caller.await.expect("no panic").text, "old");
+    report(&mut events, |report| {
+        report.table_version == 2 && report.busy_instances.is_empty()
+    })
+    .await;
 }

@@ -20,31 +20,71 @@ use crate::harness::*;
 async fn a_request_goes_through_and_the_instance_sees_who_asked() {
     let edge = Fixture::start();
     edge.apply(table(1, service(State::Ready, &[echo(false).await])));
-    let asked = request("/a?b=c").header("x-request-id", "mine-1").header("x-forwarded-host", "evil").body(Full::from("hello")).expect("a request");
+    let asked = request("/a?b=c")
+        .header("x-request-id", "mine-1")
+        .header("x-forwarded-host", "evil")
+        .body(Full::from("hello"))
+        .expect("a request");
     let answer = send(edge.http, asked).await;
     assert_eq!(answer.status, StatusCode::OK);
     assert_eq!(answer.headers["x-request-id"], "mine-1");
-    for line in ["GET /a?b=c", "host: app.test", "x-forwarded-for: 127.0.0.1", "x-forwarded-host: app.test", "x-forwarded-proto: http", "x-request-id: mine-1", "content-length: 5", "hello"] {
-        assert!(answer.text.lines().any(|seen| seen == line), "{line} in {}", answer.text);
+    for line in [
+        "GET /a?b=c",
+        "host: app.test",
+        "x-forwarded-for: 127.0.0.1",
+        "x-forwarded-host: app.test",
+        "x-forwarded-proto: http",
+        "x-request-id: mine-1",
+        "content-length: 5",
+        "hello",
+    ] {
+        assert!(
+            answer.text.lines().any(|seen| seen == line),
+            "{line} in {}",
+            answer.text
+        );
     }
 }
 
 #[tokio::test]
 async fn prefixes_are_removed_and_routing_keys_lead() {
     let edge = Fixture::start();
-    let (web, api) = (service(State::Ready, &[echo(false).await]), service(State::Ready, &[echo(false).await]));
+    let (web, api) = (
+        service(State::Ready, &[echo(false).await]),
+        service(State::Ready, &[echo(false).await]),
+    );
     let mut source = table(1, web.clone());
     source.hosts[0].routes.push(route("/api", api.id));
     source.public_hosts.push("box.test".into());
-    source.routing_keys.push(RoutingKey { key: "k1".into(), routes: vec![route("/koyeb-sandbox/", api.id), route("/", web.id)] });
-    source.hosts.push(Host { name: "box.test".into(), routes: vec![] });
+    source.routing_keys.push(RoutingKey {
+        key: "k1".into(),
+        routes: vec![route("/koyeb-sandbox/", api.id), route("/", web.id)],
+    });
+    source.hosts.push(Host {
+        name: "box.test".into(),
+        routes: vec![],
+    });
     source.services.push(api);
     edge.apply(source);
-    assert!(get(edge.http, "/api/list?x=1").await.text.starts_with("GET /list?x=1\n"));
+    assert!(
+        get(edge.http, "/api/list?x=1")
+            .await
+            .text
+            .starts_with("GET /list?x=1\n")
+    );
     assert!(get(edge.http, "/api").await.text.starts_with("GET /\n"));
     assert!(get(edge.http, "/apis").await.text.starts_with("GET /apis\n"));
-    let by_path = http::Request::builder().uri("/r/k1//test.html").header("host", "box.test").body(Full::default()).expect("a request");
-    assert!(send(edge.http, by_path).await.text.starts_with("GET /test.html\n"));
+    let by_path = http::Request::builder()
+        .uri("/r/k1//test.html")
+        .header("host", "box.test")
+        .body(Full::default())
+        .expect("a request");
+    assert!(
+        send(edge.http, by_path)
+            .await
+            .text
+            .starts_with("GET /test.html\n")
+    );
     let by_header = http::Request::builder()
         .uri("/koyeb-sandbox/health")
         .header("host", "box.test")
@@ -52,7 +92,11 @@ async fn prefixes_are_removed_and_routing_keys_lead() {
         .body(Full::default())
         .expect("a request");
     let answer = send(edge.http, by_header).await;
-    assert!(answer.text.starts_with("GET /health\n") && !answer.text.contains("x-routing-key"), "{}", answer.text);
+    assert!(
+        answer.text.starts_with("GET /health\n") && !answer.text.contains("x-routing-key"),
+        "{}",
+        answer.text
+    );
 }
 
 #[tokio::test]
@@ -72,16 +116,37 @@ async fn a_large_body_streams_both_ways() {
                 }
             }
         });
-        let frames = futures_util::stream::poll_fn(move |cx| received.poll_recv(cx).map(|data| data.map(|data| Ok(Frame::data(data)))));
+        let frames = futures_util::stream::poll_fn(move |cx| {
+            received
+                .poll_recv(cx)
+                .map(|data| data.map(|data| Ok(Frame::data(data))))
+        });
         Response::new(BodyExt::boxed(StreamBody::new(frames)))
     })
     .await;
     edge.apply(table(1, service(State::Ready, &[mirror])));
     let stream = TcpStream::connect(edge.http).await.expect("listens");
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream)).await.expect("HTTP/1.1");
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream))
+            .await
+            .expect("HTTP/1.1");
     tokio::spawn(connection);
-    let frames = futures_util::stream::iter((0..CHUNKS).map(|index| Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from(vec![u8::try_from(index % 251).expect("small"); CHUNK])))));
-    let response = sender.send_request(request("/").method("POST").body(StreamBody::new(frames)).expect("a request")).await.expect("an answer");
+    let frames = futures_util::stream::iter((0..CHUNKS).map(|index| {
+        Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from(vec![
+            u8::try_from(index % 251)
+                .expect("small");
+            CHUNK
+        ])))
+    }));
+    let response = sender
+        .send_request(
+            request("/")
+                .method("POST")
+                .body(StreamBody::new(frames))
+                .expect("a request"),
+        )
+        .await
+        .expect("an answer");
     let mut body = response.into_body();
     let (mut total, mut sum) = (0usize, 0u64);
     while let Some(frame) = body.frame().await {
@@ -91,7 +156,12 @@ async fn a_large_body_streams_both_ways() {
         }
     }
     assert_eq!(total, CHUNK * CHUNKS);
-    assert_eq!(sum, (0..CHUNKS).map(|index| u64::try_from(index % 251 * CHUNK).expect("small")).sum::<u64>());
+    assert_eq!(
+        sum,
+        (0..CHUNKS)
+            .map(|index| u64::try_from(index % 251 * CHUNK).expect("small"))
+            .sum::<u64>()
+    );
 }
 
 #[tokio::test]
@@ -109,7 +179,10 @@ async fn a_slow_reader_holds_the_instance_back() {
     .await;
     edge.apply(table(1, service(State::Ready, &[flood])));
     let mut client = TcpStream::connect(edge.http).await.expect("listens");
-    client.write_all(b"GET / HTTP/1.1\r\nhost: app.test\r\n\r\n").await.expect("writes");
+    client
+        .write_all(b"GET / HTTP/1.1\r\nhost: app.test\r\n\r\n")
+        .await
+        .expect("writes");
     // Nothing is read. What the instance can send is what fits into the buffers on the way, far from all of it.
     let mut last = usize::MAX;
     loop {
@@ -120,7 +193,10 @@ async fn a_slow_reader_holds_the_instance_back() {
         }
         last = now;
     }
-    assert!(last < 1024, "{last} of 2048 chunks of 64 KiB went out with nobody reading");
+    assert!(
+        last < 1024,
+        "{last} of 2048 chunks of 64 KiB went out with nobody reading"
+    );
     let mut buffer = vec![0; 1 << 20];
     while sent.load(SeqCst) <= last {
         assert!(client.read(&mut buffer).await.expect("reads") > 0);
@@ -128,11 +204,17 @@ async fn a_slow_reader_holds_the_instance_back() {
 }
 
 trait MapFrames {
-    fn map_frames(self, counted: Arc<AtomicUsize>) -> impl futures_util::Stream<Item = Result<Frame<Bytes>, std::convert::Infallible>> + Send + Sync;
+    fn map_frames(
+        self,
+        counted: Arc<AtomicUsize>,
+    ) -> impl futures_util::Stream<Item = Result<Frame<Bytes>, std::convert::Infallible>> + Send + Sync;
 }
 
 impl<S: futures_util::Stream<Item = i32> + Send + Sync> MapFrames for S {
-    fn map_frames(self, counted: Arc<AtomicUsize>) -> impl futures_util::Stream<Item = Result<Frame<Bytes>, std::convert::Infallible>> + Send + Sync {
+    fn map_frames(
+        self,
+        counted: Arc<AtomicUsize>,
+    ) -> impl futures_util::Stream<Item = Result<Frame<Bytes>, std::convert::Infallible>> + Send + Sync {
         futures_util::StreamExt::map(self, move |_| {
             counted.fetch_add(1, SeqCst);
             Ok(Frame::data(Bytes::from(vec![7; 64 * 1024])))
@@ -166,7 +248,10 @@ async fn a_client_that_leaves_is_noticed_by_the_instance_before_and_within_an_an
                     if begun {
                         std::future::pending::<()>().await;
                     }
-                    Some((Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from("data: 1\n\n"))), (guard, true)))
+                    Some((
+                        Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from("data: 1\n\n"))),
+                        (guard, true),
+                    ))
                 });
                 return Response::new(BodyExt::boxed(StreamBody::new(SyncStream(Box::pin(frames)))));
             }
@@ -177,7 +262,10 @@ async fn a_client_that_leaves_is_noticed_by_the_instance_before_and_within_an_an
     edge.apply(table(1, service(State::Ready, &[stuck])));
     for (path, wanted) in [("/never", 1), ("/stream", 2)] {
         let mut client = TcpStream::connect(edge.http).await.expect("listens");
-        client.write_all(format!("GET {path} HTTP/1.1\r\nhost: app.test\r\n\r\n").as_bytes()).await.expect("writes");
+        client
+            .write_all(format!("GET {path} HTTP/1.1\r\nhost: app.test\r\n\r\n").as_bytes())
+            .await
+            .expect("writes");
         arrived.acquire().await.expect("open").forget();
         if path == "/stream" {
             let mut seen = String::new();
@@ -189,9 +277,15 @@ async fn a_client_that_leaves_is_noticed_by_the_instance_before_and_within_an_an
             }
         }
         drop(client);
-        until("the instance saw the client leave", || dropped.load(SeqCst) == wanted).await;
+        until("the instance saw the client leave", || {
+            dropped.load(SeqCst) == wanted
+        })
+        .await;
     }
-    until("nothing is in flight", || metric(&edge.handle.metrics(), "tram_edge_in_flight", "shop/web") == Some(0.0)).await;
+    until("nothing is in flight", || {
+        metric(&edge.handle.metrics(), "tram_edge_in_flight", "shop/web") == Some(0.0)
+    })
+    .await;
 }
 
 /// A stream polled by one task at a time, as bodies are.
@@ -200,7 +294,10 @@ struct SyncStream<S>(std::pin::Pin<Box<S>>);
 // Only `&mut self` reaches the stream, so sharing a reference to it shares nothing.
 impl<S: futures_util::Stream> futures_util::Stream for SyncStream<S> {
     type Item = S::Item;
-    fn poll_next(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<S::Item>> {
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<S::Item>> {
         self.0.as_mut().poll_next(cx)
     }
 }
@@ -208,9 +305,19 @@ impl<S: futures_util::Stream> futures_util::Stream for SyncStream<S> {
 #[tokio::test]
 async fn a_refused_connection_moves_on_to_the_next_instance_with_its_body() {
     let edge = Fixture::start();
-    edge.apply(table(1, service(State::Ready, &[nobody().await, echo(false).await])));
+    edge.apply(table(
+        1,
+        service(State::Ready, &[nobody().await, echo(false).await]),
+    ));
     for _ in 0..8 {
-        let answer = send(edge.http, request("/").method("POST").body(Full::from("payload")).expect("a request")).await;
+        let answer = send(
+            edge.http,
+            request("/")
+                .method("POST")
+                .body(Full::from("payload"))
+                .expect("a request"),
+        )
+        .await;
         assert_eq!(answer.status, StatusCode::OK);
         assert!(answer.text.ends_with("payload"));
     }
@@ -230,7 +337,9 @@ async fn hangs_up_on_the_second() -> (std::net::SocketAddr, Arc<AtomicUsize>) {
                 let mut buffer = [0; 4096];
                 if matches!(stream.read(&mut buffer).await, Ok(1..)) {
                     counted.fetch_add(1, SeqCst);
-                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+                    let _ = stream
+                        .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                        .await;
                 }
                 if matches!(stream.read(&mut buffer).await, Ok(1..)) {
                     counted.fetch_add(1, SeqCst);
@@ -249,14 +358,25 @@ async fn only_repeatable_requests_are_sent_again_when_a_kept_connection_dies() {
     let mut sender = connect(edge.http).await;
     let mut ask = async |method: Method, body: &'static str| {
         sender.ready().await.expect("kept");
-        let asked = request("/").method(method).body(Full::from(body)).expect("a request");
+        let asked = request("/")
+            .method(method)
+            .body(Full::from(body))
+            .expect("a request");
         Answer::read(sender.send_request(asked).await.expect("an answer")).await
     };
     assert_eq!(ask(Method::GET, "").await.status, StatusCode::OK);
-    assert_eq!(ask(Method::GET, "").await.status, StatusCode::OK, "sent again on a new connection");
+    assert_eq!(
+        ask(Method::GET, "").await.status,
+        StatusCode::OK,
+        "sent again on a new connection"
+    );
     assert_eq!(heads.load(SeqCst), 3);
     let answer = ask(Method::POST, "x").await;
-    assert_eq!((answer.status, answer.code()), (StatusCode::BAD_GATEWAY, "bad_answer"), "a POST may have been acted on");
+    assert_eq!(
+        (answer.status, answer.code()),
+        (StatusCode::BAD_GATEWAY, "bad_answer"),
+        "a POST may have been acted on"
+    );
     assert_eq!(heads.load(SeqCst), 4);
 }
 
@@ -274,7 +394,9 @@ async fn kept_connections_are_used_again() {
             tokio::spawn(async move {
                 let mut buffer = [0; 4096];
                 while matches!(stream.read(&mut buffer).await, Ok(1..)) {
-                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+                    let _ = stream
+                        .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                        .await;
                 }
             });
         }
@@ -283,7 +405,13 @@ async fn kept_connections_are_used_again() {
     let mut sender = connect(edge.http).await;
     for _ in 0..50 {
         sender.ready().await.expect("kept");
-        let answer = Answer::read(sender.send_request(request("/").body(Full::default()).expect("a request")).await.expect("an answer")).await;
+        let answer = Answer::read(
+            sender
+                .send_request(request("/").body(Full::default()).expect("a request"))
+                .await
+                .expect("an answer"),
+        )
+        .await;
         assert_eq!(answer.text, "ok");
     }
     assert_eq!(accepted.load(SeqCst), 1);
@@ -341,7 +469,10 @@ async fn the_clock_runs_to_the_first_byte_only() {
                 return None;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
-            Some((Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from("."))), sent + 1))
+            Some((
+                Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from("."))),
+                sent + 1,
+            ))
         });
         Response::new(BodyExt::boxed(StreamBody::new(SyncStream(Box::pin(frames)))))
     })
@@ -351,9 +482,16 @@ async fn the_clock_runs_to_the_first_byte_only() {
     edge.apply(table(1, limited));
     let begun = Instant::now();
     let answer = get(edge.http, "/stuck").await;
-    assert_eq!((answer.status, answer.code()), (StatusCode::GATEWAY_TIMEOUT, "request_timeout"));
+    assert_eq!(
+        (answer.status, answer.code()),
+        (StatusCode::GATEWAY_TIMEOUT, "request_timeout")
+    );
     assert!(begun.elapsed() >= Duration::from_millis(300));
-    assert_eq!(get(edge.http, "/stream").await.text, "......", "a stream may take longer than the limit");
+    assert_eq!(
+        get(edge.http, "/stream").await.text,
+        "......",
+        "a stream may take longer than the limit"
+    );
 }
 
 #[tokio::test]
@@ -363,14 +501,20 @@ async fn a_long_upload_is_not_a_slow_instance() {
     limited.request_timeout_ms = 300;
     edge.apply(table(1, limited));
     let mut client = TcpStream::connect(edge.http).await.expect("listens");
-    client.write_all(b"POST / HTTP/1.1\r\nhost: app.test\r\nconnection: close\r\ncontent-length: 8\r\n\r\n").await.expect("writes");
+    client
+        .write_all(b"POST / HTTP/1.1\r\nhost: app.test\r\nconnection: close\r\ncontent-length: 8\r\n\r\n")
+        .await
+        .expect("writes");
     for _ in 0..8 {
         tokio::time::sleep(Duration::from_millis(100)).await;
         client.write_all(b"x").await.expect("writes");
     }
     let mut text = String::new();
     client.read_to_string(&mut text).await.expect("reads");
-    assert!(text.starts_with("HTTP/1.1 200") && text.contains("xxxxxxxx"), "{text}");
+    assert!(
+        text.starts_with("HTTP/1.1 200") && text.contains("xxxxxxxx"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -391,10 +535,15 @@ async fn one_request_more_than_the_limit_is_refused() {
     small.max_concurrent_requests = 2;
     edge.apply(table(1, small));
     let http = edge.http;
-    let first: Vec<_> = (0..2).map(|_| tokio::spawn(async move { get(http, "/").await })).collect();
+    let first: Vec<_> = (0..2)
+        .map(|_| tokio::spawn(async move { get(http, "/").await }))
+        .collect();
     arrived.acquire_many(2).await.expect("open").forget();
     let refused = get(http, "/").await;
-    assert_eq!((refused.status, refused.code()), (StatusCode::SERVICE_UNAVAILABLE, "service_busy"));
+    assert_eq!(
+        (refused.status, refused.code()),
+        (StatusCode::SERVICE_UNAVAILABLE, "service_busy")
+    );
     assert_eq!(refused.headers["retry-after"], "1");
     gate.add_permits(3);
     for task in first {
@@ -409,15 +558,33 @@ async fn protected_routes_ask_for_credentials() {
     let guarded = service(State::Ready, &[says("in").await]);
     let mut source = table(1, guarded);
     source.hosts[0].routes[0].security = Security {
-        basic_auths: vec![BasicAuth { username: "ann".into(), password: tram_edge::secret::hash("secret") }],
+        basic_auths: vec![BasicAuth {
+            username: "ann".into(),
+            password: tram_edge::secret::hash("secret"),
+        }],
         api_keys: vec![tram_edge::secret::hash("key-1")],
     };
     edge.apply(source);
     let refused = get(edge.http, "/").await;
-    assert_eq!((refused.status, refused.code()), (StatusCode::UNAUTHORIZED, "unauthorized"));
-    assert!(refused.headers["www-authenticate"].to_str().expect("text").starts_with("Basic"));
-    for (name, value) in [("authorization", "Basic YW5uOnNlY3JldA=="), ("authorization", "Bearer key-1"), ("x-api-key", "key-1")] {
-        let asked = request("/").header(name, value).body(Full::default()).expect("a request");
+    assert_eq!(
+        (refused.status, refused.code()),
+        (StatusCode::UNAUTHORIZED, "unauthorized")
+    );
+    assert!(
+        refused.headers["www-authenticate"]
+            .to_str()
+            .expect("text")
+            .starts_with("Basic")
+    );
+    for (name, value) in [
+        ("authorization", "Basic YW5uOnNlY3JldA=="),
+        ("authorization", "Bearer key-1"),
+        ("x-api-key", "key-1"),
+    ] {
+        let asked = request("/")
+            .header(name, value)
+            .body(Full::default())
+            .expect("a request");
         assert_eq!(send(edge.http, asked).await.text, "in", "{name}: {value}");
     }
 }
@@ -434,8 +601,15 @@ async fn continue_is_answered_when_the_body_is_wanted_and_not_for_a_refusal() {
     client.write_all(b"body").await.expect("writes");
     let mut text = String::new();
     client.read_to_string(&mut text).await.expect("reads");
-    assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("body") && !text.contains("expect:"), "{text}");
-    let refused = raw(edge.http, b"POST / HTTP/1.1\r\nhost: other.test\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n").await;
+    assert!(
+        text.starts_with("HTTP/1.1 200") && text.ends_with("body") && !text.contains("expect:"),
+        "{text}"
+    );
+    let refused = raw(
+        edge.http,
+        b"POST / HTTP/1.1\r\nhost: other.test\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n",
+    )
+    .await;
     assert!(refused.starts_with("HTTP/1.1 404"), "{refused}");
 }
 
@@ -448,18 +622,41 @@ async fn finished_requests_are_logged_without_their_secrets() {
     let edge = Fixture::with(dir, config);
     edge.apply(table(1, service(State::Ready, &[says("hi").await])));
     get(edge.http, "/a?token=hush").await;
-    let asked = http::Request::builder().uri("/").header("host", "no.test").body(Full::default()).expect("a request");
+    let asked = http::Request::builder()
+        .uri("/")
+        .header("host", "no.test")
+        .body(Full::default())
+        .expect("a request");
     send(edge.http, asked).await;
     let read = || std::fs::read_to_string(&path).unwrap_or_default();
     until("two lines are written", || read().lines().count() == 2).await;
-    let lines: Vec<serde_json::Value> = read().lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-    assert_eq!((lines[0]["status"].as_u64(), lines[0]["path"].as_str(), lines[0]["bytes_out"].as_u64()), (Some(200), Some("/a"), Some(2)));
-    assert_eq!((lines[1]["status"].as_u64(), lines[1]["by_edge"].as_bool()), (Some(404), Some(true)));
+    let lines: Vec<serde_json::Value> = read()
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    assert_eq!(
+        (
+            lines[0]["status"].as_u64(),
+            lines[0]["path"].as_str(),
+            lines[0]["bytes_out"].as_u64()
+        ),
+        (Some(200), Some("/a"), Some(2))
+    );
+    assert_eq!(
+        (lines[1]["status"].as_u64(), lines[1]["by_edge"].as_bool()),
+        (Some(404), Some(true))
+    );
     assert!(!read().contains("hush"));
     let metrics = edge.handle.metrics();
-    assert_eq!(metric(&metrics, "tram_edge_requests_total", "class=\"2xx\""), Some(1.0));
+    assert_eq!(
+        metric(&metrics, "tram_edge_requests_total", "class=\"2xx\""),
+        Some(1.0)
+    );
     assert_eq!(metric(&metrics, "tram_edge_unrouted_total", ""), Some(1.0));
-    assert_eq!(metric(&metrics, "tram_edge_time_to_first_byte_seconds_count", ""), Some(1.0));
+    assert_eq!(
+        metric(&metrics, "tram_edge_time_to_first_byte_seconds_count", ""),
+        Some(1.0)
+    );
 }
 
 #[tokio::test]
@@ -475,7 +672,10 @@ async fn a_table_swapped_under_load_loses_nothing() {
                 let mut sender = connect(http).await;
                 for _ in 0..300 {
                     sender.ready().await.expect("kept");
-                    let response = sender.send_request(request("/").body(Full::default()).expect("a request")).await.expect("an answer");
+                    let response = sender
+                        .send_request(request("/").body(Full::default()).expect("a request"))
+                        .await
+                        .expect("an answer");
                     let answer = Answer::read(response).await;
                     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
                 }
@@ -494,7 +694,11 @@ async fn a_table_swapped_under_load_loses_nothing() {
         client.await.expect("no request was lost");
     }
     assert!(version > 4, "the table did change under them");
-    assert_eq!(metric(&edge.handle.metrics(), "tram_edge_arrivals_total", ""), Some(2400.0), "counters outlive tables");
+    assert_eq!(
+        metric(&edge.handle.metrics(), "tram_edge_arrivals_total", ""),
+        Some(2400.0),
+        "counters outlive tables"
+    );
 }
 
 #[tokio::test]

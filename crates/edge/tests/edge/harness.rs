@@ -62,7 +62,14 @@ impl Fixture {
         let served = tokio::spawn(edge.serve(async move {
             let _dropped = stopped.await;
         }));
-        Self { dir, handle, http: addresses.http[0], https: addresses.https[0], stop: Some(stop), served }
+        Self {
+            dir,
+            handle,
+            http: addresses.http[0],
+            https: addresses.https[0],
+            stop: Some(stop),
+            served,
+        }
     }
 
     pub(crate) fn apply(&self, table: RoutingTable) {
@@ -77,7 +84,11 @@ impl Fixture {
     /// Stops and gives the directory back.
     pub(crate) async fn stop(mut self) -> tempfile::TempDir {
         self.begin_stop();
-        tokio::time::timeout(PATIENCE, self.served).await.expect("ends in time").expect("no panic").expect("ends well");
+        tokio::time::timeout(PATIENCE, self.served)
+            .await
+            .expect("ends in time")
+            .expect("no panic")
+            .expect("ends well");
         self.dir
     }
 }
@@ -87,24 +98,40 @@ pub(crate) fn table(version: u64, service: Service) -> RoutingTable {
     RoutingTable {
         version,
         base_domain: "test".into(),
-        hosts: vec![Host { name: "app.test".into(), routes: vec![route("/", service.id)] }],
+        hosts: vec![Host {
+            name: "app.test".into(),
+            routes: vec![route("/", service.id)],
+        }],
         services: vec![service],
         ..RoutingTable::default()
     }
 }
 
 pub(crate) fn route(prefix: &str, service_id: Uuid) -> Route {
-    Route { prefix: prefix.into(), service_id, port: PORT, protocol: Protocol::Http, security: Security::default() }
+    Route {
+        prefix: prefix.into(),
+        service_id,
+        port: PORT,
+        protocol: Protocol::Http,
+        security: Security::default(),
+    }
 }
 
 pub(crate) fn service(state: State, instances: &[SocketAddr]) -> Service {
-    Service { endpoints: instances.iter().map(|address| endpoint(*address)).collect(), ..Service::new(Uuid::new_v4(), "shop/web", state) }
+    Service {
+        endpoints: instances.iter().map(|address| endpoint(*address)).collect(),
+        ..Service::new(Uuid::new_v4(), "shop/web", state)
+    }
 }
 
 /// The same address is the same instance.
 pub(crate) fn endpoint(address: SocketAddr) -> Endpoint {
     let instance_id = Uuid::from_u64_pair(7, u64::from(address.port()));
-    Endpoint { instance_id, addresses: [(PORT, address)].into(), weight: 1 }
+    Endpoint {
+        instance_id,
+        addresses: [(PORT, address)].into(),
+        weight: 1,
+    }
 }
 
 /// A server that answers with what `answer` makes of each request. HTTP/1.1, or HTTP/2 with prior knowledge.
@@ -126,9 +153,14 @@ where
             });
             tokio::spawn(async move {
                 if http2 {
-                    let _ended = hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+                    let _ended = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
                 } else {
-                    let _ended = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await;
+                    let _ended = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .with_upgrades()
+                        .await;
                 }
             });
         }
@@ -144,10 +176,23 @@ pub(crate) async fn says(text: &'static str) -> SocketAddr {
 /// A server that tells what it was asked.
 pub(crate) async fn echo(http2: bool) -> SocketAddr {
     upstream(http2, |request| async move {
-        let headers: Vec<String> =
-            request.headers().iter().map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes()))).collect();
-        let head = format!("{} {}\n{}\n\n", request.method(), request.uri(), headers.join("\n"));
-        let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let headers: Vec<String> = request
+            .headers()
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())))
+            .collect();
+        let head = format!(
+            "{} {}\n{}\n\n",
+            request.method(),
+            request.uri(),
+            headers.join("\n")
+        );
+        let body = request
+            .into_body()
+            .collect()
+            .await
+            .map(|body| body.to_bytes())
+            .unwrap_or_default();
         Response::new(full([head.as_bytes(), &body].concat()))
     })
     .await
@@ -175,11 +220,18 @@ impl Answer {
     pub(crate) async fn read(response: Response<Incoming>) -> Self {
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.expect("a whole body").to_bytes();
-        Self { status: parts.status, headers: parts.headers, text: String::from_utf8_lossy(&bytes).into_owned() }
+        Self {
+            status: parts.status,
+            headers: parts.headers,
+            text: String::from_utf8_lossy(&bytes).into_owned(),
+        }
     }
 
     pub(crate) fn code(&self) -> &str {
-        self.headers.get("x-tram-error").and_then(|code| code.to_str().ok()).unwrap_or_default()
+        self.headers
+            .get("x-tram-error")
+            .and_then(|code| code.to_str().ok())
+            .unwrap_or_default()
     }
 }
 
@@ -188,7 +240,9 @@ pub(crate) type Sender = hyper::client::conn::http1::SendRequest<Full<Bytes>>;
 /// A connection to the edge.
 pub(crate) async fn connect(edge: SocketAddr) -> Sender {
     let stream = TcpStream::connect(edge).await.expect("the edge listens");
-    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP/1.1");
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .expect("HTTP/1.1");
     tokio::spawn(connection.with_upgrades());
     sender
 }
@@ -199,7 +253,16 @@ pub(crate) fn request(path: &str) -> http::request::Builder {
 
 /// One request on its own connection.
 pub(crate) async fn send(edge: SocketAddr, request: Request<Full<Bytes>>) -> Answer {
-    let answer = async { Answer::read(connect(edge).await.send_request(request).await.expect("an answer")).await };
+    let answer = async {
+        Answer::read(
+            connect(edge)
+                .await
+                .send_request(request)
+                .await
+                .expect("an answer"),
+        )
+        .await
+    };
     tokio::time::timeout(PATIENCE, answer).await.expect("in time")
 }
 

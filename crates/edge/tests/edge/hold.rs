@@ -20,7 +20,11 @@ fn wakes(edge: &Fixture) -> Option<f64> {
 }
 
 fn awake(sleeping: &Service, address: std::net::SocketAddr) -> Service {
-    Service { state: State::Ready, endpoints: vec![endpoint(address)], ..sleeping.clone() }
+    Service {
+        state: State::Ready,
+        endpoints: vec![endpoint(address)],
+        ..sleeping.clone()
+    }
 }
 
 #[tokio::test]
@@ -28,17 +32,32 @@ async fn a_burst_at_zero_is_held_whole_and_demands_one_wake() {
     let edge = Fixture::start();
     let sleeping = service(State::Sleeping, &[]);
     edge.apply(table(1, sleeping.clone()));
-    let (_client, mut events) = Client::connect(&link::socket_path(edge.dir.path())).await.expect("the edge listens");
+    let (_client, mut events) = Client::connect(&link::socket_path(edge.dir.path()))
+        .await
+        .expect("the edge listens");
     let http = edge.http;
-    let callers: Vec<_> = (0..100).map(|_| tokio::spawn(async move { get(http, "/").await })).collect();
+    let callers: Vec<_> = (0..100)
+        .map(|_| tokio::spawn(async move { get(http, "/").await }))
+        .collect();
     let demand = loop {
-        if let Some(Event::Wake(demand)) = tokio::time::timeout(PATIENCE, events.next()).await.expect("in time") {
+        if let Some(Event::Wake(demand)) = tokio::time::timeout(PATIENCE, events.next())
+            .await
+            .expect("in time")
+        {
             break demand;
         }
     };
     assert_eq!(demand.service_id, sleeping.id);
     until("all wait", || queued(&edge) == Some(100.0)).await;
-    edge.apply(table(2, Service { state: State::Starting { since: jiff::Timestamp::now() }, ..sleeping.clone() }));
+    edge.apply(table(
+        2,
+        Service {
+            state: State::Starting {
+                since: jiff::Timestamp::now(),
+            },
+            ..sleeping.clone()
+        },
+    ));
     assert_eq!(queued(&edge), Some(100.0), "a start lets nobody go on");
     edge.apply(table(3, awake(&sleeping, says("awake").await)));
     for caller in callers {
@@ -70,17 +89,28 @@ async fn a_failed_start_is_told_to_all_at_once() {
     let sleeping = service(State::Sleeping, &[]);
     edge.apply(table(1, sleeping.clone()));
     let http = edge.http;
-    let callers: Vec<_> = (0..10).map(|_| tokio::spawn(async move { get(http, "/").await })).collect();
+    let callers: Vec<_> = (0..10)
+        .map(|_| tokio::spawn(async move { get(http, "/").await }))
+        .collect();
     until("all wait", || queued(&edge) == Some(10.0)).await;
     let begun = Instant::now();
-    let state = State::Failed { message: "the program exited with code 1".into(), deployment_id: Uuid::new_v4() };
+    let state = State::Failed {
+        message: "the program exited with code 1".into(),
+        deployment_id: Uuid::new_v4(),
+    };
     edge.apply(table(2, Service { state, ..sleeping }));
     for caller in callers {
         let answer = caller.await.expect("no panic");
-        assert_eq!((answer.status, answer.code()), (StatusCode::SERVICE_UNAVAILABLE, "deployment_failed"));
+        assert_eq!(
+            (answer.status, answer.code()),
+            (StatusCode::SERVICE_UNAVAILABLE, "deployment_failed")
+        );
         assert!(answer.text.contains("exited with code 1"));
     }
-    assert!(begun.elapsed() < Duration::from_secs(10), "long before the hold deadline");
+    assert!(
+        begun.elapsed() < Duration::from_secs(10),
+        "long before the hold deadline"
+    );
 }
 
 #[tokio::test]
@@ -91,7 +121,10 @@ async fn a_wait_ends_at_the_services_deadline() {
     edge.apply(table(1, sleeping));
     let begun = Instant::now();
     let answer = get(edge.http, "/").await;
-    assert_eq!((answer.status, answer.code()), (StatusCode::GATEWAY_TIMEOUT, "still_starting"));
+    assert_eq!(
+        (answer.status, answer.code()),
+        (StatusCode::GATEWAY_TIMEOUT, "still_starting")
+    );
     assert!(begun.elapsed() >= Duration::from_millis(200));
     assert_eq!(queued(&edge), Some(0.0));
 }
@@ -103,11 +136,21 @@ async fn the_queue_is_bounded_and_callers_that_leave_make_room() {
     sleeping.hold_queue_max = 1;
     edge.apply(table(1, sleeping.clone()));
     let mut leaver = TcpStream::connect(edge.http).await.expect("listens");
-    leaver.write_all(b"GET / HTTP/1.1\r\nhost: app.test\r\n\r\n").await.expect("writes");
+    leaver
+        .write_all(b"GET / HTTP/1.1\r\nhost: app.test\r\n\r\n")
+        .await
+        .expect("writes");
     until("one waits", || queued(&edge) == Some(1.0)).await;
     let refused = get(edge.http, "/").await;
-    assert_eq!((refused.status, refused.code()), (StatusCode::SERVICE_UNAVAILABLE, "queue_full"));
-    let retry: u64 = refused.headers["retry-after"].to_str().expect("text").parse().expect("seconds");
+    assert_eq!(
+        (refused.status, refused.code()),
+        (StatusCode::SERVICE_UNAVAILABLE, "queue_full")
+    );
+    let retry: u64 = refused.headers["retry-after"]
+        .to_str()
+        .expect("text")
+        .parse()
+        .expect("seconds");
     assert!((1..=5).contains(&retry));
     drop(leaver);
     until("the leaver is forgotten", || queued(&edge) == Some(0.0)).await;

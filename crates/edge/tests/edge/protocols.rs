@@ -22,7 +22,10 @@ fn over_http2(mut source: RoutingTable) -> RoutingTable {
 
 async fn h2_client(edge: std::net::SocketAddr) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
     let stream = TcpStream::connect(edge).await.expect("listens");
-    let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("prior knowledge");
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .expect("prior knowledge");
     tokio::spawn(connection);
     sender
 }
@@ -32,17 +35,38 @@ async fn http2_comes_in_with_prior_knowledge_and_goes_on_as_http1() {
     let edge = Fixture::start();
     edge.apply(table(1, service(State::Ready, &[echo(false).await])));
     let mut client = h2_client(edge.http).await;
-    let asked = Request::builder().method("POST").uri("http://app.test/a?b").body(Full::from("hello")).expect("a request");
+    let asked = Request::builder()
+        .method("POST")
+        .uri("http://app.test/a?b")
+        .body(Full::from("hello"))
+        .expect("a request");
     let answer = Answer::read(client.send_request(asked).await.expect("an answer")).await;
-    assert!(answer.text.starts_with("POST /a?b\n") && answer.text.contains("host: app.test") && answer.text.ends_with("hello"), "{}", answer.text);
+    assert!(
+        answer.text.starts_with("POST /a?b\n")
+            && answer.text.contains("host: app.test")
+            && answer.text.ends_with("hello"),
+        "{}",
+        answer.text
+    );
 }
 
 #[tokio::test]
 async fn http1_clients_reach_http2_instances() {
     let edge = Fixture::start();
     edge.apply(over_http2(table(1, service(State::Ready, &[echo(true).await]))));
-    let answer = send(edge.http, request("/a").method("POST").body(Full::from("x")).expect("a request")).await;
-    assert!(answer.text.starts_with("POST http://app.test/a\n") && answer.text.ends_with('x'), "{}", answer.text);
+    let answer = send(
+        edge.http,
+        request("/a")
+            .method("POST")
+            .body(Full::from("x"))
+            .expect("a request"),
+    )
+    .await;
+    assert!(
+        answer.text.starts_with("POST http://app.test/a\n") && answer.text.ends_with('x'),
+        "{}",
+        answer.text
+    );
 }
 
 #[tokio::test]
@@ -51,22 +75,39 @@ async fn grpc_streams_and_trailers_pass_both_ways_over_http2() {
     let server = upstream(true, |request| async move {
         assert_eq!(request.headers()["te"], "trailers");
         let body = request.into_body().collect().await.expect("a whole body");
-        let asked = body.trailers().and_then(|trailers| trailers.get("x-checksum")).cloned().unwrap_or(HeaderValue::from_static("none"));
+        let asked = body
+            .trailers()
+            .and_then(|trailers| trailers.get("x-checksum"))
+            .cloned()
+            .unwrap_or(HeaderValue::from_static("none"));
         let trailers = HeaderMap::from_iter([
-            (http::HeaderName::from_static("grpc-status"), HeaderValue::from_static("0")),
+            (
+                http::HeaderName::from_static("grpc-status"),
+                HeaderValue::from_static("0"),
+            ),
             (http::HeaderName::from_static("x-seen"), asked),
         ]);
         let frames = [Frame::data(body.to_bytes()), Frame::trailers(trailers)].map(Ok::<_, Infallible>);
-        let mut response = Response::new(BodyExt::boxed(StreamBody::new(futures_util::stream::iter(frames))));
-        response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+        let mut response = Response::new(BodyExt::boxed(StreamBody::new(futures_util::stream::iter(
+            frames,
+        ))));
+        response
+            .headers_mut()
+            .insert("content-type", HeaderValue::from_static("application/grpc"));
         response
     })
     .await;
     edge.apply(over_http2(table(1, service(State::Ready, &[server]))));
     let stream = TcpStream::connect(edge.http).await.expect("listens");
-    let (mut client, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("prior knowledge");
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .expect("prior knowledge");
     tokio::spawn(connection);
-    let sum = HeaderMap::from_iter([(http::HeaderName::from_static("x-checksum"), HeaderValue::from_static("42"))]);
+    let sum = HeaderMap::from_iter([(
+        http::HeaderName::from_static("x-checksum"),
+        HeaderValue::from_static("42"),
+    )]);
     let frames = [Frame::data(Bytes::from("\0\0\0\0\x02hi")), Frame::trailers(sum)].map(Ok::<_, Infallible>);
     let asked = Request::builder()
         .method("POST")
@@ -76,28 +117,81 @@ async fn grpc_streams_and_trailers_pass_both_ways_over_http2() {
         .body(StreamBody::new(futures_util::stream::iter(frames)))
         .expect("a request");
     let response = client.send_request(asked).await.expect("an answer");
-    assert_eq!((response.status(), &response.headers()["content-type"]), (StatusCode::OK, &HeaderValue::from_static("application/grpc")));
+    assert_eq!(
+        (response.status(), &response.headers()["content-type"]),
+        (StatusCode::OK, &HeaderValue::from_static("application/grpc"))
+    );
     let body = response.into_body().collect().await.expect("a whole body");
     let trailers = body.trailers().expect("trailers").clone();
-    assert_eq!((&trailers["grpc-status"], &trailers["x-seen"]), (&HeaderValue::from_static("0"), &HeaderValue::from_static("42")));
+    assert_eq!(
+        (&trailers["grpc-status"], &trailers["x-seen"]),
+        (&HeaderValue::from_static("0"), &HeaderValue::from_static("42"))
+    );
     assert_eq!(body.to_bytes(), "\0\0\0\0\x02hi");
 }
 
 #[tokio::test]
-async fn many_http2_requests_share_few_connections_and_survive_a_restart_of_the_instance() {
+async fn many_http2_requests_are_carried_at_once() {
     let edge = Fixture::start();
-    let first = echo(true).await;
-    let base = service(State::Ready, &[first]);
-    edge.apply(over_http2(table(1, base.clone())));
+    edge.apply(over_http2(table(1, service(State::Ready, &[echo(true).await]))));
     let client = h2_client(edge.http).await;
     let all = (0..100).map(|index| {
         let mut client = client.clone();
         async move {
-            let asked = Request::builder().uri(format!("http://app.test/{index}")).body(Full::default()).expect("a request");
-            Answer::read(client.send_request(asked).await.expect("an answer")).await.status
+            let asked = Request::builder()
+                .uri(format!("http://app.test/{index}"))
+                .body(Full::default())
+                .expect("a request");
+            Answer::read(client.send_request(asked).await.expect("an answer"))
+                .await
+                .status
         }
     });
-    assert!(futures_util::future::join_all(all).await.into_iter().all(|status| status == StatusCode::OK));
+    assert!(
+        futures_util::future::join_all(all)
+            .await
+            .into_iter()
+            .all(|status| status == StatusCode::OK)
+    );
+}
+
+/// An HTTP/2 server on `address` that ends, connections and all, when the task does.
+async fn mortal(
+    address: std::net::SocketAddr,
+    says: &'static str,
+) -> (std::net::SocketAddr, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind(address).await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let task = tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            let (stream, _) = listener.accept().await.expect("accepts");
+            let service =
+                hyper::service::service_fn(
+                    move |_| async move { Ok::<_, Infallible>(Response::new(full(says))) },
+                );
+            connections.spawn(
+                hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service),
+            );
+        }
+    });
+    (address, task)
+}
+
+#[tokio::test]
+async fn a_restarted_http2_instance_is_reached_over_a_new_connection() {
+    let edge = Fixture::start();
+    let (address, first) = mortal(std::net::SocketAddr::from(([127, 0, 0, 1], 0)), "first").await;
+    edge.apply(over_http2(table(1, service(State::Ready, &[address]))));
+    assert_eq!(get(edge.http, "/").await.text, "first");
+    first.abort();
+    assert!(first.await.expect_err("aborted").is_cancelled());
+    let (_, second) = mortal(address, "second").await;
+    for _ in 0..10 {
+        assert_eq!(get(edge.http, "/").await.text, "second");
+    }
+    second.abort();
 }
 
 /// A WebSocket server that returns every message with its path in front.
@@ -110,11 +204,14 @@ async fn websocket_echo() -> std::net::SocketAddr {
             tokio::spawn(async move {
                 let mut path = String::new();
                 #[expect(clippy::result_large_err, reason = "the callback's type is tungstenite's")]
-                let note = |request: &tokio_tungstenite::tungstenite::handshake::server::Request, response| {
+                let note = |request: &tokio_tungstenite::tungstenite::handshake::server::Request,
+                            response| {
                     path = request.uri().to_string();
                     Ok(response)
                 };
-                let Ok(mut socket) = tokio_tungstenite::accept_hdr_async(stream, note).await else { return };
+                let Ok(mut socket) = tokio_tungstenite::accept_hdr_async(stream, note).await else {
+                    return;
+                };
                 while let Some(Ok(message)) = socket.next().await {
                     if let Message::Text(text) = message {
                         let _gone = socket.send(Message::text(format!("{path} {text}"))).await;
@@ -133,7 +230,9 @@ async fn websockets_pass_count_as_in_flight_and_end_when_either_side_leaves() {
     source.hosts[0].routes[0].prefix = "/ws".into();
     edge.apply(source);
     let stream = TcpStream::connect(edge.http).await.expect("listens");
-    let (mut socket, response) = tokio_tungstenite::client_async("ws://app.test/ws/room?id=1", stream).await.expect("an upgrade");
+    let (mut socket, response) = tokio_tungstenite::client_async("ws://app.test/ws/room?id=1", stream)
+        .await
+        .expect("an upgrade");
     assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
     socket.send(Message::text("hello")).await.expect("sends");
     let echoed = socket.next().await.expect("open").expect("a message");
@@ -148,9 +247,16 @@ async fn websockets_pass_count_as_in_flight_and_end_when_either_side_leaves() {
 async fn an_instance_that_declines_an_upgrade_is_heard() {
     let edge = Fixture::start();
     edge.apply(table(1, service(State::Ready, &[says("no sockets here").await])));
-    let asked = request("/").header("connection", "Upgrade").header("upgrade", "websocket").body(Full::default()).expect("a request");
+    let asked = request("/")
+        .header("connection", "Upgrade")
+        .header("upgrade", "websocket")
+        .body(Full::default())
+        .expect("a request");
     let answer = send(edge.http, asked).await;
-    assert_eq!((answer.status, answer.text.as_str()), (StatusCode::OK, "no sockets here"));
+    assert_eq!(
+        (answer.status, answer.text.as_str()),
+        (StatusCode::OK, "no sockets here")
+    );
 }
 
 #[tokio::test]
@@ -159,23 +265,37 @@ async fn events_arrive_one_by_one() {
     let (sender, receiver) = tokio::sync::mpsc::channel::<&'static str>(1);
     let receiver = std::sync::Arc::new(std::sync::Mutex::new(Some(receiver)));
     let server = upstream(false, move |_| {
-        let mut receiver = receiver.lock().expect("not poisoned").take().expect("one request");
+        let mut receiver = receiver
+            .lock()
+            .expect("not poisoned")
+            .take()
+            .expect("one request");
         async move {
-            let frames = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx).map(|event| event.map(|event| Ok::<_, Infallible>(Frame::data(Bytes::from(event))))));
+            let frames = futures_util::stream::poll_fn(move |cx| {
+                receiver
+                    .poll_recv(cx)
+                    .map(|event| event.map(|event| Ok::<_, Infallible>(Frame::data(Bytes::from(event)))))
+            });
             Response::new(BodyExt::boxed(StreamBody::new(frames)))
         }
     })
     .await;
     edge.apply(table(1, service(State::Ready, &[server])));
     let mut client = TcpStream::connect(edge.http).await.expect("listens");
-    client.write_all(b"GET /events HTTP/1.1\r\nhost: app.test\r\naccept: text/event-stream\r\n\r\n").await.expect("writes");
+    client
+        .write_all(b"GET /events HTTP/1.1\r\nhost: app.test\r\naccept: text/event-stream\r\n\r\n")
+        .await
+        .expect("writes");
     let mut seen = String::new();
     for event in ["data: one\n\n", "data: two\n\n"] {
         sender.send(event).await.expect("the stream is open");
         // Only this event can arrive: the next is not sent before.
         while !seen.contains(event) {
             let mut buffer = [0; 1024];
-            let read = tokio::time::timeout(PATIENCE, client.read(&mut buffer)).await.expect("in time").expect("reads");
+            let read = tokio::time::timeout(PATIENCE, client.read(&mut buffer))
+                .await
+                .expect("in time")
+                .expect("reads");
             assert!(read > 0);
             seen.push_str(&String::from_utf8_lossy(&buffer[..read]));
         }

@@ -26,16 +26,25 @@ async fn reverser() -> std::net::SocketAddr {
 
 fn with_port(mut source: RoutingTable, public_port: u16) -> RoutingTable {
     let service_id = source.services[0].id;
-    source.tcp_ports.push(TcpPort { public_port, service_id, port: PORT });
+    source.tcp_ports.push(TcpPort {
+        public_port,
+        service_id,
+        port: PORT,
+    });
     source
 }
 
 async fn ask(port: u16, text: &str) -> String {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("the port is open");
+    let mut stream = TcpStream::connect(("127.0.0.1", port))
+        .await
+        .expect("the port is open");
     stream.write_all(text.as_bytes()).await.expect("writes");
     stream.shutdown().await.expect("closes its half");
     let mut answer = String::new();
-    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("in time").expect("reads");
+    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer))
+        .await
+        .expect("in time")
+        .expect("reads");
     answer
 }
 
@@ -61,9 +70,19 @@ async fn a_connection_wakes_a_sleeper_and_counts_as_in_flight() {
     let sleeping = service(State::Sleeping, &[]);
     edge.apply(with_port(table(1, sleeping.clone()), port));
     let asking = tokio::spawn(async move { ask(port, "abc").await });
-    until("it waits", || metric(&edge.handle.metrics(), "tram_edge_queued", "") == Some(1.0)).await;
-    assert_eq!(metric(&edge.handle.metrics(), "tram_edge_wakes_total", ""), Some(1.0));
-    let awake = Service { state: State::Ready, endpoints: vec![endpoint(reverser().await)], ..sleeping };
+    until("it waits", || {
+        metric(&edge.handle.metrics(), "tram_edge_queued", "") == Some(1.0)
+    })
+    .await;
+    assert_eq!(
+        metric(&edge.handle.metrics(), "tram_edge_wakes_total", ""),
+        Some(1.0)
+    );
+    let awake = Service {
+        state: State::Ready,
+        endpoints: vec![endpoint(reverser().await)],
+        ..sleeping
+    };
     edge.apply(with_port(table(2, awake), port));
     assert_eq!(asking.await.expect("no panic"), "cba");
     let open = TcpStream::connect(("127.0.0.1", port)).await.expect("open");
@@ -78,9 +97,15 @@ async fn a_taken_port_is_reported_and_tried_again() {
     let edge = Fixture::start();
     let holder = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
     let port = holder.local_addr().expect("bound").port();
-    let (client, mut events) = tram_edge::link::Client::connect(&tram_edge::link::socket_path(edge.dir.path())).await.expect("the edge listens");
+    let (client, mut events) =
+        tram_edge::link::Client::connect(&tram_edge::link::socket_path(edge.dir.path()))
+            .await
+            .expect("the edge listens");
     let ready = service(State::Ready, &[reverser().await]);
-    client.push_table(&with_port(table(1, ready), port)).await.expect("accepted");
+    client
+        .push_table(&with_port(table(1, ready), port))
+        .await
+        .expect("accepted");
     let reported = async {
         loop {
             if let Some(tram_edge::link::Event::Report(report)) = events.next().await
@@ -91,7 +116,10 @@ async fn a_taken_port_is_reported_and_tried_again() {
         }
     };
     let closed = tokio::time::timeout(PATIENCE, reported).await.expect("in time");
-    assert!(closed.public_port == port && closed.reason.contains("is taken"), "{closed:?}");
+    assert!(
+        closed.public_port == port && closed.reason.contains("is taken"),
+        "{closed:?}"
+    );
     drop(holder);
     let deadline = std::time::Instant::now() + PATIENCE;
     while TcpStream::connect(("127.0.0.1", port)).await.is_err() {

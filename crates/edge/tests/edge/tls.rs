@@ -32,18 +32,30 @@ fn trusting(roots: impl IntoIterator<Item = CertificateDer<'static>>, alpn: &[&[
 }
 
 fn authority(edge: &Fixture) -> CertificateDer<'static> {
-    tram_edge::ca::ensure(edge.dir.path()).expect("the edge made it").certificate().clone()
+    tram_edge::ca::ensure(edge.dir.path())
+        .expect("the edge made it")
+        .certificate()
+        .clone()
 }
 
-async fn handshake(edge: &Fixture, connector: &TlsConnector, name: &str) -> std::io::Result<TlsStream<TcpStream>> {
+async fn handshake(
+    edge: &Fixture,
+    connector: &TlsConnector,
+    name: &str,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(edge.https).await.expect("listens");
-    connector.connect(ServerName::try_from(name.to_owned()).expect("a name"), stream).await
+    connector
+        .connect(ServerName::try_from(name.to_owned()).expect("a name"), stream)
+        .await
 }
 
 /// A self-signed certificate in the edge's directory.
 fn give(dir: &Path, file: &str, name: &str) -> CertificateDer<'static> {
     let key = KeyPair::generate().expect("a key");
-    let certificate = CertificateParams::new(vec![name.to_owned()]).expect("a name").self_signed(&key).expect("signs");
+    let certificate = CertificateParams::new(vec![name.to_owned()])
+        .expect("a name")
+        .self_signed(&key)
+        .expect("signs");
     fs::create_dir_all(dir.join("certs")).expect("writable");
     fs::write(dir.join(format!("certs/{file}.key")), key.serialize_pem()).expect("writable");
     fs::write(dir.join(format!("certs/{file}.crt")), certificate.pem()).expect("writable");
@@ -56,24 +68,54 @@ async fn the_local_authority_signs_for_hosts_of_the_table_and_no_others() {
     edge.apply(table(1, service(State::Ready, &[echo(false).await])));
     let connector = trusting([authority(&edge)], &[]);
     let stream = handshake(&edge, &connector, "app.test").await.expect("trusted");
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP/1.1");
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .expect("HTTP/1.1");
     tokio::spawn(connection);
-    let answer = Answer::read(sender.send_request(request("/").body(Full::<Bytes>::default()).expect("a request")).await.expect("an answer")).await;
-    assert!(answer.text.contains("x-forwarded-proto: https"), "{}", answer.text);
-    handshake(&edge, &connector, "anything.test").await.expect("under the base domain");
-    handshake(&edge, &connector, "127.0.0.1").await.expect("a client that names no host");
-    handshake(&edge, &connector, "example.org").await.expect_err("not ours to sign for");
+    let answer = Answer::read(
+        sender
+            .send_request(request("/").body(Full::<Bytes>::default()).expect("a request"))
+            .await
+            .expect("an answer"),
+    )
+    .await;
+    assert!(
+        answer.text.contains("x-forwarded-proto: https"),
+        "{}",
+        answer.text
+    );
+    handshake(&edge, &connector, "anything.test")
+        .await
+        .expect("under the base domain");
+    handshake(&edge, &connector, "127.0.0.1")
+        .await
+        .expect("a client that names no host");
+    handshake(&edge, &connector, "example.org")
+        .await
+        .expect_err("not ours to sign for");
 }
 
 #[tokio::test]
 async fn alpn_chooses_http2() {
     let edge = Fixture::start();
     edge.apply(table(1, service(State::Ready, &[echo(false).await])));
-    let stream = handshake(&edge, &trusting([authority(&edge)], &[b"h2", b"http/1.1"]), "app.test").await.expect("trusted");
+    let stream = handshake(
+        &edge,
+        &trusting([authority(&edge)], &[b"h2", b"http/1.1"]),
+        "app.test",
+    )
+    .await
+    .expect("trusted");
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .expect("HTTP/2");
     tokio::spawn(connection);
-    let asked = http::Request::builder().uri("https://app.test/x").body(Full::<Bytes>::default()).expect("a request");
+    let asked = http::Request::builder()
+        .uri("https://app.test/x")
+        .body(Full::<Bytes>::default())
+        .expect("a request");
     let answer = Answer::read(sender.send_request(asked).await.expect("an answer")).await;
     assert!(answer.text.starts_with("GET /x\n"), "{}", answer.text);
 }
@@ -88,7 +130,10 @@ async fn given_certificates_go_before_and_are_reloaded_when_they_change() {
         let connector = trusting([wanted.clone()], &[]);
         let deadline = std::time::Instant::now() + PATIENCE;
         while handshake(&edge, &connector, name).await.is_err() {
-            assert!(std::time::Instant::now() < deadline, "the certificate for {name} is never served");
+            assert!(
+                std::time::Instant::now() < deadline,
+                "the certificate for {name} is never served"
+            );
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
     };
@@ -97,7 +142,11 @@ async fn given_certificates_go_before_and_are_reloaded_when_they_change() {
     let second = give(edge.dir.path(), "app.test", "app.test");
     served("app.test", &second).await;
     // A key that does not fit must not take the site down.
-    fs::write(edge.dir.path().join("certs/app.test.key"), KeyPair::generate().expect("a key").serialize_pem()).expect("writable");
+    fs::write(
+        edge.dir.path().join("certs/app.test.key"),
+        KeyPair::generate().expect("a key").serialize_pem(),
+    )
+    .expect("writable");
     tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
     served("app.test", &second).await;
 }
