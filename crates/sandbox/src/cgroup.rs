@@ -14,7 +14,7 @@ mod v2;
 use std::fmt::Debug;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -35,8 +35,11 @@ const CPU_PERIOD_USEC: u64 = 100_000;
 pub(crate) struct Attach {
     /// The unified cgroup to be born in.
     pub(crate) born_in: Option<OwnedFd>,
-    /// `cgroup.procs` files to write `0` to.
+    /// `cgroup.procs` files to write `0` to at once.
     pub(crate) procs: Vec<File>,
+    /// The same, for when nothing but the program is left: an instance's CPU limit should not slow
+    /// down its own launch.
+    pub(crate) cpu: Vec<File>,
 }
 
 /// How one layout of cgroups does it. `name` is the instance's id.
@@ -67,6 +70,14 @@ pub(crate) struct OomWatch {
     pub(crate) fd: OwnedFd,
     /// The poll condition to wait for.
     pub(crate) flags: rustix::event::PollFlags,
+}
+
+impl Attach {
+    /// What a child must not lose when descriptors are closed.
+    pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let files = self.procs.iter().chain(&self.cpu).map(AsFd::as_fd);
+        files.chain(self.born_in.as_ref().map(AsFd::as_fd))
+    }
 }
 
 impl OomWatch {

@@ -60,12 +60,17 @@ pub(crate) fn become_instance(
     filter: &Filter,
     ready: impl FnOnce(),
 ) -> Step<Infallible> {
-    enter_cgroups(attach)?;
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP).during(|| "make a cgroup namespace".into())?;
+    let Attach { procs, cpu, .. } = attach;
+    enter_cgroups(procs)?;
     enter_network(&spec.network)?;
-    rustix::process::setsid().during(|| "make a session".into())?;
     rustix::system::sethostname(spec.hostname.as_bytes()).during(|| "set the hostname".into())?;
     rootfs::build(spec, dir)?;
+    // Now, because the setting up was in a hurry and the program is not: its session, its priority and
+    // its share of the CPU begin here.
+    rustix::process::setsid().during(|| "make a session".into())?;
+    sys::hurry(false);
+    enter_cgroups(cpu)?;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP).during(|| "make a cgroup namespace".into())?;
     rustix::process::chdir(spec.cwd.as_str()).during(|| format!("enter the working directory {}", spec.cwd))?;
     let identity = Identity { user: &spec.user, capabilities: &spec.capabilities, nofile: spec.limits.nofile };
     start_program(&identity, &spec.argv, &spec.env, filter, ready)
@@ -101,8 +106,8 @@ pub(crate) fn start_program(
 }
 
 /// Move this process into the cgroups it was not born in.
-pub(crate) fn enter_cgroups(attach: Attach) -> Step<()> {
-    for mut procs in attach.procs {
+pub(crate) fn enter_cgroups(procs: Vec<std::fs::File>) -> Step<()> {
+    for mut procs in procs {
         procs.write_all(b"0").during(|| "enter the cgroup".into())?;
     }
     Ok(())

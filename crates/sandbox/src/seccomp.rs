@@ -2,20 +2,18 @@
 //!
 //! Owns the filter: built once by the supervisor, put on by every first process and every exec.
 //!
-//! The one design choice to know: there are two filters. The first is an allow-list in the spirit of
-//! Docker's default; what is not on it fails with EPERM. The second says ENOSYS for calls that
-//! programs probe for and can do without (`clone3`, and calls newer than our list), because they take
-//! EPERM for a real failure and ENOSYS for "use the older way". Of two equal verdicts the kernel
-//! takes the last filter's errno.
+//! The one design choice to know: programs probe for new calls and take ENOSYS for "use the older way"
+//! but EPERM for a real failure. So what is refused fails with EPERM, and `clone3` and everything newer
+//! than our list with ENOSYS. The kernel runs a filter for every call number when it is put on, so the
+//! filter is a search tree (see `tree`), not a list: 0.1 ms of a launch instead of 0.7.
 
 mod calls;
+mod tree;
 
 use std::collections::BTreeMap;
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch, sock_filter,
-};
+use seccompiler::{BpfProgram, TargetArch};
+use tree::{Check, Verdict};
 
 /// System call numbers from here on are newer than this list; both architectures share them.
 const FIRST_UNKNOWN: u32 = 463;
@@ -24,23 +22,22 @@ const FIRST_UNKNOWN: u32 = 463;
 const NOT_IMPLEMENTED: [u32; 11] = [435, 451, 453, 454, 455, 456, 457, 458, 459, 460, 461];
 
 /// Namespaces cannot be made: every `CLONE_NEW*` flag of `clone`.
-const NAMESPACE_FLAGS: u64 = 0x7E02_0080;
+const NAMESPACE_FLAGS: u32 = 0x7E02_0080;
 /// Address families that are no business of an instance: AF_VSOCK talks to the hypervisor, AF_ALG
 /// reaches kernel crypto with a long record of holes.
-const REFUSED_FAMILIES: [u64; 2] = [40, 38];
+const REFUSED_FAMILIES: [u32; 2] = [40, 38];
 /// `ioctl`s that type into a terminal.
-const REFUSED_IOCTLS: [u64; 2] = [0x5412, 0x541C];
+const REFUSED_IOCTLS: [u32; 2] = [0x5412, 0x541C];
 /// `personality` values that do not weaken the process.
-const PERSONALITIES: [u64; 5] = [0x0, 0x0008, 0x2_0000, 0x2_0008, 0xffff_ffff];
-const FILE_TYPE_MASK: u64 = 0o170_000;
+const PERSONALITIES: [u32; 5] = [0x0, 0x0008, 0x2_0000, 0x2_0008, 0xffff_ffff];
+const FILE_TYPE_MASK: u32 = 0o170_000;
 /// `mknod` of a regular file (two ways to say it), a pipe, a socket; never a device.
-const NODE_TYPES: [u64; 4] = [0, 0o100_000, 0o010_000, 0o140_000];
+const NODE_TYPES: [u32; 4] = [0, 0o100_000, 0o010_000, 0o140_000];
 
-/// The compiled filters.
+/// The compiled filter.
 #[derive(Debug, Clone)]
 pub(crate) struct Filter {
-    allow: BpfProgram,
-    not_implemented: BpfProgram,
+    program: BpfProgram,
 }
 
 /// The filter could not be built or put on.
@@ -48,8 +45,6 @@ pub(crate) struct Filter {
 pub(crate) enum Error {
     #[error("this processor architecture has no system call filter")]
     Architecture(#[source] seccompiler::BackendError),
-    #[error("cannot build the system call filter")]
-    Build(#[source] seccompiler::BackendError),
     #[error("cannot put on the system call filter")]
     Apply(#[source] seccompiler::Error),
 }
@@ -57,87 +52,30 @@ pub(crate) enum Error {
 impl Filter {
     pub(crate) fn build() -> Result<Self, Error> {
         let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(Error::Architecture)?;
-        let rules = rules().map_err(Error::Build)?;
-        let errno = SeccompAction::Errno(libc::EPERM.cast_unsigned());
-        let allow = SeccompFilter::new(rules, errno, SeccompAction::Allow, architecture)
-            .and_then(BpfProgram::try_from)
-            .map_err(Error::Build)?;
-        Ok(Self { allow, not_implemented: not_implemented() })
+        Ok(Self { program: tree::compile(architecture, &verdicts(), FIRST_UNKNOWN) })
     }
 
     /// From here on, and in every child: needs `no_new_privs`, which this also sets.
     pub(crate) fn apply(&self) -> Result<(), Error> {
-        // The allow-list has `seccomp`, so the second can follow the first.
-        seccompiler::apply_filter(&self.allow).map_err(Error::Apply)?;
-        seccompiler::apply_filter(&self.not_implemented).map_err(Error::Apply)
+        seccompiler::apply_filter(&self.program).map_err(Error::Apply)
     }
 }
 
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
-
-fn rules() -> Result<Rules, seccompiler::BackendError> {
-    let mut rules: Rules = calls::COMMON.iter().chain(calls::ARCHITECTURE).map(|call| (*call, Vec::new())).collect();
-
-    let namespaces = condition(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(NAMESPACE_FLAGS), 0)?;
-    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![namespaces])?]);
-
-    rules.insert(libc::SYS_socket, vec![none_of(0, &REFUSED_FAMILIES)?]);
-    rules.insert(libc::SYS_ioctl, vec![none_of(1, &REFUSED_IOCTLS)?]);
-    rules.insert(libc::SYS_personality, one_of(0, SeccompCmpOp::Eq, &PERSONALITIES)?);
-    rules.insert(libc::SYS_mknodat, one_of(2, SeccompCmpOp::MaskedEq(FILE_TYPE_MASK), &NODE_TYPES)?);
+/// What is said to each call; to those not here, EPERM.
+fn verdicts() -> BTreeMap<u32, Verdict> {
+    let number = |call: i64| u32::try_from(call).unwrap_or(u32::MAX);
+    let allowed = calls::COMMON.iter().chain(calls::ARCHITECTURE);
+    let mut verdicts: BTreeMap<u32, Verdict> = allowed.map(|call| (number(*call), Verdict::Allow)).collect();
+    verdicts.extend(NOT_IMPLEMENTED.map(|call| (call, Verdict::NotImplemented)));
+    let mut check = |call: i64, argument: u8, check: Check| verdicts.insert(number(call), Verdict::Check(argument, check));
+    check(libc::SYS_clone, 0, Check::NoneSet(NAMESPACE_FLAGS));
+    check(libc::SYS_socket, 0, Check::NoneOf(&REFUSED_FAMILIES));
+    check(libc::SYS_ioctl, 1, Check::NoneOf(&REFUSED_IOCTLS));
+    check(libc::SYS_personality, 0, Check::OneOf { mask: u32::MAX, values: &PERSONALITIES });
+    check(libc::SYS_mknodat, 2, Check::OneOf { mask: FILE_TYPE_MASK, values: &NODE_TYPES });
     #[cfg(target_arch = "x86_64")]
-    rules.insert(libc::SYS_mknod, one_of(1, SeccompCmpOp::MaskedEq(FILE_TYPE_MASK), &NODE_TYPES)?);
-    Ok(rules)
-}
-
-fn condition(
-    argument: u8,
-    length: SeccompCmpArgLen,
-    operator: SeccompCmpOp,
-    value: u64,
-) -> Result<SeccompCondition, seccompiler::BackendError> {
-    SeccompCondition::new(argument, length, operator, value)
-}
-
-/// One rule that holds when the (32 bit) argument is none of these.
-fn none_of(argument: u8, values: &[u64]) -> Result<SeccompRule, seccompiler::BackendError> {
-    let conditions: Result<Vec<_>, _> = values
-        .iter()
-        .map(|value| condition(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, *value))
-        .collect();
-    SeccompRule::new(conditions?)
-}
-
-/// Rules of which one holds when the (32 bit) argument is one of these.
-fn one_of(argument: u8, operator: SeccompCmpOp, values: &[u64]) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
-    values
-        .iter()
-        .map(|value| SeccompRule::new(vec![condition(argument, SeccompCmpArgLen::Dword, operator.clone(), *value)?]))
-        .collect()
-}
-
-/// The second filter, by hand: the compiler has no "greater than" for call numbers. It needs no look
-/// at the architecture, because the first kills processes that use a foreign one.
-fn not_implemented() -> BpfProgram {
-    // Classic BPF: load a word, jump if equal, jump if greater or equal, return.
-    const LOAD: u16 = 0x20;
-    const JUMP_EQUAL: u16 = 0x15;
-    const JUMP_GREATER_EQUAL: u16 = 0x35;
-    const RETURN: u16 = 0x06;
-    const ALLOW: u32 = 0x7fff_0000;
-    const ERRNO: u32 = 0x0005_0000;
-
-    let mut program = vec![sock_filter { code: LOAD, jt: 0, jf: 0, k: 0 }];
-    // Each comparison, when true, jumps over the ones left and over the `allow`.
-    let mut left = u8::try_from(NOT_IMPLEMENTED.len()).unwrap_or(u8::MAX);
-    program.push(sock_filter { code: JUMP_GREATER_EQUAL, jt: left + 1, jf: 0, k: FIRST_UNKNOWN });
-    for call in NOT_IMPLEMENTED {
-        program.push(sock_filter { code: JUMP_EQUAL, jt: left, jf: 0, k: call });
-        left -= 1;
-    }
-    program.push(sock_filter { code: RETURN, jt: 0, jf: 0, k: ALLOW });
-    program.push(sock_filter { code: RETURN, jt: 0, jf: 0, k: ERRNO | libc::ENOSYS.cast_unsigned() });
-    program
+    check(libc::SYS_mknod, 1, Check::OneOf { mask: FILE_TYPE_MASK, values: &NODE_TYPES });
+    verdicts
 }
 
 #[cfg(test)]
@@ -194,6 +132,25 @@ mod tests {
         for call in [libc::SYS_clone3, 451, 461, 463, 467, 600] {
             assert_eq!(errno_under_filter(call, [0; 3]), libc::ENOSYS, "call {call}");
         }
+    }
+
+    #[test]
+    fn every_number_gets_the_verdict_of_the_list() {
+        let (filter, verdicts) = (Filter::build().unwrap(), verdicts());
+        for call in (0..700).chain([u32::MAX, 0x4000_0000, 0x4000_0001]) {
+            let expected = match verdicts.get(&call) {
+                _ if call >= FIRST_UNKNOWN => Some(tree::NOT_IMPLEMENTED),
+                None => Some(tree::REFUSE),
+                Some(Verdict::Allow) => Some(tree::ALLOW),
+                Some(Verdict::NotImplemented) => Some(tree::NOT_IMPLEMENTED),
+                Some(Verdict::Check(..)) => None,
+            };
+            if let Some(expected) = expected {
+                assert_eq!(tree::simulate(&filter.program, std::env::consts::ARCH, call), expected, "call {call}");
+            }
+        }
+        assert_eq!(tree::simulate(&filter.program, "other", 0), tree::KILL);
+        assert!(filter.program.len() < 1000, "{} instructions", filter.program.len());
     }
 
     #[test]

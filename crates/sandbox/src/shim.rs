@@ -83,16 +83,15 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
     let attach = order.driver.attach(order.spec.id.as_str())?;
     let mut keep = vec![order.report.as_fd(), order.lock.as_fd(), null.as_fd()];
     keep.extend([&stdout, &child_stdout, &stderr, &child_stderr, &verdict, &child_verdict].map(AsFd::as_fd));
-    keep.extend(attach.procs.iter().map(AsFd::as_fd));
-    keep.extend(attach.born_in.as_ref().map(AsFd::as_fd));
+    keep.extend(attach.fds());
     sys::close_all_except(&keep)?;
     sys::set_stdio(null.as_fd(), null.as_fd(), null.as_fd())?;
 
     let own = own_identity()?;
-    let Attach { born_in, procs } = attach;
+    let Attach { born_in, procs, cpu } = attach;
     let child = sys::clone3(init::namespaces(&order.spec.network), born_in.as_ref().map(AsFd::as_fd), || {
         let stdio = [null.as_fd(), child_stdout.as_fd(), child_stderr.as_fd()];
-        let attach = Attach { born_in: None, procs };
+        let attach = Attach { born_in: None, procs, cpu };
         let Err(failure) = first_process(order, attach, stdio, &child_verdict);
         // Nobody listens when the shim is gone; then there is nobody to tell either.
         let _ = File::from(child_verdict).write_all(&serde_json::to_vec(&failure).unwrap_or_default());
@@ -116,6 +115,7 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
     let (boot_id, generation) = (order.boot_id.to_owned(), order.spec.generation);
     order.dir.write_run(&Run { boot_id, generation, shim: own, init, started_at })?;
     report(order, &Report::Started { init, started_at });
+    sys::hurry(false);
 
     let writer = Writer::open(&order.dir.logs(), &order.spec.logs)?;
     let streams = [(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
@@ -127,6 +127,7 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
 /// Out of the supervisor's session, and hard to kill by accident.
 fn detach() -> io::Result<()> {
     rustix::process::setsid()?;
+    sys::hurry(true);
     rustix::thread::set_name(c"tram-shim")?;
     sys::reset_signals()?;
     sys::ignore_signals(&IGNORED_SIGNALS);

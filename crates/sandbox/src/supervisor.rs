@@ -149,6 +149,7 @@ impl<'a> Waiting<'a> {
 
 impl Supervisor {
     fn start(config: &Config) -> Result<Self, Error> {
+        sys::hurry_process(true);
         fill_stdio().map_err(setup("open the null device"))?;
         let state = StateDir::ensure(&config.state_dir).map_err(setup("make the state directory"))?;
         let lock = lock(state.root())?;

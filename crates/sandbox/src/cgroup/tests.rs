@@ -16,7 +16,7 @@ fn root() -> bool {
 fn sleeper(driver: &dyn Driver, name: &str) -> std::process::Child {
     let child = Command::new("sleep").arg("1000").stdout(Stdio::null()).spawn().unwrap();
     let attach = driver.attach(name).unwrap();
-    for mut file in attach.procs {
+    for mut file in attach.procs.into_iter().chain(attach.cpu) {
         std::io::Write::write_all(&mut file, child.id().to_string().as_bytes()).unwrap();
     }
     if attach.born_in.is_some() {

@@ -27,7 +27,7 @@ impl Unified {
 
     pub(super) fn attach(&self) -> io::Result<Attach> {
         let directory: OwnedFd = File::open(&self.path)?.into();
-        Ok(Attach { born_in: Some(directory), procs: Vec::new() })
+        Ok(Attach { born_in: Some(directory), procs: Vec::new(), cpu: Vec::new() })
     }
 
     pub(super) fn kill(&self) -> io::Result<()> {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::event::PollFlags;
 
-use super::unified::{Unified, open_procs};
+use super::unified::Unified;
 use super::{
     Attach, CPU_PERIOD_USEC, Driver, OomWatch, child_names, ensure_dir, keyed, read, read_number, remove_tree, write,
 };
@@ -81,11 +81,7 @@ impl Driver for V2 {
     }
 
     fn attach(&self, name: &str) -> io::Result<Attach> {
-        let mut attach = self.unified(name).attach()?;
-        if attach.born_in.is_none() {
-            attach.procs.push(open_procs(&self.path(name))?);
-        }
-        Ok(attach)
+        self.unified(name).attach()
     }
 
     fn kill(&self, name: &str) -> io::Result<()> {

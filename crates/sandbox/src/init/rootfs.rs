@@ -191,15 +191,15 @@ fn mount_dev(root: &Root, shm_bytes: u64) -> Step<()> {
     let pts = [("gid", TTY_GROUP), ("mode", "0620"), ("ptmxmode", "0666")];
     let shm_size = shm_bytes.to_string();
     let shm = [("size", shm_size.as_str()), ("mode", "1777")];
-    let mounts: [(&str, &str, &[(&str, &str)], MountAttrFlags); 3] =
-        [("pts", "devpts", &pts, nosuid | noexec), ("shm", "tmpfs", &shm, hardened), ("mqueue", "mqueue", &[], hardened)];
-    for (name, kind, options, flags) in mounts {
+    let mount = |name: &str, kind: &str, options: &[(&str, &str)], flags| {
         let what = || format!("mount /dev/{name}");
         rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755)).during(what)?;
         let mount = new_mount(kind, options, flags).during(what)?;
-        attach(mount.as_fd(), dev.as_fd(), Path::new(name)).during(what)?;
-    }
-    Ok(())
+        attach(mount.as_fd(), dev.as_fd(), Path::new(name)).during(what)
+    };
+    mount("pts", "devpts", &pts, nosuid | noexec)?;
+    mount("shm", "tmpfs", &shm, hardened)?;
+    mount("mqueue", "mqueue", &[], hardened)
 }
 
 /// From here on, `/` is the instance's root and the machine's is gone.

@@ -134,7 +134,7 @@ impl Writer {
         let path = self.dir.join(format::segment_name(newest));
         let content = fs::read(&path)?;
         let whole = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        let last = content.get(..whole).unwrap_or_default().split(|byte| *byte == b'\n').filter_map(format::decode).last();
+        let last = content.get(..whole).unwrap_or_default().split(|byte| *byte == b'\n').rev().find_map(format::decode);
         OpenOptions::new().write(true).open(&path)?.set_len(whole as u64)?;
         let next = last.map_or(newest, |record| record.cursor.0 + 1);
         Ok(Head { next, segment: newest, length: whole as u64 })

@@ -157,14 +157,14 @@ fn start(order: Order<'_>, report: &OwnedFd) -> Result<(), LaunchFailure> {
     };
     let prepare = || {
         rustix::process::setsid()?;
+        sys::hurry(true);
         rustix::thread::set_name(c"tram-exec")?;
         sys::reset_signals()?;
         sys::ignore_signals(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE]);
         let null: OwnedFd = File::options().read(true).write(true).open("/dev/null")?.into();
         let mut keep = vec![init.as_fd(), report.as_fd(), exit.as_fd(), null.as_fd()];
         keep.extend(stdio.iter().map(AsFd::as_fd));
-        keep.extend(attach.procs.iter().map(AsFd::as_fd));
-        keep.extend(attach.born_in.as_ref().map(AsFd::as_fd));
+        keep.extend(attach.fds());
         sys::close_all_except(&keep)?;
         sys::set_stdio(null.as_fd(), null.as_fd(), null.as_fd())
     };
@@ -175,15 +175,15 @@ fn start(order: Order<'_>, report: &OwnedFd) -> Result<(), LaunchFailure> {
 
     let terminal = exec.tty.map(open_terminal).transpose().map_err(|error| during("open a terminal", error))?;
     let (verdict, child_verdict) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| during("make a pipe", errno.into()))?;
-    let Attach { born_in, procs } = attach;
+    let Attach { born_in, mut procs, cpu } = attach;
+    procs.extend(cpu);
     let child = sys::clone3(0, born_in.as_ref().map(AsFd::as_fd), || {
         let ends: Vec<BorrowedFd<'_>> = match &terminal {
             Some((_, peer)) => vec![peer.as_fd(); STDIO],
             None => stdio.iter().map(AsFd::as_fd).collect(),
         };
-        let attach = Attach { born_in: None, procs };
         let program = Program { spec, exec, filter, init: init.as_fd() };
-        let Err(failure) = program.become_it(attach, &ends, terminal.is_some(), &child_verdict);
+        let Err(failure) = program.become_it(procs, &ends, terminal.is_some(), &child_verdict);
         let _ = File::from(child_verdict).write_all(&serde_json::to_vec(&failure).unwrap_or_default());
         1
     });
@@ -242,16 +242,17 @@ struct Program<'a> {
 impl Program<'_> {
     fn become_it(
         &self,
-        attach: Attach,
+        procs: Vec<File>,
         ends: &[BorrowedFd<'_>],
         terminal: bool,
         verdict: &OwnedFd,
     ) -> Result<Infallible, LaunchFailure> {
         let user = self.exec.user.as_ref().unwrap_or(&self.spec.user);
-        init::enter_cgroups(attach)?;
+        init::enter_cgroups(procs)?;
         let settle = || {
             setns(self.init, CloneFlags::CLONE_NEWCGROUP)?;
             rustix::process::setsid()?;
+            sys::hurry(false);
             let [stdin, stdout, stderr] = ends else { return Err(io::Error::from(io::ErrorKind::InvalidInput)) };
             if terminal {
                 rustix::process::ioctl_tiocsctty(stdin)?;

@@ -27,6 +27,7 @@ impl Sweeper {
             let sweep = || {
                 sys::close_all_except(&[])?;
                 rustix::thread::set_name(c"tram-sweeper")?;
+                sys::hurry(false);
                 sys::reset_signals()?;
                 for entry in fs::read_dir(&trash)? {
                     // Go on with the others; the next sweep tries this one again.

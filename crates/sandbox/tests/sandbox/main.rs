@@ -2,6 +2,13 @@
 //!
 //! Needs root and a static busybox; every test says so and passes when they are missing.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "tests fail by panicking, and say on stderr why they were skipped"
+)]
+
 mod exec;
 mod freeze;
 mod isolation;
