@@ -9,7 +9,6 @@ use tram_types::{
 use crate::{
     Change, Store,
     column::Column as _,
-    database::commit,
     error::{Error, Result},
     filter::{self, Listed, Page},
     intent::{AppEdit, ComposeApp, ComposeService, Composed, Deployed, NewApp, NewDeployment, NewDomain},
@@ -43,8 +42,12 @@ impl Store {
         let mut transaction = self.database().write(DOING).await?;
         Sql::insert(&app).run(&mut transaction, DOING).await?;
         Sql::insert(&domain).run(&mut transaction, DOING).await?;
-        commit(transaction, DOING).await?;
-        self.changed(&[Change::App(app.id), Change::Domain(domain.id)]);
+        self.finish(
+            transaction,
+            &[Change::App(app.id), Change::Domain(domain.id)],
+            DOING,
+        )
+        .await?;
         Ok((app, domain))
     }
 
@@ -164,10 +167,9 @@ impl Store {
         .values::<ServiceId>(&mut transaction, DOING)
         .await?;
         let app = get_in(&mut transaction, organization, id, DOING).await?;
-        commit(transaction, DOING).await?;
         let mut changes = vec![Change::App(id)];
         changes.extend(services.into_iter().map(Change::Service));
-        self.changed(&changes);
+        self.finish(transaction, &changes, DOING).await?;
         Ok(app)
     }
 
@@ -204,8 +206,7 @@ impl Store {
             changes.push(Change::Service(service));
         }
         let app = get_in(&mut transaction, organization, id, DOING).await?;
-        commit(transaction, DOING).await?;
-        self.changed(&changes);
+        self.finish(transaction, &changes, DOING).await?;
         Ok(app)
     }
 
@@ -257,8 +258,7 @@ impl Store {
             changes.push(Change::Service(deployed.service.id));
             made.push(deployed);
         }
-        commit(transaction, DOING).await?;
-        self.changed(&changes);
+        self.finish(transaction, &changes, DOING).await?;
         Ok(Composed {
             app,
             domain,

@@ -116,8 +116,9 @@ impl Store {
     /// Applies changes to one service and what belongs to it, all or none, in the order given.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when a row has another status than the one the update expects, when the intent changed
-    /// ([`Update::ExpectVersion`]), or when another process took the leadership: read again and plan anew.
+    /// [`Error::NotFound`] when the service is gone; [`Error::Conflict`] when a row has another status than the one
+    /// the update expects, when the intent changed ([`Update::ExpectVersion`]), or when another process took the
+    /// leadership: read again and plan anew.
     pub async fn apply(&self, service: ServiceId, updates: Vec<Update>) -> Result<()> {
         const DOING: &str = "applying what was confirmed of a service";
         if updates.is_empty() {
@@ -126,6 +127,15 @@ impl Store {
         let now = self.now();
         let mut transaction = self.database().write(DOING).await?;
         check_epoch(&mut transaction, self.epoch(), DOING).await?;
+        // An update that changes nothing takes the row, as intents do first: the version stays what it is until the
+        // commit, and two writers of one service never wait for each other.
+        let taken = Sql::new("UPDATE services SET version = version WHERE id = $1")
+            .bind(&service)
+            .run(&mut transaction, DOING)
+            .await?;
+        if taken == 0 {
+            return Err(Error::not_found("service", service));
+        }
         let mut events: Vec<NewEvent> = Vec::new();
         for update in updates {
             apply_one(&mut transaction, service, update, now, &mut events).await?;
@@ -271,8 +281,12 @@ impl Store {
         .bind(&service.app_id)
         .value::<u64>(&mut transaction, DOING)
         .await?;
-        commit(transaction, DOING).await?;
-        self.changed(&[Change::Service(id), Change::App(service.app_id)]);
+        self.finish(
+            transaction,
+            &[Change::Service(id), Change::App(service.app_id)],
+            DOING,
+        )
+        .await?;
         Ok(RemovedService {
             app_id: service.app_id,
             app_emptied: emptied == Some(1),
@@ -328,10 +342,9 @@ impl Store {
             .bind(&id)
             .run(&mut transaction, DOING)
             .await?;
-        commit(transaction, DOING).await?;
         let mut changes = vec![Change::App(id)];
         changes.extend(domains.into_iter().map(Change::Domain));
-        self.changed(&changes);
+        self.finish(transaction, &changes, DOING).await?;
         Ok(())
     }
 }

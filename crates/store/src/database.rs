@@ -27,6 +27,10 @@ const SQLITE_CACHE_KIB: u32 = 8 * 1024;
 const SQLITE_LOG_BYTES_KEPT: u32 = 16 * 1024 * 1024;
 /// Connections to PostgreSQL: far below its default limit of 100, which several replicas share.
 const POSTGRES_CONNECTIONS_MAX: u32 = 16;
+/// What every session of PostgreSQL says first. A statement that runs for longer, or waits for another's row for
+/// longer, fails instead of holding its caller; a transaction whose process was cut off gives its locks back.
+const POSTGRES_SESSION: &str = "SET statement_timeout = '30s'; SET lock_timeout = '10s'; \
+     SET idle_in_transaction_session_timeout = '60s'";
 /// How long a caller waits for a connection before it is told that the database is overloaded or gone.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -100,6 +104,14 @@ impl Database {
                 let pool = AnyPoolOptions::new()
                     .max_connections(POSTGRES_CONNECTIONS_MAX)
                     .acquire_timeout(ACQUIRE_TIMEOUT)
+                    .after_connect(|connection, _| {
+                        Box::pin(async move {
+                            sqlx::raw_sql(POSTGRES_SESSION)
+                                .execute(connection)
+                                .await
+                                .map(drop)
+                        })
+                    })
                     .connect(url)
                     .await
                     .map_err(|error| Error::unavailable(DOING, error))?;

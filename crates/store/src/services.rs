@@ -10,7 +10,6 @@ use crate::{
     Change, Store,
     apps::lock_app,
     column::Column as _,
-    database::commit,
     error::{Error, Result},
     filter::{self, Listed, Page},
     intent::{Deployed, NewDeployment, NewService, ServiceEdit},
@@ -31,11 +30,15 @@ impl Store {
         let wanted = self.proxy_ports_of(&new.proxy_ports);
         let mut transaction = self.database().write(DOING).await?;
         let deployed = insert_service(&mut transaction, wanted, new, self.now()).await?;
-        commit(transaction, DOING).await?;
-        self.changed(&[
-            Change::Service(deployed.service.id),
-            Change::App(deployed.service.app_id),
-        ]);
+        self.finish(
+            transaction,
+            &[
+                Change::Service(deployed.service.id),
+                Change::App(deployed.service.app_id),
+            ],
+            DOING,
+        )
+        .await?;
         Ok(deployed)
     }
 
@@ -67,8 +70,8 @@ impl Store {
             now,
         )
         .await?;
-        commit(transaction, DOING).await?;
-        self.changed(&[Change::Service(service)]);
+        self.finish(transaction, &[Change::Service(service)], DOING)
+            .await?;
         Ok(deployed)
     }
 
@@ -93,8 +96,12 @@ impl Store {
             self.now(),
         )
         .await?;
-        commit(transaction, DOING).await?;
-        self.changed(&[Change::Service(service), Change::App(deployed.service.app_id)]);
+        self.finish(
+            transaction,
+            &[Change::Service(service), Change::App(deployed.service.app_id)],
+            DOING,
+        )
+        .await?;
         Ok(deployed)
     }
 
@@ -154,8 +161,7 @@ impl Store {
             sql.with(" WHERE id = ", &id).run(&mut transaction, DOING).await?;
         }
         let service = get_in(&mut transaction, organization, id, DOING).await?;
-        commit(transaction, DOING).await?;
-        self.changed(&[Change::Service(id)]);
+        self.finish(transaction, &[Change::Service(id)], DOING).await?;
         Ok(service)
     }
 
@@ -180,8 +186,7 @@ impl Store {
         sql.add(", version = version + 1");
         sql.with(" WHERE id = ", &id).run(&mut transaction, DOING).await?;
         let service = get_in(&mut transaction, organization, id, DOING).await?;
-        commit(transaction, DOING).await?;
-        self.changed(&[Change::Service(id)]);
+        self.finish(transaction, &[Change::Service(id)], DOING).await?;
         Ok(service)
     }
 
@@ -215,8 +220,8 @@ impl Store {
         }
         bump(&mut transaction, service, DOING).await?;
         let deployment = get_in(&mut transaction, organization, id, DOING).await?;
-        commit(transaction, DOING).await?;
-        self.changed(&[Change::Service(service)]);
+        self.finish(transaction, &[Change::Service(service)], DOING)
+            .await?;
         Ok(deployment)
     }
 

@@ -9,12 +9,16 @@ use std::{
     },
 };
 
-use sqlx::AnyConnection;
-use tokio::sync::{RwLock, broadcast};
+use sqlx::{Any, AnyConnection, Transaction};
+use tokio::{
+    sync::{RwLock, broadcast},
+    task::AbortHandle,
+};
 use tram_types::{Clock, OrganizationId, Timestamp};
+use uuid::Uuid;
 
 use crate::{
-    change::{CHANGES_MAX, Change},
+    change::{self, CHANGES_MAX, Change},
     column::Column,
     database::{Database, Kind, commit},
     error::{Error, Result},
@@ -51,8 +55,20 @@ struct Inner {
     proxy_ports: RangeInclusive<u16>,
     clock: Arc<dyn Clock>,
     changes: broadcast::Sender<Change>,
+    /// Tells this process's own announcements from those of other replicas.
+    replica: Uuid,
+    /// Hears what other replicas announce; ends with the store.
+    listener: Option<AbortHandle>,
     /// The epoch of the leadership that this process took; 0: it never led.
     epoch: AtomicI64,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(listener) = &self.listener {
+            listener.abort();
+        }
+    }
 }
 
 impl Store {
@@ -78,6 +94,11 @@ impl Store {
         let keyring = Keyring::open(&options.keyring.path, create)?;
         keyring.check(&key_ids)?;
         let (changes, _) = broadcast::channel(CHANGES_MAX);
+        let replica = Uuid::new_v4();
+        let listener = match &database.kind {
+            Kind::Sqlite { .. } => None,
+            Kind::Postgres { url } => Some(change::listen(url, replica, changes.clone()).await?),
+        };
         Ok(Self {
             inner: Arc::new(Inner {
                 database,
@@ -85,6 +106,8 @@ impl Store {
                 proxy_ports: options.proxy_ports,
                 clock: options.clock,
                 changes,
+                replica,
+                listener,
                 epoch: AtomicI64::new(0),
             }),
         })
@@ -92,10 +115,14 @@ impl Store {
 
     /// Ends every connection and waits for them. Later calls fail.
     pub async fn close(&self) {
+        if let Some(listener) = &self.inner.listener {
+            listener.abort();
+        }
         self.inner.database.close().await;
     }
 
-    /// Changes from now on, sent after their commit. A receiver that lags has missed some: sweep.
+    /// Changes from now on, sent after their commit; with PostgreSQL those of other replicas too. A receiver that
+    /// lags has missed some: sweep.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<Change> {
         self.inner.changes.subscribe()
@@ -147,11 +174,22 @@ impl Store {
         self.inner.clock.now()
     }
 
-    /// Tells whoever listens; nobody listening is fine.
-    pub(crate) fn changed(&self, changes: &[Change]) {
+    /// Commits, and tells whoever listens, here and (PostgreSQL) in the other replicas.
+    pub(crate) async fn finish(
+        &self,
+        mut transaction: Transaction<'static, Any>,
+        changes: &[Change],
+        doing: &'static str,
+    ) -> Result<()> {
+        if self.database().is_postgres() {
+            change::announce(&mut transaction, changes, self.inner.replica, doing).await?;
+        }
+        commit(transaction, doing).await?;
         for change in changes {
+            // Nobody listening is fine.
             let _ = self.inner.changes.send(*change);
         }
+        Ok(())
     }
 
     /// One statement that reads one record.
@@ -222,10 +260,8 @@ impl Store {
     pub(crate) async fn write_one(&self, sql: Sql, changes: &[Change], doing: &'static str) -> Result<u64> {
         let mut transaction = self.database().write(doing).await?;
         let rows = sql.run(&mut transaction, doing).await?;
-        commit(transaction, doing).await?;
-        if rows > 0 {
-            self.changed(changes);
-        }
+        let changes = if rows > 0 { changes } else { &[] };
+        self.finish(transaction, changes, doing).await?;
         Ok(rows)
     }
 }

@@ -69,6 +69,7 @@ cases! {
     controlling::a_service_goes_when_its_instances_are_forgotten,
     controlling::routes_of_one_are_the_routes_of_all,
     controlling::one_process_leads_and_a_former_leader_is_refused,
+    controlling::changes_reach_other_replicas,
     controlling::changes_are_told_after_the_commit,
     past::counts_are_of_one_organization,
     past::events_keep_their_order,

@@ -439,6 +439,23 @@ pub(super) async fn one_process_leads_and_a_former_leader_is_refused(fixture: &F
     other.close().await;
 }
 
+pub(super) async fn changes_reach_other_replicas(fixture: &Fixture) {
+    let store = &fixture.store;
+    let (organization, _) = fixture.organization().await;
+    let other = Store::open(fixture.options.clone()).await.unwrap();
+    let (mut here, mut there) = (store.subscribe(), other.subscribe());
+    let first = fixture.app(organization).await;
+    let second = fixture.app(organization).await;
+    let told = [Change::App(first.id), Change::App(second.id)];
+    assert_eq!([here.recv().await.unwrap(), here.recv().await.unwrap()], told);
+    if store.database_kind() == "postgres" {
+        assert_eq!([there.recv().await.unwrap(), there.recv().await.unwrap()], told);
+    }
+    // What one announced comes to it once; and SQLite, which one process uses, announces nothing.
+    assert!(here.is_empty() && there.is_empty());
+    other.close().await;
+}
+
 pub(super) async fn changes_are_told_after_the_commit(fixture: &Fixture) {
     let store = &fixture.store;
     let (organization, _) = fixture.organization().await;
