@@ -11,6 +11,10 @@ pub struct AppView {
     pub intent: Intent,
     /// What it is shown as.
     pub status: AppStatus,
+    /// Whether it goes with its last service.
+    pub goes_when_empty: bool,
+    /// Whether it ever had a service.
+    pub had_services: bool,
     /// The statuses of its services that are still there.
     pub services: Vec<ServiceStatus>,
 }
@@ -29,7 +33,8 @@ pub enum AppPlan {
 /// Decides for one app.
 #[must_use]
 pub fn plan_app(view: &AppView) -> AppPlan {
-    if view.intent == Intent::Delete && view.services.is_empty() {
+    let unwanted = view.intent == Intent::Delete || (view.goes_when_empty && view.had_services);
+    if unwanted && view.services.is_empty() {
         return AppPlan::Remove;
     }
     let status = status(view);
@@ -66,8 +71,10 @@ fn status(view: &AppView) -> AppStatus {
     if rest.is_empty() {
         return if any(S::Pausing) {
             AppStatus::Pausing
-        } else {
+        } else if view.goes_when_empty {
             AppStatus::Deleting
+        } else {
+            AppStatus::Healthy
         };
     }
     let every = |wanted: S| rest.iter().all(|it| *it == wanted);
@@ -92,6 +99,8 @@ mod tests {
         plan_app(&AppView {
             intent,
             status: AppStatus::Deleted,
+            goes_when_empty: false,
+            had_services: false,
             services: services.to_vec(),
         })
     }
@@ -122,5 +131,23 @@ mod tests {
             AppPlan::Show(AppStatus::Deleting)
         );
         assert_eq!(shown(Intent::Delete, &[]), AppPlan::Remove);
+        assert_eq!(
+            shown(Intent::Run, &[S::Deleting]),
+            AppPlan::Show(AppStatus::Healthy)
+        );
+    }
+
+    #[test]
+    fn an_app_that_goes_with_its_last_service_stays_until_it_had_one() {
+        let mut view = AppView {
+            intent: Intent::Run,
+            status: AppStatus::Healthy,
+            goes_when_empty: true,
+            had_services: false,
+            services: Vec::new(),
+        };
+        assert_eq!(plan_app(&view), AppPlan::Keep);
+        view.had_services = true;
+        assert_eq!(plan_app(&view), AppPlan::Remove);
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     plan::{InstanceWrite, Order, Plan, Write},
     policy::Policy,
     reason::Reason,
-    view::{Deployment, Instance, ServiceView},
+    view::{Deployment, Instance, Observed, ServiceView},
 };
 
 /// Where an instance is in the view: deployment, region, instance.
@@ -112,6 +112,9 @@ impl<'a> Draft<'a> {
         for next in path(from, to, InstanceStatus::ALL, InstanceStatus::may_become) {
             let last = next == to;
             let instance = self.instance_mut(at);
+            // A site that does not have it has nothing to forget.
+            let forgotten = next.is_final() && instance.observed == Observed::Absent;
+            instance.forgotten |= forgotten;
             let write = InstanceWrite {
                 id: instance.id,
                 from: instance.status,
@@ -119,7 +122,7 @@ impl<'a> Draft<'a> {
                 messages: if last { messages.clone() } else { Vec::new() },
                 address: None,
                 started_at: None,
-                forgotten: false,
+                forgotten,
                 next_generation: next == InstanceStatus::Stopping,
                 reason: reason.clone(),
             };

@@ -75,13 +75,18 @@ fn gate(draft: &mut Draft<'_>, at: At) -> Gate {
     if endpoints.contains(&id) {
         return Gate::Closed(Reason::EdgeStillRoutes);
     }
-    let drained = since.plus(draft.policy.drain);
     let idle = matches!(draft.view.activity, Activity::Known { in_flight: 0, .. });
+    let patience = if idle {
+        draft.policy.settle
+    } else {
+        draft.policy.drain
+    };
+    let due = since.plus(patience);
     // A confirmation in the future means that the clock was set back.
-    if idle || draft.now >= drained || draft.now < *since {
+    if draft.now >= due || draft.now < *since {
         Gate::Open(Reason::Stopping)
     } else {
-        draft.look_again(drained);
+        draft.look_again(due);
         Gate::Closed(Reason::Draining)
     }
 }

@@ -25,6 +25,9 @@ const LOOK: Duration = Duration::from_secs(10);
 const HEALTHY_VISIBLE: Duration = Duration::from_secs(3);
 /// Time an instance without new requests gets to finish those it has.
 const DRAIN: Duration = Duration::from_secs(30);
+/// After the data plane confirmed a table, reports of requests still under way may be on their way here: they come
+/// every second. Only after this is "nothing in flight" believed.
+const SETTLE: Duration = Duration::from_secs(1);
 /// Between the stop signal and the end by force.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
@@ -53,6 +56,8 @@ pub struct Policy {
     pub healthy_visible: Duration,
     /// Time an instance without new requests gets to finish those it has.
     pub drain: Duration,
+    /// Time after a confirmed table before "nothing in flight" is believed.
+    pub settle: Duration,
     /// Between the stop signal and the end by force.
     pub stop_grace: Duration,
 }
@@ -71,6 +76,7 @@ impl Default for Policy {
             look: LOOK,
             healthy_visible: HEALTHY_VISIBLE,
             drain: DRAIN,
+            settle: SETTLE,
             stop_grace: STOP_GRACE,
         }
     }

@@ -35,6 +35,8 @@ fn a_rollout_keeps_the_old_one_until_the_new_one_is_healthy() {
         world.reconcile(false);
     }
     assert_eq!(world.store.active, Some(new));
+    world.rounds(1);
+    world.advance(world.policy.settle);
     world.rounds(10);
     assert_eq!(world.deployment(old).status, D::Stopped);
     assert_eq!(world.deployment(old).messages, ["replaced by version 2"]);
@@ -198,6 +200,8 @@ fn sleep_comes_after_the_idle_time_and_a_request_wakes() {
         !made.orders.iter().any(|it| matches!(it, Order::Stop { .. })),
         "{made:?}"
     );
+    world.rounds(1);
+    world.advance(world.policy.settle);
     world.rounds(4);
     assert!(world.running().is_empty());
     assert!(world.store.sleeping_since.is_some());
@@ -254,6 +258,8 @@ fn nothing_sleeps_while_the_data_plane_is_silent_or_busy() {
 fn a_wake_that_fails_tells_its_cause() {
     let mut world = healthy(0);
     world.advance(Duration::from_secs(400));
+    world.rounds(2);
+    world.advance(world.policy.settle);
     world.rounds(6);
     assert_eq!(statuses(&world), [D::Sleeping]);
     world.store.activity = Activity::Known {
@@ -384,7 +390,7 @@ fn a_volume_is_never_shared_by_two_deployments() {
         world.step_site();
         world.sync_edge();
         world.reconcile(false);
-        world.advance(Duration::from_millis(10));
+        world.advance(Duration::from_millis(100));
         let holds = |id| world.deployment(id).instances().any(|it| !it.status.is_final());
         assert!(!(holds(old) && holds(new)), "both hold the volume");
     }

@@ -1,0 +1,156 @@
+//! What the data plane says of traffic, kept in memory by service.
+//!
+//! Unknown until the first complete report of a link, and again as soon as the link is lost.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tram_planner::Activity;
+use tram_types::{ServiceId, Timestamp};
+
+use crate::{
+    data_plane::{DataPlane, Event, ServiceActivity},
+    queue::{Key, Queue},
+    routing,
+};
+
+/// Traffic by service.
+#[derive(Debug, Default)]
+pub struct Activities {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    known: bool,
+    services: HashMap<ServiceId, Entry>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Entry {
+    in_flight: u64,
+    queued: u64,
+    last_at: Option<Timestamp>,
+    wake: bool,
+}
+
+impl Activities {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of a service.
+    #[must_use]
+    pub fn of(&self, service: ServiceId) -> Activity {
+        let state = self.lock();
+        let entry = state.services.get(&service).copied().unwrap_or_default();
+        // Somebody who waits is believed even while the rest is unknown.
+        if !state.known && !entry.wake {
+            return Activity::Unknown;
+        }
+        Activity::Known {
+            in_flight: entry.in_flight,
+            queued: entry.queued,
+            last_at: entry.last_at,
+            wake: entry.wake,
+        }
+    }
+
+    /// The demand was met: the service wakes or is awake.
+    pub fn clear_wake(&self, service: ServiceId) {
+        if let Some(entry) = self.lock().services.get_mut(&service) {
+            entry.wake = false;
+        }
+    }
+
+    /// The service is gone.
+    pub fn remove(&self, service: ServiceId) {
+        self.lock().services.remove(&service);
+    }
+
+    fn wake(&self, service: ServiceId, waiting: u64) {
+        let mut state = self.lock();
+        let entry = state.services.entry(service).or_default();
+        entry.wake = true;
+        entry.queued = waiting;
+    }
+
+    fn lost(&self) {
+        let mut state = self.lock();
+        state.known = false;
+        state.services.clear();
+    }
+
+    /// Takes a report in; gives the services about which something may have to be done.
+    fn report(&self, complete: bool, services: &[ServiceActivity]) -> Vec<ServiceId> {
+        let mut state = self.lock();
+        if complete {
+            state.known = true;
+            let wakes: Vec<ServiceId> = state
+                .services
+                .iter()
+                .filter(|it| it.1.wake)
+                .map(|it| *it.0)
+                .collect();
+            state.services.clear();
+            for service in wakes {
+                state.services.entry(service).or_default().wake = true;
+            }
+        }
+        let mut concerned = Vec::new();
+        for told in services {
+            let entry = state.services.entry(told.service).or_default();
+            let turned = (entry.in_flight == 0) != (told.in_flight == 0) || entry.queued != told.queued;
+            entry.in_flight = told.in_flight;
+            entry.queued = told.queued;
+            entry.last_at = told.last_at.or(entry.last_at);
+            entry.wake &= told.queued > 0;
+            if turned {
+                concerned.push(told.service);
+            }
+        }
+        concerned
+    }
+}
+
+/// Follows the data plane's news until `cancel`, or until there will be no more.
+pub(crate) async fn follow_data_plane(
+    data_plane: Arc<dyn DataPlane>,
+    activities: Arc<Activities>,
+    routing: Arc<routing::Reconciler>,
+    routing_signal: Arc<Notify>,
+    queue: Arc<Queue>,
+    cancel: CancellationToken,
+) {
+    loop {
+        let event = tokio::select! {
+            () = cancel.cancelled() => return,
+            event = data_plane.next_event() => event,
+        };
+        match event {
+            None => return,
+            Some(Event::Connected { held }) => {
+                activities.lost();
+                routing.connected(held);
+                routing_signal.notify_one();
+            }
+            Some(Event::Lost) => {
+                activities.lost();
+                routing.lost();
+            }
+            Some(Event::Wake { service, waiting }) => {
+                activities.wake(service, waiting);
+                queue.add(Key::Service(service));
+            }
+            Some(Event::Report { complete, services }) => {
+                for service in activities.report(complete, &services) {
+                    queue.add(Key::Service(service));
+                }
+            }
+        }
+    }
+}

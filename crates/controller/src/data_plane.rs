@@ -1,0 +1,94 @@
+//! What the controller needs of the data plane, in words of its own: the edge is another process, maybe another
+//! program, and `server` adapts its link to this trait.
+
+use std::fmt::Debug;
+
+use async_trait::async_trait;
+use tram_types::{ServiceId, Timestamp, routing::RoutingTable};
+
+/// What carries user traffic.
+#[async_trait]
+pub trait DataPlane: Send + Sync + Debug {
+    /// Puts a table into force. When this returns, no request is routed by an older one any more.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] when the link is down (an [`Event::Connected`] follows when it is up again),
+    /// [`Error::Refused`] when it holds a newer table or this one makes no sense.
+    async fn push(&self, table: &RoutingTable) -> Result<(), Error>;
+
+    /// The next news; `None` when there will never be any more. One task asks.
+    ///
+    /// Must be cancel-safe.
+    async fn next_event(&self) -> Option<Event>;
+}
+
+/// Why a table is not in force.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The link is down.
+    #[error("the link to the data plane is down")]
+    Lost(#[source] Option<Box<dyn std::error::Error + Send + Sync>>),
+    /// It was refused.
+    #[error("the data plane holds version {held} and refused the table: {reason}")]
+    Refused {
+        /// The version it serves.
+        held: u64,
+        /// Its words.
+        reason: String,
+    },
+}
+
+/// News of the data plane.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The link is up. Tables must be pushed again; nothing is known of activity until a complete report.
+    Connected {
+        /// The version that the data plane serves; 0: none.
+        held: u64,
+    },
+    /// The link is down. The data plane goes on serving what it has.
+    Lost,
+    /// Callers wait for a service that sleeps.
+    Wake {
+        /// Which.
+        service: ServiceId,
+        /// How many.
+        waiting: u64,
+    },
+    /// What services do.
+    Report {
+        /// Whether every service of the table is here; one that is not then is idle.
+        complete: bool,
+        /// The services.
+        services: Vec<ServiceActivity>,
+    },
+}
+
+/// What one service does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServiceActivity {
+    /// Which.
+    pub service: ServiceId,
+    /// Requests, streams and connections being served.
+    pub in_flight: u64,
+    /// Callers that wait for an instance.
+    pub queued: u64,
+    /// When a request last came or ended.
+    pub last_at: Option<Timestamp>,
+}
+
+/// No data plane at all: accepts every table and never has news. For a control plane that runs alone, in benches and
+/// tests. Nothing sleeps under it, since nobody knows of any traffic.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Detached;
+
+#[async_trait]
+impl DataPlane for Detached {
+    async fn push(&self, _table: &RoutingTable) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn next_event(&self) -> Option<Event> {
+        None
+    }
+}

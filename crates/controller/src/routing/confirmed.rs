@@ -1,0 +1,126 @@
+//! What the data plane has confirmed of each service: the instances it may send new requests to, and since when.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use tram_planner::Edge;
+use tram_types::{InstanceId, ServiceId, Timestamp};
+
+/// What was confirmed, by service.
+#[derive(Debug, Default)]
+pub struct Confirmed {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// When the first table of this link was confirmed; `None`: none was, or the link is down.
+    linked: Option<Timestamp>,
+    services: HashMap<ServiceId, Entry>,
+    /// Services of tables that are on their way.
+    offered: HashMap<ServiceId, BTreeSet<InstanceId>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    endpoints: BTreeSet<InstanceId>,
+    since: Timestamp,
+}
+
+impl Confirmed {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the planner may know of a service.
+    #[must_use]
+    pub fn of(&self, service: ServiceId) -> Edge {
+        let state = self.lock();
+        let Some(linked) = state.linked else {
+            return Edge::Unknown;
+        };
+        let (mut endpoints, since) = match state.services.get(&service) {
+            Some(entry) => (entry.endpoints.clone(), entry.since),
+            None => (BTreeSet::new(), linked),
+        };
+        endpoints.extend(state.offered.get(&service).into_iter().flatten());
+        Edge::Known { endpoints, since }
+    }
+
+    /// A table is about to be pushed in which this service has these endpoints.
+    pub(super) fn offer(&self, service: ServiceId, endpoints: BTreeSet<InstanceId>) {
+        self.lock().offered.insert(service, endpoints);
+    }
+
+    /// The table is in force. Gives the services for which that is news.
+    pub(super) fn confirm(&self, now: Timestamp) -> Vec<ServiceId> {
+        let mut state = self.lock();
+        let mut news = Vec::new();
+        if state.linked.is_none() {
+            state.linked = Some(now);
+            news.extend(state.services.keys().copied());
+        }
+        for (service, endpoints) in std::mem::take(&mut state.offered) {
+            let same = state
+                .services
+                .get(&service)
+                .is_some_and(|entry| entry.endpoints == endpoints);
+            if endpoints.is_empty() && !state.services.contains_key(&service) {
+                continue;
+            }
+            if !same {
+                news.push(service);
+                state.services.insert(
+                    service,
+                    Entry {
+                        endpoints,
+                        since: now,
+                    },
+                );
+            }
+        }
+        // An entry without endpoints says no more than none at all once it has been seen.
+        news
+    }
+
+    /// The service is gone.
+    pub(super) fn remove(&self, service: ServiceId) {
+        self.lock().services.remove(&service);
+    }
+
+    /// The link is down: what was confirmed may not hold any more.
+    pub(super) fn lost(&self) {
+        self.lock().linked = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instance_counts_as_served_while_a_table_with_it_is_on_its_way() {
+        let confirmed = Confirmed::default();
+        let (service, instance) = (ServiceId::random(), InstanceId::random());
+        let now = Timestamp::EPOCH;
+        assert_eq!(confirmed.of(service), Edge::Unknown);
+        confirmed.offer(service, BTreeSet::from([instance]));
+        assert_eq!(confirmed.of(service), Edge::Unknown);
+        assert_eq!(confirmed.confirm(now), [service]);
+        confirmed.offer(service, BTreeSet::new());
+        let served =
+            |edge: Edge| matches!(edge, Edge::Known { endpoints, .. } if endpoints.contains(&instance));
+        assert!(served(confirmed.of(service)), "the old table is still in force");
+        assert_eq!(confirmed.confirm(now), [service]);
+        assert!(!served(confirmed.of(service)));
+        confirmed.offer(service, BTreeSet::from([instance]));
+        assert!(
+            served(confirmed.of(service)),
+            "the new one may be in force any moment"
+        );
+        confirmed.lost();
+        assert_eq!(confirmed.of(service), Edge::Unknown);
+    }
+}

@@ -1,0 +1,200 @@
+//! One service as the data plane sees it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use serde::Deserialize;
+use tram_store::{RoutedService, Store, record::Desired};
+use tram_types::{
+    AppId, InstanceId, ServiceId, Timestamp,
+    definition::DeploymentDefinition,
+    effective::PortProtocol,
+    routing::{Endpoint, Protocol, Route, RoutingKey, Service, State, TcpPort},
+    status::{DeploymentStatus, InstanceStatus},
+};
+
+use super::security::{self, Hasher};
+use crate::error::Error;
+
+/// What a service adds to the table.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Entry {
+    pub(super) id: ServiceId,
+    pub(super) app_id: AppId,
+    pub(super) created_at: Timestamp,
+    /// `None`: it is on its way out and not served.
+    pub(super) service: Option<Service>,
+    pub(super) routes: Vec<Route>,
+    pub(super) routing_key: Option<RoutingKey>,
+    pub(super) tcp_ports: Vec<TcpPort>,
+}
+
+impl Entry {
+    /// Whether some route asks who comes.
+    pub(super) fn is_guarded(&self) -> bool {
+        self.routes.iter().any(|route| !route.security.is_open())
+    }
+
+    pub(super) fn endpoints(&self) -> BTreeSet<InstanceId> {
+        let endpoints = self.service.iter().flat_map(|service| &service.endpoints);
+        endpoints
+            .map(|endpoint| InstanceId::from_uuid(endpoint.instance_id))
+            .collect()
+    }
+}
+
+/// The part of a deployment's metadata that routing needs.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Metadata {
+    sandbox: Option<Sandbox>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Sandbox {
+    routing_key: String,
+}
+
+/// What a service adds to the table.
+pub(super) async fn entry(service: &RoutedService, hasher: &Hasher, store: &Store) -> Result<Entry, Error> {
+    let mut entry = Entry {
+        id: service.id,
+        app_id: service.app_id,
+        created_at: service.created_at,
+        service: None,
+        routes: Vec::new(),
+        routing_key: None,
+        tcp_ports: Vec::new(),
+    };
+    if service.desired == Desired::Delete {
+        return Ok(entry);
+    }
+    let name = format!("{}/{}", service.app_name, service.name);
+    let mut routed = Service::new(service.id.uuid(), name, state(service));
+    let Some(deployment) = &service.deployment else {
+        entry.service = Some(routed);
+        return Ok(entry);
+    };
+    let definition: DeploymentDefinition =
+        Deserialize::deserialize(&deployment.definition).map_err(|source| Error::Definition {
+            deployment: deployment.id,
+            source,
+        })?;
+    routed.endpoints = endpoints(service, &definition);
+    let secrets = security::secrets(service, &definition, store).await?;
+    let policy = |path: &str| {
+        let route = definition
+            .routes
+            .iter()
+            .find(|route| route.path == path || (route.path.is_empty() && path == "/"));
+        route.and_then(|route| route.security_policies.as_ref())
+    };
+    entry.routes = definition
+        .effective_routes()
+        .into_iter()
+        .map(|route| Route {
+            security: security::security(service, policy(&route.path), &secrets, hasher),
+            prefix: route.path,
+            service_id: service.id.uuid(),
+            port: route.port,
+            protocol: match route.protocol {
+                PortProtocol::Http2 => Protocol::Http2,
+                PortProtocol::Http | PortProtocol::Tcp => Protocol::Http,
+            },
+        })
+        .collect();
+    let metadata = Metadata::deserialize(&deployment.metadata).unwrap_or_default();
+    entry.routing_key = metadata
+        .sandbox
+        .filter(|sandbox| !sandbox.routing_key.is_empty())
+        .map(|sandbox| RoutingKey {
+            key: sandbox.routing_key,
+            routes: entry.routes.clone(),
+        });
+    entry.tcp_ports = service
+        .proxy_ports
+        .iter()
+        .map(|port| TcpPort {
+            public_port: port.public_port,
+            service_id: service.id.uuid(),
+            port: port.port,
+        })
+        .collect();
+    entry.service = Some(routed);
+    Ok(entry)
+}
+
+/// The healthy instances of the active deployment.
+fn endpoints(service: &RoutedService, definition: &DeploymentDefinition) -> Vec<Endpoint> {
+    let Some(deployment) = service.deployment.as_ref().filter(|it| it.is_active) else {
+        return Vec::new();
+    };
+    if deployment.status == DeploymentStatus::Sleeping {
+        return Vec::new();
+    }
+    let ports = definition.effective_ports();
+    service
+        .instances
+        .iter()
+        .filter(|instance| {
+            instance.deployment_id == deployment.id && instance.status == InstanceStatus::Healthy
+        })
+        .filter_map(|instance| {
+            let address: IpAddr = instance.address.parse().ok()?;
+            let addresses: BTreeMap<u16, SocketAddr> = ports
+                .iter()
+                .map(|port| (port.port, SocketAddr::new(address, port.port)))
+                .collect();
+            Some(Endpoint {
+                instance_id: instance.id.uuid(),
+                addresses,
+                weight: 1,
+            })
+        })
+        .collect()
+}
+
+fn state(service: &RoutedService) -> State {
+    use DeploymentStatus as D;
+    if service.desired == Desired::Pause {
+        return State::Paused;
+    }
+    let Some(deployment) = &service.deployment else {
+        return State::Deploying;
+    };
+    let failed = |otherwise: &str| State::Failed {
+        message: if deployment.messages.is_empty() {
+            otherwise.to_owned()
+        } else {
+            deployment.messages.join("; ")
+        },
+        deployment_id: deployment.id.uuid(),
+    };
+    // The first instance of this deployment that is on its way up.
+    let waking = service.instances.iter().find(|instance| {
+        instance.deployment_id == deployment.id
+            && matches!(
+                instance.status,
+                InstanceStatus::Allocating | InstanceStatus::Starting | InstanceStatus::Healthy
+            )
+    });
+    match deployment.status {
+        D::Healthy | D::Degraded => State::Ready,
+        D::Sleeping => waking.map_or(State::Sleeping, |instance| State::Starting {
+            since: instance.created_at.jiff(),
+        }),
+        D::Unhealthy => failed("no instance is healthy"),
+        D::Erroring | D::Error => failed("the deployment failed"),
+        D::Pending | D::Provisioning | D::Scheduled | D::Allocating | D::Starting => State::Deploying,
+        // The one that served is gone or on its way out, and a newer one has not come up yet.
+        D::Stopping | D::Stopped | D::Canceling | D::Canceled | D::Stashed => match service.status {
+            tram_types::status::ServiceStatus::Starting | tram_types::status::ServiceStatus::Resuming => {
+                State::Deploying
+            }
+            _ => failed("no deployment of the service is running"),
+        },
+    }
+}

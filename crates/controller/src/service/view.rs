@@ -1,0 +1,328 @@
+//! From what the store holds and the sites say to the planner's view.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+    time::Duration,
+};
+
+use tram_planner::{Deployment, Instance, Intent, Observed, Region, ServiceView, SiteState, Takeover};
+use tram_site::{EndCause, InstancePhase, ObservedImage, ObservedInstance};
+use tram_store::{ServiceState, filter, record};
+use tram_types::{
+    DeploymentId, InstanceId, ServiceId,
+    definition::DeploymentDefinition,
+    effective::{DEFAULT_RESTART_LIMIT, HealthCheck},
+    status::{DeploymentStrategyType, InstanceStatus, ServiceType},
+};
+
+use super::Reconciler;
+use crate::{
+    error::Error,
+    spec::{in_scope, source, written_region},
+};
+
+/// Ended instances of a deployment that are read for the back-off: enough for its longest wait, ten failures in a
+/// row, of a few replicas.
+const HISTORY_MAX: u32 = 48;
+
+/// A service as it was seen, with what the view was made of.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) state: ServiceState,
+    pub(super) definitions: BTreeMap<DeploymentId, DeploymentDefinition>,
+    pub(super) view: ServiceView,
+}
+
+impl Seen {
+    /// Whether the wish to wake is being met.
+    pub(super) fn is_waking_or_awake(&self) -> bool {
+        let active = self
+            .view
+            .deployments
+            .iter()
+            .find(|it| Some(it.id) == self.view.active);
+        active.is_none_or(|active| {
+            active.status != tram_types::status::DeploymentStatus::Sleeping
+                || active.instances().any(Instance::is_live)
+        })
+    }
+}
+
+impl Reconciler {
+    /// Looks at everything the planner needs to know.
+    pub(super) async fn view(&self, state: ServiceState) -> Result<Seen, Error> {
+        let definitions = read_definitions(&state)?;
+        let mut instances: BTreeMap<DeploymentId, Vec<(record::Instance, Observed)>> = BTreeMap::new();
+        let mut unreachable: Vec<String> = Vec::new();
+        self.remember_owners(&state);
+        for instance in &state.instances {
+            let observed = self.observe(instance, &mut unreachable).await;
+            let of = instances.entry(instance.deployment_id).or_default();
+            of.push((instance.clone(), observed));
+        }
+        for deployment in &state.deployments {
+            let of = instances.entry(deployment.id).or_default();
+            if needs_history(deployment, of) {
+                let ended = self.history(&state, deployment.id).await?;
+                of.extend(ended.into_iter().map(|instance| (instance, Observed::Unknown)));
+            }
+        }
+        let service = &state.service;
+        let mut deployments = Vec::with_capacity(state.deployments.len());
+        for deployment in &state.deployments {
+            let definition = &definitions[&deployment.id];
+            let own = instances.remove(&deployment.id).unwrap_or_default();
+            deployments.push(self.deployment(&state, deployment, definition, &own, &unreachable));
+        }
+        let seconds = |seconds: u32| (seconds > 0).then(|| Duration::from_secs(u64::from(seconds)));
+        let routed = !state.proxy_ports.is_empty()
+            || definitions
+                .values()
+                .any(|definition| !definition.effective_routes().is_empty());
+        let view = ServiceView {
+            id: service.id,
+            intent: intent(&state),
+            status: service.status,
+            messages: service.messages.clone(),
+            created_at: service.created_at,
+            sleeping_since: service.sleeping_since,
+            active: service.active_deployment_id,
+            delete_after_create: seconds(service.delete_after_create_seconds),
+            delete_after_sleep: seconds(service.delete_after_sleep_seconds),
+            routed,
+            may_sleep: matches!(service.kind, ServiceType::Web | ServiceType::Sandbox),
+            deployments,
+            activity: self.activities.of(service.id),
+            edge: self.confirmed.of(service.id),
+        };
+        Ok(Seen {
+            state,
+            definitions,
+            view,
+        })
+    }
+
+    fn remember_owners(&self, state: &ServiceState) {
+        let id = state.service.id;
+        let instances: HashSet<InstanceId> = state.instances.iter().map(|instance| instance.id).collect();
+        let mut memory = self.memory();
+        let memory = &mut *memory;
+        let known = memory.services.entry(id).or_default();
+        for gone in known.instances.difference(&instances) {
+            memory.owners.remove(gone);
+            known.refused.remove(gone);
+        }
+        for new in instances.difference(&known.instances) {
+            memory.owners.insert(*new, id);
+        }
+        known.instances = instances;
+        known
+            .images
+            .retain(|(deployment, _), _| state.deployments.iter().any(|it| it.id == *deployment));
+    }
+
+    async fn observe(&self, instance: &record::Instance, unreachable: &mut Vec<String>) -> Observed {
+        if unreachable.contains(&instance.region) {
+            return Observed::Unknown;
+        }
+        let Some(site) = self.deps.sites.for_region(&instance.region) else {
+            return Observed::Unknown;
+        };
+        match site.observe_instance(instance.id).await {
+            Ok(Some(seen)) => Observed::Seen(seen),
+            Ok(None) => self.refused(instance).map_or(Observed::Absent, Observed::Seen),
+            Err(error) => {
+                tracing::warn!(
+                    region = instance.region,
+                    error = &error as &dyn std::error::Error,
+                    "a site does not answer; what runs there is left as it is"
+                );
+                unreachable.push(instance.region.clone());
+                Observed::Unknown
+            }
+        }
+    }
+
+    /// An instance that its site refused to start has ended, with the site's words as the cause.
+    fn refused(&self, instance: &record::Instance) -> Option<ObservedInstance> {
+        let message = self
+            .memory()
+            .services
+            .get(&instance.service_id)?
+            .refused
+            .get(&instance.id)
+            .cloned()?;
+        Some(ObservedInstance {
+            id: instance.id,
+            generation: instance.generation,
+            phase: InstancePhase::Ended {
+                cause: EndCause::FailedToStart { message },
+                at: self.deps.clock.now(),
+            },
+            address: None,
+            started_at: None,
+        })
+    }
+
+    async fn history(
+        &self,
+        state: &ServiceState,
+        deployment: DeploymentId,
+    ) -> Result<Vec<record::Instance>, Error> {
+        let filter = filter::Instances {
+            service_id: Some(state.service.id),
+            deployment_id: Some(deployment),
+            statuses: vec![InstanceStatus::Error, InstanceStatus::Stopped],
+            ..filter::Instances::default()
+        };
+        let page = filter::Page {
+            limit: HISTORY_MAX,
+            offset: 0,
+        };
+        let listed = self
+            .deps
+            .store
+            .list_instances(state.service.organization_id, &filter, page)
+            .await
+            .map_err(Error::store("read the ended instances of a deployment"))?;
+        let known: Vec<InstanceId> = state.instances.iter().map(|instance| instance.id).collect();
+        Ok(listed
+            .items
+            .into_iter()
+            .filter(|it| !known.contains(&it.id))
+            .collect())
+    }
+
+    fn deployment(
+        &self,
+        state: &ServiceState,
+        deployment: &record::Deployment,
+        definition: &DeploymentDefinition,
+        instances: &[(record::Instance, Observed)],
+        unreachable: &[String],
+    ) -> Deployment {
+        let strategy = definition.effective_strategy();
+        let takeover = match strategy {
+            _ if !definition.volumes.is_empty() => Takeover::StopFirst,
+            DeploymentStrategyType::Immediate => Takeover::Immediate,
+            _ => Takeover::Rolling,
+        };
+        let limits = definition.effective_health_checks();
+        let restart_limit = limits
+            .iter()
+            .map(|check: &HealthCheck| check.restart_limit)
+            .min()
+            .unwrap_or(DEFAULT_RESTART_LIMIT);
+        let own = |regional: &&record::RegionalDeployment| regional.deployment_id == deployment.id;
+        let regions = state.regional_deployments.iter().filter(own).map(|regional| {
+            let written = written_region(&self.deps.catalog, definition, &regional.region);
+            let manual = state
+                .service
+                .manual_scaling
+                .iter()
+                .find(|scaling| in_scope(&self.deps.catalog, &scaling.scopes, &regional.region));
+            let here = instances
+                .iter()
+                .filter(|(instance, _)| instance.regional_deployment_id == regional.id);
+            Region {
+                id: regional.id,
+                region: regional.region.clone(),
+                scale: definition.effective_scale(written),
+                manual: manual.map(|scaling| scaling.instances),
+                restart_limit,
+                site: self.site_state(&regional.region, unreachable),
+                image: self.image(state.service.id, deployment.id, &regional.region),
+                instances: here
+                    .map(|(row, observed)| instance(row, observed.clone()))
+                    .collect(),
+            }
+        });
+        Deployment {
+            id: deployment.id,
+            version: deployment.version,
+            status: deployment.status,
+            messages: deployment.messages.clone(),
+            cancel_requested: deployment.cancel_requested,
+            created_at: deployment.created_at,
+            allocated_at: deployment.allocated_at,
+            healthy_at: deployment.succeeded_at,
+            source: source(definition),
+            takeover,
+            strategy_simplified: matches!(
+                strategy,
+                DeploymentStrategyType::Canary | DeploymentStrategyType::BlueGreen
+            ),
+            regions: regions.collect(),
+        }
+    }
+
+    fn site_state(&self, region: &str, unreachable: &[String]) -> SiteState {
+        match self.deps.sites.for_region(region) {
+            None => SiteState::Missing,
+            Some(_) if unreachable.iter().any(|it| it == region) => SiteState::Unreachable,
+            Some(site) => SiteState::Reachable(site.capabilities()),
+        }
+    }
+
+    fn image(&self, service: ServiceId, deployment: DeploymentId, region: &str) -> Option<ObservedImage> {
+        let memory = self.memory();
+        let images = &memory.services.get(&service)?.images;
+        images.get(&(deployment, region.to_owned())).cloned()
+    }
+}
+
+/// The back-off is read off ended instances; a deployment whose replicas are all well has no use for them.
+fn needs_history(deployment: &record::Deployment, instances: &[(record::Instance, Observed)]) -> bool {
+    let runs = deployment.status.is_serving()
+        || matches!(
+            deployment.status,
+            tram_types::status::DeploymentStatus::Allocating | tram_types::status::DeploymentStatus::Starting
+        );
+    let well = |(row, observed): &(record::Instance, Observed)| {
+        row.status == InstanceStatus::Healthy
+            && matches!(observed, Observed::Seen(seen) if seen.phase.is_healthy())
+    };
+    runs && (instances.is_empty() || !instances.iter().all(well))
+}
+
+fn read_definitions(state: &ServiceState) -> Result<BTreeMap<DeploymentId, DeploymentDefinition>, Error> {
+    state
+        .deployments
+        .iter()
+        .map(|deployment| {
+            let definition = serde::Deserialize::deserialize(&deployment.definition).map_err(|source| {
+                Error::Definition {
+                    deployment: deployment.id,
+                    source,
+                }
+            })?;
+            Ok((deployment.id, definition))
+        })
+        .collect()
+}
+
+/// The stricter of what the owners of the service and of its app want.
+fn intent(state: &ServiceState) -> Intent {
+    match (state.service.desired, state.app.desired) {
+        (record::Desired::Delete, _) | (_, record::Desired::Delete) => Intent::Delete,
+        (record::Desired::Pause, _) => Intent::Pause,
+        (record::Desired::Run, _) => Intent::Run,
+    }
+}
+
+fn instance(row: &record::Instance, observed: Observed) -> Instance {
+    Instance {
+        id: row.id,
+        replica_index: row.replica_index,
+        status: row.status,
+        messages: row.messages.clone(),
+        generation: row.generation,
+        address: row.address.parse::<IpAddr>().ok(),
+        forgotten: row.forgotten,
+        created_at: row.created_at,
+        healthy_at: row.succeeded_at,
+        ended_at: row.terminated_at,
+        observed,
+    }
+}

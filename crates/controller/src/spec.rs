@@ -1,0 +1,342 @@
+//! From a stored definition to what a site is told to run: everything resolved.
+//!
+//! Secrets are read here and nowhere else in the controller but in `routing::security`; their values go to the site
+//! and are never kept or logged.
+
+mod credentials;
+mod environment;
+
+use std::collections::BTreeMap;
+
+use tram_planner as planner;
+use tram_site::{
+    ImageSpec, InstanceSpec,
+    spec::{FileSpec, Limits},
+};
+use tram_store::{Store, record};
+use tram_types::{
+    catalog::Catalog,
+    definition::{ConfigFile, DeploymentDefinition, REGION_SCOPE_PREFIX},
+    interpolate::{self, Piece, UnknownName, pieces},
+    status::{DefinitionType, DeploymentMesh, EgressPolicyMode, SecretType},
+};
+
+use crate::error::Error;
+
+/// Why an instance cannot be described. `Wrong` is for the user.
+#[derive(Debug)]
+pub(crate) enum Problem {
+    /// The user must change something; the text says what.
+    Wrong(String),
+    /// The store failed: try again.
+    Passing(Error),
+}
+
+impl From<UnknownName> for Problem {
+    fn from(name: UnknownName) -> Self {
+        Self::Wrong(name.to_string())
+    }
+}
+
+/// What a description is made of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Subject<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) catalog: &'a Catalog,
+    pub(crate) app: &'a record::App,
+    pub(crate) service: &'a record::Service,
+    pub(crate) deployment: &'a record::Deployment,
+    pub(crate) regional: &'a record::RegionalDeployment,
+    pub(crate) definition: &'a DeploymentDefinition,
+}
+
+/// The secrets a definition names, by name.
+#[derive(Debug, Default)]
+pub(crate) struct Secrets(BTreeMap<String, Vec<u8>>);
+
+/// How the API keeps a secret's value: the one member of the contract's `oneof`.
+#[derive(serde::Deserialize)]
+struct Kept {
+    value: Option<String>,
+}
+
+impl Secrets {
+    /// Reads the secrets with these names that a service of the project may use.
+    pub(crate) async fn read(
+        store: &Store,
+        organization: tram_types::OrganizationId,
+        project: Option<tram_types::ProjectId>,
+        names: &[String],
+    ) -> Result<Self, Error> {
+        let found = store
+            .reveal_secrets_by_name(organization, project, names)
+            .await
+            .map_err(Error::store("read the secrets of a service"))?;
+        let simple = found.into_iter().map(|(name, (_, value))| (name, value));
+        Ok(Self(simple.collect()))
+    }
+
+    /// The text of a simple secret.
+    pub(crate) fn text(&self, name: &str) -> Option<String> {
+        let kept = self.0.get(name)?;
+        serde_json::from_slice::<Kept>(kept).ok()?.value
+    }
+}
+
+/// Names of the secrets in a template.
+pub(crate) fn secrets_in(template: &str) -> impl Iterator<Item = String> + '_ {
+    pieces(template).into_iter().filter_map(|piece| match piece {
+        Piece::Secret(name) => Some(name.to_owned()),
+        _ => None,
+    })
+}
+
+/// The region as the definition writes it: scopes are written with the same words, and `na` may lead to `fra`.
+pub(crate) fn written_region<'a>(
+    catalog: &Catalog,
+    definition: &'a DeploymentDefinition,
+    region: &'a str,
+) -> &'a str {
+    definition
+        .regions
+        .iter()
+        .find(|written| catalog.region(written).is_some_and(|it| it.id == region))
+        .map_or(region, String::as_str)
+}
+
+/// Whether an entry with these scopes holds in the resolved region.
+pub(crate) fn in_scope(catalog: &Catalog, scopes: &[String], region: &str) -> bool {
+    scopes.is_empty()
+        || scopes.iter().any(|scope| {
+            scope.strip_prefix(REGION_SCOPE_PREFIX).is_some_and(|written| {
+                written == region || catalog.region(written).is_some_and(|it| it.id == region)
+            })
+        })
+}
+
+impl Subject<'_> {
+    async fn secrets(&self) -> Result<Secrets, Error> {
+        let definition = self.definition;
+        let mut names: Vec<String> = Vec::new();
+        for entry in &definition.env {
+            names.extend(entry.value.as_deref().into_iter().flat_map(secrets_in));
+            names.extend(entry.secret.clone().filter(|name| !name.is_empty()));
+        }
+        for file in &definition.config_files {
+            names.extend(secrets_in(&file.content));
+        }
+        names.sort_unstable();
+        names.dedup();
+        Secrets::read(
+            self.store,
+            self.service.organization_id,
+            self.service.project_id,
+            &names,
+        )
+        .await
+    }
+
+    /// The image, with what its registry asks for.
+    pub(crate) async fn image(&self) -> Result<ImageSpec, Problem> {
+        let docker = self.definition.docker.as_ref().ok_or_else(|| {
+            Problem::Wrong("only images can be deployed here: set `docker.image`".to_owned())
+        })?;
+        let name = &docker.image_registry_secret;
+        let credentials = if name.is_empty() {
+            None
+        } else {
+            let found = self
+                .store
+                .reveal_secrets_by_name(
+                    self.service.organization_id,
+                    self.service.project_id,
+                    std::slice::from_ref(name),
+                )
+                .await
+                .map_err(|source| Problem::Passing(Error::store("read a registry's secret")(source)))?;
+            let (secret, value) = found
+                .get(name)
+                .ok_or_else(|| Problem::from(UnknownName::Secret(name.clone())))?;
+            if secret.kind != SecretType::Registry {
+                let wrong = format!("secret `{name}` is not of type REGISTRY: choose one that is");
+                return Err(Problem::Wrong(wrong));
+            }
+            Some(credentials::read(name, value)?)
+        };
+        Ok(ImageSpec {
+            reference: docker.image.clone(),
+            credentials,
+            deployment: self.deployment.id,
+        })
+    }
+
+    /// The whole description of one instance.
+    pub(crate) async fn instance(&self, instance: &record::Instance) -> Result<InstanceSpec, Problem> {
+        let image = self.image().await?;
+        let definition = self.definition;
+        let secrets = self.secrets().await.map_err(Problem::Passing)?;
+        let domains = self
+            .store
+            .routed_domains_of_app(self.app.id)
+            .await
+            .map_err(|source| Problem::Passing(Error::store("read the domains of an app")(source)))?;
+        let organization = self
+            .store
+            .organization(self.service.organization_id)
+            .await
+            .map_err(|source| Problem::Passing(Error::store("read an organization")(source)))?;
+        let kind = self
+            .catalog
+            .instance_type(&instance.instance_type)
+            .ok_or_else(|| {
+                Problem::Wrong(format!(
+                    "instance type `{}` is not on offer here: choose one of {}",
+                    instance.instance_type,
+                    self.catalog.instance_type_ids()
+                ))
+            })?;
+        let public_domain = domains.first().map_or("", |domain| domain.name.as_str());
+        let env = environment::build(self, instance, kind, &organization.name, public_domain, &secrets)?;
+        let files = definition
+            .config_files
+            .iter()
+            .map(|file| config_file(file, &secrets, &env))
+            .collect::<Result<_, _>>()?;
+        let docker = definition.docker.clone().unwrap_or_default();
+        Ok(InstanceSpec {
+            id: instance.id,
+            organization_id: self.service.organization_id,
+            app_id: self.app.id,
+            app_name: self.app.name.clone(),
+            service_id: self.service.id,
+            service_name: self.service.name.clone(),
+            deployment_id: self.deployment.id,
+            regional_deployment_id: self.regional.id,
+            replica_index: instance.replica_index,
+            image,
+            entrypoint: docker.entrypoint,
+            command: docker.command,
+            args: docker.args,
+            env,
+            files,
+            ports: definition.effective_ports(),
+            health_checks: definition.effective_health_checks(),
+            limits: Limits {
+                cpu_millis: kind.cpu_millis,
+                memory_bytes: kind.memory_bytes,
+                disk_bytes: kind.disk_bytes,
+            },
+            mesh: mesh(definition),
+            egress_allow: egress(definition),
+        })
+    }
+
+    /// What is wrong with the definition's templates, before anything is fetched for it.
+    pub(crate) async fn check(&self) -> Result<(), Problem> {
+        let secrets = self.secrets().await.map_err(Problem::Passing)?;
+        let system = |name: &str| tram_types::validate::is_system_variable(name).then(String::new);
+        let own = |name: &str| {
+            let known = self.definition.env.iter().any(|entry| entry.key == name);
+            known.then(String::new).or_else(|| system(name))
+        };
+        for entry in &self.definition.env {
+            if !in_scope(self.catalog, &entry.scopes, &self.regional.region) {
+                continue;
+            }
+            if let Some(name) = entry.secret.as_deref().filter(|name| !name.is_empty()) {
+                secrets
+                    .text(name)
+                    .ok_or_else(|| Problem::from(UnknownName::Secret(name.to_owned())))?;
+            }
+            interpolate::expand(
+                entry.value.as_deref().unwrap_or(""),
+                |name| secrets.text(name),
+                own,
+            )?;
+        }
+        for file in &self.definition.config_files {
+            interpolate::expand(&file.content, |name| secrets.text(name), own)?;
+        }
+        Ok(())
+    }
+}
+
+/// Permission bits of a file whose definition names none.
+const FILE_MODE: u32 = 0o644;
+
+fn config_file(
+    file: &ConfigFile,
+    secrets: &Secrets,
+    env: &BTreeMap<String, String>,
+) -> Result<FileSpec, Problem> {
+    let content = interpolate::expand(
+        &file.content,
+        |name| secrets.text(name),
+        |name| env.get(name).cloned(),
+    )?;
+    Ok(FileSpec {
+        path: file.path.clone(),
+        content,
+        mode: u32::from_str_radix(&file.permissions, 8).unwrap_or(FILE_MODE),
+    })
+}
+
+/// AUTO: on for web services and workers, off for sandboxes.
+fn mesh(definition: &DeploymentDefinition) -> bool {
+    match definition.mesh {
+        DeploymentMesh::Enabled => true,
+        DeploymentMesh::Disabled => false,
+        DeploymentMesh::Auto => definition.r#type != DefinitionType::Sandbox,
+    }
+}
+
+fn egress(definition: &DeploymentDefinition) -> Option<Vec<String>> {
+    let egress = definition.network_policy.as_ref()?.egress.as_ref()?;
+    match egress.mode {
+        EgressPolicyMode::Default => None,
+        EgressPolicyMode::DenyAll => Some(egress.allow_list.iter().map(|rule| rule.cidr.clone()).collect()),
+    }
+}
+
+/// Where a definition's code comes from, as the planner sees it.
+pub(crate) fn source(definition: &DeploymentDefinition) -> planner::Source {
+    match &definition.docker {
+        Some(docker) if !docker.image.is_empty() => planner::Source::Image,
+        _ => planner::Source::Unusable(
+            "only images can be deployed on this installation yet: build an image and deploy it with `docker`"
+                .to_owned(),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_hold_in_the_region_they_lead_to() {
+        let catalog = tram_types::catalog::unlimited();
+        let scope = |region: &str| vec![format!("region:{region}")];
+        assert!(in_scope(&catalog, &[], "fra"));
+        assert!(in_scope(&catalog, &scope("na"), "fra"));
+        assert!(in_scope(&catalog, &scope("fra"), "fra"));
+        assert!(!in_scope(&catalog, &scope("nowhere"), "fra"));
+        let definition = DeploymentDefinition {
+            regions: vec!["was".to_owned()],
+            ..DeploymentDefinition::default()
+        };
+        assert_eq!(written_region(&catalog, &definition, "fra"), "was");
+    }
+
+    #[test]
+    fn only_what_is_denied_is_denied() {
+        let policy = |json: &str| -> DeploymentDefinition {
+            serde_json::from_str(&format!(r#"{{"network_policy":{{"egress":{json}}}}}"#)).unwrap()
+        };
+        let denied = policy(r#"{"mode":"EGRESS_POLICY_MODE_DENY_ALL","allow_list":[{"cidr":"10.0.0.0/8"}]}"#);
+        assert_eq!(egress(&denied), Some(vec!["10.0.0.0/8".to_owned()]));
+        let open = policy(r#"{"mode":"EGRESS_POLICY_MODE_DEFAULT","allow_list":[{"cidr":"10.0.0.0/8"}]}"#);
+        assert_eq!(egress(&open), None);
+        assert_eq!(egress(&DeploymentDefinition::default()), None);
+    }
+}

@@ -1,0 +1,67 @@
+//! The controller dies between any two steps and comes back.
+
+use std::time::Duration;
+
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tram_store::record::Desired;
+use tram_testkit::{Behaviour, ImageBehaviour, Life};
+use tram_types::status::{DeploymentStatus as D, ServiceStatus as S};
+
+use crate::world::{World, web};
+
+/// Kills in one run; every place between two steps is hit many times over.
+const KILLS: usize = 25;
+
+/// Lets the controller work for a random moment, then kills it, again and again; then lets it work.
+async fn kill_often(world: &mut World, random: &mut StdRng) {
+    for _ in 0..KILLS {
+        world.start();
+        tokio::time::sleep(Duration::from_micros(random.random_range(0..8_000))).await;
+        world.kill();
+        world.clock.advance(Duration::from_millis(50));
+    }
+    world.start();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_the_moment_it_dies_it_gets_there() {
+    for seed in 0..4_u64 {
+        println!("seed {seed}");
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut world = World::without_controller().await;
+        let slow = Behaviour {
+            image: ImageBehaviour::ReadyAfter(2),
+            life: Life::HealthyAfter(3),
+            stop_observations: 2,
+        };
+        world.site.script("v1", slow.clone());
+        world.site.script("v2", slow);
+        let made = world.create("web", web("v1", 2)).await;
+        let service = made.service.id;
+        kill_often(&mut world, &mut random).await;
+        world.service_becomes(service, S::Healthy).await;
+        assert_eq!(world.site.running().len(), 2, "adopted, not started anew");
+        world.kill();
+
+        let new = world.deploy(service, web("v2", 2)).await;
+        kill_often(&mut world, &mut random).await;
+        world.deployment_becomes(new, D::Healthy).await;
+        world.endpoints_become(service, 2).await;
+        world.pass(Duration::from_secs(40)).await;
+        world.deployment_becomes(made.deployment.id, D::Stopped).await;
+        assert_eq!(world.site.running().len(), 2);
+        world.kill();
+
+        world.want(service, Desired::Pause).await;
+        kill_often(&mut world, &mut random).await;
+        world.pass(Duration::from_secs(40)).await;
+        world.service_becomes(service, S::Paused).await;
+        assert!(world.site.running().is_empty());
+        world.kill();
+
+        world.want(service, Desired::Delete).await;
+        kill_often(&mut world, &mut random).await;
+        world.gone(service).await;
+        assert!(world.site.is_empty(), "something was left on the site");
+    }
+}

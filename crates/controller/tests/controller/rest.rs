@@ -1,0 +1,173 @@
+//! The reconcilers beside the services: strays, domains, history.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use serde_json::json;
+use tram_controller::{
+    domain::{self, Resolver},
+    driver::Reconciler as _,
+    orphan, retention,
+};
+use tram_site::{ImageSpec, InstanceSpec, Site as _, spec::Limits};
+use tram_store::intent::NewDomain;
+use tram_types::{
+    AppId, DeploymentId, DomainId, Generation, InstanceId, OrganizationId, RegionalDeploymentId, ServiceId,
+    status::{DomainStatus, DomainType, ServiceStatus as S},
+};
+
+use crate::world::{World, web};
+
+fn stray() -> InstanceSpec {
+    InstanceSpec {
+        id: InstanceId::random(),
+        organization_id: OrganizationId::random(),
+        app_id: AppId::random(),
+        app_name: "gone".to_owned(),
+        service_id: ServiceId::random(),
+        service_name: "gone".to_owned(),
+        deployment_id: DeploymentId::random(),
+        regional_deployment_id: RegionalDeploymentId::random(),
+        replica_index: 0,
+        image: ImageSpec {
+            reference: "v1".to_owned(),
+            credentials: None,
+            deployment: DeploymentId::random(),
+        },
+        entrypoint: Vec::new(),
+        command: String::new(),
+        args: Vec::new(),
+        env: BTreeMap::new(),
+        files: Vec::new(),
+        ports: Vec::new(),
+        health_checks: Vec::new(),
+        limits: Limits {
+            cpu_millis: 1,
+            memory_bytes: 1,
+            disk_bytes: 1,
+        },
+        mesh: false,
+        egress_allow: None,
+    }
+}
+
+#[tokio::test]
+async fn strays_are_stopped_when_seen_twice_and_nothing_else_is() {
+    let world = World::new().await;
+    let made = world.create("web", web("v1", 2)).await;
+    world.service_becomes(made.service.id, S::Healthy).await;
+    let ours = world.site.running();
+    let spec = stray();
+    world.site.start(&spec, Generation(7)).await.unwrap();
+    let orphans = orphan::Reconciler::new(&world.deps());
+    let first = orphans.run().await.unwrap();
+    assert_eq!((first.strays, first.stopped), (1, 0));
+    let second = orphans.run().await.unwrap();
+    assert_eq!((second.strays, second.stopped), (1, 1));
+    let third = orphans.run().await.unwrap();
+    assert_eq!((third.strays, third.forgotten), (1, 1));
+    assert_eq!(orphans.run().await.unwrap(), orphan::Report::default());
+    assert_eq!(world.site.running(), ours);
+}
+
+#[tokio::test]
+async fn a_site_that_is_off_has_no_strays() {
+    let world = World::without_controller().await;
+    world.site.start(&stray(), Generation(1)).await.unwrap();
+    world.site.set_unreachable(true);
+    let orphans = orphan::Reconciler::new(&world.deps());
+    for _ in 0..3 {
+        let report = orphans.run().await.unwrap();
+        assert_eq!((report.strays, report.unreachable), (0, 1));
+    }
+}
+
+#[derive(Debug)]
+struct Names(BTreeMap<String, IpAddr>);
+
+#[async_trait]
+impl Resolver for Names {
+    async fn addresses(&self, host: &str) -> Vec<IpAddr> {
+        self.0.get(host).copied().into_iter().collect()
+    }
+}
+
+async fn custom(world: &World, name: &str) -> DomainId {
+    let id = DomainId::random();
+    let domain = NewDomain {
+        id,
+        organization_id: world.organization,
+        project_id: None,
+        app_id: Some(world.app),
+        name: name.to_owned(),
+        kind: DomainType::Custom,
+        status: DomainStatus::Pending,
+        intended_cname: "edge.example.net".to_owned(),
+        load_balancer: json!({"koyeb": {}}),
+    };
+    world.store.create_domain(domain).await.unwrap();
+    id
+}
+
+#[tokio::test]
+async fn a_custom_domain_is_active_once_it_leads_here() {
+    let world = World::without_controller().await;
+    let (good, bad) = (
+        custom(&world, "shop.example.org").await,
+        custom(&world, "lost.example.org").await,
+    );
+    let mut deps = world.deps();
+    deps.settings.base_domain = "example.net".to_owned();
+    let here: IpAddr = [192, 0, 2, 1].into();
+    deps.resolver = Arc::new(Names(BTreeMap::from([
+        ("edge.example.net".to_owned(), here),
+        ("shop.example.org".to_owned(), here),
+        ("lost.example.org".to_owned(), [192, 0, 2, 9].into()),
+    ])));
+    let report = domain::Reconciler::new(&deps).run().await.unwrap();
+    assert_eq!((report.activated, report.waiting), (1, 1));
+    let good = world.store.domain(world.organization, good).await.unwrap();
+    assert_eq!(good.status, DomainStatus::Active);
+    assert!(good.verified_at.is_some());
+    let bad = world.store.domain(world.organization, bad).await.unwrap();
+    assert_eq!(bad.status, DomainStatus::Pending);
+    assert!(bad.messages[0].contains("CNAME record that points to edge.example.net"));
+}
+
+#[tokio::test]
+async fn below_localhost_a_custom_domain_is_active_at_once_and_routed() {
+    let world = World::new().await;
+    let made = world.create("web", web("v1", 1)).await;
+    world.endpoints_become(made.service.id, 1).await;
+    let id = custom(&world, "shop.example.org").await;
+    world
+        .until("it is active", async || {
+            let domain = world.store.domain(world.organization, id).await.unwrap();
+            if domain.status == DomainStatus::Active { Ok(()) } else { Err(format!("{domain:?}")) }
+        })
+        .await;
+    world
+        .until("it is routed", async || {
+            let table = world.edge.table();
+            let host = table.hosts.iter().find(|host| host.name == "shop.example.org").cloned();
+            match host {
+                Some(host) if host.routes.len() == 1 => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn old_history_goes_and_the_running_service_stays() {
+    let world = World::new().await;
+    let made = world.create("web", web("v1", 1)).await;
+    world.service_becomes(made.service.id, S::Healthy).await;
+    let retention = retention::Reconciler::new(&world.deps());
+    assert_eq!(retention.run().await.unwrap().events, 0);
+    world.clock.advance(Duration::from_secs(60 * 24 * 60 * 60));
+    let pruned = retention.run().await.unwrap();
+    assert!(pruned.events > 0);
+    assert_eq!((pruned.deployments, pruned.instances), (0, 0));
+    assert_eq!(world.service(made.service.id).await.status, S::Healthy);
+}

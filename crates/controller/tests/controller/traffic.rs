@@ -1,0 +1,163 @@
+//! Sleep, wake, and what the data plane has to do with it.
+
+use std::time::Duration;
+
+use tram_controller::data_plane::ServiceActivity;
+use tram_site::EndCause;
+use tram_testkit::{Behaviour, Life};
+use tram_types::{
+    ServiceId,
+    routing::State,
+    status::{DeploymentStatus as D, ServiceStatus as S},
+};
+
+use crate::world::{World, web};
+
+async fn asleep(world: &World) -> (ServiceId, tram_types::DeploymentId) {
+    let made = world.create("web", web("sleeper", 0)).await;
+    world.endpoints_become(made.service.id, 1).await;
+    world.clock.advance(Duration::from_secs(301));
+    world.deployment_becomes(made.deployment.id, D::Sleeping).await;
+    state_becomes(world, made.service.id, &State::Sleeping).await;
+    world.pass(Duration::from_secs(2)).await;
+    world
+        .until("its instance is gone", async || {
+            if world.site.is_empty() { Ok(()) } else { Err(format!("{:?}", world.site.running())) }
+        })
+        .await;
+    (made.service.id, made.deployment.id)
+}
+
+async fn state_becomes(world: &World, service: ServiceId, state: &State) {
+    world
+        .until(&format!("the table says {state:?}"), async || match world.edge.service(service) {
+            Some(it) if it.state == *state => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn an_idle_service_sleeps_and_a_caller_wakes_it() {
+    let world = World::new().await;
+    let (service, deployment) = asleep(&world).await;
+    let shown = world.service(service).await;
+    assert_eq!(shown.status, S::Healthy);
+    assert!(shown.sleeping_since.is_some());
+    world.edge.wake(service);
+    world.deployment_becomes(deployment, D::Healthy).await;
+    world.endpoints_become(service, 1).await;
+    state_becomes(&world, service, &State::Ready).await;
+    assert_eq!(world.service(service).await.sleeping_since, None);
+    assert_eq!(world.site.running().len(), 1);
+}
+
+#[tokio::test]
+async fn many_callers_wake_once() {
+    let world = World::new().await;
+    world.site.script("sleeper", Behaviour::living(Life::HealthyAfter(5)));
+    let (service, deployment) = asleep(&world).await;
+    let before = world.site.calls().start;
+    for _ in 0..50 {
+        world.edge.wake(service);
+    }
+    world.deployment_becomes(deployment, D::Healthy).await;
+    world.pass(Duration::from_secs(1)).await;
+    assert_eq!(world.instances(service).await.len(), 2);
+    assert_eq!(world.site.running().len(), 1);
+    assert!(world.site.calls().start > before);
+}
+
+#[tokio::test]
+async fn a_wake_that_fails_is_told_to_the_edge() {
+    let world = World::new().await;
+    let (service, _) = asleep(&world).await;
+    world.site.script(
+        "sleeper",
+        Behaviour::living(Life::EndsUnhealthy {
+            after: 1,
+            cause: EndCause::Exited { code: 127 },
+        }),
+    );
+    world.edge.wake(service);
+    world
+        .until("the table says why", async || match world.edge.service(service).map(|it| it.state) {
+            Some(State::Failed { message, .. }) if message.contains("a command was not found") => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn requests_under_way_and_a_lost_link_keep_it_awake() {
+    let world = World::new().await;
+    let made = world.create("web", web("sleeper", 0)).await;
+    let service = made.service.id;
+    world.endpoints_become(service, 1).await;
+    let busy = ServiceActivity {
+        service,
+        in_flight: 1,
+        queued: 0,
+        last_at: Some(world.now()),
+    };
+    world.edge.traffic(busy);
+    world.pass(Duration::from_secs(900)).await;
+    assert_eq!(world.deployment(made.deployment.id).await.status, D::Healthy);
+    world.edge.disconnect();
+    world.pass(Duration::from_secs(900)).await;
+    assert_eq!(world.deployment(made.deployment.id).await.status, D::Healthy);
+    world.edge.connect();
+    world.deployment_becomes(made.deployment.id, D::Sleeping).await;
+}
+
+#[tokio::test]
+async fn an_old_instance_stays_while_the_edge_cannot_be_told() {
+    let world = World::new().await;
+    let made = world.create("web", web("v1", 1)).await;
+    let service = made.service.id;
+    world.endpoints_become(service, 1).await;
+    let old = world.site.running()[0];
+    world.edge.disconnect();
+    let new = world.deploy(service, web("v2", 1)).await;
+    world.deployment_becomes(new, D::Healthy).await;
+    world.pass(Duration::from_secs(600)).await;
+    assert!(world.site.running().contains(&old), "requests still go there");
+    world.edge.connect();
+    world
+        .until("the old one stops", async || {
+            world.clock.advance(Duration::from_millis(100));
+            if world.site.running().contains(&old) { Err("it runs".to_owned()) } else { Ok(()) }
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn versions_grow_past_what_the_edge_holds() {
+    let mut world = World::without_controller().await;
+    world.start();
+    let made = world.create("web", web("v1", 1)).await;
+    world.endpoints_become(made.service.id, 1).await;
+    for _ in 0..3 {
+        let held = world.edge.table().version;
+        world.kill();
+        world.start();
+        world
+            .until("a newer table", async || {
+                let version = world.edge.table().version;
+                if version > held { Ok(()) } else { Err(format!("{version} after {held}")) }
+            })
+            .await;
+        assert_eq!(world.edge.service(made.service.id).unwrap().endpoints.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_quiet_world_pushes_nothing() {
+    let world = World::new().await;
+    let made = world.create("web", web("v1", 1)).await;
+    world.endpoints_become(made.service.id, 1).await;
+    world.pass(Duration::from_secs(30)).await;
+    let before = world.edge.pushes();
+    world.pass(Duration::from_secs(600)).await;
+    assert_eq!(world.edge.pushes(), before);
+}

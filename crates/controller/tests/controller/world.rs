@@ -1,0 +1,424 @@
+//! A whole control plane but for the API: what the API would record is recorded by hand.
+
+use std::{
+    collections::VecDeque,
+    net::IpAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use tokio::sync::{Notify, watch};
+use tram_controller::{
+    Controller, ControllerHandle, DataPlane, Deps, NoObserver, Settings,
+    data_plane::{Error, Event, ServiceActivity},
+    domain::Resolver,
+};
+use tram_planner::Policy;
+use tram_site::Sites;
+use tram_store::{
+    Options, Store, filter,
+    intent::{Deployed, NewApp, NewDeployment, NewDomain, NewRegionalDeployment, NewService, ServiceEdit},
+    keyring,
+    record::{Deployment, Desired, Instance, ObjectKind, Service},
+};
+use tram_testkit::{FakeClock, FakeSite};
+use tram_types::{
+    AppId, Clock as _, DeploymentId, DomainId, OrganizationId, ProjectId, RegionalDeploymentId, ServiceId,
+    routing::{self, RoutingTable},
+    status::{AppStatus, DeploymentStatus, DomainStatus, DomainType, ServiceStatus, ServiceType},
+};
+
+/// Longest wait for a condition; far above what any takes.
+const DEADLINE: Duration = Duration::from_secs(20);
+/// Between two looks at a condition.
+const POLL: Duration = Duration::from_millis(2);
+
+/// An edge that keeps the last table and says what tests tell it.
+#[derive(Debug, Clone)]
+pub(crate) struct FakeDataPlane {
+    table: watch::Sender<RoutingTable>,
+    state: Arc<Mutex<State>>,
+    news: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    events: VecDeque<Event>,
+    down: bool,
+    pub(crate) pushes: u64,
+}
+
+impl FakeDataPlane {
+    pub(crate) fn new() -> Self {
+        Self {
+            table: watch::channel(RoutingTable::default()).0,
+            state: Arc::default(),
+            news: Arc::default(),
+        }
+    }
+
+    pub(crate) fn say(&self, event: Event) {
+        self.state.lock().unwrap().events.push_back(event);
+        self.news.notify_one();
+    }
+
+    /// The link comes up: held version, and a complete report of nothing going on.
+    pub(crate) fn connect(&self) {
+        self.state.lock().unwrap().down = false;
+        let held = self.table.borrow().version;
+        self.say(Event::Connected { held });
+        self.say(Event::Report {
+            complete: true,
+            services: Vec::new(),
+        });
+    }
+
+    pub(crate) fn disconnect(&self) {
+        self.state.lock().unwrap().down = true;
+        self.say(Event::Lost);
+    }
+
+    pub(crate) fn wake(&self, service: ServiceId) {
+        self.say(Event::Wake { service, waiting: 1 });
+    }
+
+    pub(crate) fn traffic(&self, activity: ServiceActivity) {
+        self.say(Event::Report {
+            complete: false,
+            services: vec![activity],
+        });
+    }
+
+    pub(crate) fn table(&self) -> RoutingTable {
+        self.table.borrow().clone()
+    }
+
+    pub(crate) fn pushes(&self) -> u64 {
+        self.state.lock().unwrap().pushes
+    }
+
+    pub(crate) fn service(&self, id: ServiceId) -> Option<routing::Service> {
+        let table = self.table.borrow();
+        table.services.iter().find(|it| it.id == id.uuid()).cloned()
+    }
+}
+
+#[async_trait]
+impl DataPlane for FakeDataPlane {
+    async fn push(&self, table: &RoutingTable) -> Result<(), Error> {
+        {
+            let mut state = self.state.lock().unwrap();
+            if state.down {
+                return Err(Error::Lost(None));
+            }
+            state.pushes += 1;
+        }
+        let held = self.table.borrow().version;
+        if table.version < held {
+            return Err(Error::Refused {
+                held,
+                reason: "it is older".to_owned(),
+            });
+        }
+        self.table.send_replace(table.clone());
+        Ok(())
+    }
+
+    async fn next_event(&self) -> Option<Event> {
+        loop {
+            if let Some(event) = self.state.lock().unwrap().events.pop_front() {
+                return Some(event);
+            }
+            self.news.notified().await;
+        }
+    }
+}
+
+/// No name leads anywhere.
+#[derive(Debug)]
+struct NoNames;
+
+#[async_trait]
+impl Resolver for NoNames {
+    async fn addresses(&self, _host: &str) -> Vec<IpAddr> {
+        Vec::new()
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) store: Store,
+    pub(crate) clock: FakeClock,
+    pub(crate) site: FakeSite,
+    pub(crate) edge: FakeDataPlane,
+    pub(crate) organization: OrganizationId,
+    pub(crate) project: ProjectId,
+    pub(crate) app: AppId,
+    pub(crate) controller: Option<ControllerHandle>,
+    _directory: tempfile::TempDir,
+}
+
+impl World {
+    /// Everything, with the controller running.
+    pub(crate) async fn new() -> Self {
+        let mut world = Self::without_controller().await;
+        world.start();
+        world
+    }
+
+    pub(crate) async fn without_controller() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = FakeClock::new();
+        let keys = directory.path().join("keys");
+        let store = Store::open(Options {
+            database_url: format!("sqlite://{}", directory.path().join("data/tram.db").display()),
+            keyring: keyring::Settings {
+                path: keys.join("secrets.key"),
+                create: true,
+            },
+            proxy_ports: 30_000..=30_100,
+            clock: Arc::new(clock.clone()),
+        });
+        std::fs::create_dir_all(directory.path().join("data")).unwrap();
+        std::fs::create_dir_all(&keys).unwrap();
+        let store = store.await.unwrap();
+        let (organization, project) = (OrganizationId::random(), ProjectId::random());
+        store
+            .create_organization(organization, "acme", project, "default")
+            .await
+            .unwrap();
+        let mut world = Self {
+            store,
+            clock: clock.clone(),
+            site: FakeSite::new(Arc::new(clock)),
+            edge: FakeDataPlane::new(),
+            organization,
+            project,
+            app: AppId::random(),
+            controller: None,
+            _directory: directory,
+        };
+        world.app = world.create_app("shop", false).await;
+        world
+    }
+
+    pub(crate) fn deps(&self) -> Deps {
+        Deps {
+            store: self.store.clone(),
+            sites: Sites::single("fra", Arc::new(self.site.clone())),
+            data_plane: Arc::new(self.edge.clone()),
+            resolver: Arc::new(NoNames),
+            clock: Arc::new(self.clock.clone()),
+            catalog: Arc::new(tram_types::catalog::unlimited()),
+            policy: Policy::default(),
+            settings: Settings {
+                tick: Duration::from_millis(5),
+                sweep: Duration::from_millis(100),
+                ..Settings::default()
+            },
+            observer: Arc::new(NoObserver),
+        }
+    }
+
+    pub(crate) fn start(&mut self) {
+        self.edge.connect();
+        self.controller = Some(Controller::start(self.deps()));
+    }
+
+    /// What kill -9 does.
+    pub(crate) fn kill(&mut self) {
+        self.controller = None;
+    }
+
+    pub(crate) async fn create_app(&self, name: &str, delete_when_empty: bool) -> AppId {
+        let id = AppId::random();
+        let app = NewApp {
+            id,
+            organization_id: self.organization,
+            name: name.to_owned(),
+            status: AppStatus::Healthy,
+            delete_when_empty,
+        };
+        let domain = NewDomain {
+            id: DomainId::random(),
+            organization_id: self.organization,
+            project_id: None,
+            app_id: Some(id),
+            name: format!("{name}-acme.localhost"),
+            kind: DomainType::Autoassigned,
+            status: DomainStatus::Active,
+            intended_cname: String::new(),
+            load_balancer: json!({"cloudflare": {}}),
+        };
+        self.store.create_app_with_domain(app, domain).await.unwrap();
+        id
+    }
+
+    pub(crate) fn new_deployment(&self, definition: Value) -> NewDeployment {
+        NewDeployment {
+            id: DeploymentId::random(),
+            definition,
+            metadata: json!({}),
+            status: DeploymentStatus::Pending,
+            skip_build: false,
+            deployment_group: "prod".to_owned(),
+            instance_snapshot_id: String::new(),
+            created_by: String::new(),
+            regional: vec![NewRegionalDeployment {
+                id: RegionalDeploymentId::random(),
+                region: "fra".to_owned(),
+                definition: json!({}),
+            }],
+        }
+    }
+
+    pub(crate) async fn create(&self, name: &str, definition: Value) -> Deployed {
+        self.create_in(self.app, name, definition).await
+    }
+
+    pub(crate) async fn create_in(&self, app: AppId, name: &str, definition: Value) -> Deployed {
+        let service = NewService {
+            id: ServiceId::random(),
+            organization_id: self.organization,
+            project_id: Some(self.project),
+            app_id: app,
+            name: name.to_owned(),
+            kind: ServiceType::Web,
+            delete_after_create_seconds: 0,
+            delete_after_sleep_seconds: 0,
+            deployment: self.new_deployment(definition),
+            proxy_ports: Vec::new(),
+        };
+        self.store.create_service(service).await.unwrap()
+    }
+
+    pub(crate) async fn deploy(&self, service: ServiceId, definition: Value) -> DeploymentId {
+        let deployment = self.new_deployment(definition);
+        let edit = ServiceEdit::default();
+        let deployed = self
+            .store
+            .add_deployment(self.organization, service, &edit, deployment, &[])
+            .await;
+        deployed.unwrap().deployment.id
+    }
+
+    pub(crate) async fn want(&self, service: ServiceId, desired: Desired) {
+        self.store
+            .set_service_desired(self.organization, service, desired)
+            .await
+            .unwrap();
+    }
+
+    pub(crate) async fn service(&self, id: ServiceId) -> Service {
+        self.store.service_unscoped(id).await.unwrap()
+    }
+
+    pub(crate) async fn deployment(&self, id: DeploymentId) -> Deployment {
+        self.store.deployment_unscoped(id).await.unwrap()
+    }
+
+    /// Every instance of a service, oldest first.
+    pub(crate) async fn instances(&self, service: ServiceId) -> Vec<Instance> {
+        let filter = filter::Instances {
+            service_id: Some(service),
+            order: filter::Order::Ascending,
+            ..filter::Instances::default()
+        };
+        let listed = self
+            .store
+            .list_instances(self.organization, &filter, filter::Page::largest())
+            .await;
+        listed.unwrap().items
+    }
+
+    /// Kinds of the events of an object, oldest first.
+    pub(crate) async fn events(&self, kind: ObjectKind, id: uuid::Uuid) -> Vec<String> {
+        let filter = filter::Events {
+            object_kind: Some(kind),
+            object_ids: vec![id],
+            order: filter::Order::Ascending,
+            ..filter::Events::default()
+        };
+        let listed = self
+            .store
+            .list_events(self.organization, &filter, filter::Page::largest())
+            .await;
+        listed.unwrap().items.into_iter().map(|event| event.kind).collect()
+    }
+
+    pub(crate) async fn deployment_becomes(&self, id: DeploymentId, status: DeploymentStatus) -> Deployment {
+        self.until(&format!("the deployment is {status}"), async || {
+            let deployment = self.deployment(id).await;
+            if deployment.status == status { Ok(deployment) } else { Err(format!("{deployment:#?}")) }
+        })
+        .await
+    }
+
+    pub(crate) async fn service_becomes(&self, id: ServiceId, status: ServiceStatus) -> Service {
+        self.until(&format!("the service is {status}"), async || {
+            let service = self.service(id).await;
+            if service.status == status { Ok(service) } else { Err(format!("{service:#?}")) }
+        })
+        .await
+    }
+
+    pub(crate) async fn gone(&self, id: ServiceId) {
+        self.until("the service is gone", async || match self.store.service_unscoped(id).await {
+            Err(tram_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(format!("{error:?}")),
+            Ok(service) => Err(format!("{service:#?}\n{:#?}", self.instances(id).await)),
+        })
+        .await;
+    }
+
+    /// The data plane has so many endpoints of the service.
+    pub(crate) async fn endpoints_become(&self, id: ServiceId, count: usize) -> routing::Service {
+        self.until(&format!("the table has {count} endpoints"), async || {
+            match self.edge.service(id) {
+                Some(service) if service.endpoints.len() == count => Ok(service),
+                other => Err(format!("{other:#?}")),
+            }
+        })
+        .await
+    }
+
+    /// Waits until `look` is content; tells what it saw last when it never is.
+    pub(crate) async fn until<T>(&self, what: &str, look: impl AsyncFn() -> Result<T, String>) -> T {
+        let began = tokio::time::Instant::now();
+        loop {
+            match look().await {
+                Ok(seen) => return seen,
+                Err(last) => {
+                    assert!(began.elapsed() < DEADLINE, "never: {what}; the last was {last}");
+                    tokio::time::sleep(POLL).await;
+                }
+            }
+        }
+    }
+
+    /// Moves the clock on in steps, so that everything that becomes due on the way happens.
+    pub(crate) async fn pass(&self, time: Duration) {
+        const STEPS: u32 = 20;
+        for _ in 0..STEPS {
+            self.clock.advance(time / STEPS);
+            tokio::time::sleep(POLL * 3).await;
+        }
+    }
+
+    pub(crate) fn now(&self) -> tram_types::Timestamp {
+        self.clock.now()
+    }
+}
+
+/// A web service from `image` with `min` instances.
+pub(crate) fn web(image: &str, min: u32) -> Value {
+    json!({
+        "name": "web", "type": "WEB", "regions": ["na"],
+        "docker": {"image": image},
+        "ports": [{"port": 8000, "protocol": "http"}],
+        "routes": [{"port": 8000, "path": "/"}],
+        "scalings": [{"min": min, "max": min.max(1)}],
+        "instance_types": [{"type": "micro"}],
+    })
+}
