@@ -80,7 +80,7 @@ pub(crate) fn launch_spec(
     };
     launch.user = account.user.clone();
     launch.hostname = spec.id.short();
-    launch.files = files(spec, place);
+    launch.files = files(spec, place, &account.user);
     launch.network = Network::Namespace { path: place.namespace.clone() };
     launch.limits = Limits {
         memory_bytes: Some(spec.limits.memory_bytes),
@@ -138,8 +138,8 @@ pub(crate) fn environment(
     environment
 }
 
-/// The platform's files, and the definition's, which win.
-fn files(spec: &InstanceSpec, place: &Place) -> Vec<ConfigFile> {
+/// The platform's files, and the definition's, which win and belong to the program's user.
+fn files(spec: &InstanceSpec, place: &Place, user: &User) -> Vec<ConfigFile> {
     let host = spec.id.short();
     let platform = [
         (
@@ -153,8 +153,8 @@ fn files(spec: &InstanceSpec, place: &Place) -> Vec<ConfigFile> {
         path: file.path.clone().into(),
         content: file.content.clone().into_bytes(),
         mode: file.mode,
-        uid: 0,
-        gid: 0,
+        uid: user.uid,
+        gid: user.gid,
     });
     platform
         .into_iter()

@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::addresses::Addresses;
@@ -120,6 +121,7 @@ struct Inner {
     /// The pool is not full.
     wanted: Notify,
     end: CancellationToken,
+    refill: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Debug)]
@@ -199,9 +201,11 @@ impl Network {
             state: Mutex::new(State { addresses, ready: VecDeque::new(), made }),
             wanted: Notify::new(),
             end: CancellationToken::new(),
+            refill: Mutex::default(),
         });
         inner.sweep().await?;
-        tokio::spawn(refill(Arc::clone(&inner)));
+        let task = tokio::spawn(refill(Arc::clone(&inner)));
+        *inner.refill.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
         Ok(Self { inner })
     }
 
@@ -261,6 +265,11 @@ impl Network {
     /// Ends the pool and removes what nobody uses; with nothing in use, the table and the address too.
     pub(crate) async fn close(&self) -> Result<(), Error> {
         self.inner.end.cancel();
+        let refill = self.inner.refill.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(refill) = refill {
+            // It is not interrupted while it makes a namespace, and reports its own troubles.
+            let _ended = refill.await;
+        }
         let unused: Vec<Slot> = self.inner.lock().ready.drain(..).collect();
         for slot in unused {
             self.inner.unmake(slot).await?;

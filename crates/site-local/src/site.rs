@@ -20,6 +20,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tram_image::ImageStore;
 use tram_sandbox::protocol as wire;
 use tram_site::{Changed, Error};
@@ -94,6 +95,8 @@ struct Shared {
     probes: Arc<Semaphore>,
     /// Something of an instance's view changed; for waiting inside the site.
     viewed: watch::Sender<()>,
+    /// Starts and ends under way: not interrupted, and waited for when the site closes.
+    tasks: TaskTracker,
     end: CancellationToken,
 }
 
@@ -138,6 +141,7 @@ impl LocalSite {
             changed,
             probes: Arc::new(Semaphore::new(PROBES_MAX)),
             viewed: watch::channel(()).0,
+            tasks: TaskTracker::new(),
             end: end.clone(),
         });
         adopt::adopt(&shared, decided).await;
@@ -156,6 +160,8 @@ impl LocalSite {
     pub async fn close(&self) -> Result<(), network::Error> {
         self.shared.end.cancel();
         self.dns.close();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
         self.shared.network.close().await
     }
 }
@@ -274,9 +280,7 @@ impl Shared {
         drop(entries);
         self.announce(id);
         let shared = Arc::clone(self);
-        // Not bound to the site's end: a place that is half given back would be given back at the next start, but
-        // there is no reason to leave it.
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             shared.write_lines(id, lines).await;
             shared.give_place_back(id).await;
         });

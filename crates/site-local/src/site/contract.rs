@@ -66,9 +66,7 @@ impl Site for LocalSite {
             entries.insert(id, Entry::new(record));
         }
         self.shared.announce(id);
-        let shared = Arc::clone(&self.shared);
-        let end = shared.end.clone();
-        tokio::spawn(end.run_until_cancelled_owned(start::run(shared, id)));
+        self.shared.tasks.spawn(start::run(Arc::clone(&self.shared), id));
         Ok(())
     }
 

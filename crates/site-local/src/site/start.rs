@@ -1,7 +1,7 @@
 //! The way of an instance up: image, network, launch.
 //!
 //! One task an instance, begun after the order was written down. It ends with the program running, or with a
-//! recorded end and its cause. A stop that comes while preparing ends the preparation; one that comes while the
+//! recorded end and its cause. A stop that comes while preparing is heard before the launch; one that comes while the
 //! supervisor launches is carried out right after.
 
 use std::sync::Arc;
@@ -40,19 +40,20 @@ impl Failure {
     }
 }
 
-/// Brings the instance up, whatever it takes, and records how that went.
+/// Brings the instance up, whatever it takes, and records how that went. Runs to its end also when the site is
+/// dropped meanwhile: the next one finds a whole instance or none.
 pub(super) async fn run(shared: Arc<Shared>, id: InstanceId) {
     let Some((spec, generation, slot, halt)) = shared.lock().get(&id).and_then(|entry| {
         Some((entry.record.spec.clone(), entry.record.generation, entry.slot()?, entry.halt.clone()))
     }) else {
         return;
     };
-    let prepared = halt.run_until_cancelled(prepare(&shared, &spec, generation, slot)).await;
+    // Not interrupted in the middle: it takes milliseconds, and what the kernel was asked cannot be taken back.
+    let prepared = prepare(&shared, &spec, generation, slot).await;
     let outcome = match prepared {
-        None => Err(Failure::Halted),
-        Some(Err(failure)) => Err(failure),
-        // From here on the supervisor may have it, so it is not interrupted.
-        Some(Ok(launch)) => start(&shared, id, launch).await,
+        Ok(_) if halt.is_cancelled() => Err(Failure::Halted),
+        Ok(launch) => start(&shared, id, launch).await,
+        Err(failure) => Err(failure),
     };
     let cause = match outcome {
         Ok(pid) => {

@@ -52,8 +52,7 @@ async fn a_new_control_plane_adopts_what_runs() {
     let start_time = |stat: &str| stat.split_whitespace().nth(21).map(str::to_owned);
     assert_eq!(start_time(&started), start_time(&still), "not restarted");
     // The network is as it was: names, neighbours, and a new instance with an address of its own.
-    let (page, _) = shell(&site, api.id, "wget -T 3 -q -O - http://web.shop.internal:8000/").await;
-    assert_eq!(page, "it works\n");
+    assert_eq!(fetch(&site, &api, "web.shop.internal").await, "it works\n");
     let next = machine.spec("shop", "next");
     let next_address = up(&site, &next).await;
     assert!(seen.instances.values().all(|other| other.address != Some(next_address)));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -247,24 +248,33 @@ fn start_registry(directory: &Path) -> (Child, SocketAddr) {
 
 /// An image of one layer: busybox, a user, a web page.
 fn push_image(directory: &Path, name: &str) {
+    let run = |command: &mut Command| {
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
     let root = directory.join("rootfs");
     for path in ["bin", "etc", "www", "tmp", "home/app"] {
         std::fs::create_dir_all(root.join(path)).unwrap();
     }
+    std::fs::set_permissions(root.join("tmp"), std::fs::Permissions::from_mode(0o1777)).unwrap();
     std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-    for tool in ["sh", "httpd", "wget", "nc", "cat", "echo", "sleep", "ping", "nslookup", "head", "ls", "env", "dd", "tail", "hostname", "id", "kill", "true", "ip"] {
+    for tool in ["sh", "httpd", "wget", "nc", "cat", "echo", "sleep", "ping", "nslookup", "head", "ls", "env", "dd", "tail", "hostname", "id", "kill", "true", "ip", "sed", "timeout"] {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(tool)).unwrap();
+    }
+    // The static busybox cannot look names up (its C library loads a part of that); bash can, with its libraries.
+    let libraries = run(Command::new("ldd").arg("/bin/bash"));
+    let paths = libraries.split_whitespace().filter(|word| word.starts_with('/')).chain(["/bin/bash"]);
+    for path in paths {
+        let inside = root.join(path.trim_start_matches('/'));
+        std::fs::create_dir_all(inside.parent().unwrap()).unwrap();
+        std::fs::copy(path, inside).unwrap();
     }
     std::fs::write(root.join("www/index.html"), "it works\n").unwrap();
     std::fs::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n").unwrap();
     std::fs::write(root.join("etc/group"), "root:x:0:\napp:x:1000:\n").unwrap();
     let image = directory.join("image");
     std::fs::create_dir_all(&image).unwrap();
-    let run = |command: &mut Command| {
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    };
     run(Command::new("tar").args(["--numeric-owner", "--owner=0", "--group=0", "-cf"]).arg(image.join("layer.tar")).arg("-C").arg(&root).arg("."));
     let sum = run(Command::new("sha256sum").arg(image.join("layer.tar")));
     let diff_id = sum.split_whitespace().next().unwrap();
@@ -374,6 +384,12 @@ pub(crate) async fn shell(site: &LocalSite, id: InstanceId, line: &str) -> (Stri
             None => panic!("the session ended without an exit code: {}", String::from_utf8_lossy(&output)),
         }
     }
+}
+
+/// The last line of the web page at `host`, or what went wrong, as seen from inside.
+pub(crate) async fn fetch(site: &LocalSite, from: &InstanceSpec, host: &str) -> String {
+    let ask = format!(r#"exec 3<>/dev/tcp/{host}/8000 && printf "GET / HTTP/1.0\r\n\r\n" >&3 && cat <&3"#);
+    shell(site, from.id, &format!("timeout 3 bash -c '{ask}' 2>&1 | tail -n 1")).await.0
 }
 
 pub(crate) async fn log_lines(site: &LocalSite, id: InstanceId) -> Vec<String> {
