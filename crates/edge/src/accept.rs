@@ -4,6 +4,7 @@
 //! that has sent nothing yet has no buffers.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admit::{H2_HEAD_MAX_BYTES, HEAD_MAX_BYTES};
 use crate::forwarded::Client;
 use crate::pipeline::{self, Context};
-use crate::worker::Worker;
+use crate::worker::{Shared, Worker};
 
 /// From the first byte of a TLS connection to the end of its handshake; stops clients that open and say nothing.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,8 +37,29 @@ const H2_PING_INTERVAL: Duration = Duration::from_secs(60);
 /// Rest after the kernel had no descriptor for us; others must close first.
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(50);
 
+/// Share of the process's file descriptors that clients may hold, in percent: each may need one more at an instance, and
+/// the rest is for everything else. Past it new clients wait in the kernel's queue.
+const CLIENTS_SHARE_PERCENT: u64 = 45;
+
 /// What an HTTP/2 connection with prior knowledge begins with, as far as it differs from every method.
 const H2_PREFACE: &[u8] = b"PRI";
+
+/// How many clients there is room for at a time.
+pub(crate) fn connections_max() -> usize {
+    // No limit is as good as one that nothing reaches.
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .current
+        .unwrap_or(u64::from(u32::MAX));
+    usize::try_from(descriptors * CLIENTS_SHARE_PERCENT / 100).unwrap_or(usize::MAX)
+}
+
+/// The next connection, once there is room for it.
+pub(crate) async fn next(shared: &Shared, listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    while shared.open.len() >= shared.connections_max {
+        tokio::time::sleep(ACCEPT_BACK_OFF).await;
+    }
+    listener.accept().await
+}
 
 /// Accepts until told to stop.
 pub(crate) async fn run(worker: Arc<Worker>, listener: TcpListener, tls: bool, until: CancellationToken) {
@@ -45,7 +67,7 @@ pub(crate) async fn run(worker: Arc<Worker>, listener: TcpListener, tls: bool, u
         let accepted = tokio::select! {
             biased;
             () = until.cancelled() => return,
-            accepted = listener.accept() => accepted,
+            accepted = next(&worker.shared, &listener) => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {

@@ -90,9 +90,8 @@ impl Handle {
     }
 }
 
-/// Binds, serves, and drains on SIGTERM or SIGINT. Takes as many file descriptors as the process may have.
+/// Binds, serves, and drains on SIGTERM or SIGINT.
 pub async fn run(config: Config) -> Result<(), Error> {
-    raise_descriptor_limit();
     let stop = CancellationToken::new();
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         let mut signal = signal(kind).map_err(|source| Error::Worker { index: 0, source })?;
@@ -106,8 +105,10 @@ pub async fn run(config: Config) -> Result<(), Error> {
 }
 
 impl Edge {
-    /// Takes ports, files and threads. Needs a tokio runtime only for [`Edge::serve`].
+    /// Takes ports, files and threads, and raises the process's soft limit of file descriptors to the hard one.
+    /// Needs a tokio runtime only for [`Edge::serve`].
     pub fn bind(config: Config) -> Result<Self, Error> {
+        raise_descriptor_limit();
         let lock = take_state_dir(&config.state_dir)?;
         let http = listen::bind_all(&config.http)?;
         let https = listen::bind_all(&config.https)?;
@@ -130,6 +131,7 @@ impl Edge {
             tls: Arc::new(certificates::server_config(Arc::clone(&certificates))?),
             stop: CancellationToken::new(),
             end: CancellationToken::new(),
+            connections_max: crate::accept::connections_max(),
             open: TaskTracker::new(),
         });
         let count = match config.workers {

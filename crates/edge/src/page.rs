@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{ACCEPT, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, REFRESH, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use uuid::Uuid;
 
@@ -220,6 +220,9 @@ impl Refusal {
         if let Some(wait) = self.retry_after() {
             headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
         }
+        if html && matches!(self, Self::Deploying { .. } | Self::StillStarting { .. }) {
+            headers.insert(REFRESH, HeaderValue::from(DEPLOYING_RETRY_AFTER.as_secs()));
+        }
         if let Self::Unauthorized { basic, .. } = self {
             let scheme = if basic {
                 "Basic realm=\"this route\", charset=\"UTF-8\""
@@ -319,6 +322,18 @@ mod tests {
         assert!(!prefers_html(&accepting("application/json, text/html;q=0.1")));
         assert!(!prefers_html(&accepting("*/*")));
         assert!(!prefers_html(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn browsers_look_again_by_themselves_while_a_service_starts() {
+        let deploying = |html| {
+            Refusal::Deploying {
+                name: "shop/web".into(),
+            }
+            .into_response(html)
+        };
+        assert_eq!(deploying(true).headers()["refresh"], "5");
+        assert!(!deploying(false).headers().contains_key("refresh"));
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustix::io::Errno;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use uuid::Uuid;
@@ -175,7 +176,13 @@ impl Endpoint {
         let stream = match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(self.address)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(refused)) => {
-                self.avoid();
+                // That we are out of descriptors or ports is no fault of the instance.
+                if !matches!(
+                    refused.raw_os_error().map(Errno::from_raw_os_error),
+                    Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::ADDRNOTAVAIL)
+                ) {
+                    self.avoid();
+                }
                 return Err(ConnectError::Refused(refused));
             }
             Err(_) => {

@@ -21,7 +21,7 @@ pub(crate) async fn run(worker: Arc<Worker>, listener: TcpListener, port: u16, u
         let accepted = tokio::select! {
             biased;
             () = until.cancelled() => return,
-            accepted = listener.accept() => accepted,
+            accepted = accept::next(&worker.shared, &listener) => accepted,
         };
         match accepted {
             Ok((stream, _peer)) => {

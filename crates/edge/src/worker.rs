@@ -33,6 +33,8 @@ pub(crate) struct Shared {
     pub(crate) stop: CancellationToken,
     /// Cancelled when the workers are to end, drained or not.
     pub(crate) end: CancellationToken,
+    /// Most client connections and tunnels at a time.
+    pub(crate) connections_max: usize,
     /// Client connections and tunnels, waited for while draining.
     pub(crate) open: TaskTracker,
 }

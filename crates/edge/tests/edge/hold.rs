@@ -174,3 +174,85 @@ async fn a_service_that_vanishes_under_its_callers_is_told() {
     edge.apply(without);
     assert_eq!(caller.await.expect("no panic").code(), "no_such_app");
 }
+
+/// Every caller is answered, and told the truth, whatever order the states come in.
+#[tokio::test]
+async fn no_caller_is_lost_however_a_service_sleeps_and_wakes() {
+    const CALLERS: usize = 8;
+    const ASKED: usize = 60;
+    let edge = Fixture::start();
+    let address = says("awake").await;
+    let base = service(State::Sleeping, &[]);
+    edge.apply(table(1, base.clone()));
+    let http = edge.http;
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|_| {
+            tokio::spawn(async move {
+                let mut answered = 0;
+                for _ in 0..ASKED {
+                    let answer = get(http, "/").await;
+                    match (answer.status, answer.code()) {
+                        (StatusCode::OK, "") => assert_eq!(answer.text, "awake"),
+                        (StatusCode::SERVICE_UNAVAILABLE, "deployment_failed" | "service_paused") => {}
+                        other => panic!("{other:?}"),
+                    }
+                    answered += 1;
+                }
+                answered
+            })
+        })
+        .collect();
+    let seed = Uuid::new_v4().as_u128();
+    eprintln!("seed {seed}");
+    let mut random = seed;
+    let mut version = 2;
+    while callers.iter().any(|caller| !caller.is_finished()) {
+        random = random
+            .wrapping_mul(0x2360_ED05_1FC6_5DA4_4385_DF64_9FCC_F645)
+            .wrapping_add(1);
+        let endpoints = vec![endpoint(address)];
+        let (state, endpoints) = match (random >> 100) % 6 {
+            0 => (State::Sleeping, vec![]),
+            1 => (State::Sleeping, endpoints),
+            2 => (
+                State::Starting {
+                    since: jiff::Timestamp::now(),
+                },
+                vec![],
+            ),
+            3 => (
+                State::Failed {
+                    message: "on purpose".into(),
+                    deployment_id: Uuid::new_v4(),
+                },
+                vec![],
+            ),
+            4 => (State::Paused, endpoints),
+            _ => (State::Ready, endpoints),
+        };
+        edge.apply(table(
+            version,
+            Service {
+                state,
+                endpoints,
+                ..base.clone()
+            },
+        ));
+        version += 1;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    for caller in callers {
+        assert_eq!(caller.await.expect("no caller was lost"), ASKED);
+    }
+    until("nothing is in flight", || {
+        metric(&edge.handle.metrics(), "tram_edge_in_flight", "") == Some(0.0)
+    })
+    .await;
+    assert_eq!(queued(&edge), Some(0.0));
+    let arrivals = metric(&edge.handle.metrics(), "tram_edge_arrivals_total", "");
+    assert_eq!(
+        arrivals,
+        Some(480.0),
+        "each counted once, however often it waited"
+    );
+}
