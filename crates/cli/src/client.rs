@@ -115,8 +115,18 @@ impl Client {
             let Value::Array(page) = crate::view::take(&mut reply, member) else {
                 return Err(self.unexpected(path, format!("the reply has no `{member}`")));
             };
-            let last = page.len() < wanted;
+            let is_full = page.len() >= wanted;
+            let is_empty = page.is_empty();
             items.extend(page);
+            // Some lists say whether more follows, some how many there are, some neither.
+            let has_next = reply.get("has_next").and_then(Value::as_bool);
+            let count = reply.get("count").and_then(Value::as_u64);
+            let last = is_empty
+                || match (has_next, count) {
+                    (Some(has_next), _) => !has_next,
+                    (None, Some(count)) => u64::try_from(items.len()).is_ok_and(|read| read >= count),
+                    (None, None) => !is_full,
+                };
             if last {
                 break;
             }
@@ -196,6 +206,11 @@ impl Client {
                 call: path.to_owned(),
                 after: CALL_TIMEOUT,
             }
+        } else if mentions_certificate(&source) {
+            Error::Untrusted {
+                url: self.base().to_owned(),
+                source,
+            }
         } else if source.is_connect() || source.is_timeout() {
             Error::Unreachable {
                 url: self.base().to_owned(),
@@ -215,6 +230,19 @@ impl Client {
             what,
         }
     }
+}
+
+/// Whether a call failed because of the server's certificate. The TLS library's own error is wrapped several times,
+/// in types that are not ours to name, so its words are what there is to go by.
+fn mentions_certificate(error: &reqwest::Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(source) = cause {
+        if source.to_string().contains("certificate") {
+            return true;
+        }
+        cause = source.source();
+    }
+    false
 }
 
 /// Whether the address is this machine's own.

@@ -160,14 +160,18 @@ impl Printer {
             "error:"
         };
         let mut text = format!("{mark} {error}\n");
-        let mut cause = std::error::Error::source(error);
-        while let Some(source) = cause {
-            let line = source.to_string();
-            // Some libraries repeat their cause in their own words.
-            if !text.contains(&line) {
-                text.push_str(&format!("  because: {line}\n"));
-            }
-            cause = source.source();
+        let causes: Vec<String> =
+            std::iter::successors(std::error::Error::source(error), |cause| cause.source())
+                .map(|cause| cause.to_string().trim_end().replace('\n', "\n  "))
+                .collect();
+        // The layers between say what we said already; the last one says why.
+        let from = if self.verbose {
+            0
+        } else {
+            causes.len().saturating_sub(1)
+        };
+        for cause in causes.iter().skip(from) {
+            text.push_str(&format!("  because: {cause}\n"));
         }
         if let Some(hint) = error.hint() {
             text.push_str(&format!("hint: {hint}\n"));

@@ -32,6 +32,15 @@ pub enum Error {
         #[source]
         source: reqwest::Error,
     },
+    /// Whoever answers has no certificate that this machine trusts.
+    #[error("cannot trust {url}")]
+    Untrusted {
+        /// The server.
+        url: String,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
     /// The connection broke during a call.
     #[error("the connection to {url} broke")]
     Broken {
@@ -130,6 +139,11 @@ impl Error {
         match self {
             Self::Unreachable { .. } => Some(
                 "is tram up running? start it with `sudo tram up`, or choose another with `tram context use`"
+                    .to_owned(),
+            ),
+            Self::Untrusted { .. } => Some(
+                "if it is this machine's own, `sudo tram trust` makes it trusted; SSL_CERT_FILE names other \
+                 authorities"
                     .to_owned(),
             ),
             Self::Api { status: 401, url, .. } => Some(format!(

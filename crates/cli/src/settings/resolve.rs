@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tram_types::names::{DNS_LABEL_MAX_CHARACTERS, check_slug};
+
 use super::{Flags, KEYS, Settings, value::Setting};
 use crate::suggest;
 
@@ -143,12 +145,41 @@ impl Settings {
                 });
             }
         }
-        Self::build(&Given {
+        let settings = Self::build(&Given {
             flags,
             variables,
             file,
             path,
-        })
+        })?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// What no single value shows: names that end up in domains, and settings that exclude each other.
+    fn check(&self) -> Result<(), Error> {
+        let wrong = |place: &str, reason: String| {
+            Err(Error::Value {
+                place: place.to_owned(),
+                reason,
+            })
+        };
+        for (place, name) in [("organization", &self.organization), ("region", &self.region)] {
+            if let Err(rule) = check_slug(name, 2, DNS_LABEL_MAX_CHARACTERS) {
+                return wrong(place, format!("`{name}` {rule}"));
+            }
+        }
+        for label in self.base_domain.split('.') {
+            if let Err(rule) = check_slug(label, 1, DNS_LABEL_MAX_CHARACTERS) {
+                return wrong("base_domain", format!("part `{label}` {rule}"));
+            }
+        }
+        if self.http_port == self.https_port && self.http_port != 0 {
+            return wrong(
+                "https_port",
+                format!("{} is the port for HTTP already", self.https_port),
+            );
+        }
+        Ok(())
     }
 }
 

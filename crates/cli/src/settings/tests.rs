@@ -146,6 +146,19 @@ fn values_that_make_no_sense_name_their_place() {
     ] {
         assert_eq!(Case::new(file).refusal().0, expected);
     }
+    for (file, expected) in [
+        (
+            "organization = \"Acme\"",
+            "organization: `Acme` may only contain lower-case letters, digits and dashes",
+        ),
+        (
+            "base_domain = \"a..b\"",
+            "base_domain: part `` must have 1 to 63 characters, has 0",
+        ),
+        ("http_port = 443", "https_port: 443 is the port for HTTP already"),
+    ] {
+        assert_eq!(Case::new(file).refusal().0, expected);
+    }
     let mut case = Case::new("");
     case.flags.api_listen = Some("localhost".to_owned());
     assert_eq!(

@@ -93,21 +93,22 @@ fn a_server_that_is_not_there_is_told_of_with_a_hint() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let ran = Tram::of(&url).run("apps list");
-    assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""));
-    assert!(
-        ran.err.starts_with(&format!("error: cannot reach {url}\n")),
-        "{}",
-        ran.err
+    let hint =
+        "hint: is tram up running? start it with `sudo tram up`, or choose another with `tram context use`\n";
+    Tram::of(&url).run("apps list").expect(
+        1,
+        "",
+        &format!("error: cannot reach {url}\n  because: Connection refused (os error 111)\n{hint}"),
     );
-    assert!(ran.err.contains("Connection refused"), "{}", ran.err);
+    let verbose = Tram::of(&url).run("apps list -v");
     assert!(
-        ran.err.ends_with(
-            "hint: is tram up running? start it with `sudo tram up`, or choose another with `tram context use`\n"
-        ),
+        verbose.err.starts_with(&format!(
+            "using {url} (from TRAM_URL)\nerror: cannot reach {url}\n"
+        )),
         "{}",
-        ran.err
+        verbose.err
     );
+    assert!(verbose.err.matches("  because: ").count() > 1, "{}", verbose.err);
 }
 
 #[test]

@@ -93,6 +93,21 @@ fn bad_settings_are_refused_with_a_hint() {
 }
 
 #[test]
+fn a_file_of_settings_that_is_no_toml_shows_where() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tram.toml");
+    std::fs::write(&file, "http_port = = 80\n").unwrap();
+    let ran = Tram::new().run(&format!("up --config {}", file.display()));
+    assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""));
+    let expected = format!(
+        "error: {} is not valid TOML\n  because: TOML parse error at line 1, ",
+        file.display()
+    );
+    assert!(ran.err.starts_with(&expected), "{}", ran.err);
+    assert!(ran.err.contains("http_port = = 80"), "{}", ran.err);
+}
+
+#[test]
 fn help_is_data_and_refusals_are_talk() {
     let help = Tram::new().run("deploy --help");
     assert_eq!((help.code, help.err.as_str()), (Some(0), ""));

@@ -15,4 +15,5 @@ mod secrets;
 mod server;
 mod streams;
 mod terminal;
+mod tls;
 mod tram;

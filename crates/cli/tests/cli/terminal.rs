@@ -21,8 +21,9 @@ use tram_cli::Outcome;
 use crate::server::{Server, Socket, deployment};
 
 /// Divides arguments in the variable that hands them to the child.
-const DIVIDER: char = '\u{1f}';
-const ARGUMENTS: &str = "TRAM_TEST_CHILD_ARGUMENTS";
+pub(crate) const DIVIDER: char = '\u{1f}';
+/// The variable.
+pub(crate) const ARGUMENTS: &str = "TRAM_TEST_CHILD_ARGUMENTS";
 
 /// What the child does: one command on its own streams.
 #[test]
