@@ -54,7 +54,11 @@ async fn a_service_comes_up_is_routed_and_goes_without_a_trace() {
         format!("{}:8000", instance.address)
     );
     let table = world.edge.table();
-    let host = table.hosts.iter().find(|host| host.name == "shop-acme.localhost").unwrap();
+    let host = table
+        .hosts
+        .iter()
+        .find(|host| host.name == "shop-acme.localhost")
+        .unwrap();
     assert_eq!((host.routes[0].prefix.as_str(), host.routes[0].port), ("/", 8000));
 
     world.site.write_log(instance.id, LogStream::Stdout, "hello");
@@ -62,12 +66,25 @@ async fn a_service_comes_up_is_routed_and_goes_without_a_trace() {
     world.want(service, Desired::Delete).await;
     world.gone(service).await;
     assert!(world.site.is_empty());
-    let query = LogQuery { limit: 10, ..LogQuery::default() };
-    assert!(world.site.logs(instance, &query).await.unwrap().entries.is_empty());
+    let query = LogQuery {
+        limit: 10,
+        ..LogQuery::default()
+    };
+    assert!(
+        world
+            .site
+            .logs(instance, &query)
+            .await
+            .unwrap()
+            .entries
+            .is_empty()
+    );
     world
-        .until("the table forgets it", async || match world.edge.service(service) {
-            None => Ok(()),
-            Some(service) => Err(format!("{service:?}")),
+        .until("the table forgets it", async || {
+            match world.edge.service(service) {
+                None => Ok(()),
+                Some(service) => Err(format!("{service:?}")),
+            }
         })
         .await;
     assert!(world.store.app_unscoped(world.app).await.is_ok(), "the app stays");
@@ -161,12 +178,18 @@ async fn a_rollout_moves_traffic_before_the_old_instance_stops() {
     let new = world.deploy(service, web("v2", 1)).await;
     world.deployment_becomes(new, D::Healthy).await;
     world
-        .until("the table leads to the new one", async || match world.edge.service(service) {
-            Some(it) if it.endpoints.len() == 1 && it.endpoints[0].instance_id != old => Ok(()),
-            other => Err(format!("{other:?}")),
+        .until("the table leads to the new one", async || {
+            match world.edge.service(service) {
+                Some(it) if it.endpoints.len() == 1 && it.endpoints[0].instance_id != old => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
         })
         .await;
-    assert_eq!(world.site.running().len(), 2, "the old one may still have requests");
+    assert_eq!(
+        world.site.running().len(),
+        2,
+        "the old one may still have requests"
+    );
     world.pass(Duration::from_secs(2)).await;
     let stopped = world.deployment_becomes(made.deployment.id, D::Stopped).await;
     assert_eq!(stopped.messages, ["replaced by version 2"]);
@@ -178,7 +201,10 @@ async fn a_rollout_moves_traffic_before_the_old_instance_stops() {
 async fn a_rollout_that_fails_leaves_the_old_one_alone() {
     let world = World::new().await;
     world.site.script("bad", Behaviour::crashes(3));
-    world.site.script("none", Behaviour::missing_image("registry.example has no image `none`"));
+    world.site.script(
+        "none",
+        Behaviour::missing_image("registry.example has no image `none`"),
+    );
     let made = world.create("web", web("v1", 1)).await;
     let service = made.service.id;
     world.service_becomes(service, S::Healthy).await;
@@ -187,16 +213,29 @@ async fn a_rollout_that_fails_leaves_the_old_one_alone() {
     let failed = world.deployment_becomes(none, D::Error).await;
     assert_eq!(failed.messages, ["registry.example has no image `none`"]);
     let bad = world.deploy(service, web("bad", 1)).await;
-    world.until("it has failed", async || {
-        world.clock.advance(Duration::from_millis(500));
-        let deployment = world.deployment(bad).await;
-        if deployment.status == D::Error { Ok(()) } else { Err(format!("{deployment:?}")) }
-    })
-    .await;
+    world
+        .until("it has failed", async || {
+            world.clock.advance(Duration::from_millis(500));
+            let deployment = world.deployment(bad).await;
+            if deployment.status == D::Error {
+                Ok(())
+            } else {
+                Err(format!("{deployment:?}"))
+            }
+        })
+        .await;
     let failed = world.deployment(bad).await;
-    assert!(failed.messages[0].contains("left with exit code 3"), "{:?}", failed.messages);
+    assert!(
+        failed.messages[0].contains("left with exit code 3"),
+        "{:?}",
+        failed.messages
+    );
     let shown = world.service_becomes(service, S::Degraded).await;
-    assert!(shown.messages[0].contains("version 3 failed and version 1 still serves"), "{:?}", shown.messages);
+    assert!(
+        shown.messages[0].contains("version 3 failed and version 1 still serves"),
+        "{:?}",
+        shown.messages
+    );
     assert_eq!(world.site.running(), old);
     assert_eq!(shown.active_deployment_id, Some(made.deployment.id));
     let attempts: Vec<_> = world
@@ -206,7 +245,11 @@ async fn a_rollout_that_fails_leaves_the_old_one_alone() {
         .filter(|it| it.deployment_id == bad)
         .collect();
     assert_eq!(attempts.len(), 5);
-    assert!(attempts.iter().all(|it| it.status == InstanceStatus::Error && it.forgotten));
+    assert!(
+        attempts
+            .iter()
+            .all(|it| it.status == InstanceStatus::Error && it.forgotten)
+    );
 }
 
 #[tokio::test]
@@ -217,11 +260,23 @@ async fn a_crash_is_told_and_replaced_with_a_growing_pause() {
     world.service_becomes(service, S::Healthy).await;
     for pause in [1, 2, 4] {
         let running = world.site.running();
-        world.site.end(running[0], EndCause::OutOfMemory { limit_bytes: 512 * 1024 * 1024 });
+        world.site.end(
+            running[0],
+            EndCause::OutOfMemory {
+                limit_bytes: 512 * 1024 * 1024,
+            },
+        );
         let shown = world.service_becomes(service, S::Unhealthy).await;
-        assert!(shown.messages[0].contains("512 MiB of memory"), "{:?}", shown.messages);
+        assert!(
+            shown.messages[0].contains("512 MiB of memory"),
+            "{:?}",
+            shown.messages
+        );
         world.pass(Duration::from_millis(pause * 1000 - 100)).await;
-        assert!(world.site.running().is_empty(), "too early for a pause of {pause} s");
+        assert!(
+            world.site.running().is_empty(),
+            "too early for a pause of {pause} s"
+        );
         world.pass(Duration::from_millis(200)).await;
         world.service_becomes(service, S::Healthy).await;
     }
@@ -260,7 +315,10 @@ async fn pause_and_resume() {
     assert_eq!(paused.active_deployment_id, None);
     assert!(paused.paused_at.is_some());
     assert!(world.site.is_empty());
-    assert_eq!(world.edge.service(service).unwrap().state, tram_types::routing::State::Paused);
+    assert_eq!(
+        world.edge.service(service).unwrap().state,
+        tram_types::routing::State::Paused
+    );
     let deployment = world.new_deployment(web("v1", 2));
     let id = deployment.id;
     world
@@ -285,7 +343,9 @@ async fn a_cancelled_deployment_ends_before_it_runs() {
         },
     );
     let made = world.create("web", web("slow", 1)).await;
-    let pulling = world.deployment_becomes(made.deployment.id, D::Provisioning).await;
+    let pulling = world
+        .deployment_becomes(made.deployment.id, D::Provisioning)
+        .await;
     assert!(pulling.messages.is_empty() || pulling.messages[0].contains("fetching the image"));
     world
         .store
@@ -332,15 +392,20 @@ async fn an_app_that_goes_with_its_last_service_does() {
     world.want(made.service.id, Desired::Delete).await;
     world.gone(made.service.id).await;
     world
-        .until("the app is gone", async || match world.store.app_unscoped(app).await {
-            Err(tram_store::Error::NotFound { .. }) => Ok(()),
-            other => Err(format!("{other:?}")),
+        .until("the app is gone", async || {
+            match world.store.app_unscoped(app).await {
+                Err(tram_store::Error::NotFound { .. }) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
         })
         .await;
     world
         .until("its host is not served", async || {
             let table = world.edge.table();
-            let there = table.hosts.iter().any(|host| host.name == "sandbox-app-acme.localhost");
+            let there = table
+                .hosts
+                .iter()
+                .any(|host| host.name == "sandbox-app-acme.localhost");
             if there { Err("it is".to_owned()) } else { Ok(()) }
         })
         .await;
@@ -361,9 +426,11 @@ async fn a_deleted_app_takes_its_services_along() {
     world.gone(one).await;
     world.gone(other).await;
     world
-        .until("the app is gone", async || match world.store.app_unscoped(world.app).await {
-            Err(tram_store::Error::NotFound { .. }) => Ok(()),
-            other => Err(format!("{other:?}")),
+        .until("the app is gone", async || {
+            match world.store.app_unscoped(world.app).await {
+                Err(tram_store::Error::NotFound { .. }) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
         })
         .await;
     assert!(world.site.is_empty());

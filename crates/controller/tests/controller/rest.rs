@@ -143,13 +143,21 @@ async fn below_localhost_a_custom_domain_is_active_at_once_and_routed() {
     world
         .until("it is active", async || {
             let domain = world.store.domain(world.organization, id).await.unwrap();
-            if domain.status == DomainStatus::Active { Ok(()) } else { Err(format!("{domain:?}")) }
+            if domain.status == DomainStatus::Active {
+                Ok(())
+            } else {
+                Err(format!("{domain:?}"))
+            }
         })
         .await;
     world
         .until("it is routed", async || {
             let table = world.edge.table();
-            let host = table.hosts.iter().find(|host| host.name == "shop.example.org").cloned();
+            let host = table
+                .hosts
+                .iter()
+                .find(|host| host.name == "shop.example.org")
+                .cloned();
             match host {
                 Some(host) if host.routes.len() == 1 => Ok(()),
                 other => Err(format!("{other:?}")),

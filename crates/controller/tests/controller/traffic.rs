@@ -22,7 +22,11 @@ async fn asleep(world: &World) -> (ServiceId, tram_types::DeploymentId) {
     world.pass(Duration::from_secs(2)).await;
     world
         .until("its instance is gone", async || {
-            if world.site.is_empty() { Ok(()) } else { Err(format!("{:?}", world.site.running())) }
+            if world.site.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("{:?}", world.site.running()))
+            }
         })
         .await;
     (made.service.id, made.deployment.id)
@@ -30,9 +34,11 @@ async fn asleep(world: &World) -> (ServiceId, tram_types::DeploymentId) {
 
 async fn state_becomes(world: &World, service: ServiceId, state: &State) {
     world
-        .until(&format!("the table says {state:?}"), async || match world.edge.service(service) {
-            Some(it) if it.state == *state => Ok(()),
-            other => Err(format!("{other:?}")),
+        .until(&format!("the table says {state:?}"), async || {
+            match world.edge.service(service) {
+                Some(it) if it.state == *state => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
         })
         .await;
 }
@@ -55,7 +61,9 @@ async fn an_idle_service_sleeps_and_a_caller_wakes_it() {
 #[tokio::test]
 async fn many_callers_wake_once() {
     let world = World::new().await;
-    world.site.script("sleeper", Behaviour::living(Life::HealthyAfter(5)));
+    world
+        .site
+        .script("sleeper", Behaviour::living(Life::HealthyAfter(5)));
     let (service, deployment) = asleep(&world).await;
     let before = world.site.calls().start;
     for _ in 0..50 {
@@ -81,9 +89,11 @@ async fn a_wake_that_fails_is_told_to_the_edge() {
     );
     world.edge.wake(service);
     world
-        .until("the table says why", async || match world.edge.service(service).map(|it| it.state) {
-            Some(State::Failed { message, .. }) if message.contains("a command was not found") => Ok(()),
-            other => Err(format!("{other:?}")),
+        .until("the table says why", async || {
+            match world.edge.service(service).map(|it| it.state) {
+                Some(State::Failed { message, .. }) if message.contains("a command was not found") => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
         })
         .await;
 }
@@ -126,7 +136,11 @@ async fn an_old_instance_stays_while_the_edge_cannot_be_told() {
     world
         .until("the old one stops", async || {
             world.clock.advance(Duration::from_millis(100));
-            if world.site.running().contains(&old) { Err("it runs".to_owned()) } else { Ok(()) }
+            if world.site.running().contains(&old) {
+                Err("it runs".to_owned())
+            } else {
+                Ok(())
+            }
         })
         .await;
 }
@@ -144,7 +158,11 @@ async fn versions_grow_past_what_the_edge_holds() {
         world
             .until("a newer table", async || {
                 let version = world.edge.table().version;
-                if version > held { Ok(()) } else { Err(format!("{version} after {held}")) }
+                if version > held {
+                    Ok(())
+                } else {
+                    Err(format!("{version} after {held}"))
+                }
             })
             .await;
         assert_eq!(world.edge.service(made.service.id).unwrap().endpoints.len(), 1);

@@ -335,22 +335,30 @@ impl World {
     /// Kinds of the events of an object, oldest first.
     pub(crate) async fn events(&self, kind: ObjectKind, id: uuid::Uuid) -> Vec<String> {
         let filter = filter::Events {
-            object_kind: Some(kind),
             object_ids: vec![id],
             order: filter::Order::Ascending,
-            ..filter::Events::default()
+            ..filter::Events::of_kind(kind)
         };
         let listed = self
             .store
             .list_events(self.organization, &filter, filter::Page::largest())
             .await;
-        listed.unwrap().items.into_iter().map(|event| event.kind).collect()
+        listed
+            .unwrap()
+            .items
+            .into_iter()
+            .map(|event| event.kind)
+            .collect()
     }
 
     pub(crate) async fn deployment_becomes(&self, id: DeploymentId, status: DeploymentStatus) -> Deployment {
         self.until(&format!("the deployment is {status}"), async || {
             let deployment = self.deployment(id).await;
-            if deployment.status == status { Ok(deployment) } else { Err(format!("{deployment:#?}")) }
+            if deployment.status == status {
+                Ok(deployment)
+            } else {
+                Err(format!("{deployment:#?}"))
+            }
         })
         .await
     }
@@ -358,16 +366,22 @@ impl World {
     pub(crate) async fn service_becomes(&self, id: ServiceId, status: ServiceStatus) -> Service {
         self.until(&format!("the service is {status}"), async || {
             let service = self.service(id).await;
-            if service.status == status { Ok(service) } else { Err(format!("{service:#?}")) }
+            if service.status == status {
+                Ok(service)
+            } else {
+                Err(format!("{service:#?}"))
+            }
         })
         .await
     }
 
     pub(crate) async fn gone(&self, id: ServiceId) {
-        self.until("the service is gone", async || match self.store.service_unscoped(id).await {
-            Err(tram_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(format!("{error:?}")),
-            Ok(service) => Err(format!("{service:#?}\n{:#?}", self.instances(id).await)),
+        self.until("the service is gone", async || {
+            match self.store.service_unscoped(id).await {
+                Err(tram_store::Error::NotFound { .. }) => Ok(()),
+                Err(error) => Err(format!("{error:?}")),
+                Ok(service) => Err(format!("{service:#?}\n{:#?}", self.instances(id).await)),
+            }
         })
         .await;
     }
