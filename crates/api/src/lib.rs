@@ -1,1 +1,34 @@
 //! The REST contract and its handlers.
+//!
+//! The API records what a client wants in the store and answers; the controller carries it out. A request passes
+//! through one place that is the same for all endpoints ([`endpoint`]: token and role, query, body, errors), a thin
+//! handler ([`resources`], one file a resource) and a pure function that shows a record as a message ([`views`]).
+//! The messages ([`wire`]) are upstream's, name by name, which `tests/openapi/compare.py` checks.
+//!
+//! Called by `server`, which gives it an [`ApiState`] and mounts the [`router`].
+
+mod audit;
+mod auth;
+mod body;
+mod definition;
+mod endpoint;
+mod error;
+mod merge;
+mod openapi;
+mod query;
+mod resources;
+mod router;
+mod state;
+mod streams;
+mod strict;
+#[cfg(test)]
+mod tests;
+mod views;
+pub mod wire;
+
+pub use auth::FailureLimit;
+pub use error::Error;
+pub use router::{openapi, router};
+pub use state::{
+    ApiState, ImageVerdict, ImageVerifier, MetricSeries, MetricsError, MetricsQuery, MetricsSource, Settings,
+};

@@ -1,0 +1,383 @@
+//! From a definition that came in to what is kept of it.
+//!
+//! The definition itself is kept as it came. Beside it goes what is decided once, at the time a deployment is made:
+//! the regions it resolves to, the flattened definition of each, and how a sandbox is reached.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rand::RngExt;
+use serde_json::Value;
+use tram_store::{
+    filter,
+    intent::{NewDeployment, NewRegionalDeployment},
+    record::Secret,
+};
+use tram_types::{
+    DeploymentId, FieldViolation, OrganizationId, ProjectId, RegionalDeploymentId,
+    catalog::Catalog,
+    definition::{DeploymentDefinition, scoped_to},
+    interpolate::{Piece, pieces},
+    status::{
+        ActorType, DefinitionType, DeploymentMesh, DeploymentStatus, RegionalDeploymentMesh, SecretType,
+        TriggerType,
+    },
+    validate,
+};
+
+use crate::{
+    endpoint::chain,
+    error::Error,
+    state::ApiState,
+    views::service::DEPLOYMENT_GROUP,
+    wire::{
+        deployment::{DeploymentMetadata, SandboxMetadata, TriggerDeploymentMetadata},
+        regional_deployment::{
+            Env, Port, RegionalDeploymentDefinition, RegionalDeploymentVolume, Route, Scaling,
+        },
+    },
+};
+
+/// Refuses what this installation cannot carry out yet, before anything else is looked at.
+pub(crate) fn check_supported(definition: &DeploymentDefinition) -> Result<(), Error> {
+    let missing = if definition.r#type == DefinitionType::Database || definition.database.is_some() {
+        "managed databases are not available on this installation yet: run one as a service from an image"
+    } else if definition.git.is_some() {
+        "building from a git repository is not available on this installation yet: \
+         build an image and deploy it with `docker`"
+    } else if definition.archive.is_some() {
+        "building from an uploaded archive is not available on this installation yet: \
+         build an image and deploy it with `docker`"
+    } else {
+        return Ok(());
+    };
+    Err(Error::NotImplemented(missing.to_owned()))
+}
+
+/// Every rule a definition violates, those that only the store can tell included.
+pub(crate) async fn violations(
+    api: &ApiState,
+    organization: OrganizationId,
+    project: Option<ProjectId>,
+    definition: &DeploymentDefinition,
+) -> Result<Vec<FieldViolation>, Error> {
+    let secrets = usable_secrets(api, organization, project, definition).await?;
+    let mut found = validate::definition(
+        definition,
+        validate::Context {
+            catalog: &api.catalog,
+            has_secret: &|name| secrets.contains_key(name),
+            is_system_variable: &validate::is_system_variable,
+        },
+    );
+    let registry = definition
+        .docker
+        .as_ref()
+        .map(|docker| docker.image_registry_secret.as_str());
+    if let Some(name) = registry
+        && secrets
+            .get(name)
+            .is_some_and(|kind| *kind != SecretType::Registry)
+    {
+        found.push(FieldViolation::new(
+            "definition.docker.image_registry_secret",
+            format!("secret `{name}` is not of type REGISTRY"),
+        ));
+    }
+    Ok(found)
+}
+
+/// Names and types of the secrets a definition may use; none are read when it uses none.
+async fn usable_secrets(
+    api: &ApiState,
+    organization: OrganizationId,
+    project: Option<ProjectId>,
+    definition: &DeploymentDefinition,
+) -> Result<BTreeMap<String, SecretType>, Error> {
+    if !uses_secrets(definition) {
+        return Ok(BTreeMap::new());
+    }
+    let all = all_secrets(api, organization).await?;
+    Ok(all
+        .into_iter()
+        .filter(|secret| secret.project_id.is_none() || secret.project_id == project)
+        .map(|secret| (secret.name, secret.kind))
+        .collect())
+}
+
+/// Every secret of an organization.
+pub(crate) async fn all_secrets(api: &ApiState, organization: OrganizationId) -> Result<Vec<Secret>, Error> {
+    let mut all = Vec::new();
+    let mut page = filter::Page::largest();
+    loop {
+        let listed = api
+            .store
+            .list_secrets(organization, &filter::Secrets::default(), page)
+            .await?;
+        let last = listed.items.len() < page.limit as usize;
+        all.extend(listed.items);
+        if last {
+            return Ok(all);
+        }
+        page.offset = page.offset.saturating_add(page.limit);
+    }
+}
+
+fn uses_secrets(definition: &DeploymentDefinition) -> bool {
+    let in_template = |text: &str| pieces(text).iter().any(|piece| matches!(piece, Piece::Secret(_)));
+    let env = definition.env.iter().any(|entry| {
+        entry.secret.as_deref().is_some_and(|name| !name.is_empty())
+            || entry.value.as_deref().is_some_and(in_template)
+    });
+    let files = || {
+        definition
+            .config_files
+            .iter()
+            .any(|file| in_template(&file.content))
+    };
+    let policies = || {
+        definition
+            .routes
+            .iter()
+            .filter_map(|route| route.security_policies.as_ref())
+            .any(|policy| {
+                policy
+                    .basic_auths
+                    .iter()
+                    .any(|basic| in_template(&basic.password))
+                    || policy.api_keys.iter().any(|key| in_template(key))
+            })
+    };
+    let registry = definition
+        .docker
+        .as_ref()
+        .is_some_and(|docker| !docker.image_registry_secret.is_empty());
+    registry || env || files() || policies()
+}
+
+/// Why a deployment is made, and by whom.
+#[derive(Debug, Clone)]
+pub(crate) struct Trigger {
+    pub(crate) kind: TriggerType,
+    pub(crate) created_by: String,
+    pub(crate) status: DeploymentStatus,
+    pub(crate) skip_build: bool,
+}
+
+/// What is kept of a definition that was found good. `previous` is the metadata of the deployment before it.
+pub(crate) fn deployment(
+    api: &ApiState,
+    definition: &DeploymentDefinition,
+    trigger: Trigger,
+    previous: Option<&DeploymentMetadata>,
+) -> Result<NewDeployment, Error> {
+    let metadata = DeploymentMetadata {
+        trigger: Some(TriggerDeploymentMetadata {
+            r#type: trigger.kind,
+            actor: ActorType::User,
+            git: None,
+        }),
+        sandbox: sandbox(api, definition, previous),
+        ..DeploymentMetadata::default()
+    };
+    Ok(NewDeployment {
+        id: DeploymentId::random(),
+        definition: value(definition)?,
+        metadata: value(&metadata)?,
+        status: trigger.status,
+        skip_build: trigger.skip_build,
+        deployment_group: DEPLOYMENT_GROUP.to_owned(),
+        instance_snapshot_id: String::new(),
+        created_by: trigger.created_by,
+        regional: regional(&api.catalog, definition)?,
+    })
+}
+
+/// How a sandbox is reached. The key stays the same for the life of the service: clients hold on to it.
+fn sandbox(
+    api: &ApiState,
+    definition: &DeploymentDefinition,
+    previous: Option<&DeploymentMetadata>,
+) -> Option<SandboxMetadata> {
+    if definition.r#type != DefinitionType::Sandbox {
+        return None;
+    }
+    let known = previous
+        .and_then(|metadata| metadata.sandbox.as_ref())
+        .map(|sandbox| sandbox.routing_key.clone())
+        .filter(|key| !key.is_empty());
+    Some(SandboxMetadata {
+        public_url: api.settings.sandbox_url.trim_end_matches('/').to_owned(),
+        routing_key: known.unwrap_or_else(random_key),
+    })
+}
+
+/// 128 random bits: the key alone opens the way to a sandbox's ports.
+fn random_key() -> String {
+    let mut bytes = [0_u8; 16];
+    rand::rng().fill(&mut bytes);
+    hex::encode(bytes)
+}
+
+/// One entry for each region that the definition's regions lead to.
+fn regional(
+    catalog: &Catalog,
+    definition: &DeploymentDefinition,
+) -> Result<Vec<NewRegionalDeployment>, Error> {
+    let mut seen = BTreeSet::new();
+    let mut entries = Vec::new();
+    for given in &definition.regions {
+        let Some(region) = catalog.region(given) else {
+            continue;
+        };
+        if seen.insert(region.id.clone()) {
+            entries.push(NewRegionalDeployment {
+                id: RegionalDeploymentId::random(),
+                region: region.id.clone(),
+                definition: value(&flattened(definition, given, &region.id))?,
+            });
+        }
+    }
+    Ok(entries)
+}
+
+/// The definition as it holds in one region; scopes name the region as the client `given` it.
+fn flattened(definition: &DeploymentDefinition, given: &str, resolved: &str) -> RegionalDeploymentDefinition {
+    let scale = definition.effective_scale(given);
+    let targets = definition
+        .scalings
+        .iter()
+        .find(|scaling| !scaling.scopes.is_empty() && scoped_to(&scaling.scopes, given))
+        .or_else(|| {
+            definition
+                .scalings
+                .iter()
+                .find(|scaling| scaling.scopes.is_empty())
+        })
+        .map(|scaling| scaling.targets.clone())
+        .unwrap_or_default();
+    RegionalDeploymentDefinition {
+        name: definition.name.clone(),
+        r#type: definition.r#type.into(),
+        strategy: definition.strategy.clone(),
+        routes: definition
+            .routes
+            .iter()
+            .map(|route| Route {
+                port: route.port,
+                path: route.path.clone(),
+                security_policies: route.security_policies.clone(),
+            })
+            .collect(),
+        ports: definition
+            .ports
+            .iter()
+            .map(|port| Port {
+                port: port.port,
+                protocol: port.protocol.clone(),
+            })
+            .collect(),
+        env: validate::scoped_env(definition, given)
+            .into_iter()
+            .map(|entry| Env {
+                key: entry.key.clone(),
+                value: entry.value.clone().unwrap_or_default(),
+                secret: entry.secret.clone().unwrap_or_default(),
+            })
+            .collect(),
+        region: resolved.to_owned(),
+        scaling: Some(Scaling {
+            min: i64::from(scale.min),
+            max: i64::from(scale.max),
+            targets,
+        }),
+        instance_type: definition.effective_instance_type(given).to_owned(),
+        deployment_group: DEPLOYMENT_GROUP.to_owned(),
+        health_checks: definition.health_checks.clone(),
+        volumes: definition
+            .volumes
+            .iter()
+            .filter(|volume| scoped_to(&volume.scopes, given))
+            .map(|volume| RegionalDeploymentVolume {
+                id: volume.id.clone(),
+                path: volume.path.clone(),
+                replica_index: volume.replica_index,
+            })
+            .collect(),
+        config_files: definition.config_files.clone(),
+        skip_cache: definition.skip_cache,
+        mesh: match definition.mesh {
+            DeploymentMesh::Auto => RegionalDeploymentMesh::Auto,
+            DeploymentMesh::Enabled => RegionalDeploymentMesh::Enabled,
+            DeploymentMesh::Disabled => RegionalDeploymentMesh::Disabled,
+        },
+        docker: definition.docker.clone(),
+        git: definition.git.clone(),
+        archive: definition.archive.clone(),
+        network_policy: definition.network_policy.clone(),
+    }
+}
+
+/// A message as JSON.
+pub(crate) fn value(message: &impl serde::Serialize) -> Result<Value, Error> {
+    serde_json::to_value(message).map_err(|error| {
+        tracing::error!(error = %chain(&error), "a message cannot be written");
+        Error::internal("writing a message", error)
+    })
+}
+
+/// Ports of a definition that want a public TCP port.
+pub(crate) fn proxied_ports(definition: &DeploymentDefinition) -> Vec<u16> {
+    definition
+        .proxy_ports
+        .iter()
+        .filter_map(|proxied| u16::try_from(proxied.port).ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tram_types::catalog::unlimited;
+
+    use super::*;
+
+    fn definition(json: &str) -> DeploymentDefinition {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn two_names_of_one_region_make_one_regional_deployment() {
+        let given = definition(r#"{"type":"WEB","regions":["na","was","fra"]}"#);
+        let made = regional(&unlimited(), &given).unwrap();
+        assert_eq!(made.len(), 1);
+        assert_eq!(made[0].region, "fra");
+        assert_eq!(made[0].definition["region"], "fra");
+        assert!(made[0].definition.get("docker").is_none());
+    }
+
+    #[test]
+    fn entries_of_the_region_hold_under_the_name_that_was_given() {
+        let given = definition(
+            r#"{"regions":["na"],"scalings":[{"scopes":["region:na"],"min":2,"max":2}],
+                "env":[{"key":"A","value":"x"},{"key":"A","value":"y","scopes":["region:na"]}]}"#,
+        );
+        let flat = flattened(&given, "na", "fra");
+        assert_eq!(flat.scaling.as_ref().map(|scaling| scaling.min), Some(2));
+        assert_eq!(flat.env[0].value, "y");
+    }
+
+    #[test]
+    fn secrets_are_looked_up_only_when_used() {
+        assert!(!uses_secrets(&definition(
+            r#"{"env":[{"key":"A","value":"{{ B }}"}]}"#
+        )));
+        for used in [
+            r#"{"env":[{"key":"A","value":"{{ secret.x }}"}]}"#,
+            r#"{"env":[{"key":"A","secret":"x"}]}"#,
+            r#"{"docker":{"image":"i","image_registry_secret":"x"}}"#,
+            r#"{"config_files":[{"content":"{{secret.x}}"}]}"#,
+            r#"{"routes":[{"security_policies":{"api_keys":["{{secret.x}}"]}}]}"#,
+        ] {
+            assert!(uses_secrets(&definition(used)), "{used}");
+        }
+    }
+}

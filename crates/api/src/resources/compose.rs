@@ -1,0 +1,119 @@
+//! Compose: an app with its services in one call, all or nothing. What is there already is updated.
+
+use std::collections::BTreeSet;
+
+use tram_store::intent::{ComposeApp, ComposeService, ServiceEdit};
+use tram_types::{
+    FieldViolation,
+    definition::DeploymentDefinition,
+    status::{DeploymentStatus, TriggerType},
+};
+
+use super::{
+    apps::{self, new_app},
+    domains,
+    organizations::project_of,
+    services::{accept, check_paths, created_by, latest, new_service},
+};
+use crate::{
+    definition::{self, Trigger},
+    endpoint::{Call, Endpoint, post},
+    error::Error,
+    query::Nothing,
+    views::{self, part},
+    wire::compose::{ComposeReply, CreateCompose},
+};
+
+/// Most services of one composition: far above real files, low enough for one transaction.
+const SERVICES_MAX: usize = 100;
+
+pub(crate) fn endpoints() -> Vec<Endpoint> {
+    vec![post("/v1/compose", "Compose", compose)]
+}
+
+async fn compose(call: Call<Nothing, CreateCompose>) -> Result<ComposeReply, Error> {
+    let organization = call.caller.organization;
+    let Some(app) = &call.body.app else {
+        return Err(Error::field("app", "must be given"));
+    };
+    if call.body.services.len() > SERVICES_MAX {
+        return Err(Error::field(
+            "services",
+            format!("may have at most {SERVICES_MAX} entries"),
+        ));
+    }
+    let existing = call.api.store.app_by_name(organization, &app.name).await?;
+    let project = project_of(&call, &app.project_id).await?;
+    let _turn = call.api.deploying.lock().await;
+    let (composed_app, app_id) = match &existing {
+        Some(app) => (ComposeApp::Existing(organization, app.id), app.id),
+        None => {
+            let new = new_app(organization, app, "app.name")?;
+            let id = new.id;
+            let domain = domains::auto_assigned(&call.api, organization, id, &new.name).await?;
+            (ComposeApp::New(new, Some(domain)), id)
+        }
+    };
+    let mut services = Vec::with_capacity(call.body.services.len());
+    let mut names = BTreeSet::new();
+    let mut paths = BTreeSet::new();
+    for (index, body) in call.body.services.iter().enumerate() {
+        let prefix = format!("services.{index}.");
+        let accepted = accept(&call.api, organization, project, body, &prefix).await?;
+        if !names.insert(accepted.name.clone()) {
+            return Err(Error::field(format!("{prefix}name"), "already exists"));
+        }
+        for route in accepted.definition.effective_routes() {
+            if !paths.insert(route.path.trim_end_matches('/').to_owned()) {
+                return Err(Error::Invalid(vec![FieldViolation::new(
+                    format!("{prefix}definition.routes"),
+                    format!("path `{}` is claimed by two services", route.path),
+                )]));
+            }
+        }
+        let known = match &existing {
+            Some(app) => {
+                call.api
+                    .store
+                    .service_by_name(organization, app.id, &accepted.name)
+                    .await?
+            }
+            None => None,
+        };
+        if existing.is_some() {
+            let id = known.as_ref().map(|service| service.id);
+            check_paths(&call.api, organization, app_id, id, &accepted.definition, &prefix).await?;
+        }
+        let Some(service) = known else {
+            let new = new_service(&call, app_id, project, accepted)?;
+            services.push(ComposeService::New(Box::new(new)));
+            continue;
+        };
+        let newest = latest(&call.api, &service).await?;
+        let trigger = Trigger {
+            kind: TriggerType::Unknown,
+            created_by: created_by(&call),
+            status: DeploymentStatus::Pending,
+            skip_build: false,
+        };
+        let previous = part(&newest.metadata);
+        let definition: DeploymentDefinition = accepted.definition;
+        let edit = ServiceEdit {
+            kind: Some(definition.r#type.into()),
+            delete_after_create_seconds: Some(accepted.life_cycle.0),
+            delete_after_sleep_seconds: Some(accepted.life_cycle.1),
+            name: None,
+        };
+        let new = definition::deployment(&call.api, &definition, trigger, Some(&previous))?;
+        services.push(ComposeService::Existing(service.id, edit, Box::new(new)));
+    }
+    let made = call.api.store.compose(composed_app, services).await?;
+    Ok(ComposeReply {
+        app: Some(apps::show(&call.api, &made.app).await?),
+        services: made
+            .services
+            .iter()
+            .map(|deployed| views::service::service(&deployed.service))
+            .collect(),
+    })
+}

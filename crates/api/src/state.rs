@@ -1,0 +1,146 @@
+//! What the API needs of the rest of the house, given once at the start.
+//!
+//! The API knows the store and the contract of sites. Everything else it needs from outside is a trait here, which
+//! the composition root implements: whether an image can be had, and the figures that the edge and the sites
+//! measured.
+
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tram_site::{RegistryCredentials, Sites};
+use tram_store::Store;
+use tram_types::{Clock, InstanceId, ServiceId, Timestamp, catalog::Catalog, status::MetricName};
+
+use crate::{auth::FailureLimit, wire::helper::VerifyDockerImageReplyErrCode};
+
+/// Everything a handler may use. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ApiState {
+    /// What we keep.
+    pub store: Store,
+    /// Where instances run: for logs, commands and usage.
+    pub sites: Sites,
+    /// What there is to run on.
+    pub catalog: Arc<Catalog>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// What the operator chose.
+    pub settings: Arc<Settings>,
+    /// Says whether an image can be had.
+    pub verifier: Arc<dyn ImageVerifier>,
+    /// Has the figures.
+    pub metrics: Arc<dyn MetricsSource>,
+    /// How often tokens failed, by address.
+    pub failures: Arc<FailureLimit>,
+    /// Held while a definition is checked against the others of its app and recorded: two services of one app
+    /// must not claim the same path at the same moment.
+    pub deploying: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl ApiState {
+    /// A state with no failed authentication yet.
+    #[must_use]
+    pub fn new(
+        store: Store,
+        sites: Sites,
+        catalog: Arc<Catalog>,
+        clock: Arc<dyn Clock>,
+        settings: Settings,
+        verifier: Arc<dyn ImageVerifier>,
+        metrics: Arc<dyn MetricsSource>,
+    ) -> Self {
+        Self {
+            store,
+            sites,
+            catalog,
+            clock,
+            settings: Arc::new(settings),
+            verifier,
+            metrics,
+            failures: Arc::new(FailureLimit::default()),
+            deploying: Arc::default(),
+        }
+    }
+}
+
+/// What the operator chose, as far as the contract shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Domain under which apps get their names, such as `localhost`.
+    pub base_domain: String,
+    /// Where this API is reached, such as `http://127.0.0.1:8080`; named in the OpenAPI document.
+    pub api_url: String,
+    /// Where sandboxes are reached, without a slash at the end: clients add `/koyeb-sandbox` or `/r/<key>/`.
+    pub sandbox_url: String,
+    /// Host that clients of proxied TCP ports connect to.
+    pub proxy_host: String,
+    /// Days that logs are kept.
+    pub logs_retention_days: u32,
+    /// Days that figures are kept.
+    pub metrics_retention_days: u32,
+}
+
+/// Says whether an image can be had.
+#[async_trait]
+pub trait ImageVerifier: Send + Sync + Debug {
+    /// Looks an image up in its registry without pulling it.
+    async fn verify(&self, image: &str, credentials: Option<RegistryCredentials>) -> ImageVerdict;
+}
+
+/// Whether an image can be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageVerdict {
+    /// It can.
+    Good,
+    /// It cannot.
+    Bad {
+        /// For programs.
+        code: VerifyDockerImageReplyErrCode,
+        /// For people: what is wrong and what to do.
+        reason: String,
+    },
+}
+
+/// Has the figures that were measured.
+#[async_trait]
+pub trait MetricsSource: Send + Sync + Debug {
+    /// The series that answer a query; none when nothing was measured.
+    async fn query(&self, query: &MetricsQuery) -> Result<Vec<MetricSeries>, MetricsError>;
+}
+
+/// Which figures.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetricsQuery {
+    /// What was measured.
+    pub name: MetricName,
+    /// Of this service.
+    pub service: ServiceId,
+    /// Of these instances only; empty: all of the service's.
+    pub instances: Vec<InstanceId>,
+    /// From here, included.
+    pub start: Timestamp,
+    /// To here, excluded.
+    pub end: Timestamp,
+    /// One point for each such span.
+    pub step: Duration,
+}
+
+/// One line of a graph.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MetricSeries {
+    /// What it is of: `instance_id`, or `code` (`1xx` … `5xx`) for throughput.
+    pub labels: BTreeMap<String, String>,
+    /// Its points, oldest first.
+    pub samples: Vec<(Timestamp, f64)>,
+}
+
+/// The figures cannot be had now.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct MetricsError {
+    /// What was being done.
+    pub message: String,
+    /// Why it failed.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}

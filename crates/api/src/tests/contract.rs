@@ -1,0 +1,132 @@
+//! What holds for every endpoint.
+
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::fixture::Fixture;
+use crate::{auth::Access, endpoint::Endpoint, resources::endpoints};
+
+/// The path of an endpoint with an id that nothing has.
+fn concrete(endpoint: &Endpoint) -> String {
+    endpoint
+        .path
+        .split('/')
+        .map(|part| match part.starts_with('{') {
+            true => "00000000-0000-4000-8000-000000000000",
+            false => part,
+        })
+        .collect::<Vec<_>>()
+        .join("/")
+}
+
+#[tokio::test]
+async fn every_endpoint_refuses_who_has_no_token() {
+    let fixture = Fixture::new().await;
+    for endpoint in endpoints() {
+        for token in [None, Some("nonsense")] {
+            let reply = fixture
+                .send(
+                    token,
+                    endpoint.method.clone(),
+                    &concrete(&endpoint),
+                    b"{}".to_vec(),
+                )
+                .await;
+            if endpoint.access == Access::Anonymous {
+                assert_eq!(reply.status, StatusCode::OK, "{endpoint:?}");
+            } else if reply.status == StatusCode::TOO_MANY_REQUESTS {
+                assert_eq!(reply.bad(429)["code"], "rate_limit_exceeded", "{endpoint:?}");
+            } else {
+                assert_eq!(reply.bad(401)["code"], "authentication_error", "{endpoint:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reader_changes_nothing_and_sees_no_secret() {
+    let fixture = Fixture::new().await;
+    let reader = Some(fixture.acme.reader.as_str());
+    for endpoint in endpoints() {
+        let reply = fixture
+            .send(
+                reader,
+                endpoint.method.clone(),
+                &concrete(&endpoint),
+                b"{}".to_vec(),
+            )
+            .await;
+        match endpoint.access {
+            Access::Write => assert_eq!(reply.bad(403)["code"], "authorization_error", "{endpoint:?}"),
+            Access::Read | Access::Anonymous => {
+                assert_ne!(reply.status, StatusCode::FORBIDDEN, "{endpoint:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_endpoint_is_unknown_to_itself_and_others_are_404() {
+    let fixture = Fixture::new().await;
+    for endpoint in endpoints() {
+        let reply = fixture
+            .send(
+                Some(&fixture.acme.owner),
+                endpoint.method.clone(),
+                &concrete(&endpoint),
+                b"{}".to_vec(),
+            )
+            .await;
+        assert_ne!(
+            reply.status,
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "{endpoint:?} {}",
+            reply.body
+        );
+        assert_ne!(reply.status, StatusCode::METHOD_NOT_ALLOWED, "{endpoint:?}");
+        if !endpoint.implemented {
+            let expected = [StatusCode::NOT_IMPLEMENTED, StatusCode::NOT_FOUND];
+            assert!(expected.contains(&reply.status), "{endpoint:?} {}", reply.body);
+            assert!(reply.body["code"].is_string(), "{endpoint:?}");
+        }
+    }
+    let unknown = fixture.get("/v1/nothing").await.bad(404);
+    assert_eq!(unknown["code"], "not_found");
+    let wrong = fixture.with(Method::DELETE, "/v1/apps", json!({})).await.bad(405);
+    assert_eq!(wrong["code"], "method_not_allowed");
+}
+
+#[tokio::test]
+async fn the_document_has_every_endpoint_and_resolves() {
+    let fixture = Fixture::new().await;
+    let document = fixture
+        .send(None, Method::GET, "/v1/openapi.json", Vec::new())
+        .await
+        .good();
+    for endpoint in endpoints() {
+        let method = endpoint.method.as_str().to_lowercase();
+        let operation = &document["paths"][endpoint.path][method];
+        assert_eq!(operation["operationId"], endpoint.operation, "{endpoint:?}");
+    }
+    let mut references = Vec::new();
+    collect(&document, &mut references);
+    assert!(references.len() > 100);
+    for reference in references {
+        let name = reference.trim_start_matches("#/components/schemas/");
+        assert!(
+            document["components"]["schemas"].get(name).is_some(),
+            "{reference}"
+        );
+    }
+}
+
+fn collect(value: &Value, references: &mut Vec<String>) {
+    match value {
+        Value::Object(members) => {
+            references.extend(members.get("$ref").and_then(Value::as_str).map(str::to_owned));
+            members.values().for_each(|member| collect(member, references));
+        }
+        Value::Array(entries) => entries.iter().for_each(|entry| collect(entry, references)),
+        _ => {}
+    }
+}

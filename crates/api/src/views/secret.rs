@@ -1,0 +1,19 @@
+//! Secrets as clients see them: without their value.
+
+use tram_store::record;
+
+use super::id;
+use crate::wire::secret::Secret;
+
+pub(crate) fn secret(secret: &record::Secret) -> Secret {
+    Secret {
+        id: secret.id.to_string(),
+        name: secret.name.clone(),
+        organization_id: secret.organization_id.to_string(),
+        r#type: secret.kind,
+        updated_at: Some(secret.updated_at),
+        created_at: Some(secret.created_at),
+        project_id: id(secret.project_id),
+        ..Secret::default()
+    }
+}
