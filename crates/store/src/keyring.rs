@@ -7,7 +7,7 @@
 use std::{
     fs,
     io::Write as _,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -224,7 +224,12 @@ impl Keyring {
     /// Writes the file whole, beside itself first, so that a crash leaves the old one or the new one.
     fn write(&self) -> std::io::Result<()> {
         let directory = self.path.parent().unwrap_or_else(|| Path::new("/"));
-        fs::create_dir_all(directory)?;
+        if !directory.exists() {
+            if let Some(above) = directory.parent() {
+                fs::create_dir_all(above)?;
+            }
+            fs::DirBuilder::new().mode(0o700).create(directory)?;
+        }
         let mut beside = self.path.clone().into_os_string();
         beside.push(".new");
         let mut file = fs::OpenOptions::new()
@@ -243,17 +248,35 @@ impl Keyring {
         fs::File::open(directory)?.sync_all()
     }
 
-    /// Adds a key that encrypts from now on. The file is safe on the disk before the key is used.
+    /// Adds a key that encrypts from now on. The file is safe on the disk before the key is used. What another
+    /// process added meanwhile is kept: the file is read again under a lock.
     pub(crate) fn add_key(&mut self) -> Result<(), Error> {
+        let mut beside = self.path.clone().into_os_string();
+        beside.push(".lock");
+        let lock = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(beside)
+            .and_then(|file| file.lock().map(|()| file))
+            .map_err(|source| self.file_error("being locked", source))?;
+        self.reload()?;
         self.keys.push(Key::random());
-        self.write().map_err(|source| {
+        let written = self.write();
+        drop(lock);
+        written.map_err(|source| {
             self.keys.pop();
-            Error::File {
-                path: self.path.clone(),
-                doing: "being written",
-                source,
-            }
+            self.file_error("being written", source)
         })
+    }
+
+    fn file_error(&self, doing: &'static str, source: std::io::Error) -> Error {
+        Error::File {
+            path: self.path.clone(),
+            doing,
+            source,
+        }
     }
 
     /// Reads the file again when it has keys that this process does not: another one rotated them.
@@ -454,6 +477,21 @@ mod tests {
         for sealed in [old, new] {
             assert_eq!(again.open_sealed(organization, secret, &sealed).unwrap(), b"v");
         }
+    }
+
+    #[test]
+    fn keys_that_two_processes_add_are_all_kept() {
+        let (_directory, mut one) = keyring();
+        let mut two = Keyring::open(&one.path, false).unwrap();
+        one.add_key().unwrap();
+        two.add_key().unwrap();
+        let both = Keyring::open(&one.path, false).unwrap();
+        assert_eq!(both.keys.len(), 3);
+        assert!(both.has(one.newest()) && both.has(two.newest()));
+        assert_eq!(
+            fs::metadata(one.path.parent().unwrap()).unwrap().mode() & 0o777,
+            0o700
+        );
     }
 
     #[test]

@@ -204,13 +204,11 @@ impl Store {
     /// [`Error::Keyring`], [`Error::Unavailable`].
     pub async fn rotate_secrets(&self) -> Result<Rotated> {
         const DOING: &str = "encrypting secrets with a new key";
-        let key_id = {
-            let mut keyring = self.keyring().write().await;
-            keyring.add_key()?;
-            keyring.newest().to_owned()
-        };
+        self.keyring().write().await.add_key()?;
         let mut secrets = 0;
-        loop {
+        let key_id = loop {
+            // Another rotation may have added a newer key meanwhile; both then work towards that one.
+            let key_id = self.keyring().read().await.newest().to_owned();
             let mut transaction = self.database().write(DOING).await?;
             let rows = Sql::default()
                 .with(
@@ -221,7 +219,7 @@ impl Store {
                 .rows(&mut transaction, DOING)
                 .await?;
             if rows.is_empty() {
-                break;
+                break key_id;
             }
             for row in &rows {
                 let id: SecretId = read(row, "id", DOING)?;
@@ -244,7 +242,7 @@ impl Store {
                 .await?;
             }
             commit(transaction, DOING).await?;
-        }
+        };
         Ok(Rotated { key_id, secrets })
     }
 
