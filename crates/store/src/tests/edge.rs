@@ -262,6 +262,19 @@ pub(super) async fn secrets_are_encrypted_scoped_and_rotated(fixture: &Fixture) 
         b"new"
     );
     second.close().await;
+    // Two rotations at once come to an end, and to one key.
+    let third = Store::open(fixture.options.clone()).await.unwrap();
+    let (one, two) = tokio::join!(store.rotate_secrets(), store.rotate_secrets());
+    one.unwrap();
+    two.unwrap();
+    third.rotate_secrets().await.unwrap();
+    let key_ids: BTreeSet<String> = ciphertexts(store).await.into_iter().map(|row| row.0).collect();
+    assert_eq!(key_ids.len(), 1);
+    assert_eq!(
+        store.reveal_secret(organization, shared.id).await.unwrap(),
+        b"new"
+    );
+    third.close().await;
     store.delete_secret(organization, own.id).await.unwrap();
     assert!(matches!(
         store.reveal_secret(organization, own.id).await,
