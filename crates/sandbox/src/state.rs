@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <state>/supervisor.sock   <state>/supervisor.lock   <state>/trash/
+//! <state>/spare/  instance directories made in advance (making files is the dearest part of a launch)
 //! <state>/root/   where each instance mounts its root, in its own mount namespace
 //! <state>/instances/<id>/
 //!     spec.json   the order, written before anything is done about it; locked by the shim
@@ -13,8 +14,7 @@
 //!
 //! Called by the supervisor and the shims. The one design choice to know: every file appears whole
 //! (written beside, then renamed), and which files exist tells how far an instance got, so a restart
-//! needs no other memory. There are as few files as can be: making one on a busy disk costs more than
-//! making a namespace. Only `exit.json` is synced: the rest is worthless after a power cut, which
+//! needs no other memory. Only `exit.json` is synced: the rest is worthless after a power cut, which
 //! ends every instance anyway.
 
 use std::fs::{self, File, OpenOptions};
@@ -32,6 +32,11 @@ use crate::protocol::{ExitRecord, InstanceId, LaunchSpec};
 /// Only root may look: specs hold secrets.
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
+
+/// Enough for a burst of launches while new ones are made.
+const SPARES: usize = 16;
+/// Below this, more are made.
+const SPARES_MIN: usize = 8;
 
 /// `run.json`: who runs an instance.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -77,7 +82,7 @@ impl StateDir {
         fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(root)?;
         // Absolute, because shims change their directory and cgroups are named after it.
         let root = root.canonicalize()?;
-        for name in ["instances", "trash", "root"] {
+        for name in ["instances", "trash", "root", "spare"] {
             fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(root.join(name))?;
         }
         Ok(Self { root })
@@ -106,11 +111,57 @@ impl StateDir {
         Ok(ids)
     }
 
+    /// Make an instance's directory, from one made in advance if there is one.
+    pub(crate) fn create_instance(&self, instance: &InstanceDir) -> io::Result<()> {
+        if instance.path.try_exists()? {
+            return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+        }
+        for spare in self.spares()? {
+            // Gone or not whole: the next one.
+            if fs::rename(&spare, &instance.path).is_ok() {
+                return Ok(());
+            }
+        }
+        make_instance_dir(&instance.path)
+    }
+
+    pub(crate) fn wants_spares(&self) -> bool {
+        self.spares().is_ok_and(|spares| spares.len() < SPARES_MIN)
+    }
+
+    /// Make directories in advance. Not for the supervisor's loop: this is what takes long.
+    pub(crate) fn make_spares(&self) -> io::Result<()> {
+        for _ in self.spares()?.len()..SPARES {
+            // Discarded by the next sweep, should this be cut off in the middle.
+            let name = uuid::Uuid::new_v4().to_string();
+            let unfinished = self.trash().join(&name);
+            make_instance_dir(&unfinished)?;
+            fs::rename(unfinished, self.root.join("spare").join(name))?;
+        }
+        Ok(())
+    }
+
+    fn spares(&self) -> io::Result<Vec<PathBuf>> {
+        fs::read_dir(self.root.join("spare"))?.map(|entry| Ok(entry?.path())).collect()
+    }
+
     /// Move a directory out of the way at once; deleting it may take long.
     pub(crate) fn discard(&self, instance: &InstanceDir) -> io::Result<()> {
         let target = self.trash().join(uuid::Uuid::new_v4().to_string());
         ignore_missing(fs::rename(&instance.path, target))
     }
+}
+
+fn make_instance_dir(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path)?;
+    for name in ["logs", "upper", "work"] {
+        fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path.join(name))?;
+    }
+    for name in ["spec.json", "run.json"] {
+        OpenOptions::new().create_new(true).write(true).mode(FILE_MODE).open(path.join(format!("{name}.new")))?;
+    }
+    // The upper directory's mode becomes that of the instance's `/`.
+    fs::set_permissions(path.join("upper"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
 }
 
 /// One instance's directory.
@@ -121,15 +172,6 @@ pub(crate) struct InstanceDir {
 }
 
 impl InstanceDir {
-    pub(crate) fn create(&self) -> io::Result<()> {
-        fs::DirBuilder::new().mode(DIRECTORY_MODE).create(&self.path)?;
-        for directory in [self.logs(), self.upper(), self.work()] {
-            fs::DirBuilder::new().mode(DIRECTORY_MODE).create(directory)?;
-        }
-        // The upper directory's mode becomes that of the instance's `/`.
-        fs::set_permissions(self.upper(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
-    }
-
     pub(crate) fn logs(&self) -> PathBuf {
         self.path.join("logs")
     }

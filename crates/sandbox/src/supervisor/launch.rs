@@ -43,6 +43,9 @@ impl Supervisor {
         match self.start_shim(client, spec) {
             Ok(instance) => {
                 self.instances.insert(spec.id.clone(), instance);
+                if self.state.wants_spares() {
+                    self.sweeper.start(&self.state);
+                }
                 Ok(())
             }
             Err(error) => {
@@ -59,7 +62,7 @@ impl Supervisor {
 
     fn start_shim(&self, client: u64, spec: &LaunchSpec) -> io::Result<Instance> {
         let dir = self.state.instance(&spec.id);
-        dir.create()?;
+        self.state.create_instance(&dir)?;
         dir.write_spec(spec)?;
         let created_at = Timestamp::now();
         self.driver.create(spec.id.as_str(), &spec.limits)?;

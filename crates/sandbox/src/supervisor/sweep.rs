@@ -1,8 +1,9 @@
-//! Deleting what was discarded, in a process of its own: a writable layer may hold a million files,
-//! and the supervisor must not wait for them.
+//! Deleting what was discarded and making directories in advance, in a process of its own: a writable
+//! layer may hold a million files, and the supervisor must not wait for them.
 
 use std::fs;
-use std::io;
+
+use rustix::fs::{FlockOperation, flock};
 
 use crate::state::StateDir;
 use crate::sys;
@@ -15,25 +16,28 @@ pub(super) struct Sweeper {
 }
 
 impl Sweeper {
-    /// Delete everything in the trash, soon. One process at a time.
+    /// Empty the trash and fill up the spares, soon. One process at a time.
     pub(super) fn start(&mut self, state: &StateDir) {
         if self.pid.is_some() {
             self.again = true;
             return;
         }
         self.again = false;
-        let trash = state.trash();
         let sweep = || {
             let sweep = || {
                 sys::close_all_except(&[])?;
                 rustix::thread::set_name(c"tram-sweeper")?;
                 sys::hurry(false);
                 sys::reset_signals()?;
-                for entry in fs::read_dir(&trash)? {
+                // A sweeper of an earlier supervisor may still be at it; one of them must not take for
+                // whole what the other deletes.
+                let trash = fs::File::open(state.trash())?;
+                flock(&trash, FlockOperation::LockExclusive)?;
+                for entry in fs::read_dir(state.trash())? {
                     // Go on with the others; the next sweep tries this one again.
                     let _ = fs::remove_dir_all(entry?.path());
                 }
-                Ok::<_, io::Error>(())
+                state.make_spares()
             };
             i32::from(sweep().is_err())
         };
