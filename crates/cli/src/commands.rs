@@ -28,7 +28,7 @@ use std::ffi::OsString;
 
 use clap::Subcommand;
 
-pub use self::images::ImagesAction;
+pub use self::{images::ImagesAction, trust::TrustAction};
 use crate::{EXIT_SUCCESS, error::Error, host::Host, session::Session, settings::Flags, settings::Settings};
 
 /// What to do.
@@ -132,12 +132,12 @@ pub enum ServerCommand {
     Up(Settings),
     /// Say what this machine can do.
     Doctor(Settings),
-    /// Put the local authority into the system's store, or take it out.
+    /// Put the local authority into the system's store, take it out, or show it.
     Trust {
         /// The settings.
         settings: Settings,
-        /// Take it out.
-        remove: bool,
+        /// What to do with it.
+        action: TrustAction,
     },
     /// Work on the store of images.
     Images {
@@ -160,7 +160,7 @@ pub(crate) fn resolve_server(command: ServerArguments, host: &Host) -> Result<Se
         ServerArguments::Doctor(flags) => ServerCommand::Doctor(settings(&flags)?),
         ServerArguments::Trust(trust) => ServerCommand::Trust {
             settings: settings(&trust.place.flags())?,
-            remove: trust.remove,
+            action: trust.action(),
         },
         ServerArguments::Images(images) => ServerCommand::Images {
             settings: settings(&images.place.flags())?,

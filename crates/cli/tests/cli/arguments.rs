@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::CommandFactory as _;
-use tram_cli::{Arguments, ImagesAction, Outcome, ServerCommand, Settings};
+use tram_cli::{Arguments, ImagesAction, Outcome, ServerCommand, Settings, TrustAction};
 
 use crate::tram::Tram;
 
@@ -45,13 +45,15 @@ fn the_rest_of_the_servers_commands_are_handed_on() {
         ..Settings::default()
     };
     assert_eq!(handed_on("doctor"), ServerCommand::Doctor(Settings::default()));
-    assert_eq!(
-        handed_on("trust --remove --data-dir /tmp/x"),
-        ServerCommand::Trust {
-            settings: settings.clone(),
-            remove: true
-        }
-    );
+    for (line, action) in [
+        ("trust --data-dir /tmp/x", TrustAction::Add),
+        ("trust --remove --data-dir /tmp/x", TrustAction::Remove),
+        ("trust --print --data-dir /tmp/x", TrustAction::Print),
+    ] {
+        let settings = settings.clone();
+        assert_eq!(handed_on(line), ServerCommand::Trust { settings, action });
+    }
+    assert_eq!(Tram::new().run("trust --print --remove").code, Some(2));
     assert_eq!(
         handed_on("images import a.tar --name shop:1 --data-dir /tmp/x"),
         ServerCommand::Images {
