@@ -102,9 +102,22 @@ mod tests {
     fn reads_what_it_writes_and_refuses_other_spellings() {
         let digest = Digest::of(b"tramontane");
         assert_eq!(digest.to_string().parse::<Digest>(), Ok(digest));
-        assert_eq!(digest.to_string().to_uppercase().replace("SHA", "sha").parse::<Digest>(), Err(ParseError::Shape));
+        assert_eq!(
+            digest
+                .to_string()
+                .to_uppercase()
+                .replace("SHA", "sha")
+                .parse::<Digest>(),
+            Err(ParseError::Shape)
+        );
         assert_eq!("sha256:ab".parse::<Digest>(), Err(ParseError::Shape));
-        assert_eq!(format!("sha256:{}/", "a".repeat(63)).parse::<Digest>(), Err(ParseError::Shape));
-        assert_eq!(format!("sha512:{}", "a".repeat(128)).parse::<Digest>(), Err(ParseError::Algorithm("sha512".into())));
+        assert_eq!(
+            format!("sha256:{}/", "a".repeat(63)).parse::<Digest>(),
+            Err(ParseError::Shape)
+        );
+        assert_eq!(
+            format!("sha512:{}", "a".repeat(128)).parse::<Digest>(),
+            Err(ParseError::Algorithm("sha512".into()))
+        );
     }
 }

@@ -78,7 +78,9 @@ pub enum Error {
     },
 
     /// The image is larger than this machine allows.
-    #[error("image `{image}` is too large for this machine: its {what} come to more than the limit of {limit}")]
+    #[error(
+        "image `{image}` is too large for this machine: its {what} come to more than the limit of {limit}"
+    )]
     TooLarge {
         /// The image, as people write it.
         image: String,
@@ -98,7 +100,9 @@ pub enum Error {
     },
 
     /// What arrived is not what the digest names.
-    #[error("{what} from `{registry}` is not what its digest promises: expected {expected}, got {actual}. Try again; if it stays so, the registry or a mirror has damaged contents")]
+    #[error(
+        "{what} from `{registry}` is not what its digest promises: expected {expected}, got {actual}. Try again; if it stays so, the registry or a mirror has damaged contents"
+    )]
     DigestMismatch {
         /// What was fetched.
         what: &'static str,
@@ -111,7 +115,9 @@ pub enum Error {
     },
 
     /// More or fewer bytes than the manifest says.
-    #[error("{what} from `{registry}` has {actual_bytes} bytes where its manifest says {expected_bytes}. The image is damaged: push it again")]
+    #[error(
+        "{what} from `{registry}` has {actual_bytes} bytes where its manifest says {expected_bytes}. The image is damaged: push it again"
+    )]
     SizeMismatch {
         /// What was fetched.
         what: &'static str,
@@ -159,7 +165,9 @@ pub enum Error {
     },
 
     /// The name of the registry does not resolve.
-    #[error("the registry `{registry}` has no address in DNS: check its name, and this machine's name resolution")]
+    #[error(
+        "the registry `{registry}` has no address in DNS: check its name, and this machine's name resolution"
+    )]
     Dns {
         /// Who.
         registry: String,
@@ -169,7 +177,9 @@ pub enum Error {
     },
 
     /// No connection, or it broke.
-    #[error("the connection to `{registry}` failed ({doing}): check that it is up and can be reached from this machine")]
+    #[error(
+        "the connection to `{registry}` failed ({doing}): check that it is up and can be reached from this machine"
+    )]
     Transport {
         /// Who.
         registry: String,
@@ -181,7 +191,9 @@ pub enum Error {
     },
 
     /// The answer is not of the protocol.
-    #[error("`{registry}` does not answer as a registry ({reason}): check its address, and whether it speaks http or https")]
+    #[error(
+        "`{registry}` does not answer as a registry ({reason}): check its address, and whether it speaks http or https"
+    )]
     Protocol {
         /// Who.
         registry: String,
@@ -324,7 +336,9 @@ impl Error {
     pub fn unreachable(&self) -> bool {
         match self {
             Self::Status { status, .. } => *status >= 500 || *status == 429,
-            Self::RateLimited { .. } | Self::Timeout { .. } | Self::Dns { .. } | Self::Transport { .. } => true,
+            Self::RateLimited { .. } | Self::Timeout { .. } | Self::Dns { .. } | Self::Transport { .. } => {
+                true
+            }
             Self::Shared(error) => error.unreachable(),
             _ => false,
         }
@@ -336,9 +350,12 @@ impl Error {
     pub fn user_message(&self) -> String {
         match self {
             Self::Io { .. } | Self::Interrupted { .. } => {
-                "the image could not be stored on this machine: ask the operator to look at its log".to_owned()
+                "the image could not be stored on this machine: ask the operator to look at its log"
+                    .to_owned()
             }
-            Self::DiskFull { .. } => "the disk that keeps images is full: ask the operator to free some space".to_owned(),
+            Self::DiskFull { .. } => {
+                "the disk that keeps images is full: ask the operator to free some space".to_owned()
+            }
             // Certificates, refused connections: the last cause is the one that tells.
             Self::Transport { source, .. } => format!("{self} ({})", innermost(source)),
             Self::Shared(error) => error.user_message(),
@@ -350,10 +367,15 @@ impl Error {
     pub(crate) fn io(doing: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
         let source = source.into();
         match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Self::DiskFull { path: path.to_owned(), source }
-            }
-            _ => Self::Io { doing, path: path.to_owned(), source },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull {
+                path: path.to_owned(),
+                source,
+            },
+            _ => Self::Io {
+                doing,
+                path: path.to_owned(),
+                source,
+            },
         }
     }
 }

@@ -28,7 +28,9 @@ struct Flight<T: Clone> {
 
 impl<K, T: Clone> Default for Flights<K, T> {
     fn default() -> Self {
-        Self { flights: Mutex::new(HashMap::new()) }
+        Self {
+            flights: Mutex::new(HashMap::new()),
+        }
     }
 }
 
@@ -84,9 +86,18 @@ impl<K: Copy + Eq + Hash, T: Clone + Send + Sync + 'static> Flights<K, T> {
         // Ended flights are swept when a new one starts: the map stays as small as what is under way.
         flights.retain(|_, flight| flight.work.upgrade().is_some());
         let (sender, bytes_done) = watch::channel(0);
-        let work = start(sender).map(|outcome| outcome.map_err(Arc::new)).boxed().shared();
+        let work = start(sender)
+            .map(|outcome| outcome.map_err(Arc::new))
+            .boxed()
+            .shared();
         if let Some(weak) = work.downgrade() {
-            flights.insert(key, Flight { work: weak, bytes_done: bytes_done.clone() });
+            flights.insert(
+                key,
+                Flight {
+                    work: weak,
+                    bytes_done: bytes_done.clone(),
+                },
+            );
         }
         (work, bytes_done, true)
     }
@@ -115,8 +126,11 @@ mod tests {
             tokio::task::yield_now().await;
             gate.notify_one();
         };
-        let (first, second, ()) =
-            tokio::join!(flights.run(7, |_| (), &start), flights.run(7, |_| (), &start), release);
+        let (first, second, ()) = tokio::join!(
+            flights.run(7, |_| (), &start),
+            flights.run(7, |_| (), &start),
+            release
+        );
         assert_eq!((first.unwrap(), second.unwrap()), (0, 0));
         assert_eq!(runs.load(Ordering::SeqCst), 1);
     }

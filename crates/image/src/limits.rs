@@ -101,6 +101,10 @@ impl Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { connect: Self::DEFAULT_CONNECT, response: Self::DEFAULT_RESPONSE, stall: Self::DEFAULT_STALL }
+        Self {
+            connect: Self::DEFAULT_CONNECT,
+            response: Self::DEFAULT_RESPONSE,
+            stall: Self::DEFAULT_STALL,
+        }
     }
 }

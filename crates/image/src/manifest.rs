@@ -144,7 +144,11 @@ impl Platform {
             "powerpc64" => "ppc64le",
             other => other,
         };
-        Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: None }
+        Self {
+            os: "linux".to_owned(),
+            architecture: architecture.to_owned(),
+            variant: None,
+        }
     }
 
     /// Whether an image for `other` runs here. Variants are a matter of preference, see [`choose`].
@@ -196,7 +200,11 @@ impl ImageConfig {
     /// What it runs on.
     #[must_use]
     pub fn platform(&self) -> Platform {
-        Platform { os: self.os.clone(), architecture: self.architecture.clone(), variant: None }
+        Platform {
+            os: self.os.clone(),
+            architecture: self.architecture.clone(),
+            variant: None,
+        }
     }
 }
 
@@ -212,10 +220,15 @@ pub struct ExposedPort {
 /// Reads a manifest or index. `content_type` is what the transport said, if anything.
 pub fn parse_manifest(bytes: &[u8], content_type: Option<&str>) -> Result<Manifest, ManifestError> {
     if bytes.len() as u64 > MAX_MANIFEST_BYTES {
-        return Err(ManifestError::TooLarge { what: "manifest", limit_bytes: MAX_MANIFEST_BYTES });
+        return Err(ManifestError::TooLarge {
+            what: "manifest",
+            limit_bytes: MAX_MANIFEST_BYTES,
+        });
     }
-    let document: Document =
-        serde_json::from_slice(bytes).map_err(|source| ManifestError::Json { what: "manifest", source })?;
+    let document: Document = serde_json::from_slice(bytes).map_err(|source| ManifestError::Json {
+        what: "manifest",
+        source,
+    })?;
     if document.schema_version == Some(1) {
         return Err(ManifestError::SchemaOne);
     }
@@ -234,24 +247,33 @@ pub fn parse_manifest(bytes: &[u8], content_type: Option<&str>) -> Result<Manife
         _ => return Err(ManifestError::Kind("both layers and manifests".to_owned())),
     };
     if claims_index.into_iter().any(|claim| claim != is_index) {
-        return Err(ManifestError::Kind("its contents are not of its media type".to_owned()));
+        return Err(ManifestError::Kind(
+            "its contents are not of its media type".to_owned(),
+        ));
     }
     match (document.manifests, document.config, document.layers) {
         (Some(entries), _, _) => {
             if entries.len() > MAX_INDEX_ENTRIES {
                 return Err(ManifestError::TooManyEntries(entries.len()));
             }
-            Ok(Manifest::Index(entries.into_iter().map(IndexEntry::from).collect()))
+            Ok(Manifest::Index(
+                entries.into_iter().map(IndexEntry::from).collect(),
+            ))
         }
         (None, Some(config), Some(layers)) => {
             if layers.len() > MAX_LAYERS {
                 return Err(ManifestError::TooManyLayers(layers.len()));
             }
             if !matches!(config.media_type.as_str(), OCI_CONFIG | DOCKER_CONFIG | "") {
-                return Err(ManifestError::Artifact(config.media_type.chars().take(100).collect()));
+                return Err(ManifestError::Artifact(
+                    config.media_type.chars().take(100).collect(),
+                ));
             }
             if config.size > MAX_CONFIG_BYTES {
-                return Err(ManifestError::TooLarge { what: "configuration", limit_bytes: MAX_CONFIG_BYTES });
+                return Err(ManifestError::TooLarge {
+                    what: "configuration",
+                    limit_bytes: MAX_CONFIG_BYTES,
+                });
             }
             // A sum of sizes must not overflow later on.
             if layers.iter().any(|layer| layer.size > u64::MAX >> 10) {
@@ -266,17 +288,26 @@ pub fn parse_manifest(bytes: &[u8], content_type: Option<&str>) -> Result<Manife
 /// Reads an image configuration.
 pub fn parse_config(bytes: &[u8]) -> Result<ImageConfig, ManifestError> {
     if bytes.len() as u64 > MAX_CONFIG_BYTES {
-        return Err(ManifestError::TooLarge { what: "configuration", limit_bytes: MAX_CONFIG_BYTES });
+        return Err(ManifestError::TooLarge {
+            what: "configuration",
+            limit_bytes: MAX_CONFIG_BYTES,
+        });
     }
-    let document: ConfigDocument =
-        serde_json::from_slice(bytes).map_err(|source| ManifestError::Json { what: "configuration", source })?;
+    let document: ConfigDocument = serde_json::from_slice(bytes).map_err(|source| ManifestError::Json {
+        what: "configuration",
+        source,
+    })?;
     let diff_ids = document.rootfs.unwrap_or_default().diff_ids.unwrap_or_default();
     if diff_ids.len() > MAX_LAYERS {
         return Err(ManifestError::TooManyLayers(diff_ids.len()));
     }
     let run = document.config.unwrap_or_default();
-    let mut exposed_ports: Vec<ExposedPort> =
-        run.exposed_ports.unwrap_or_default().keys().filter_map(|text| exposed_port(text)).collect();
+    let mut exposed_ports: Vec<ExposedPort> = run
+        .exposed_ports
+        .unwrap_or_default()
+        .keys()
+        .filter_map(|text| exposed_port(text))
+        .collect();
     exposed_ports.sort_unstable();
     Ok(ImageConfig {
         entrypoint: run.entrypoint.map(Words::into_vec).unwrap_or_default(),
@@ -301,7 +332,12 @@ pub fn parse_config(bytes: &[u8]) -> Result<ImageConfig, ManifestError> {
 pub fn choose<'a>(entries: &'a [IndexEntry], host: &Platform) -> Result<&'a IndexEntry, Vec<Platform>> {
     let mut fitting: Vec<&IndexEntry> = entries
         .iter()
-        .filter(|entry| entry.platform.as_ref().is_some_and(|platform| host.runs(platform)))
+        .filter(|entry| {
+            entry
+                .platform
+                .as_ref()
+                .is_some_and(|platform| host.runs(platform))
+        })
         .collect();
     fitting.sort_by(|left, right| variant(left).cmp(variant(right)));
     if let Some(entry) = fitting.first() {
@@ -323,7 +359,11 @@ pub fn choose<'a>(entries: &'a [IndexEntry], host: &Platform) -> Result<&'a Inde
 }
 
 fn variant(entry: &IndexEntry) -> &str {
-    entry.platform.as_ref().and_then(|platform| platform.variant.as_deref()).unwrap_or_default()
+    entry
+        .platform
+        .as_ref()
+        .and_then(|platform| platform.variant.as_deref())
+        .unwrap_or_default()
 }
 
 /// A media type without its parameters.
@@ -334,7 +374,10 @@ fn essence(content_type: &str) -> &str {
 fn exposed_port(text: &str) -> Option<ExposedPort> {
     let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
     let port = port.parse().ok().filter(|port| *port > 0)?;
-    Some(ExposedPort { port, protocol: protocol.to_ascii_lowercase() })
+    Some(ExposedPort {
+        port,
+        protocol: protocol.to_ascii_lowercase(),
+    })
 }
 
 #[derive(Deserialize)]

@@ -49,16 +49,22 @@ pub enum ParseError {
     #[error("the image name is longer than {MAX_NAME_CHARS} characters")]
     TooLong,
     /// The registry part is no host name.
-    #[error("`{0}` is not a registry: write a host name, with a port if it needs one, like `registry.example.com:5000`")]
+    #[error(
+        "`{0}` is not a registry: write a host name, with a port if it needs one, like `registry.example.com:5000`"
+    )]
     Registry(String),
     /// Upper case in the repository.
     #[error("image names are lower case: write `{0}`")]
     UpperCase(String),
     /// The repository part is malformed.
-    #[error("`{0}` is not an image name: use lower-case letters, digits and single `.`, `_`, `-` between them, parts separated by `/`")]
+    #[error(
+        "`{0}` is not an image name: use lower-case letters, digits and single `.`, `_`, `-` between them, parts separated by `/`"
+    )]
     Repository(String),
     /// The tag is malformed.
-    #[error("`{0}` is not a tag: use up to {MAX_TAG_CHARS} letters, digits, `_`, `.` and `-`, not starting with `.` or `-`")]
+    #[error(
+        "`{0}` is not a tag: use up to {MAX_TAG_CHARS} letters, digits, `_`, `.` and `-`, not starting with `.` or `-`"
+    )]
     Tag(String),
     /// The part after `@` is no digest.
     #[error("the digest after `@` is not usable: {0}")]
@@ -131,7 +137,10 @@ impl FromStr for Reference {
             return Err(ParseError::Empty);
         }
         if let Some((scheme, rest)) = text.split_once("://") {
-            return Err(ParseError::Scheme { scheme: shorten(scheme), rest: shorten(rest) });
+            return Err(ParseError::Scheme {
+                scheme: shorten(scheme),
+                rest: shorten(rest),
+            });
         }
         if text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
             return Err(ParseError::BareId(text.to_owned()));
@@ -158,10 +167,14 @@ impl FromStr for Reference {
             return Err(ParseError::Registry(shorten(registry)));
         }
         let registry = match registry.to_ascii_lowercase() {
-            alias if alias == "index.docker.io" || alias == "registry-1.docker.io" => DEFAULT_REGISTRY.to_owned(),
+            alias if alias == "index.docker.io" || alias == "registry-1.docker.io" => {
+                DEFAULT_REGISTRY.to_owned()
+            }
             other => other,
         };
-        if repository.bytes().any(|byte| byte.is_ascii_uppercase()) && is_repository(&repository.to_ascii_lowercase()) {
+        if repository.bytes().any(|byte| byte.is_ascii_uppercase())
+            && is_repository(&repository.to_ascii_lowercase())
+        {
             return Err(ParseError::UpperCase(shorten(&repository.to_ascii_lowercase())));
         }
         if !is_repository(repository) {
@@ -172,8 +185,15 @@ impl FromStr for Reference {
         } else {
             repository.to_owned()
         };
-        let tag = tag.map(str::to_owned).or_else(|| digest.is_none().then(|| DEFAULT_TAG.to_owned()));
-        let reference = Self { registry, repository, tag, digest };
+        let tag = tag
+            .map(str::to_owned)
+            .or_else(|| digest.is_none().then(|| DEFAULT_TAG.to_owned()));
+        let reference = Self {
+            registry,
+            repository,
+            tag,
+            digest,
+        };
         if reference.name().len() > MAX_NAME_CHARS {
             return Err(ParseError::TooLong);
         }
@@ -233,7 +253,9 @@ struct AliasTarget {
 
 impl Aliases {
     /// Reads a map of names, as it stands in the settings.
-    pub fn new<K: AsRef<str>, V: AsRef<str>>(entries: impl IntoIterator<Item = (K, V)>) -> Result<Self, ParseError> {
+    pub fn new<K: AsRef<str>, V: AsRef<str>>(
+        entries: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Self, ParseError> {
         let mut aliases = Self::default();
         for (from, to) in entries {
             let (from, to) = (from.as_ref(), to.as_ref());
@@ -242,7 +264,10 @@ impl Aliases {
             if has_tag_or_digest(from) {
                 aliases.exact.insert(source, reference);
             } else {
-                let target = AliasTarget { reference, pinned: has_tag_or_digest(to) };
+                let target = AliasTarget {
+                    reference,
+                    pinned: has_tag_or_digest(to),
+                };
                 aliases.names.insert(source.name(), target);
             }
         }
@@ -291,7 +316,9 @@ fn is_host_and_port(text: &str) -> bool {
             None => (text, None),
         },
     };
-    if port.is_some_and(|port| !port.bytes().all(|byte| byte.is_ascii_digit()) || !port.parse::<u16>().is_ok_and(|n| n > 0)) {
+    if port.is_some_and(|port| {
+        !port.bytes().all(|byte| byte.is_ascii_digit()) || !port.parse::<u16>().is_ok_and(|n| n > 0)
+    }) {
         return false;
     }
     if text.starts_with('[') {
@@ -302,7 +329,9 @@ fn is_host_and_port(text: &str) -> bool {
             !label.is_empty()
                 && !label.starts_with('-')
                 && !label.ends_with('-')
-                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+                && label
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
         })
 }
 

@@ -9,12 +9,17 @@ use std::fmt;
 
 use serde::Deserialize;
 
+mod answer;
 mod auth;
 mod client;
 mod hosts;
+mod retries;
+mod stream;
 
-pub(crate) use client::{BlobStream, Client, Resolved, Retries, Source};
+pub(crate) use client::{Client, Resolved, Source};
 pub use hosts::{Endpoint, RegistryConfig};
+pub(crate) use retries::Retries;
+pub(crate) use stream::BlobStream;
 
 /// What a registry is shown.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -38,7 +43,10 @@ impl Credentials {
     /// A user name and password.
     #[must_use]
     pub fn basic(username: impl Into<String>, password: impl Into<String>) -> Self {
-        Self::Basic { username: username.into(), password: password.into() }
+        Self::Basic {
+            username: username.into(),
+            password: password.into(),
+        }
     }
 
     /// What tells one set of credentials from another, for hashing.

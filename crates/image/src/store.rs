@@ -168,7 +168,12 @@ impl ImageStore {
     /// Credentials as they are remembered with a private image: a salted hash.
     fn holder(&self, reference: &Reference, credentials: Option<&Credentials>) -> Option<Digest> {
         credentials.map(|credentials| {
-            let text = format!("{}\0{}\0{}", self.inner.layout.salt(), reference.registry(), credentials.identity());
+            let text = format!(
+                "{}\0{}\0{}",
+                self.inner.layout.salt(),
+                reference.registry(),
+                credentials.identity()
+            );
             Digest::of(text.as_bytes())
         })
     }

@@ -77,7 +77,9 @@ pub enum UnpackError {
         limit: u64,
     },
     /// The uncompressed archive is not the one the configuration names.
-    #[error("its contents are not what the image's configuration promises: expected {expected}, got {actual}")]
+    #[error(
+        "its contents are not what the image's configuration promises: expected {expected}, got {actual}"
+    )]
     DiffId {
         /// The promise.
         expected: Digest,
@@ -101,11 +103,18 @@ pub enum UnpackError {
 
 impl UnpackError {
     pub(crate) fn io(doing: &'static str, name: &[u8], source: impl Into<io::Error>) -> Self {
-        Self::Io { doing, name: printable(name), source: source.into() }
+        Self::Io {
+            doing,
+            name: printable(name),
+            source: source.into(),
+        }
     }
 
     pub(crate) fn name(name: &[u8], reason: &'static str) -> Self {
-        Self::Name { name: printable(name), reason }
+        Self::Name {
+            name: printable(name),
+            reason,
+        }
     }
 }
 
@@ -140,7 +149,13 @@ impl Budget {
     /// The same budget for one layer, which ends soon after the guard is dropped.
     pub(crate) fn cancellable(&self) -> (Self, CancelGuard) {
         let cancelled = Arc::<AtomicBool>::default();
-        (Self { cancelled: Arc::clone(&cancelled), ..self.clone() }, CancelGuard(cancelled))
+        (
+            Self {
+                cancelled: Arc::clone(&cancelled),
+                ..self.clone()
+            },
+            CancelGuard(cancelled),
+        )
     }
 
     /// Takes from the budget; the error names the limit.
@@ -148,13 +163,17 @@ impl Budget {
         if self.cancelled.load(Ordering::Relaxed) {
             return Err(UnpackError::Cancelled);
         }
-        take(&self.left.bytes, bytes)
-            .ok_or(UnpackError::Budget { what: "bytes", limit: self.limits.image_unpacked_bytes })
+        take(&self.left.bytes, bytes).ok_or(UnpackError::Budget {
+            what: "bytes",
+            limit: self.limits.image_unpacked_bytes,
+        })
     }
 
     pub(crate) fn take_entries(&self, entries: u64) -> Result<(), UnpackError> {
-        take(&self.left.entries, entries)
-            .ok_or(UnpackError::Budget { what: "files", limit: self.limits.image_entries })
+        take(&self.left.entries, entries).ok_or(UnpackError::Budget {
+            what: "files",
+            limit: self.limits.image_entries,
+        })
     }
 }
 
@@ -169,7 +188,11 @@ impl Drop for CancelGuard {
 }
 
 fn take(left: &AtomicU64, amount: u64) -> Option<()> {
-    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(amount)).ok().map(|_| ())
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+        left.checked_sub(amount)
+    })
+    .ok()
+    .map(|_| ())
 }
 
 /// What an unpacked layer is, kept beside it.
@@ -192,7 +215,11 @@ pub struct LayerReport {
 /// alone until this returns. On error the directory holds whatever was unpacked so far.
 ///
 /// Blocks; does not flush to disk. Needs root for owners, whiteouts and attributes.
-pub fn unpack_layer(reader: impl Read, directory: &Path, budget: &Budget) -> Result<LayerReport, UnpackError> {
+pub fn unpack_layer(
+    reader: impl Read,
+    directory: &Path,
+    budget: &Budget,
+) -> Result<LayerReport, UnpackError> {
     let mut stream = Metered {
         inner: decompress(reader).map_err(UnpackError::Compression)?,
         hasher: Some(Sha256::new()),
@@ -246,10 +273,14 @@ pub(crate) fn read_archive(
         while let Some(entry) = archive.next_entry()? {
             budget.take_entries(1)?;
             let proceed = match entry.kind {
-                archive::Kind::File if entry.sparse.is_none() => visit(&entry.path, ArchiveFile::Data(&mut archive))?,
+                archive::Kind::File if entry.sparse.is_none() => {
+                    visit(&entry.path, ArchiveFile::Data(&mut archive))?
+                }
                 archive::Kind::Symlink => visit(&entry.path, ArchiveFile::Link(&entry.link))?,
                 // Relative to the archive, unlike a symbolic link.
-                archive::Kind::HardLink => visit(&entry.path, ArchiveFile::Link(&[b"/", &entry.link[..]].concat()))?,
+                archive::Kind::HardLink => {
+                    visit(&entry.path, ArchiveFile::Link(&[b"/", &entry.link[..]].concat()))?
+                }
                 _ => true,
             };
             if !proceed {
@@ -290,7 +321,9 @@ impl<R: Read> Read for Metered<'_, R> {
 
 impl<R> fmt::Debug for Metered<'_, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Metered").field("bytes", &self.bytes).finish_non_exhaustive()
+        f.debug_struct("Metered")
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
     }
 }
 
@@ -298,7 +331,11 @@ impl<R> fmt::Debug for Metered<'_, R> {
 fn printable(name: &[u8]) -> String {
     const SHOWN_CHARS: usize = 120;
     let text = String::from_utf8_lossy(name);
-    let mut shown: String = text.chars().take(SHOWN_CHARS).flat_map(char::escape_debug).collect();
+    let mut shown: String = text
+        .chars()
+        .take(SHOWN_CHARS)
+        .flat_map(char::escape_debug)
+        .collect();
     if text.chars().count() > SHOWN_CHARS {
         shown.push('…');
     }

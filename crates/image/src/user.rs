@@ -54,12 +54,18 @@ pub fn resolve_user(layers: &[PathBuf], user: &str) -> Result<ResolvedUser, Erro
     let groups = read_table(layers, "etc/group")?;
     let groups = || groups.lines().filter_map(Group::parse);
     let name = account.as_ref().map(|account| account.name.to_owned());
-    let home = account.as_ref().map(|account| account.home).filter(|home| home.starts_with('/'));
+    let home = account
+        .as_ref()
+        .map(|account| account.home)
+        .filter(|home| home.starts_with('/'));
     let (gid, supplementary_gids) = match group {
         Some(group) => {
             let found = groups().find(|line| line.name == group).map(|line| line.gid);
             let number = group.parse::<u32>().ok().filter(|id| *id != u32::MAX);
-            (found.or(number).ok_or_else(|| unknown("group", group))?, Vec::new())
+            (
+                found.or(number).ok_or_else(|| unknown("group", group))?,
+                Vec::new(),
+            )
         }
         None => {
             let member = |line: &Group<'_>| name.as_deref().is_some_and(|name| line.has(name));
@@ -69,7 +75,13 @@ pub fn resolve_user(layers: &[PathBuf], user: &str) -> Result<ResolvedUser, Erro
             (own_gid, gids)
         }
     };
-    Ok(ResolvedUser { uid, gid, supplementary_gids, home: PathBuf::from(home.unwrap_or("/")), name })
+    Ok(ResolvedUser {
+        uid,
+        gid,
+        supplementary_gids,
+        home: PathBuf::from(home.unwrap_or("/")),
+        name,
+    })
 }
 
 /// Reads a file of an image whose layers are given top first, or `None` when it has none there (or no regular
@@ -80,7 +92,10 @@ pub fn read_file(layers: &[PathBuf], path: &str, limit_bytes: u64) -> Result<Opt
         return Ok(None);
     };
     let mut bytes = Vec::new();
-    std::fs::File::from(file).take(limit_bytes).read_to_end(&mut bytes).map_err(failed)?;
+    std::fs::File::from(file)
+        .take(limit_bytes)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
     Ok(Some(bytes))
 }
 
@@ -91,7 +106,10 @@ fn read_table(layers: &[PathBuf], path: &str) -> Result<String, Error> {
 
 fn unknown(kind: &'static str, name: &str) -> Error {
     const SHOWN_CHARS: usize = 64;
-    Error::UnknownUser { kind, name: name.chars().take(SHOWN_CHARS).collect() }
+    Error::UnknownUser {
+        kind,
+        name: name.chars().take(SHOWN_CHARS).collect(),
+    }
 }
 
 /// A line of `/etc/passwd`.
@@ -105,9 +123,20 @@ struct Account<'a> {
 impl<'a> Account<'a> {
     fn parse(line: &'a str) -> Option<Self> {
         let mut fields = line.split(':');
-        let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
-        let (_, uid, gid) = (fields.next()?, fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-        Some(Self { name, uid, gid, home: fields.nth(1).unwrap_or_default() })
+        let name = fields
+            .next()
+            .filter(|name| !name.is_empty() && !name.starts_with('#'))?;
+        let (_, uid, gid) = (
+            fields.next()?,
+            fields.next()?.parse().ok()?,
+            fields.next()?.parse().ok()?,
+        );
+        Some(Self {
+            name,
+            uid,
+            gid,
+            home: fields.nth(1).unwrap_or_default(),
+        })
     }
 }
 
@@ -121,9 +150,15 @@ struct Group<'a> {
 impl<'a> Group<'a> {
     fn parse(line: &'a str) -> Option<Self> {
         let mut fields = line.split(':');
-        let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
+        let name = fields
+            .next()
+            .filter(|name| !name.is_empty() && !name.starts_with('#'))?;
         let (_, gid) = (fields.next()?, fields.next()?.parse().ok()?);
-        Some(Self { name, gid, members: fields.next().unwrap_or_default() })
+        Some(Self {
+            name,
+            gid,
+            members: fields.next().unwrap_or_default(),
+        })
     }
 
     fn has(&self, member: &str) -> bool {
@@ -133,8 +168,10 @@ impl<'a> Group<'a> {
 
 // ---- the layers as one tree ----
 
-const DIRECTORY: OFlags =
-    OFlags::DIRECTORY.union(OFlags::RDONLY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags = OFlags::DIRECTORY
+    .union(OFlags::RDONLY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 const OPAQUE_ATTRIBUTE: &str = "trusted.overlay.opaque";
 /// Components walked in all, links included, so that links that name long paths cannot keep us busy.
 const MAX_STEPS: usize = 4096;
@@ -152,7 +189,10 @@ enum Found {
 
 fn open(layers: &[PathBuf], path: &[u8]) -> io::Result<Option<OwnedFd>> {
     let root = || -> io::Result<Merged> {
-        layers.iter().map(|layer| Ok(rustix::fs::open(layer, DIRECTORY, Mode::empty())?)).collect()
+        layers
+            .iter()
+            .map(|layer| Ok(rustix::fs::open(layer, DIRECTORY, Mode::empty())?))
+            .collect()
     };
     // The directories on the way, for `..`; the first is the root.
     let mut way = vec![root()?];
@@ -213,7 +253,8 @@ fn look(directories: &Merged, name: &[u8]) -> io::Result<Found> {
             FileType::Directory => {
                 let child = rustix::fs::openat(directory, name, DIRECTORY, Mode::empty())?;
                 let mut value = [0_u8; 1];
-                let opaque = rustix::fs::fgetxattr(&child, OPAQUE_ATTRIBUTE, &mut value[..]) == Ok(1) && value == *b"y";
+                let opaque = rustix::fs::fgetxattr(&child, OPAQUE_ATTRIBUTE, &mut value[..]) == Ok(1)
+                    && value == *b"y";
                 merged.push(child);
                 if opaque {
                     break;
@@ -222,14 +263,25 @@ fn look(directories: &Merged, name: &[u8]) -> io::Result<Found> {
             // A whiteout, or something else that ends the merging below.
             _ if !merged.is_empty() => break,
             FileType::Symlink => {
-                return Ok(Found::Link(rustix::fs::readlinkat(directory, name, Vec::new())?.into_bytes()));
+                return Ok(Found::Link(
+                    rustix::fs::readlinkat(directory, name, Vec::new())?.into_bytes(),
+                ));
             }
             FileType::RegularFile => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                return Ok(Found::File(rustix::fs::openat(directory, name, flags, Mode::empty())?));
+                return Ok(Found::File(rustix::fs::openat(
+                    directory,
+                    name,
+                    flags,
+                    Mode::empty(),
+                )?));
             }
             _ => return Ok(Found::Nothing),
         }
     }
-    Ok(if merged.is_empty() { Found::Nothing } else { Found::Directory(merged) })
+    Ok(if merged.is_empty() {
+        Found::Nothing
+    } else {
+        Found::Directory(merged)
+    })
 }

@@ -9,7 +9,9 @@ fn digest(seed: &str) -> Digest {
 }
 
 fn entry(os: &str, architecture: &str, variant: Option<&str>) -> String {
-    let variant = variant.map(|variant| format!(r#","variant":"{variant}""#)).unwrap_or_default();
+    let variant = variant
+        .map(|variant| format!(r#","variant":"{variant}""#))
+        .unwrap_or_default();
     format!(
         r#"{{"mediaType":"{OCI_MANIFEST}","digest":"{}","size":7,"platform":{{"os":"{os}","architecture":"{architecture}"{variant}}}}}"#,
         digest(&format!("{os}{architecture}{variant}"))
@@ -17,7 +19,10 @@ fn entry(os: &str, architecture: &str, variant: Option<&str>) -> String {
 }
 
 fn index(entries: &[String]) -> Vec<IndexEntry> {
-    let text = format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[{}]}}"#, entries.join(","));
+    let text = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[{}]}}"#,
+        entries.join(",")
+    );
     match parse_manifest(text.as_bytes(), Some(OCI_INDEX)).expect("a valid index") {
         Manifest::Index(entries) => entries,
         Manifest::Image(_) => panic!("read as an image"),
@@ -25,7 +30,10 @@ fn index(entries: &[String]) -> Vec<IndexEntry> {
 }
 
 fn image(config_type: &str, layers: usize) -> String {
-    let layer = format!(r#"{{"mediaType":"{OCI_LAYER}","digest":"{}","size":10}}"#, digest("layer"));
+    let layer = format!(
+        r#"{{"mediaType":"{OCI_LAYER}","digest":"{}","size":10}}"#,
+        digest("layer")
+    );
     format!(
         r#"{{"schemaVersion":2,"config":{{"mediaType":"{config_type}","digest":"{}","size":2}},"layers":[{}]}}"#,
         digest("config"),
@@ -34,7 +42,11 @@ fn image(config_type: &str, layers: usize) -> String {
 }
 
 fn host() -> Platform {
-    Platform { os: "linux".into(), architecture: "amd64".into(), variant: None }
+    Platform {
+        os: "linux".into(),
+        architecture: "amd64".into(),
+        variant: None,
+    }
 }
 
 #[test]
@@ -46,14 +58,23 @@ fn the_plainest_variant_of_this_architecture_is_chosen() {
         entry("linux", "amd64", None),
         entry("unknown", "unknown", None),
     ]);
-    assert_eq!(choose(&entries, &host()).expect("one fits").descriptor.digest, entries[3].descriptor.digest);
+    assert_eq!(
+        choose(&entries, &host()).expect("one fits").descriptor.digest,
+        entries[3].descriptor.digest
+    );
 }
 
 #[test]
 fn another_architecture_names_what_there_is() {
-    let entries = index(&[entry("linux", "arm64", Some("v8")), entry("unknown", "unknown", None)]);
+    let entries = index(&[
+        entry("linux", "arm64", Some("v8")),
+        entry("unknown", "unknown", None),
+    ]);
     let available = choose(&entries, &host()).expect_err("none fits");
-    assert_eq!(available.iter().map(ToString::to_string).collect::<Vec<_>>(), ["linux/arm64/v8"]);
+    assert_eq!(
+        available.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["linux/arm64/v8"]
+    );
 }
 
 #[test]
@@ -62,11 +83,20 @@ fn documents_that_could_be_two_things_are_refused() {
         r#"{{"schemaVersion":2,"manifests":[],"config":{{"digest":"{0}","size":1}},"layers":[]}}"#,
         digest("x")
     );
-    assert!(matches!(parse_manifest(both.as_bytes(), None), Err(ManifestError::Kind(_))));
-    let text = image(OCI_CONFIG, 1);
-    assert!(matches!(parse_manifest(text.as_bytes(), Some(DOCKER_INDEX)), Err(ManifestError::Kind(_))));
     assert!(matches!(
-        parse_manifest(text.as_bytes(), Some("application/vnd.oci.image.manifest.v1+json; charset=utf-8")),
+        parse_manifest(both.as_bytes(), None),
+        Err(ManifestError::Kind(_))
+    ));
+    let text = image(OCI_CONFIG, 1);
+    assert!(matches!(
+        parse_manifest(text.as_bytes(), Some(DOCKER_INDEX)),
+        Err(ManifestError::Kind(_))
+    ));
+    assert!(matches!(
+        parse_manifest(
+            text.as_bytes(),
+            Some("application/vnd.oci.image.manifest.v1+json; charset=utf-8")
+        ),
         Ok(Manifest::Image(_))
     ));
     assert!(matches!(parse_manifest(b"{}", None), Err(ManifestError::Kind(_))));
@@ -86,9 +116,15 @@ fn artifacts_and_floods_are_refused() {
         Err(ManifestError::TooManyLayers(257))
     ));
     let padding = vec![b' '; usize::try_from(MAX_MANIFEST_BYTES).unwrap() + 1];
-    assert!(matches!(parse_manifest(&padding, None), Err(ManifestError::TooLarge { .. })));
+    assert!(matches!(
+        parse_manifest(&padding, None),
+        Err(ManifestError::TooLarge { .. })
+    ));
     let deep = "[".repeat(100_000);
-    assert!(matches!(parse_manifest(deep.as_bytes(), None), Err(ManifestError::Json { .. })));
+    assert!(matches!(
+        parse_manifest(deep.as_bytes(), None),
+        Err(ManifestError::Json { .. })
+    ));
 }
 
 #[test]
@@ -102,12 +138,19 @@ fn configurations_with_nulls_and_old_spellings_are_read() {
     let config = parse_config(text.as_bytes()).expect("a valid configuration");
     assert_eq!(config.entrypoint, ["/bin/app"]);
     assert!(config.cmd.is_empty());
-    let ports: Vec<_> = config.exposed_ports.iter().map(|port| (port.port, port.protocol.as_str())).collect();
+    let ports: Vec<_> = config
+        .exposed_ports
+        .iter()
+        .map(|port| (port.port, port.protocol.as_str()))
+        .collect();
     assert_eq!(ports, [(53, "udp"), (80, "tcp"), (8080, "tcp")]);
     assert_eq!(config.volumes, ["/data"]);
     assert_eq!(config.stop_signal.as_deref(), Some("SIGQUIT"));
     assert_eq!(config.diff_ids, [digest("d")]);
-    assert_eq!(parse_config(b"{}").expect("empty is allowed"), ImageConfig::default());
+    assert_eq!(
+        parse_config(b"{}").expect("empty is allowed"),
+        ImageConfig::default()
+    );
 }
 
 proptest! {

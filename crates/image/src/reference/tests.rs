@@ -15,15 +15,43 @@ fn short_names_are_completed() {
     for (text, full, familiar) in [
         ("nginx", "docker.io/library/nginx:latest", "nginx:latest"),
         ("nginx:1.29", "docker.io/library/nginx:1.29", "nginx:1.29"),
-        ("koyeb/sandbox", "docker.io/koyeb/sandbox:latest", "koyeb/sandbox:latest"),
-        ("docker.io/nginx", "docker.io/library/nginx:latest", "nginx:latest"),
-        ("index.docker.io/library/nginx", "docker.io/library/nginx:latest", "nginx:latest"),
+        (
+            "koyeb/sandbox",
+            "docker.io/koyeb/sandbox:latest",
+            "koyeb/sandbox:latest",
+        ),
+        (
+            "docker.io/nginx",
+            "docker.io/library/nginx:latest",
+            "nginx:latest",
+        ),
+        (
+            "index.docker.io/library/nginx",
+            "docker.io/library/nginx:latest",
+            "nginx:latest",
+        ),
         ("localhost/app", "localhost/app:latest", "localhost/app:latest"),
-        ("localhost:5000/app:v1", "localhost:5000/app:v1", "localhost:5000/app:v1"),
-        ("127.0.0.1:5000/a/b/c", "127.0.0.1:5000/a/b/c:latest", "127.0.0.1:5000/a/b/c:latest"),
+        (
+            "localhost:5000/app:v1",
+            "localhost:5000/app:v1",
+            "localhost:5000/app:v1",
+        ),
+        (
+            "127.0.0.1:5000/a/b/c",
+            "127.0.0.1:5000/a/b/c:latest",
+            "127.0.0.1:5000/a/b/c:latest",
+        ),
         ("[::1]:5000/app", "[::1]:5000/app:latest", "[::1]:5000/app:latest"),
-        ("Registry.Example.COM/app", "registry.example.com/app:latest", "registry.example.com/app:latest"),
-        ("a__b/c--d.e_f:T.a-g", "docker.io/a__b/c--d.e_f:T.a-g", "a__b/c--d.e_f:T.a-g"),
+        (
+            "Registry.Example.COM/app",
+            "registry.example.com/app:latest",
+            "registry.example.com/app:latest",
+        ),
+        (
+            "a__b/c--d.e_f:T.a-g",
+            "docker.io/a__b/c--d.e_f:T.a-g",
+            "a__b/c--d.e_f:T.a-g",
+        ),
     ] {
         let reference = parse(text);
         assert_eq!(reference.to_string(), full, "{text}");
@@ -83,7 +111,10 @@ fn aliases_keep_the_tag_unless_they_name_one() {
     assert_eq!(apply("koyeb/sandbox"), "registry.house:5000/sandbox:latest");
     assert_eq!(apply("koyeb/sandbox:dind"), "registry.house:5000/sandbox:dind");
     assert_eq!(apply("koyeb/sandbox:slim"), "registry.house:5000/sandbox-slim:v3");
-    assert_eq!(apply("docker.io/library/nginx:1.29"), "registry.house:5000/nginx:frozen");
+    assert_eq!(
+        apply("docker.io/library/nginx:1.29"),
+        "registry.house:5000/nginx:frozen"
+    );
     assert_eq!(apply("redis"), "docker.io/library/redis:latest");
 }
 

@@ -21,7 +21,11 @@ const EXPIRY_MARGIN: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Challenge {
     Basic,
-    Bearer { realm: String, service: Option<String>, scope: Option<String> },
+    Bearer {
+        realm: String,
+        service: Option<String>,
+        scope: Option<String>,
+    },
 }
 
 impl Challenge {
@@ -38,7 +42,13 @@ impl Challenge {
         let mut rest = rest.trim_start();
         while let Some((key, after)) = rest.split_once('=') {
             let (value, after) = quoted(after)?;
-            match key.trim().trim_start_matches(',').trim().to_ascii_lowercase().as_str() {
+            match key
+                .trim()
+                .trim_start_matches(',')
+                .trim()
+                .to_ascii_lowercase()
+                .as_str()
+            {
                 "realm" => realm = Some(value),
                 "service" => service = Some(value),
                 "scope" => scope = Some(value),
@@ -46,7 +56,11 @@ impl Challenge {
             }
             rest = after.trim_start().trim_start_matches(',').trim_start();
         }
-        Some(Self::Bearer { realm: realm?, service, scope })
+        Some(Self::Bearer {
+            realm: realm?,
+            service,
+            scope,
+        })
     }
 }
 
@@ -88,7 +102,12 @@ pub(super) fn token_url(
             query.append_pair("service", service);
         }
         // The registry may ask for more than a pull needs (pull,push): take its scope only if it is for reading.
-        query.append_pair("scope", scope.filter(|scope| scope.ends_with(":pull")).unwrap_or(&own_scope));
+        query.append_pair(
+            "scope",
+            scope
+                .filter(|scope| scope.ends_with(":pull"))
+                .unwrap_or(&own_scope),
+        );
     }
     Ok(url)
 }
@@ -116,13 +135,25 @@ impl Authorization {
             }
             Credentials::Bearer { token } => format!("Bearer {token}"),
         };
-        Some(Self { value: secret(&text)?, good_until: None })
+        Some(Self {
+            value: secret(&text)?,
+            good_until: None,
+        })
     }
 
     pub(super) fn from_answer(answer: TokenAnswer, now: Instant) -> Option<Self> {
-        let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty())?;
-        let life = answer.expires_in.map_or(DEFAULT_TOKEN_LIFE, Duration::from_secs).min(MAX_TOKEN_LIFE);
-        Some(Self { value: secret(&format!("Bearer {token}"))?, good_until: Some(now + life) })
+        let token = answer
+            .token
+            .or(answer.access_token)
+            .filter(|token| !token.is_empty())?;
+        let life = answer
+            .expires_in
+            .map_or(DEFAULT_TOKEN_LIFE, Duration::from_secs)
+            .min(MAX_TOKEN_LIFE);
+        Some(Self {
+            value: secret(&format!("Bearer {token}"))?,
+            good_until: Some(now + life),
+        })
     }
 
     pub(super) fn is_good(&self, now: Instant) -> bool {
@@ -144,7 +175,9 @@ mod tests {
     fn challenges_in_the_wild_are_read() {
         assert_eq!(Challenge::parse("Basic realm=\"x\""), Some(Challenge::Basic));
         assert_eq!(
-            Challenge::parse("Bearer realm=\"https://auth.docker.io/token\",service=\"registry.docker.io\",scope=\"repository:library/nginx:pull,push\""),
+            Challenge::parse(
+                "Bearer realm=\"https://auth.docker.io/token\",service=\"registry.docker.io\",scope=\"repository:library/nginx:pull,push\""
+            ),
             Some(Challenge::Bearer {
                 realm: "https://auth.docker.io/token".into(),
                 service: Some("registry.docker.io".into()),
@@ -153,9 +186,20 @@ mod tests {
         );
         assert_eq!(
             Challenge::parse("bearer  service=plain , realm=\"a\\\"b\" "),
-            Some(Challenge::Bearer { realm: "a\"b".into(), service: Some("plain".into()), scope: None })
+            Some(Challenge::Bearer {
+                realm: "a\"b".into(),
+                service: Some("plain".into()),
+                scope: None
+            })
         );
-        for bad in ["", "Bearer", "Bearer realm=\"open", "Bearer service=\"x\"", "Negotiate abc", "Bearer ====,,,\"\\"] {
+        for bad in [
+            "",
+            "Bearer",
+            "Bearer realm=\"open",
+            "Bearer service=\"x\"",
+            "Negotiate abc",
+            "Bearer ====,,,\"\\",
+        ] {
             assert_eq!(Challenge::parse(bad), None, "{bad}");
         }
     }
@@ -166,17 +210,41 @@ mod tests {
         let http = Url::parse("http://127.0.0.1:5000/v2").unwrap();
         assert!(token_url("http://evil.example/token", None, None, "a", &https).is_err());
         assert!(token_url("file:///etc/passwd", None, None, "a", &http).is_err());
-        let url = token_url("http://127.0.0.1:1/t?x=1", Some("s p"), Some("repository:a:pull,push"), "a", &http).unwrap();
-        assert_eq!(url.as_str(), "http://127.0.0.1:1/t?x=1&service=s+p&scope=repository%3Aa%3Apull");
+        let url = token_url(
+            "http://127.0.0.1:1/t?x=1",
+            Some("s p"),
+            Some("repository:a:pull,push"),
+            "a",
+            &http,
+        )
+        .unwrap();
+        assert_eq!(
+            url.as_str(),
+            "http://127.0.0.1:1/t?x=1&service=s+p&scope=repository%3Aa%3Apull"
+        );
     }
 
     #[test]
     fn tokens_expire() {
         let now = Instant::now();
-        let answer = TokenAnswer { token: None, access_token: Some("t".into()), expires_in: Some(10) };
+        let answer = TokenAnswer {
+            token: None,
+            access_token: Some("t".into()),
+            expires_in: Some(10),
+        };
         let token = Authorization::from_answer(answer, now).unwrap();
         assert!(token.is_good(now));
         assert!(!token.is_good(now + Duration::from_secs(6)));
-        assert!(Authorization::from_answer(TokenAnswer { token: None, access_token: None, expires_in: None }, now).is_none());
+        assert!(
+            Authorization::from_answer(
+                TokenAnswer {
+                    token: None,
+                    access_token: None,
+                    expires_in: None
+                },
+                now
+            )
+            .is_none()
+        );
     }
 }

@@ -5,28 +5,26 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE};
 use reqwest::{Method, Response, StatusCode, redirect};
-use serde::Deserialize;
 use tokio::time::timeout;
 
+use super::answer::{error_text, range_start, retry_after, transport};
 use super::auth::{self, Authorization, Challenge, TokenAnswer};
+use super::retries::Retries;
+use super::stream::BlobStream;
 use super::{Credentials, Endpoint, RegistryConfig};
 use crate::digest::Digest;
 use crate::error::Error;
-use crate::limits::{
-    FIRST_BACK_OFF, MAX_ANSWER_BYTES, MAX_BACK_OFF, MAX_MANIFEST_BYTES, MAX_REDIRECTS, MAX_ROUNDS,
-    MAX_BRIEF_ROUNDS, MAX_TIMED_OUT_ROUNDS, MIN_BYTES_PER_STALL_WINDOW, Timeouts,
-};
+use crate::limits::{MAX_ANSWER_BYTES, MAX_BACK_OFF, MAX_MANIFEST_BYTES, MAX_REDIRECTS, Timeouts};
 use crate::manifest::{self, Descriptor};
 use crate::reference::Reference;
 
 /// What is being asked for, as error messages name it.
 const MANIFEST: &str = "the manifest";
-const LAYER: &str = "a layer";
+pub(super) const LAYER: &str = "a layer";
 /// Connections to one host that are kept open between pulls.
 const IDLE_CONNECTIONS_PER_HOST: usize = 4;
 /// And for how long.
@@ -64,11 +62,19 @@ impl std::fmt::Debug for Authorization {
 
 impl Client {
     pub(crate) fn new(config: RegistryConfig, timeouts: Timeouts) -> Self {
-        Self { config, timeouts, connections: Mutex::default(), tokens: Mutex::default() }
+        Self {
+            config,
+            timeouts,
+            connections: Mutex::default(),
+            tokens: Mutex::default(),
+        }
     }
 
     fn connections(&self, endpoint: &Endpoint) -> Result<reqwest::Client, Error> {
-        let trust = Trust { skip_verify: endpoint.skip_verify, authorities: endpoint.authorities.clone() };
+        let trust = Trust {
+            skip_verify: endpoint.skip_verify,
+            authorities: endpoint.authorities.clone(),
+        };
         let mut all = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = all.get(&trust) {
             return Ok(client.clone());
@@ -78,21 +84,30 @@ impl Client {
         if rustls::crypto::CryptoProvider::get_default().is_none() {
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
-        let mut builder = self.builder().tls_danger_accept_invalid_certs(endpoint.skip_verify);
+        let mut builder = self
+            .builder()
+            .tls_danger_accept_invalid_certs(endpoint.skip_verify);
         for path in &endpoint.authorities {
             let pem = std::fs::read(path).map_err(|error| Error::io("reading the authority", path, error))?;
-            let certificates = reqwest::Certificate::from_pem_bundle(&pem)
-                .map_err(|error| Error::Configuration { path: path.clone(), reason: error.to_string() })?;
+            let certificates =
+                reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| Error::Configuration {
+                    path: path.clone(),
+                    reason: error.to_string(),
+                })?;
             builder = builder.tls_certs_merge(certificates);
         }
         let client = match builder.build() {
             Ok(client) => client,
             // A host without any certificate authorities installed. Plain http must work there; https then
             // fails with the reason when it is tried.
-            Err(_) => self.builder().tls_certs_only([]).build().map_err(|error| Error::Protocol {
-                registry: endpoint.host.clone(),
-                reason: format!("TLS cannot be set up: {error}"),
-            })?,
+            Err(_) => self
+                .builder()
+                .tls_certs_only([])
+                .build()
+                .map_err(|error| Error::Protocol {
+                    registry: endpoint.host.clone(),
+                    reason: format!("TLS cannot be set up: {error}"),
+                })?,
         };
         all.insert(trust, client.clone());
         Ok(client)
@@ -105,7 +120,10 @@ impl Client {
             .pool_max_idle_per_host(IDLE_CONNECTIONS_PER_HOST)
             .pool_idle_timeout(IDLE_CONNECTION_LIFE)
             .redirect(redirect::Policy::custom(|attempt| {
-                let from_https = attempt.previous().last().is_some_and(|url| url.scheme() == "https");
+                let from_https = attempt
+                    .previous()
+                    .last()
+                    .is_some_and(|url| url.scheme() == "https");
                 if attempt.previous().len() > MAX_REDIRECTS {
                     attempt.error("too many redirects")
                 } else if from_https && attempt.url().scheme() != "https" {
@@ -118,7 +136,10 @@ impl Client {
 
     fn token(&self, key: &TokenKey) -> Option<Authorization> {
         let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.get(key).filter(|token| token.is_good(Instant::now())).cloned()
+        tokens
+            .get(key)
+            .filter(|token| token.is_good(Instant::now()))
+            .cloned()
     }
 
     fn keep_token(&self, key: TokenKey, token: Authorization) {
@@ -162,7 +183,13 @@ impl Source {
         credentials: Option<Credentials>,
     ) -> Result<Self, Error> {
         let endpoints = client.config.endpoints(reference.registry())?;
-        Ok(Self { client, reference, endpoints, credentials, brief: false })
+        Ok(Self {
+            client,
+            reference,
+            endpoints,
+            credentials,
+            brief: false,
+        })
     }
 
     /// The same, giving up sooner.
@@ -171,7 +198,11 @@ impl Source {
     }
 
     fn retries(&self) -> Retries {
-        if self.brief { Retries::brief() } else { Retries::default() }
+        if self.brief {
+            Retries::brief()
+        } else {
+            Retries::default()
+        }
     }
 
     /// The name of the image, for messages.
@@ -191,9 +222,13 @@ impl Source {
         self.rounds(Capability::Resolve, Retries::brief(), |endpoint| {
             let path = &path;
             async move {
-                let response = self.send(endpoint, Method::HEAD, path, accept(), MANIFEST).await?;
+                let response = self
+                    .send(endpoint, Method::HEAD, path, accept(), MANIFEST)
+                    .await?;
                 let digest = response.headers().get("docker-content-digest");
-                Ok(digest.and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok()))
+                Ok(digest
+                    .and_then(|value| value.to_str().ok())
+                    .and_then(|text| text.parse().ok()))
             }
             .boxed()
         })
@@ -202,12 +237,18 @@ impl Source {
 
     /// The manifest or index the name stands for.
     pub(crate) async fn resolve(&self) -> Result<Resolved, Error> {
-        self.manifest(Capability::Resolve, self.reference.target(), self.reference.digest().copied()).await
+        self.manifest(
+            Capability::Resolve,
+            self.reference.target(),
+            self.reference.digest().copied(),
+        )
+        .await
     }
 
     /// A manifest that an index names.
     pub(crate) async fn manifest_by_digest(&self, digest: Digest) -> Result<Resolved, Error> {
-        self.manifest(Capability::Pull, digest.to_string(), Some(digest)).await
+        self.manifest(Capability::Pull, digest.to_string(), Some(digest))
+            .await
     }
 
     async fn manifest(
@@ -221,9 +262,14 @@ impl Source {
             let path = &path;
             async move {
                 let response = self.send(endpoint, Method::GET, path, accept(), MANIFEST).await?;
-                let content_type =
-                    response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_owned);
-                let bytes = self.body(endpoint, response, MAX_MANIFEST_BYTES, MANIFEST).await?;
+                let content_type = response
+                    .headers()
+                    .get(CONTENT_TYPE)
+                    .and_then(|value| value.to_str().ok())
+                    .map(str::to_owned);
+                let bytes = self
+                    .body(endpoint, response, MAX_MANIFEST_BYTES, MANIFEST)
+                    .await?;
                 let digest = Digest::of(&bytes);
                 match expected {
                     Some(expected) if expected != digest => Err(Error::DigestMismatch {
@@ -232,7 +278,11 @@ impl Source {
                         expected,
                         actual: digest,
                     }),
-                    _ => Ok(Resolved { bytes, digest, content_type }),
+                    _ => Ok(Resolved {
+                        bytes,
+                        digest,
+                        content_type,
+                    }),
                 }
             }
             .boxed()
@@ -251,12 +301,19 @@ impl Source {
         self.rounds(Capability::Pull, self.retries(), |endpoint| {
             let path = &path;
             async move {
-                let response = self.send(endpoint, Method::GET, path, HeaderMap::new(), what).await?;
+                let response = self
+                    .send(endpoint, Method::GET, path, HeaderMap::new(), what)
+                    .await?;
                 let bytes = self.body(endpoint, response, limit_bytes, what).await?;
                 let actual = Digest::of(&bytes);
                 if actual != descriptor.digest {
                     let (registry, expected) = (endpoint.host.clone(), descriptor.digest);
-                    return Err(Error::DigestMismatch { what, registry, expected, actual });
+                    return Err(Error::DigestMismatch {
+                        what,
+                        registry,
+                        expected,
+                        actual,
+                    });
                 }
                 Ok(bytes)
             }
@@ -267,11 +324,18 @@ impl Source {
 
     /// Addresses that layers may be fetched from.
     pub(crate) fn layer_endpoints(&self) -> impl Iterator<Item = &Endpoint> {
-        self.endpoints.iter().filter(|endpoint| endpoint.pull || endpoint.is_server)
+        self.endpoints
+            .iter()
+            .filter(|endpoint| endpoint.pull || endpoint.is_server)
     }
 
     /// Starts to fetch a layer from byte `offset`. The stream says where it really starts.
-    pub(crate) async fn layer(&self, endpoint: &Endpoint, digest: &Digest, offset: u64) -> Result<BlobStream, Error> {
+    pub(crate) async fn layer(
+        &self,
+        endpoint: &Endpoint,
+        digest: &Digest,
+        offset: u64,
+    ) -> Result<BlobStream, Error> {
         let path = format!("blobs/{digest}");
         let mut headers = HeaderMap::new();
         if offset > 0
@@ -281,22 +345,25 @@ impl Source {
         }
         let mut response = self.send(endpoint, Method::GET, &path, headers, LAYER).await?;
         if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
-            response = self.send(endpoint, Method::GET, &path, HeaderMap::new(), LAYER).await?;
+            response = self
+                .send(endpoint, Method::GET, &path, HeaderMap::new(), LAYER)
+                .await?;
         }
         let offset = match response.status() {
-            StatusCode::PARTIAL_CONTENT => range_start(response.headers()).ok_or_else(|| Error::Protocol {
-                registry: endpoint.host.clone(),
-                reason: "it sends a part of a layer without saying which".to_owned(),
-            })?,
+            StatusCode::PARTIAL_CONTENT => {
+                range_start(response.headers()).ok_or_else(|| Error::Protocol {
+                    registry: endpoint.host.clone(),
+                    reason: "it sends a part of a layer without saying which".to_owned(),
+                })?
+            }
             _ => 0,
         };
-        Ok(BlobStream {
+        Ok(BlobStream::new(
             response,
             offset,
-            registry: endpoint.host.clone(),
-            limit: self.client.timeouts.stall,
-            window: None,
-        })
+            endpoint.host.clone(),
+            self.client.timeouts.stall,
+        ))
     }
 
     /// Tries the endpoints in order, and again after a pause when the registry itself failed in a way that may
@@ -342,7 +409,11 @@ impl Source {
     ) -> Result<Response, Error> {
         let connections = self.client.connections(endpoint)?;
         let mut url = endpoint.base.clone();
-        url.set_path(&format!("{}/{}/{path}", endpoint.base.path(), self.reference.repository()));
+        url.set_path(&format!(
+            "{}/{}/{path}",
+            endpoint.base.path(),
+            self.reference.repository()
+        ));
         if !endpoint.is_server {
             // containerd's way of telling a mirror whose contents are wanted.
             url.query_pairs_mut().append_pair("ns", self.registry());
@@ -356,15 +427,24 @@ impl Source {
         let mut authorization = self.client.token(&key);
         let mut authorised = false;
         loop {
-            let mut request =
-                connections.request(method.clone(), url.clone()).headers(endpoint.headers.clone()).headers(headers.clone());
+            let mut request = connections
+                .request(method.clone(), url.clone())
+                .headers(endpoint.headers.clone())
+                .headers(headers.clone());
             if let Some(authorization) = &authorization {
                 request = request.header(AUTHORIZATION, authorization.value.clone());
             }
             let limit = self.client.timeouts.response;
             let response = match timeout(limit, request.send()).await {
-                Ok(outcome) => outcome.map_err(|error| transport(&endpoint.host, what, error, self.client.timeouts.connect))?,
-                Err(_) => return Err(Error::Timeout { registry: endpoint.host.clone(), doing: what, limit }),
+                Ok(outcome) => outcome
+                    .map_err(|error| transport(&endpoint.host, what, error, self.client.timeouts.connect))?,
+                Err(_) => {
+                    return Err(Error::Timeout {
+                        registry: endpoint.host.clone(),
+                        doing: what,
+                        limit,
+                    });
+                }
             };
             if response.status() == StatusCode::UNAUTHORIZED && !authorised {
                 authorised = true;
@@ -391,21 +471,38 @@ impl Source {
         response: &Response,
     ) -> Result<Option<Authorization>, Error> {
         let challenges = response.headers().get_all(WWW_AUTHENTICATE);
-        let challenges = challenges.iter().filter_map(|value| value.to_str().ok()).filter_map(Challenge::parse);
+        let challenges = challenges
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .filter_map(Challenge::parse);
         // A token is worth less to a thief than a password.
         let Some(challenge) = challenges.max_by_key(|challenge| *challenge != Challenge::Basic) else {
             return Ok(credentials.and_then(Authorization::from_credentials));
         };
-        let Challenge::Bearer { realm, service, scope } = challenge else {
+        let Challenge::Bearer {
+            realm,
+            service,
+            scope,
+        } = challenge
+        else {
             return Ok(credentials.and_then(Authorization::from_credentials));
         };
         if let Some(bearer @ Credentials::Bearer { .. }) = credentials {
             return Ok(Authorization::from_credentials(bearer));
         }
-        let refused = |reason: String| Error::Protocol { registry: endpoint.host.clone(), reason };
+        let refused = |reason: String| Error::Protocol {
+            registry: endpoint.host.clone(),
+            reason,
+        };
         let repository = self.reference.repository();
-        let url = auth::token_url(&realm, service.as_deref(), scope.as_deref(), repository, &endpoint.base)
-            .map_err(&refused)?;
+        let url = auth::token_url(
+            &realm,
+            service.as_deref(),
+            scope.as_deref(),
+            repository,
+            &endpoint.base,
+        )
+        .map_err(&refused)?;
         let doing = "a token";
         let host = url.host_str().unwrap_or_default().to_owned();
         let mut request = self.client.connections(endpoint)?.get(url);
@@ -415,7 +512,11 @@ impl Source {
         let limit = self.client.timeouts.response;
         let answer = timeout(limit, request.send())
             .await
-            .map_err(|_| Error::Timeout { registry: host.clone(), doing, limit })?
+            .map_err(|_| Error::Timeout {
+                registry: host.clone(),
+                doing,
+                limit,
+            })?
             .map_err(|error| transport(&host, doing, error, self.client.timeouts.connect))?;
         let answer = self.judge(endpoint, credentials.is_some(), answer, doing).await?;
         let bytes = self.body(endpoint, answer, MAX_ANSWER_BYTES, doing).await?;
@@ -440,16 +541,30 @@ impl Source {
         }
         let (image, registry) = (self.image(), self.registry().to_owned());
         match status {
-            StatusCode::NOT_FOUND if what == MANIFEST => Err(Error::NotFound { image, registry, authenticated }),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                Err(Error::AccessDenied { image, registry, authenticated })
-            }
+            StatusCode::NOT_FOUND if what == MANIFEST => Err(Error::NotFound {
+                image,
+                registry,
+                authenticated,
+            }),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Error::AccessDenied {
+                image,
+                registry,
+                authenticated,
+            }),
             _ => {
                 let retry_after = retry_after(response.headers());
-                if status == StatusCode::TOO_MANY_REQUESTS && retry_after.is_some_and(|wait| wait > MAX_BACK_OFF) {
-                    return Err(Error::RateLimited { registry: endpoint.host.clone(), retry_after });
+                if status == StatusCode::TOO_MANY_REQUESTS
+                    && retry_after.is_some_and(|wait| wait > MAX_BACK_OFF)
+                {
+                    return Err(Error::RateLimited {
+                        registry: endpoint.host.clone(),
+                        retry_after,
+                    });
                 }
-                let body = self.body(endpoint, response, MAX_ANSWER_BYTES, what).await.unwrap_or_default();
+                let body = self
+                    .body(endpoint, response, MAX_ANSWER_BYTES, what)
+                    .await
+                    .unwrap_or_default();
                 Err(Error::Status {
                     registry: endpoint.host.clone(),
                     status: status.as_u16(),
@@ -479,7 +594,10 @@ impl Source {
             {
                 if bytes.len() as u64 + chunk.len() as u64 > limit_bytes {
                     let reason = format!("{what} is larger than {limit_bytes} bytes");
-                    return Err(Error::Protocol { registry: endpoint.host.clone(), reason });
+                    return Err(Error::Protocol {
+                        registry: endpoint.host.clone(),
+                        reason,
+                    });
                 }
                 bytes.extend_from_slice(&chunk);
             }
@@ -487,107 +605,13 @@ impl Source {
         };
         match timeout(limit, read).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(Error::Timeout { registry: endpoint.host.clone(), doing: what, limit }),
+            Err(_) => Err(Error::Timeout {
+                registry: endpoint.host.clone(),
+                doing: what,
+                limit,
+            }),
         }
     }
-}
-
-/// The bytes of a layer as they arrive.
-#[derive(Debug)]
-pub(crate) struct BlobStream {
-    response: Response,
-    /// The first byte that will come.
-    pub(crate) offset: u64,
-    registry: String,
-    limit: Duration,
-    /// When the current window ends, and what arrived in it.
-    window: Option<(tokio::time::Instant, u64)>,
-}
-
-impl BlobStream {
-    /// The next bytes, or `None` at the end of the stream (which may be early). A pause longer than the stall
-    /// limit, or a trickle for as long, is an error.
-    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
-        let now = tokio::time::Instant::now();
-        let stalled = Error::Timeout { registry: self.registry.clone(), doing: LAYER, limit: self.limit };
-        let (end, bytes) = match self.window {
-            Some((end, bytes)) if now >= end => {
-                if bytes < MIN_BYTES_PER_STALL_WINDOW {
-                    return Err(stalled);
-                }
-                (now + self.limit, 0)
-            }
-            Some(window) => window,
-            None => (now + self.limit, 0),
-        };
-        let chunk = match timeout(self.limit, self.response.chunk()).await {
-            Ok(outcome) => outcome.map_err(|error| transport(&self.registry, LAYER, error, self.limit))?,
-            Err(_) => return Err(stalled),
-        };
-        self.window = Some((end, bytes + chunk.as_ref().map_or(0, |chunk| chunk.len() as u64)));
-        Ok(chunk)
-    }
-
-    pub(crate) fn registry(&self) -> &str {
-        &self.registry
-    }
-}
-
-/// Counts rounds and waits between them.
-#[derive(Debug)]
-pub(crate) struct Retries {
-    rounds: u32,
-    timed_out: u32,
-    max_rounds: u32,
-    max_timed_out: u32,
-}
-
-impl Default for Retries {
-    fn default() -> Self {
-        Self { rounds: 0, timed_out: 0, max_rounds: MAX_ROUNDS, max_timed_out: MAX_TIMED_OUT_ROUNDS }
-    }
-}
-
-impl Retries {
-    /// For a question whose answer can be done without.
-    fn brief() -> Self {
-        Self { max_rounds: MAX_BRIEF_ROUNDS, max_timed_out: 1, ..Self::default() }
-    }
-
-    /// Forgives earlier rounds: bytes have arrived since.
-    pub(crate) fn made_progress(&mut self) {
-        *self = Self::default();
-    }
-
-    /// Waits before the next round, or gives the error back when there shall be none.
-    pub(crate) async fn pause(&mut self, error: Error) -> Result<(), Error> {
-        self.rounds += 1;
-        let again = match &error {
-            Error::Timeout { .. } | Error::Dns { .. } | Error::DigestMismatch { .. } => {
-                self.timed_out += 1;
-                self.timed_out < self.max_timed_out
-            }
-            Error::Transport { .. } => true,
-            Error::Status { .. } => error.retryable(),
-            _ => false,
-        };
-        if !again || self.rounds >= self.max_rounds {
-            return Err(error);
-        }
-        let asked = match &error {
-            Error::Status { retry_after, .. } => *retry_after,
-            _ => None,
-        };
-        let doubled = FIRST_BACK_OFF * 2_u32.saturating_pow(self.rounds - 1);
-        tokio::time::sleep(jitter(asked.unwrap_or(doubled).min(MAX_BACK_OFF))).await;
-        Ok(())
-    }
-}
-
-/// Up to a quarter longer, so that many pulls that failed together do not return together.
-fn jitter(pause: Duration) -> Duration {
-    let byte = uuid::Uuid::new_v4().as_bytes()[0];
-    pause + pause * u32::from(byte) / (4 * 256)
 }
 
 fn accept() -> HeaderMap {
@@ -596,56 +620,4 @@ fn accept() -> HeaderMap {
         headers.append(ACCEPT, HeaderValue::from_static(media_type));
     }
     headers
-}
-
-fn range_start(headers: &HeaderMap) -> Option<u64> {
-    let text = headers.get(CONTENT_RANGE)?.to_str().ok()?;
-    text.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
-}
-
-/// Seconds only: registries do not send dates, and a date would need a trusted clock.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
-}
-
-/// The registry's own words from its error document.
-fn error_text(body: &[u8]) -> String {
-    const SHOWN_CHARS: usize = 200;
-    #[derive(Deserialize)]
-    struct Answer {
-        errors: Vec<Item>,
-    }
-    #[derive(Deserialize)]
-    struct Item {
-        #[serde(default)]
-        code: String,
-        #[serde(default)]
-        message: String,
-    }
-    let Ok(answer) = serde_json::from_slice::<Answer>(body) else {
-        return String::new();
-    };
-    let texts: Vec<String> = answer
-        .errors
-        .into_iter()
-        .map(|item| if item.message.is_empty() { item.code } else { item.message })
-        .collect();
-    texts.join("; ").chars().filter(|character| !character.is_control()).take(SHOWN_CHARS).collect()
-}
-
-/// Sorts a failure of the transport by what the user can do about it.
-fn transport(host: &str, doing: &'static str, error: reqwest::Error, limit: Duration) -> Error {
-    let registry = host.to_owned();
-    if error.is_timeout() {
-        return Error::Timeout { registry, doing, limit };
-    }
-    let mut cause: Option<&dyn std::error::Error> = Some(&error);
-    while let Some(current) = cause {
-        // hyper-util marks a failed look-up by this text alone.
-        if current.to_string() == "dns error" {
-            return Error::Dns { registry, source: error };
-        }
-        cause = current.source();
-    }
-    Error::Transport { registry, doing, source: error }
 }

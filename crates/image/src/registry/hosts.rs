@@ -69,7 +69,10 @@ impl RegistryConfig {
     /// Reads the hosts files under `directory`, each when it is needed. A missing directory is an empty one.
     #[must_use]
     pub fn from_directory(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: Some(directory.into()), ..Self::default() }
+        Self {
+            directory: Some(directory.into()),
+            ..Self::default()
+        }
     }
 
     /// Speaks plain http to this registry (host, with port if it has one).
@@ -93,19 +96,32 @@ impl RegistryConfig {
             let server = self
                 .server_url(registry, None)
                 .and_then(|url| self.endpoint(url, &HostFile::default(), true, &none, Path::new("")))
-                .map_err(|reason| Error::Protocol { registry: registry.to_owned(), reason })?;
+                .map_err(|reason| Error::Protocol {
+                    registry: registry.to_owned(),
+                    reason,
+                })?;
             return Ok(vec![self.named(server, registry, &none)]);
         };
         let path = directory.join("hosts.toml");
-        let refused = |reason: String| Error::Configuration { path: path.clone(), reason };
+        let refused = |reason: String| Error::Configuration {
+            path: path.clone(),
+            reason,
+        };
         let mut endpoints = Vec::new();
         for (address, host) in files.hosts.mirrors(&files.text) {
             let url = address_url(address).map_err(&refused)?;
-            endpoints.push(self.endpoint(url, host, false, &files.credentials, &directory).map_err(&refused)?);
+            endpoints.push(
+                self.endpoint(url, host, false, &files.credentials, &directory)
+                    .map_err(&refused)?,
+            );
         }
         let own = files.hosts.own();
-        let url = self.server_url(registry, files.hosts.server.as_deref()).map_err(&refused)?;
-        let server = self.endpoint(url, &own, true, &files.credentials, &directory).map_err(&refused)?;
+        let url = self
+            .server_url(registry, files.hosts.server.as_deref())
+            .map_err(&refused)?;
+        let server = self
+            .endpoint(url, &own, true, &files.credentials, &directory)
+            .map_err(&refused)?;
         endpoints.push(self.named(server, registry, &files.credentials));
         Ok(endpoints)
     }
@@ -123,7 +139,10 @@ impl RegistryConfig {
     /// Credentials may be written under the registry's name as well as the address it is reached under.
     fn named(&self, mut server: Endpoint, registry: &str, files: &BTreeMap<String, Credentials>) -> Endpoint {
         if server.credentials.is_none() {
-            server.credentials = files.get(registry).or_else(|| self.credentials.get(registry)).cloned();
+            server.credentials = files
+                .get(registry)
+                .or_else(|| self.credentials.get(registry))
+                .cloned();
         }
         server
     }
@@ -141,12 +160,17 @@ impl RegistryConfig {
             let path = format!("{}/v2", base.path().trim_end_matches('/'));
             base.set_path(&path);
         }
-        let capable = |name: &str| file.capabilities.as_ref().is_none_or(|list| list.iter().any(|item| item == name));
+        let capable = |name: &str| {
+            file.capabilities
+                .as_ref()
+                .is_none_or(|list| list.iter().any(|item| item == name))
+        };
         let mut headers = HeaderMap::new();
         for (name, values) in &file.header {
             let name = HeaderName::try_from(name).map_err(|_| format!("`{name}` is not a header name"))?;
             for value in values.list() {
-                let value = HeaderValue::try_from(value).map_err(|_| format!("the value of `{name}` is no header value"))?;
+                let value = HeaderValue::try_from(value)
+                    .map_err(|_| format!("the value of `{name}` is no header value"))?;
                 headers.append(name.clone(), value);
             }
         }
@@ -157,7 +181,10 @@ impl RegistryConfig {
             skip_verify: file.skip_verify,
             authorities: file.ca.list().iter().map(|path| directory.join(path)).collect(),
             headers,
-            credentials: credentials.get(&host).or_else(|| self.credentials.get(&host)).cloned(),
+            credentials: credentials
+                .get(&host)
+                .or_else(|| self.credentials.get(&host))
+                .cloned(),
             base,
             host,
         })
@@ -173,8 +200,14 @@ impl RegistryConfig {
             return Ok(None);
         };
         // containerd's second spelling, for file systems that take no colon.
-        let without_colon = registry.rsplit_once(':').map(|(host, port)| format!("{host}_{port}_"));
-        let names = [Some(registry.to_owned()), without_colon, Some("_default".to_owned())];
+        let without_colon = registry
+            .rsplit_once(':')
+            .map(|(host, port)| format!("{host}_{port}_"));
+        let names = [
+            Some(registry.to_owned()),
+            without_colon,
+            Some("_default".to_owned()),
+        ];
         for name in names.into_iter().flatten() {
             let candidate = directory.join(name);
             let text = read(&candidate.join("hosts.toml"))?;
@@ -184,9 +217,18 @@ impl RegistryConfig {
             }
             let text = text.unwrap_or_default();
             let hosts = parse(&text, &candidate.join("hosts.toml"))?;
-            let credentials: CredentialsFile =
-                parse(&credentials.unwrap_or_default(), &candidate.join("credentials.toml"))?;
-            return Ok(Some((candidate, Files { text, hosts, credentials: credentials.host })));
+            let credentials: CredentialsFile = parse(
+                &credentials.unwrap_or_default(),
+                &candidate.join("credentials.toml"),
+            )?;
+            return Ok(Some((
+                candidate,
+                Files {
+                    text,
+                    hosts,
+                    credentials: credentials.host,
+                },
+            )));
         }
         Ok(None)
     }
@@ -232,12 +274,20 @@ impl HostsFile {
     fn mirrors(&self, text: &str) -> Vec<(&String, &HostFile)> {
         let mut positions: Vec<(usize, &str)> = Vec::new();
         let document = toml::de::DeTable::parse(text).ok();
-        let table = document.as_ref().and_then(|document| document.get_ref().get("host"));
+        let table = document
+            .as_ref()
+            .and_then(|document| document.get_ref().get("host"));
         if let Some(table) = table.and_then(|value| value.get_ref().as_table()) {
-            positions = table.iter().map(|(key, _)| (key.span().start, key.get_ref().as_ref())).collect();
+            positions = table
+                .iter()
+                .map(|(key, _)| (key.span().start, key.get_ref().as_ref()))
+                .collect();
         }
         let place = |address: &str| {
-            positions.iter().find(|(_, key)| *key == address).map_or(usize::MAX, |(position, _)| *position)
+            positions
+                .iter()
+                .find(|(_, key)| *key == address)
+                .map_or(usize::MAX, |(position, _)| *position)
         };
         let mut mirrors: Vec<_> = self.host.iter().collect();
         mirrors.sort_by_key(|(address, _)| place(address));
@@ -299,18 +349,26 @@ fn read(path: &Path) -> Result<Option<String>, Error> {
         Err(error) => return Err(Error::io("reading", path, error)),
     };
     let mut text = String::new();
-    file.take(MAX_FILE_BYTES).read_to_string(&mut text).map_err(|error| Error::io("reading", path, error))?;
+    file.take(MAX_FILE_BYTES)
+        .read_to_string(&mut text)
+        .map_err(|error| Error::io("reading", path, error))?;
     Ok(Some(text))
 }
 
 fn parse<T: serde::de::DeserializeOwned>(text: &str, path: &Path) -> Result<T, Error> {
-    toml::from_str(text)
-        .map_err(|error| Error::Configuration { path: path.to_owned(), reason: error.message().to_owned() })
+    toml::from_str(text).map_err(|error| Error::Configuration {
+        path: path.to_owned(),
+        reason: error.message().to_owned(),
+    })
 }
 
 /// Reads an address; without a scheme it is https.
 fn address_url(address: &str) -> Result<Url, String> {
-    let with_scheme = if address.contains("://") { address.to_owned() } else { format!("https://{address}") };
+    let with_scheme = if address.contains("://") {
+        address.to_owned()
+    } else {
+        format!("https://{address}")
+    };
     let url = Url::parse(&with_scheme).map_err(|error| format!("`{address}` is not an address: {error}"))?;
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
         return Err(format!("`{address}` is not an http or https address"));
@@ -335,7 +393,10 @@ fn is_loopback(registry: &str) -> bool {
         return false;
     }
     let host = url.host_str().unwrap_or_default();
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    let address = host
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .parse::<IpAddr>();
     host == "localhost" || host.ends_with(".localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 

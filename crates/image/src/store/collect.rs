@@ -39,7 +39,11 @@ impl CollectPolicy {
 
 impl Default for CollectPolicy {
     fn default() -> Self {
-        Self { grace: Self::DEFAULT_GRACE, unused_for: None, keep_bytes: None }
+        Self {
+            grace: Self::DEFAULT_GRACE,
+            unused_for: None,
+            keep_bytes: None,
+        }
     }
 }
 
@@ -102,7 +106,9 @@ impl Inner {
             let age = now.duration_since(used_at).unwrap_or_default();
             let bytes = self.unpacked_bytes(&record.manifest_digest, &mut counted)?;
             let old = policy.unused_for.is_some_and(|limit| age > limit);
-            let over = policy.keep_bytes.is_some_and(|limit| total_bytes.saturating_add(bytes) > limit);
+            let over = policy
+                .keep_bytes
+                .is_some_and(|limit| total_bytes.saturating_add(bytes) > limit);
             let held = record.origin == Origin::Archive
                 || age < policy.grace
                 || in_use.contains(&record.manifest_digest)
@@ -147,7 +153,10 @@ impl Inner {
             return Ok(());
         }
         // Readable, but its configuration is gone: it cannot be launched and needs nothing.
-        let bytes = self.layout.read_blob(digest, MAX_MANIFEST_BYTES)?.unwrap_or_default();
+        let bytes = self
+            .layout
+            .read_blob(digest, MAX_MANIFEST_BYTES)?
+            .unwrap_or_default();
         match manifest::parse_manifest(&bytes, None) {
             Ok(Manifest::Image(manifest)) if !self.layout.has_blob(&manifest.config.digest) => Ok(()),
             _ => Err(Error::io(
@@ -212,7 +221,10 @@ impl Inner {
     /// Takes files or trees away unless somebody holds `digest`. Answers whether it did.
     fn take(&self, digest: &Digest, paths: &[PathBuf]) -> Result<bool, Error> {
         let moved = self.pins.unless_pinned(digest, || {
-            paths.iter().map(|path| self.layout.discard(path)).collect::<Result<Vec<_>, Error>>()
+            paths
+                .iter()
+                .map(|path| self.layout.discard(path))
+                .collect::<Result<Vec<_>, Error>>()
         });
         let Some(moved) = moved.transpose()? else {
             return Ok(false);

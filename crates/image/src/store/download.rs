@@ -74,7 +74,12 @@ pub(super) async fn download(
             }
             let expected = descriptor.digest;
             partial = blocking(move || partial.restart()).await?;
-            let error = Error::DigestMismatch { what: WHAT, registry, expected, actual };
+            let error = Error::DigestMismatch {
+                what: WHAT,
+                registry,
+                expected,
+                actual,
+            };
             if !mixed {
                 partial.remove();
                 return Err(error);
@@ -123,7 +128,13 @@ async fn fetch(
         }
         if stream.offset != 0 {
             let reason = "it sends another part of a layer than it was asked for".to_owned();
-            return Ok((partial, Err(Error::Protocol { registry: endpoint.host.clone(), reason })));
+            return Ok((
+                partial,
+                Err(Error::Protocol {
+                    registry: endpoint.host.clone(),
+                    reason,
+                }),
+            ));
         }
     }
     loop {
@@ -163,7 +174,9 @@ async fn batch(stream: &mut BlobStream) -> (Vec<u8>, Option<Result<(), Error>>) 
     (bytes, None)
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await?
 }
 
@@ -195,16 +208,28 @@ impl Partial {
                 (Ok(own), Ok(there)) if (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino) => {}
                 _ => continue,
             }
-            let mut partial = Self { path, file, hasher: Sha256::new(), bytes: 0 };
+            let mut partial = Self {
+                path,
+                file,
+                hasher: Sha256::new(),
+                bytes: 0,
+            };
             partial.read_back()?;
-            return if partial.bytes > size { partial.restart() } else { Ok(partial) };
+            return if partial.bytes > size {
+                partial.restart()
+            } else {
+                Ok(partial)
+            };
         }
     }
 
     fn read_back(&mut self) -> Result<(), Error> {
         let mut buffer = vec![0; BATCH_BYTES];
         loop {
-            let count = self.file.read(&mut buffer).map_err(|error| Error::io("reading", &self.path, error))?;
+            let count = self
+                .file
+                .read(&mut buffer)
+                .map_err(|error| Error::io("reading", &self.path, error))?;
             if count == 0 {
                 return Ok(());
             }

@@ -46,7 +46,11 @@ impl PullRequest {
     /// An anonymous request that asks the registry.
     #[must_use]
     pub fn new(reference: Reference) -> Self {
-        Self { reference, credentials: None, policy: PullPolicy::default() }
+        Self {
+            reference,
+            credentials: None,
+            policy: PullPolicy::default(),
+        }
     }
 
     /// With credentials.
@@ -88,13 +92,23 @@ impl ImageStore {
         if let (PullPolicy::IfNotPresent, Some((_, image))) = (request.policy, usable) {
             return Ok(self.ready(image.clone(), progress));
         }
-        let source = Source::new(Arc::clone(&self.inner.client), reference.clone(), request.credentials.clone())?;
+        let source = Source::new(
+            Arc::clone(&self.inner.client),
+            reference.clone(),
+            request.credentials.clone(),
+        )?;
         let source = Arc::new(source);
         let resolved = match self.ask(&source, kept.as_ref().map(|(record, _)| record)).await {
             Ok(Answer::Same) => {
                 if let Some((_, image)) = kept {
                     self.admit(&reference, holder).await?;
-                    return Ok(self.ready(Image { freshness: Freshness::Confirmed, ..image }, progress));
+                    return Ok(self.ready(
+                        Image {
+                            freshness: Freshness::Confirmed,
+                            ..image
+                        },
+                        progress,
+                    ));
                 }
                 source.resolve().await?
             }
@@ -105,7 +119,13 @@ impl ImageStore {
                         let reason = error.user_message();
                         tracing::warn!(image = %reference, reason, "registry not reachable, using the kept image");
                         let freshness = Freshness::Unconfirmed { reason };
-                        Ok(self.ready(Image { freshness, ..image.clone() }, progress))
+                        Ok(self.ready(
+                            Image {
+                                freshness,
+                                ..image.clone()
+                            },
+                            progress,
+                        ))
                     }
                     _ => Err(error),
                 };
@@ -113,7 +133,13 @@ impl ImageStore {
         };
         let resolved_digest = resolved.digest;
         let described = self.describe(&source, resolved).await?;
-        let record = Record::new(reference, described.manifest_digest, resolved_digest, Origin::Registry, holder);
+        let record = Record::new(
+            reference,
+            described.manifest_digest,
+            resolved_digest,
+            Origin::Registry,
+            holder,
+        );
         let image = self.fill(Some(source), described, record, progress).await?;
         Ok(self.ready(image, progress))
     }
@@ -165,23 +191,34 @@ impl ImageStore {
     /// Chooses the platform and reads the configuration.
     pub(super) async fn describe(&self, source: &Source, resolved: Resolved) -> Result<Described, Error> {
         let image = source.image();
-        let malformed = |source: ManifestError| Error::Manifest { image: image.clone(), source };
+        let malformed = |source: ManifestError| Error::Manifest {
+            image: image.clone(),
+            source,
+        };
         let (manifest, bytes, digest) =
-            match manifest::parse_manifest(&resolved.bytes, resolved.content_type.as_deref()).map_err(malformed)? {
+            match manifest::parse_manifest(&resolved.bytes, resolved.content_type.as_deref())
+                .map_err(malformed)?
+            {
                 Manifest::Image(manifest) => (manifest, resolved.bytes, resolved.digest),
                 Manifest::Index(entries) => {
                     let entry = manifest::choose(&entries, &self.inner.platform)
                         .map_err(|available| self.other_platform(&image, &available))?;
                     let chosen = source.manifest_by_digest(entry.descriptor.digest).await?;
-                    match manifest::parse_manifest(&chosen.bytes, chosen.content_type.as_deref()).map_err(malformed)? {
+                    match manifest::parse_manifest(&chosen.bytes, chosen.content_type.as_deref())
+                        .map_err(malformed)?
+                    {
                         Manifest::Image(manifest) => (manifest, chosen.bytes, chosen.digest),
                         Manifest::Index(_) => {
-                            return Err(malformed(ManifestError::Kind("an index inside an index".to_owned())));
+                            return Err(malformed(ManifestError::Kind(
+                                "an index inside an index".to_owned(),
+                            )));
                         }
                     }
                 }
             };
-        let config_bytes = source.small_blob(&manifest.config, MAX_CONFIG_BYTES, "the configuration").await?;
+        let config_bytes = source
+            .small_blob(&manifest.config, MAX_CONFIG_BYTES, "the configuration")
+            .await?;
         self.check(&image, manifest, bytes, digest, config_bytes)
     }
 
@@ -194,7 +231,10 @@ impl ImageStore {
         manifest_digest: Digest,
         config_bytes: Vec<u8>,
     ) -> Result<Described, Error> {
-        let malformed = |source: ManifestError| Error::Manifest { image: image.to_owned(), source };
+        let malformed = |source: ManifestError| Error::Manifest {
+            image: image.to_owned(),
+            source,
+        };
         let config = manifest::parse_config(&config_bytes).map_err(malformed)?;
         let (layers, diff_ids) = (manifest.layers.len(), config.diff_ids.len());
         if layers != diff_ids {
@@ -209,11 +249,24 @@ impl ImageStore {
             return Err(self.other_platform(image, &[platform]));
         }
         let limit = self.inner.settings.limits.image_compressed_bytes;
-        let total = manifest.layers.iter().fold(0_u64, |total, layer| total.saturating_add(layer.size));
+        let total = manifest
+            .layers
+            .iter()
+            .fold(0_u64, |total, layer| total.saturating_add(layer.size));
         if total > limit {
-            return Err(Error::TooLarge { image: image.to_owned(), what: "compressed layers in bytes", limit });
+            return Err(Error::TooLarge {
+                image: image.to_owned(),
+                what: "compressed layers in bytes",
+                limit,
+            });
         }
-        Ok(Described { manifest, manifest_bytes, manifest_digest, config, config_bytes })
+        Ok(Described {
+            manifest,
+            manifest_bytes,
+            manifest_digest,
+            config,
+            config_bytes,
+        })
     }
 
     fn other_platform(&self, image: &str, available: &[Platform]) -> Error {
@@ -234,7 +287,13 @@ impl ImageStore {
         record: Record,
         progress: &ProgressSender,
     ) -> Result<Image, Error> {
-        let Described { manifest, manifest_bytes, manifest_digest, config, config_bytes } = described;
+        let Described {
+            manifest,
+            manifest_bytes,
+            manifest_digest,
+            config,
+            config_bytes,
+        } = described;
         let mut needed = vec![manifest_digest, manifest.config.digest];
         needed.extend(manifest.layers.iter().map(|layer| layer.digest));
         needed.extend(&config.diff_ids);
@@ -252,19 +311,41 @@ impl ImageStore {
         let budget = Budget::new(&self.inner.settings.limits);
         let layers = manifest.layers.iter().zip(&config.diff_ids).enumerate();
         let work = layers.map(|(index, (layer, diff_id))| {
-            let on_bytes =
-                move |bytes| progress.send_modify(|progress| progress.set_done(index, bytes));
-            let ready =
-                ensure_layer(&self.inner, source.clone(), layer.clone(), *diff_id, budget.clone(), on_bytes);
+            let on_bytes = move |bytes| progress.send_modify(|progress| progress.set_done(index, bytes));
+            let ready = ensure_layer(
+                &self.inner,
+                source.clone(),
+                layer.clone(),
+                *diff_id,
+                budget.clone(),
+                on_bytes,
+            );
             async move {
-                ready.await?;
+                let report = ready.await?;
                 progress.send_modify(|progress| progress.set_ready(index));
-                Ok::<(), Error>(())
+                Ok::<u64, Error>(report.archive_bytes)
             }
         });
         // Gathered first: a stream over a lazy iterator would borrow the closure in ways `Send` cannot see.
         let work: Vec<_> = work.collect();
-        stream::iter(work).buffer_unordered(CONCURRENT_LAYERS).try_collect::<()>().await?;
+        let sizes: Vec<u64> = stream::iter(work)
+            .buffer_unordered(CONCURRENT_LAYERS)
+            .try_collect()
+            .await?;
+        // The budget was charged for what this pull unpacked, not for what others did meanwhile.
+        let limit = self.inner.settings.limits.image_unpacked_bytes;
+        if sizes
+            .iter()
+            .fold(0_u64, |total, bytes| total.saturating_add(*bytes))
+            > limit
+        {
+            let image = record.reference.familiar();
+            return Err(Error::TooLarge {
+                image,
+                what: "unpacked layers in bytes",
+                limit,
+            });
+        }
 
         let _guard = self.inner.records.lock().await;
         let inner = Arc::clone(&self.inner);
@@ -273,8 +354,15 @@ impl ImageStore {
             inner.layout.write_blob(&manifest_bytes)?;
             inner.layout.write_record(&record)?;
             inner
-                .assemble(&record.reference, record.manifest_digest, record.resolved_digest, Freshness::Confirmed)?
-                .ok_or_else(|| Error::Archive { reason: "a layer vanished while the image was stored".to_owned() })
+                .assemble(
+                    &record.reference,
+                    record.manifest_digest,
+                    record.resolved_digest,
+                    Freshness::Confirmed,
+                )?
+                .ok_or_else(|| Error::Archive {
+                    reason: "a layer vanished while the image was stored".to_owned(),
+                })
         })
         .await?
     }

@@ -128,20 +128,40 @@ impl ImageStore {
         let manifest_digest = Digest::of(&image.manifest_bytes);
         let shown = references.first().map_or_else(String::new, Reference::familiar);
         let layers = image.layers;
-        let described =
-            self.check(&shown, image.manifest, image.manifest_bytes, manifest_digest, image.config_bytes)?;
+        let described = self.check(
+            &shown,
+            image.manifest,
+            image.manifest_bytes,
+            manifest_digest,
+            image.config_bytes,
+        )?;
         // Held from before the blobs are put in place until the images have them.
-        let _pin = Pins::pin(&self.inner.pins, layers.iter().map(|layer| layer.digest).collect());
+        let _pin = Pins::pin(
+            &self.inner.pins,
+            layers.iter().map(|layer| layer.digest).collect(),
+        );
         let (inner, diff_ids) = (Arc::clone(&self.inner), described.config.diff_ids.clone());
         tokio::task::spawn_blocking(move || {
-            layers.iter().zip(&diff_ids).try_for_each(|(layer, diff_id)| place(&inner, layer, diff_id))
+            layers
+                .iter()
+                .zip(&diff_ids)
+                .try_for_each(|(layer, diff_id)| place(&inner, layer, diff_id))
         })
         .await??;
         let mut imported = Vec::new();
         for reference in references {
-            let record = Record::new(reference.clone(), manifest_digest, manifest_digest, Origin::Archive, None);
+            let record = Record::new(
+                reference.clone(),
+                manifest_digest,
+                manifest_digest,
+                Origin::Archive,
+                None,
+            );
             self.fill(None, described.clone(), record, progress).await?;
-            imported.push(Imported { reference, manifest_digest });
+            imported.push(Imported {
+                reference,
+                manifest_digest,
+            });
         }
         Ok(imported)
     }
@@ -163,7 +183,11 @@ fn place(inner: &Inner, layer: &Stored, diff_id: &Digest) -> Result<(), Error> {
 fn spread(inner: &Inner, archive: impl Read) -> Result<Spread, Error> {
     let directory = inner.layout.temporary_directory()?;
     let budget = Budget::new(&inner.settings.limits);
-    let mut spread = Spread { files: HashMap::new(), links: HashMap::new(), _directory: directory };
+    let mut spread = Spread {
+        files: HashMap::new(),
+        links: HashMap::new(),
+        _directory: directory,
+    };
     let base = spread._directory.path().to_owned();
     let mut failure = None;
     let read = read_archive(archive, &budget, |name, file| {
@@ -219,7 +243,11 @@ fn store(data: &mut dyn Read, path: &Path) -> Result<Stored, StoreError> {
         bytes += count as u64;
     }
     file.sync_all().map_err(StoreError::Write)?;
-    Ok(Stored { path: path.to_owned(), digest: Digest::finish(hasher), bytes })
+    Ok(Stored {
+        path: path.to_owned(),
+        digest: Digest::finish(hasher),
+        bytes,
+    })
 }
 
 /// `manifest.json` of `docker save`.
@@ -239,21 +267,26 @@ impl Spread {
         if self.find(b"index.json").is_some() {
             return self.layout_images(inner);
         }
-        Err(refused("it is neither the output of `docker save` nor an OCI layout: it has no manifest.json and no index.json"))
+        Err(refused(
+            "it is neither the output of `docker save` nor an OCI layout: it has no manifest.json and no index.json",
+        ))
     }
 
     /// `docker save`.
     fn saved_images(&self) -> Result<Vec<Found>, Error> {
         let bytes = self.read(b"manifest.json", MAX_MANIFEST_BYTES)?;
-        let saved: Vec<SavedImage> =
-            serde_json::from_slice(&bytes).map_err(|error| refused(&format!("its manifest.json is malformed ({error})")))?;
+        let saved: Vec<SavedImage> = serde_json::from_slice(&bytes)
+            .map_err(|error| refused(&format!("its manifest.json is malformed ({error})")))?;
         saved.into_iter().map(|image| self.saved_image(image)).collect()
     }
 
     fn saved_image(&self, saved: SavedImage) -> Result<Found, Error> {
         let config_bytes = self.read(saved.config.as_bytes(), MAX_CONFIG_BYTES)?;
         let layers = saved.layers.unwrap_or_default();
-        let layers: Vec<Stored> = layers.iter().map(|name| self.need(name.as_bytes()).cloned()).collect::<Result<_, _>>()?;
+        let layers: Vec<Stored> = layers
+            .iter()
+            .map(|name| self.need(name.as_bytes()).cloned())
+            .collect::<Result<_, _>>()?;
         let config = Descriptor {
             media_type: manifest::OCI_CONFIG.to_owned(),
             digest: Digest::of(&config_bytes),
@@ -275,7 +308,10 @@ impl Spread {
         });
         Ok(Found {
             names: saved.repo_tags.unwrap_or_default(),
-            manifest: ImageManifest { config, layers: descriptors },
+            manifest: ImageManifest {
+                config,
+                layers: descriptors,
+            },
             manifest_bytes: document.to_string().into_bytes(),
             config_bytes,
             layers,
@@ -295,16 +331,28 @@ impl Spread {
             let Some((digest, manifest, manifest_bytes)) = self.layout_manifest(inner, entry)? else {
                 continue;
             };
-            let names = NAME_ANNOTATIONS.iter().find_map(|key| entry.annotations.get(*key)).cloned();
+            let names = NAME_ANNOTATIONS
+                .iter()
+                .find_map(|key| entry.annotations.get(*key))
+                .cloned();
             if let Some(image) = by_digest.get(&digest).and_then(|at| found.get_mut(*at)) {
                 image.names.extend(names);
                 continue;
             }
             let config_bytes = self.read(&blob_name(&manifest.config.digest), MAX_CONFIG_BYTES)?;
-            let layers =
-                manifest.layers.iter().map(|layer| self.blob(&layer.digest).cloned()).collect::<Result<_, _>>()?;
+            let layers = manifest
+                .layers
+                .iter()
+                .map(|layer| self.blob(&layer.digest).cloned())
+                .collect::<Result<_, _>>()?;
             by_digest.insert(digest, found.len());
-            found.push(Found { names: names.into_iter().collect(), manifest, manifest_bytes, config_bytes, layers });
+            found.push(Found {
+                names: names.into_iter().collect(),
+                manifest,
+                manifest_bytes,
+                config_bytes,
+                layers,
+            });
         }
         Ok(found)
     }
@@ -324,12 +372,13 @@ impl Spread {
         match manifest::parse_manifest(&bytes, None).map_err(malformed)? {
             Manifest::Image(manifest) => Ok(Some((digest, manifest, bytes))),
             Manifest::Index(entries) => {
-                let chosen = manifest::choose(&entries, &inner.platform).map_err(|available| Error::Platform {
-                    image: entry.annotations.values().next().cloned().unwrap_or_default(),
-                    wanted: inner.platform.to_string(),
-                    available: available.iter().map(ToString::to_string).collect(),
-                    operating_system: false,
-                })?;
+                let chosen =
+                    manifest::choose(&entries, &inner.platform).map_err(|available| Error::Platform {
+                        image: entry.annotations.values().next().cloned().unwrap_or_default(),
+                        wanted: inner.platform.to_string(),
+                        available: available.iter().map(ToString::to_string).collect(),
+                        operating_system: false,
+                    })?;
                 let digest = chosen.descriptor.digest;
                 let bytes = self.read_blob(&digest)?;
                 match manifest::parse_manifest(&bytes, None).map_err(malformed)? {
@@ -349,7 +398,9 @@ impl Spread {
     fn blob(&self, digest: &Digest) -> Result<&Stored, Error> {
         let stored = self.need(&blob_name(digest))?;
         if stored.digest != *digest {
-            return Err(refused(&format!("its blob {digest} has other contents than its name says")));
+            return Err(refused(&format!(
+                "its blob {digest} has other contents than its name says"
+            )));
         }
         Ok(stored)
     }
@@ -357,14 +408,18 @@ impl Spread {
     fn read(&self, name: &[u8], limit_bytes: u64) -> Result<Vec<u8>, Error> {
         let stored = self.need(name)?;
         if stored.bytes > limit_bytes {
-            return Err(refused(&format!("its {} is larger than {limit_bytes} bytes", String::from_utf8_lossy(name))));
+            return Err(refused(&format!(
+                "its {} is larger than {limit_bytes} bytes",
+                String::from_utf8_lossy(name)
+            )));
         }
         fs::read(&stored.path).map_err(|error| Error::io("reading", &stored.path, error))
     }
 
     fn need(&self, name: &[u8]) -> Result<&Stored, Error> {
         let shown: String = String::from_utf8_lossy(name).chars().take(100).collect();
-        self.find(name).ok_or_else(|| refused(&format!("it lacks its file {shown}")))
+        self.find(name)
+            .ok_or_else(|| refused(&format!("it lacks its file {shown}")))
     }
 
     /// A file by name, through the links that `docker save` puts in the place of repeated layers.
@@ -423,7 +478,9 @@ fn normal(name: &[u8]) -> Vec<u8> {
 }
 
 fn refused(reason: &str) -> Error {
-    Error::Archive { reason: reason.to_owned() }
+    Error::Archive {
+        reason: reason.to_owned(),
+    }
 }
 
 fn malformed(source: ManifestError) -> Error {

@@ -13,6 +13,10 @@ use crate::manifest::Descriptor;
 use crate::registry::Source;
 use crate::unpack::{self, Budget, LayerReport, UnpackError};
 
+/// Another image may name the same blob with another (wrong) diff id, and its failed unpacking takes the blob
+/// away under our hands. Such images do not come in numbers.
+const MAX_VANISHED: u32 = 4;
+
 /// Where a layer's blob comes from if it is not here.
 pub(super) type MaybeSource = Option<Arc<Source>>;
 
@@ -35,18 +39,27 @@ pub(super) async fn ensure_layer(
             let (inner, source, descriptor) = (Arc::clone(inner), source.clone(), descriptor.clone());
             let budget = budget.clone();
             async move {
-                if let Some(source) = source {
-                    let on_bytes = |bytes| {
-                        bytes_done.send_replace(bytes);
-                    };
-                    let fetch = |bytes_done| {
-                        let (inner, source) = (Arc::clone(&inner), Arc::clone(&source));
-                        download(inner, source, descriptor.clone(), bytes_done).boxed()
-                    };
-                    inner.downloads.run(descriptor.digest, on_bytes, fetch).await?;
+                for _ in 0..MAX_VANISHED {
+                    if let Some(source) = &source {
+                        let on_bytes = |bytes| {
+                            bytes_done.send_replace(bytes);
+                        };
+                        let fetch = |bytes_done| {
+                            let (inner, source) = (Arc::clone(&inner), Arc::clone(source));
+                            download(inner, source, descriptor.clone(), bytes_done).boxed()
+                        };
+                        inner.downloads.run(descriptor.digest, on_bytes, fetch).await?;
+                    }
+                    bytes_done.send_replace(descriptor.size);
+                    if let Some(report) = unpack(&inner, &descriptor, diff_id, &budget).await? {
+                        return Ok(Arc::new(report));
+                    }
                 }
-                bytes_done.send_replace(descriptor.size);
-                unpack(inner, descriptor, diff_id, &budget).await.map(Arc::new)
+                Err(Error::io(
+                    "finding the fetched layer",
+                    &inner.layout.blob_path(&descriptor.digest),
+                    std::io::Error::from(std::io::ErrorKind::NotFound),
+                ))
             }
             .boxed()
         })
@@ -58,52 +71,79 @@ fn charge(budget: &Budget, report: &LayerReport, descriptor: &Descriptor) -> Res
     budget
         .take_bytes(report.archive_bytes)
         .and_then(|()| budget.take_entries(report.entries))
-        .map_err(|source| Error::Layer { layer: descriptor.digest, source })
+        .map_err(|source| Error::Layer {
+            layer: descriptor.digest,
+            source,
+        })
 }
 
+/// `None` when the blob is no longer there.
 async fn unpack(
-    inner: Arc<Inner>,
-    descriptor: Descriptor,
+    inner: &Arc<Inner>,
+    descriptor: &Descriptor,
     diff_id: Digest,
     budget: &Budget,
-) -> Result<LayerReport, Error> {
+) -> Result<Option<LayerReport>, Error> {
     let permit = Arc::clone(&inner.unpack_permits)
         .acquire_owned()
         .await
-        .map_err(|_| Error::Layer { layer: descriptor.digest, source: UnpackError::Cancelled })?;
+        .map_err(|_| Error::Layer {
+            layer: descriptor.digest,
+            source: UnpackError::Cancelled,
+        })?;
     // Dropped with this future, which is how the thread learns that nobody waits any more.
     let (budget, _cancel) = budget.cancellable();
+    let (inner, descriptor) = (Arc::clone(inner), descriptor.clone());
     tokio::task::spawn_blocking(move || {
         let _permit = permit;
-        let outcome = unpack_blob(&inner, &descriptor, diff_id, &budget);
-        let blob = inner.layout.blob_path(&descriptor.digest);
+        let path = inner.layout.blob_path(&descriptor.digest);
+        let blob = match File::open(&path) {
+            Ok(blob) => blob,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io("opening", &path, error)),
+        };
+        let outcome = unpack_blob(&inner, blob, &descriptor, diff_id, &budget);
         // A blob that did not unpack is of no use to a later attempt either.
-        let cancelled = matches!(&outcome, Err(Error::Layer { source: UnpackError::Cancelled, .. }));
+        let cancelled = matches!(
+            &outcome,
+            Err(Error::Layer {
+                source: UnpackError::Cancelled,
+                ..
+            })
+        );
         if !cancelled && (outcome.is_err() || !inner.settings.keep_layer_blobs) {
-            let _ = fs::remove_file(blob);
+            let _ = fs::remove_file(path);
         }
-        outcome
+        outcome.map(Some)
     })
     .await?
 }
 
 fn unpack_blob(
     inner: &Inner,
+    blob: File,
     descriptor: &Descriptor,
     diff_id: Digest,
     budget: &Budget,
 ) -> Result<LayerReport, Error> {
     let layout = &inner.layout;
-    let path = layout.blob_path(&descriptor.digest);
     let refused = |source: UnpackError| match source {
-        UnpackError::Io { source, .. } if is_full(&source) => Error::DiskFull { path: path.clone(), source },
-        source => Error::Layer { layer: descriptor.digest, source },
+        UnpackError::Io { source, .. } if is_full(&source) => Error::DiskFull {
+            path: layout.directory("layers"),
+            source,
+        },
+        source => Error::Layer {
+            layer: descriptor.digest,
+            source,
+        },
     };
-    let blob = File::open(&path).map_err(|error| Error::io("opening", &path, error))?;
     let directory = layout.temporary_directory()?;
     let report = unpack::unpack_layer(blob, directory.path(), budget).map_err(refused)?;
     if report.diff_id != diff_id {
-        return Err(refused(UnpackError::DiffId { expected: diff_id, actual: report.diff_id }));
+        return Err(refused(UnpackError::DiffId {
+            expected: diff_id,
+            actual: report.diff_id,
+        }));
     }
     if report.skipped_devices > 0 {
         tracing::warn!(layer = %descriptor.digest, count = report.skipped_devices, "device nodes of an image layer were left out");
@@ -115,5 +155,8 @@ fn unpack_blob(
 }
 
 fn is_full(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+    matches!(
+        error.kind(),
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+    )
 }

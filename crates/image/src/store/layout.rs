@@ -56,10 +56,18 @@ impl Layout {
             .map_err(|error| Error::io("opening", &lock_path, error))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::Busy { path: directory.to_owned() }),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(Error::Busy {
+                    path: directory.to_owned(),
+                });
+            }
             Err(errno) => return Err(Error::io("locking", &lock_path, errno)),
         }
-        let mut layout = Self { directory: directory.to_owned(), salt: String::new(), _lock: lock };
+        let mut layout = Self {
+            directory: directory.to_owned(),
+            salt: String::new(),
+            _lock: lock,
+        };
         for name in ["blobs", "blobs/sha256", "layers", "images", "partial", "tmp"] {
             make_directory(&directory.join(name))?;
         }
@@ -89,11 +97,15 @@ impl Layout {
     }
 
     pub(super) fn layer_report_path(&self, diff_id: &Digest) -> PathBuf {
-        self.directory.join("layers").join(format!("{}.json", diff_id.hex()))
+        self.directory
+            .join("layers")
+            .join(format!("{}.json", diff_id.hex()))
     }
 
     pub(super) fn image_path(&self, key: &str) -> PathBuf {
-        self.directory.join("images").join(format!("{}.json", Digest::of(key.as_bytes()).hex()))
+        self.directory
+            .join("images")
+            .join(format!("{}.json", Digest::of(key.as_bytes()).hex()))
     }
 
     pub(super) fn has_blob(&self, digest: &Digest) -> bool {
@@ -133,7 +145,9 @@ impl Layout {
     /// An unpacked layer, if it is here and `blob` is known to hold it.
     pub(super) fn layer(&self, diff_id: &Digest, blob: &Digest) -> Result<Option<LayerReport>, Error> {
         let file: Option<LayerFile> = self.read_json(&self.layer_report_path(diff_id))?;
-        Ok(file.filter(|file| file.blobs.contains(blob) && self.has_layer(diff_id)).map(|file| file.report))
+        Ok(file
+            .filter(|file| file.blobs.contains(blob) && self.has_layer(diff_id))
+            .map(|file| file.report))
     }
 
     /// Whether the directory is there, whatever it came from.
@@ -149,11 +163,20 @@ impl Layout {
     /// Remembers that `blob` holds the layer.
     pub(super) fn write_layer_report(&self, report: &LayerReport, blob: &Digest) -> Result<(), Error> {
         let path = self.layer_report_path(&report.diff_id);
-        let mut blobs = self.read_json::<LayerFile>(&path)?.map(|file| file.blobs).unwrap_or_default();
+        let mut blobs = self
+            .read_json::<LayerFile>(&path)?
+            .map(|file| file.blobs)
+            .unwrap_or_default();
         blobs.retain(|known| known != blob);
         blobs.insert(0, *blob);
         blobs.truncate(MAX_REMEMBERED_BLOBS);
-        self.write_json(&path, &LayerFile { report: report.clone(), blobs })
+        self.write_json(
+            &path,
+            &LayerFile {
+                report: report.clone(),
+                blobs,
+            },
+        )
     }
 
     /// An empty directory for something unfinished, removed with the value unless it is kept.
@@ -166,7 +189,9 @@ impl Layout {
     }
 
     pub(super) fn temporary_path(&self) -> PathBuf {
-        self.directory.join("tmp").join(Uuid::new_v4().simple().to_string())
+        self.directory
+            .join("tmp")
+            .join(Uuid::new_v4().simple().to_string())
     }
 
     pub(super) fn read_json<T: DeserializeOwned>(&self, path: &Path) -> Result<Option<T>, Error> {
@@ -183,7 +208,8 @@ impl Layout {
     }
 
     pub(super) fn write_json(&self, path: &Path, value: &impl Serialize) -> Result<(), Error> {
-        let bytes = serde_json::to_vec_pretty(value).map_err(|error| Error::io("encoding", path, io::Error::from(error)))?;
+        let bytes = serde_json::to_vec_pretty(value)
+            .map_err(|error| Error::io("encoding", path, io::Error::from(error)))?;
         self.write_atomically(path, &bytes)
     }
 
@@ -214,7 +240,11 @@ impl Layout {
             remove_tree(&path)?;
         }
         for path in entries(&self.directory("layers"))? {
-            let other = if path.extension().is_some() { path.with_extension("") } else { path.with_extension("json") };
+            let other = if path.extension().is_some() {
+                path.with_extension("")
+            } else {
+                path.with_extension("json")
+            };
             if !other.exists() {
                 remove_tree(&path)?;
             }
@@ -258,7 +288,11 @@ impl TemporaryDirectory {
         rustix::fs::syncfs(&directory).map_err(|errno| Error::io("flushing", &own, errno))?;
         match fs::rename(&own, path) {
             Ok(()) => self.path = None,
-            Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty
+                ) => {}
             Err(error) => return Err(Error::io("renaming", &own, error)),
         }
         flush_parent(path)
@@ -291,13 +325,18 @@ pub(super) fn remove_tree(path: &Path) -> Result<(), Error> {
 /// The paths in a directory.
 pub(super) fn entries(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     let failed = |error| Error::io("reading", directory, error);
-    fs::read_dir(directory).map_err(failed)?.map(|entry| entry.map(|entry| entry.path()).map_err(failed)).collect()
+    fs::read_dir(directory)
+        .map_err(failed)?
+        .map(|entry| entry.map(|entry| entry.path()).map_err(failed))
+        .collect()
 }
 
 /// Flushes the directory that holds `path`, so that a new name survives a crash.
 pub(super) fn flush_parent(path: &Path) -> Result<(), Error> {
     let parent = path.parent().unwrap_or(Path::new("/"));
-    File::open(parent).and_then(|parent| parent.sync_all()).map_err(|error| Error::io("flushing", parent, error))
+    File::open(parent)
+        .and_then(|parent| parent.sync_all())
+        .map_err(|error| Error::io("flushing", parent, error))
 }
 
 fn make_directory(path: &Path) -> Result<(), Error> {
@@ -309,7 +348,11 @@ fn make_directory(path: &Path) -> Result<(), Error> {
 }
 
 fn write_flushed(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().create_new(true).write(true).mode(PRIVATE_FILE_MODE).open(path)?;
+    let mut file = OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .mode(PRIVATE_FILE_MODE)
+        .open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }
@@ -322,6 +365,8 @@ fn read_file(path: &Path, limit_bytes: u64) -> Result<Option<Vec<u8>>, Error> {
         Err(error) => return Err(Error::io("reading", path, error)),
     };
     let mut bytes = Vec::new();
-    file.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(|error| Error::io("reading", path, error))?;
+    file.take(limit_bytes + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Error::io("reading", path, error))?;
     Ok((bytes.len() as u64 <= limit_bytes).then_some(bytes))
 }

@@ -28,7 +28,10 @@ impl Pins {
             *counts.entry(*digest).or_default() += 1;
         }
         drop(counts);
-        Pin { pins: Arc::clone(pins), digests }
+        Pin {
+            pins: Arc::clone(pins),
+            digests,
+        }
     }
 
     /// Does `take_away` unless `digest` is held, with nobody able to pin in between.

@@ -145,8 +145,12 @@ impl Inner {
         let Some(record) = self.layout.record(reference)? else {
             return Ok(None);
         };
-        let image =
-            self.assemble(reference, record.manifest_digest, record.resolved_digest, Freshness::Present)?;
+        let image = self.assemble(
+            reference,
+            record.manifest_digest,
+            record.resolved_digest,
+            Freshness::Present,
+        )?;
         Ok(image.map(|image| (record, image)))
     }
 
@@ -174,5 +178,7 @@ impl Inner {
 }
 
 pub(super) fn modified(path: &Path) -> SystemTime {
-    path.metadata().and_then(|metadata| metadata.modified()).unwrap_or(UNIX_EPOCH)
+    path.metadata()
+        .and_then(|metadata| metadata.modified())
+        .unwrap_or(UNIX_EPOCH)
 }

@@ -81,12 +81,26 @@ impl VerifyCode {
         match error {
             Error::Reference(ParseError::Scheme { .. }) => Self::InvalidScheme,
             Error::Reference(_) => Self::Malformed,
-            Error::NotFound { authenticated: true, .. } => Self::AuthNotFound,
-            Error::NotFound { authenticated: false, .. } => Self::AnonNotFound,
-            Error::AccessDenied { authenticated: true, .. } => Self::AuthAccessDenied,
-            Error::AccessDenied { authenticated: false, .. } => Self::AnonAccessDenied,
-            Error::Platform { operating_system: true, .. } => Self::InvalidOs,
-            Error::Platform { operating_system: false, .. } => Self::InvalidArch,
+            Error::NotFound {
+                authenticated: true, ..
+            } => Self::AuthNotFound,
+            Error::NotFound {
+                authenticated: false, ..
+            } => Self::AnonNotFound,
+            Error::AccessDenied {
+                authenticated: true, ..
+            } => Self::AuthAccessDenied,
+            Error::AccessDenied {
+                authenticated: false, ..
+            } => Self::AnonAccessDenied,
+            Error::Platform {
+                operating_system: true,
+                ..
+            } => Self::InvalidOs,
+            Error::Platform {
+                operating_system: false,
+                ..
+            } => Self::InvalidArch,
             Error::Timeout { .. } => Self::Timeout,
             Error::Dns { .. } => Self::Dns,
             Error::Status { .. }
@@ -118,7 +132,10 @@ impl ImageStore {
     pub async fn verify(&self, image: &str, credentials: Option<&Credentials>) -> Verification {
         match self.try_verify(image, credentials).await {
             Ok(reason) => Verification { code: None, reason },
-            Err(error) => Verification { code: Some(VerifyCode::of(&error)), reason: error.user_message() },
+            Err(error) => Verification {
+                code: Some(VerifyCode::of(&error)),
+                reason: error.user_message(),
+            },
         }
     }
 
@@ -126,16 +143,22 @@ impl ImageStore {
         let reference: Reference = image.parse()?;
         let reference = self.inner.settings.aliases.apply(&reference);
         let holder = self.holder(&reference, credentials);
-        let source = Source::new(Arc::clone(&self.inner.client), reference.clone(), credentials.cloned())?.brief();
+        let source = Source::new(
+            Arc::clone(&self.inner.client),
+            reference.clone(),
+            credentials.cloned(),
+        )?
+        .brief();
         let described = match source.resolve().await {
             Ok(resolved) => self.describe(&source, resolved).await.map(drop),
             Err(error) => Err(error),
         };
         match described {
             Err(error) if error.unreachable() => match self.kept(&reference).await? {
-                Some((record, _)) if record.allows(holder.as_ref()) => {
-                    Ok(format!("the copy kept on this machine will be used: {}", error.user_message()))
-                }
+                Some((record, _)) if record.allows(holder.as_ref()) => Ok(format!(
+                    "the copy kept on this machine will be used: {}",
+                    error.user_message()
+                )),
                 _ => Err(error),
             },
             other => other.map(|()| String::new()),

@@ -74,7 +74,10 @@ impl<R: Read> Unpacker<R> {
         let Some((name, parents)) = path.split_last() else {
             return self.root_entry(entry);
         };
-        if let Some(hidden) = parents.iter().find(|part| part.bytes().starts_with(WHITEOUT_PREFIX)) {
+        if let Some(hidden) = parents
+            .iter()
+            .find(|part| part.bytes().starts_with(WHITEOUT_PREFIX))
+        {
             return Err(UnpackError::name(hidden.bytes(), "a whiteout holds no files"));
         }
         if name.bytes().starts_with(WHITEOUT_PREFIX) {
@@ -95,7 +98,13 @@ impl<R: Read> Unpacker<R> {
         outcome
     }
 
-    fn make(&mut self, entry: &Entry, parent: &OwnedFd, name: Name<'_>, path: &[Name<'_>]) -> Result<(), UnpackError> {
+    fn make(
+        &mut self,
+        entry: &Entry,
+        parent: &OwnedFd,
+        name: Name<'_>,
+        path: &[Name<'_>],
+    ) -> Result<(), UnpackError> {
         let failed = |doing: &'static str| move |error: io::Error| UnpackError::io(doing, &entry.path, error);
         match entry.kind {
             Kind::Directory => {
@@ -120,7 +129,10 @@ impl<R: Read> Unpacker<R> {
             }
             Kind::Symlink => {
                 if entry.link.is_empty() || entry.link.len() > MAX_TARGET_BYTES || entry.link.contains(&0) {
-                    return Err(UnpackError::name(&entry.path, "it is a symbolic link without a usable target"));
+                    return Err(UnpackError::name(
+                        &entry.path,
+                        "it is a symbolic link without a usable target",
+                    ));
                 }
                 self.clear(parent, name).map_err(failed("replacing"))?;
                 root::make_symlink(parent, name, &entry.link).map_err(failed("linking"))?;
@@ -188,7 +200,9 @@ impl<R: Read> Unpacker<R> {
         };
         let failed = |error: io::Error| UnpackError::io("linking", &entry.path, error);
         let target = root::components(&entry.link)?;
-        let (target_name, target_parents) = target.split_last().ok_or_else(|| refused("which is a directory"))?;
+        let (target_name, target_parents) = target
+            .split_last()
+            .ok_or_else(|| refused("which is a directory"))?;
         let target_parent = self
             .root
             .existing_directory(target_parents)
@@ -239,11 +253,15 @@ impl<R: Read> Unpacker<R> {
         let mut left = bytes;
         while left > 0 {
             let want = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
-            let count = self.archive.read(&mut self.buffer[..want]).map_err(UnpackError::Compression)?;
+            let count = self
+                .archive
+                .read(&mut self.buffer[..want])
+                .map_err(UnpackError::Compression)?;
             if count == 0 {
                 return Err(UnpackError::Archive("it ends inside a file"));
             }
-            file.write_all(&self.buffer[..count]).map_err(|error| UnpackError::io("writing", &entry.path, error))?;
+            file.write_all(&self.buffer[..count])
+                .map_err(|error| UnpackError::io("writing", &entry.path, error))?;
             left -= count as u64;
         }
         Ok(())
@@ -259,7 +277,8 @@ impl<R: Read> Unpacker<R> {
     fn remember(&mut self, path: Vec<u8>, entry: &Entry) {
         if self.remembered_bytes < MAX_REMEMBERED_BYTES {
             self.remembered_bytes += path.len() + size_of::<(Vec<u8>, (i64, u32))>();
-            self.directory_times.insert(path, (entry.mtime_seconds, entry.mtime_nanos));
+            self.directory_times
+                .insert(path, (entry.mtime_seconds, entry.mtime_nanos));
         }
     }
 
@@ -267,7 +286,8 @@ impl<R: Read> Unpacker<R> {
     fn finish(self) -> Result<Applied, UnpackError> {
         for (path, (seconds, nanos)) in &self.directory_times {
             // What was replaced since by something else is nobody's loss.
-            let Ok(directory) = root::components(path).and_then(|path| self.root.existing_directory(&path)) else {
+            let Ok(directory) = root::components(path).and_then(|path| self.root.existing_directory(&path))
+            else {
                 continue;
             };
             root::set_times(&directory, *seconds, *nanos)
@@ -278,5 +298,8 @@ impl<R: Read> Unpacker<R> {
 }
 
 fn joined(path: &[Name<'_>]) -> Vec<u8> {
-    path.iter().map(|name| name.bytes()).collect::<Vec<_>>().join(&b'/')
+    path.iter()
+        .map(|name| name.bytes())
+        .collect::<Vec<_>>()
+        .join(&b'/')
 }

@@ -71,7 +71,11 @@ pub(super) struct Archive<R> {
 
 impl<R: Read> Archive<R> {
     pub(super) fn new(inner: R) -> Self {
-        Self { inner, left: 0, padding: 0 }
+        Self {
+            inner,
+            left: 0,
+            padding: 0,
+        }
     }
 
     /// The next entry, or `None` at the end mark. What is left of the data before is skipped.
@@ -91,7 +95,11 @@ impl<R: Read> Archive<R> {
                 b'x' | b'X' => records.extend(&self.small(size, MAX_PAX_BYTES)?)?,
                 // Global records (git writes its commit there) say nothing a layer needs.
                 b'g' => self.set_data(size),
-                _ => return self.describe(&block, size, records, long_path, long_link).map(Some),
+                _ => {
+                    return self
+                        .describe(&block, size, records, long_path, long_link)
+                        .map(Some);
+                }
             }
         }
     }
@@ -118,7 +126,11 @@ impl<R: Read> Archive<R> {
             _ => return Err(UnpackError::name(&path, "it is of a kind no layer may hold")),
         };
         // Links and directories may carry a size and have no data.
-        let data = if kind == Kind::File { records.size.unwrap_or(header_size) } else { 0 };
+        let data = if kind == Kind::File {
+            records.size.unwrap_or(header_size)
+        } else {
+            0
+        };
         self.set_data(data);
         let mut size = data;
         let mut sparse = None;
@@ -179,12 +191,23 @@ impl<R: Read> Archive<R> {
 
     /// The 1.0 pax sparse format: the map is text at the start of the data, padded to a block.
     fn pax_sparse(&mut self) -> Result<Vec<Piece>, UnpackError> {
-        let mut text = MapText { archive: self, block: [0; BLOCK_BYTES], at: BLOCK_BYTES };
+        let mut text = MapText {
+            archive: self,
+            block: [0; BLOCK_BYTES],
+            at: BLOCK_BYTES,
+        };
         let count = text.number()?;
         if count > MAX_SPARSE_PIECES as u64 {
             return Err(UnpackError::Archive("a sparse file has too many pieces"));
         }
-        (0..count).map(|_| Ok(Piece { offset: text.number()?, bytes: text.number()? })).collect()
+        (0..count)
+            .map(|_| {
+                Ok(Piece {
+                    offset: text.number()?,
+                    bytes: text.number()?,
+                })
+            })
+            .collect()
     }
 
     fn set_data(&mut self, bytes: u64) {
@@ -224,7 +247,11 @@ impl<R: Read> Archive<R> {
         let mut bytes = [0; BLOCK_BYTES];
         let mut filled = 0;
         while filled < BLOCK_BYTES {
-            match self.inner.read(&mut bytes[filled..]).map_err(UnpackError::Compression)? {
+            match self
+                .inner
+                .read(&mut bytes[filled..])
+                .map_err(UnpackError::Compression)?
+            {
                 0 if filled == 0 => return Ok(None),
                 0 => return Err(UnpackError::Archive("it ends inside a header")),
                 count => filled += count,
@@ -286,7 +313,10 @@ impl<R: Read> MapText<'_, R> {
             match byte {
                 b'0'..=b'9' => {
                     let digit = u64::from(byte - b'0');
-                    let shifted = value.unwrap_or(0).checked_mul(10).and_then(|value| value.checked_add(digit));
+                    let shifted = value
+                        .unwrap_or(0)
+                        .checked_mul(10)
+                        .and_then(|value| value.checked_add(digit));
                     value = Some(shifted.ok_or(BAD)?);
                 }
                 b'\n' => return value.ok_or(BAD),

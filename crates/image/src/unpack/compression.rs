@@ -17,13 +17,18 @@ const BUFFER_BYTES: usize = 128 << 10;
 /// A reader of uncompressed bytes over `reader`, whatever it holds.
 pub(crate) fn decompress<'a>(mut reader: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut start = Vec::with_capacity(ZSTD_MAGIC.len());
-    reader.by_ref().take(ZSTD_MAGIC.len() as u64).read_to_end(&mut start)?;
+    reader
+        .by_ref()
+        .take(ZSTD_MAGIC.len() as u64)
+        .read_to_end(&mut start)?;
     let gzip = start.starts_with(&GZIP_MAGIC);
     let zstd = start.starts_with(&ZSTD_MAGIC)
         || matches!(start.as_slice(), [0x50..=0x5f, rest @ ..] if *rest == ZSTD_SKIPPABLE);
     let whole = BufReader::with_capacity(BUFFER_BYTES, Cursor::new(start).chain(reader));
     Ok(if gzip {
-        Box::new(Members { state: State::Between(whole) })
+        Box::new(Members {
+            state: State::Between(whole),
+        })
     } else if zstd {
         Box::new(zstd::stream::read::Decoder::with_buffer(whole)?)
     } else {
@@ -116,7 +121,10 @@ mod tests {
         let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 9, 9, 9][..]];
         let one = zstd::encode_all(&b"one"[..], 3).unwrap();
         let two = zstd::encode_all(&b"two"[..], 3).unwrap();
-        assert_eq!(read(&[skippable[0], &one, skippable[0], &two].concat()).unwrap(), b"onetwo");
+        assert_eq!(
+            read(&[skippable[0], &one, skippable[0], &two].concat()).unwrap(),
+            b"onetwo"
+        );
     }
 
     #[test]

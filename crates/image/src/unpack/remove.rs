@@ -13,8 +13,10 @@ use rustix::io::Errno;
 /// Levels gone down at once; each holds one descriptor and one stack frame.
 const MAX_DEPTH: u32 = 64;
 
-const DIRECTORY: OFlags =
-    OFlags::DIRECTORY.union(OFlags::RDONLY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags = OFlags::DIRECTORY
+    .union(OFlags::RDONLY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 /// Removes `name` in `parent`, whatever it is. Missing is fine. `parent` must be the caller's alone.
 pub(crate) fn remove_all(parent: impl AsFd, name: &[u8]) -> io::Result<()> {
@@ -25,7 +27,11 @@ pub(crate) fn remove_all(parent: impl AsFd, name: &[u8]) -> io::Result<()> {
         let Some(directory) = remove_or_open(parent, &name)? else {
             continue;
         };
-        let mut deeper = Deeper { top: parent, moved: &mut moved, pending: &mut pending };
+        let mut deeper = Deeper {
+            top: parent,
+            moved: &mut moved,
+            pending: &mut pending,
+        };
         clear(&directory, 0, &mut deeper)?;
         rustix::fs::unlinkat(parent, &name[..], AtFlags::REMOVEDIR)?;
     }
@@ -105,7 +111,8 @@ mod tests {
     #[test]
     fn a_tree_deeper_than_any_recursion_goes_away() {
         let base = tempfile::tempdir().unwrap();
-        let base_fd = rustix::fs::open(base.path(), OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).unwrap();
+        let base_fd =
+            rustix::fs::open(base.path(), OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).unwrap();
         let mut at = base_fd.try_clone().unwrap();
         for _ in 0..MAX_DEPTH * 10 {
             rustix::fs::mkdirat(&at, "d", Mode::from_raw_mode(0o700)).unwrap();
@@ -114,7 +121,12 @@ mod tests {
         }
         remove_all(&base_fd, b"d").unwrap();
         remove_all(&base_fd, b"missing").unwrap();
-        let left: Vec<_> = base.path().read_dir().unwrap().map(|item| item.unwrap().file_name()).collect();
+        let left: Vec<_> = base
+            .path()
+            .read_dir()
+            .unwrap()
+            .map(|item| item.unwrap().file_name())
+            .collect();
         assert_eq!(left, ["f"]);
     }
 }

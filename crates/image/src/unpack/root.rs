@@ -26,8 +26,9 @@ const WHITEOUT_DEVICE: rustix::fs::Dev = 0;
 /// Marks a directory that hides the one below it.
 const OPAQUE_ATTRIBUTE: &str = "trusted.overlay.opaque";
 /// Resolution of a path of the archive: links stay inside, and no mount or magic link leads out.
-const INSIDE: ResolveFlags =
-    ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_XDEV);
+const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::RDONLY).union(OFlags::CLOEXEC);
 /// Directories nobody described.
 const IMPLIED_MODE: Mode = Mode::from_raw_mode(0o755);
@@ -90,7 +91,10 @@ impl Root {
             Ok(directory) => return Ok(directory),
             Err(Errno::NOENT) => {}
             Err(Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {
-                return Err(UnpackError::name(&joined, "a part of it is not a directory in this layer"));
+                return Err(UnpackError::name(
+                    &joined,
+                    "a part of it is not a directory in this layer",
+                ));
             }
             Err(errno) => return Err(UnpackError::io("opening a directory of", &joined, errno)),
         }
@@ -131,7 +135,10 @@ fn join(path: &[Name<'_>]) -> Vec<u8> {
     if path.is_empty() {
         return b".".to_vec();
     }
-    path.iter().map(|name| name.bytes()).collect::<Vec<_>>().join(&b'/')
+    path.iter()
+        .map(|name| name.bytes())
+        .collect::<Vec<_>>()
+        .join(&b'/')
 }
 
 /// What stands at a name, without following it.
@@ -156,7 +163,12 @@ pub(super) fn make_directory(parent: impl AsFd, name: Name<'_>) -> io::Result<()
 }
 
 pub(super) fn open_directory(parent: impl AsFd, name: Name<'_>) -> io::Result<OwnedFd> {
-    Ok(openat(parent, name.bytes(), DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?)
+    Ok(openat(
+        parent,
+        name.bytes(),
+        DIRECTORY | OFlags::NOFOLLOW,
+        Mode::empty(),
+    )?)
 }
 
 pub(super) fn create_file(parent: impl AsFd, name: Name<'_>) -> io::Result<File> {
@@ -175,11 +187,23 @@ pub(super) fn make_hard_link(
     name: Name<'_>,
 ) -> io::Result<()> {
     // No AT_SYMLINK_FOLLOW: a link to a symbolic link is a second name of the symbolic link itself.
-    Ok(rustix::fs::linkat(target_parent, target.bytes(), parent, name.bytes(), AtFlags::empty())?)
+    Ok(rustix::fs::linkat(
+        target_parent,
+        target.bytes(),
+        parent,
+        name.bytes(),
+        AtFlags::empty(),
+    )?)
 }
 
 pub(super) fn make_fifo(parent: impl AsFd, name: Name<'_>) -> io::Result<()> {
-    Ok(rustix::fs::mknodat(parent, name.bytes(), FileType::Fifo, PRIVATE_FILE, 0)?)
+    Ok(rustix::fs::mknodat(
+        parent,
+        name.bytes(),
+        FileType::Fifo,
+        PRIVATE_FILE,
+        0,
+    )?)
 }
 
 pub(super) fn make_whiteout(parent: impl AsFd, name: Name<'_>) -> io::Result<()> {
@@ -193,13 +217,22 @@ pub(super) fn make_whiteout(parent: impl AsFd, name: Name<'_>) -> io::Result<()>
 }
 
 pub(super) fn make_opaque(directory: impl AsFd) -> io::Result<()> {
-    Ok(rustix::fs::fsetxattr(directory, OPAQUE_ATTRIBUTE, b"y", XattrFlags::empty())?)
+    Ok(rustix::fs::fsetxattr(
+        directory,
+        OPAQUE_ATTRIBUTE,
+        b"y",
+        XattrFlags::empty(),
+    )?)
 }
 
 /// Owner, attributes, mode and times of an open file or directory. In this order: a change of owner clears
 /// setuid bits and capabilities.
 pub(super) fn describe_open(file: impl AsFd, entry: &Entry, with_times: bool) -> io::Result<()> {
-    rustix::fs::fchown(&file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))?;
+    rustix::fs::fchown(
+        &file,
+        Some(Uid::from_raw(entry.uid)),
+        Some(Gid::from_raw(entry.gid)),
+    )?;
     for (name, value) in entry.xattrs.iter().filter(|(name, _)| is_kept_attribute(name)) {
         match rustix::fs::fsetxattr(&file, &name[..], value, XattrFlags::empty()) {
             // tmpfs of old kernels has no user attributes; a malformed capability is none.
@@ -215,15 +248,30 @@ pub(super) fn describe_open(file: impl AsFd, entry: &Entry, with_times: bool) ->
 }
 
 /// Owner, mode and times of something that is not opened: a symbolic link or a fifo.
-pub(super) fn describe_at(parent: impl AsFd, name: Name<'_>, entry: &Entry, with_mode: bool) -> io::Result<()> {
+pub(super) fn describe_at(
+    parent: impl AsFd,
+    name: Name<'_>,
+    entry: &Entry,
+    with_mode: bool,
+) -> io::Result<()> {
     let (uid, gid) = (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)));
     rustix::fs::chownat(&parent, name.bytes(), uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
     if with_mode {
         // Nothing else works in this directory, so the fifo made a moment ago is still what stands here.
-        rustix::fs::chmodat(&parent, name.bytes(), Mode::from_raw_mode(entry.mode), AtFlags::empty())?;
+        rustix::fs::chmodat(
+            &parent,
+            name.bytes(),
+            Mode::from_raw_mode(entry.mode),
+            AtFlags::empty(),
+        )?;
     }
     let times = times(entry.mtime_seconds, entry.mtime_nanos);
-    Ok(rustix::fs::utimensat(parent, name.bytes(), &times, AtFlags::SYMLINK_NOFOLLOW)?)
+    Ok(rustix::fs::utimensat(
+        parent,
+        name.bytes(),
+        &times,
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?)
 }
 
 pub(super) fn set_times(file: impl AsFd, seconds: i64, nanos: u32) -> io::Result<()> {
@@ -231,8 +279,14 @@ pub(super) fn set_times(file: impl AsFd, seconds: i64, nanos: u32) -> io::Result
 }
 
 fn times(seconds: i64, nanos: u32) -> Timestamps {
-    let time = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
-    Timestamps { last_access: time, last_modification: time }
+    let time = Timespec {
+        tv_sec: seconds,
+        tv_nsec: nanos.into(),
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
 }
 
 /// Capabilities of programs, and what users put there themselves. Never overlayfs's own marks, which would let

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use tram_image::{Credentials, Digest, Error, Fault, Progress, RegistryConfig, VerifyCode};
 
 use crate::support::{
-    Archive, Compression, Reply, Request, Scripted, TestImage, is_root, pull, registry_reply, request, settings, store,
-    store_with,
+    Archive, Compression, Reply, Request, Scripted, TestImage, is_root, pull, registry_reply, request,
+    settings, store, store_with,
 };
 use tram_image::PullPolicy;
 
@@ -18,12 +18,19 @@ fn large() -> (TestImage, Digest, usize) {
     let mut seed = 1_u64;
     let noise: Vec<u8> = (0..3 << 20)
         .map(|_| {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             seed.to_be_bytes()[0]
         })
         .collect();
     let image = TestImage::new(&[(Archive::new().file("noise", &noise).build(), Compression::Plain)]);
-    let (digest, bytes) = image.blobs.iter().map(|(digest, blob)| (*digest, blob.len())).max_by_key(|(_, bytes)| *bytes).unwrap();
+    let (digest, bytes) = image
+        .blobs
+        .iter()
+        .map(|(digest, blob)| (*digest, blob.len()))
+        .max_by_key(|(_, bytes)| *bytes)
+        .unwrap();
     (image, digest, bytes)
 }
 
@@ -51,8 +58,12 @@ async fn a_cut_layer_is_continued_where_it_broke() {
     .await;
     let directory = tempfile::tempdir().unwrap();
     pull(&store(&directory), &registry.name("large")).await.unwrap();
-    let starts: Vec<_> =
-        registry.seen().iter().filter(|request| is_layer(request, layer)).map(|request| request.range_start()).collect();
+    let starts: Vec<_> = registry
+        .seen()
+        .iter()
+        .filter(|request| is_layer(request, layer))
+        .map(|request| request.range_start())
+        .collect();
     assert_eq!(starts, [None, Some(cut), Some(2 * cut)]);
     assert_eq!(served.load(Ordering::SeqCst), size, "no byte twice");
 }
@@ -90,7 +101,11 @@ async fn a_restarted_process_continues_too() {
     broken.store(0, Ordering::SeqCst);
     let store = self::store(&directory);
     store.ensure(&wanted, &progress).await.unwrap();
-    let last = registry.seen().into_iter().rfind(|request| is_layer(request, layer)).unwrap();
+    let last = registry
+        .seen()
+        .into_iter()
+        .rfind(|request| is_layer(request, layer))
+        .unwrap();
     let start = last.range_start().expect("a range is asked for");
     assert!(start >= 1 << 20 && start < size, "{start}");
 }
@@ -106,7 +121,10 @@ async fn servers_that_ignore_or_misread_ranges_are_survived() {
         if !is_layer(request, layer) {
             return registry_reply(&image, request);
         }
-        let plain = Request { headers: Default::default(), ..request.clone() };
+        let plain = Request {
+            headers: Default::default(),
+            ..request.clone()
+        };
         let mut reply = registry_reply(&image, &plain);
         // Contents do not matter to a client that trusts digests alone.
         match tries.fetch_add(1, Ordering::SeqCst) {
@@ -114,7 +132,9 @@ async fn servers_that_ignore_or_misread_ranges_are_survived() {
             // Another part than the one asked for.
             1 => {
                 reply.status = 206;
-                reply.headers.push(("content-range".into(), "bytes 5-10/11".into()));
+                reply
+                    .headers
+                    .push(("content-range".into(), "bytes 5-10/11".into()));
                 reply.cut_after = Some(0);
             }
             _ => {}
@@ -124,8 +144,12 @@ async fn servers_that_ignore_or_misread_ranges_are_survived() {
     .await;
     let directory = tempfile::tempdir().unwrap();
     pull(&store(&directory), &registry.name("large")).await.unwrap();
-    let asked: Vec<_> =
-        registry.seen().iter().filter(|request| is_layer(request, layer)).map(Request::range_start).collect();
+    let asked: Vec<_> = registry
+        .seen()
+        .iter()
+        .filter(|request| is_layer(request, layer))
+        .map(Request::range_start)
+        .collect();
     assert_eq!(asked, [None, Some(1_500_000), None], "it starts over");
 }
 
@@ -134,7 +158,12 @@ async fn wrong_contents_are_never_kept() {
     if !is_root("wrong_contents_are_never_kept") {
         return;
     }
-    for (what, part) in [("layer", "a layer"), ("config", "the configuration"), ("short", "bytes where"), ("long", "bytes where")] {
+    for (what, part) in [
+        ("layer", "a layer"),
+        ("config", "the configuration"),
+        ("short", "bytes where"),
+        ("long", "bytes where"),
+    ] {
         let (image, layer, _) = large();
         let registry = Scripted::start(move |request| {
             let mut reply = registry_reply(&image, request);
@@ -150,11 +179,17 @@ async fn wrong_contents_are_never_kept() {
         })
         .await;
         let directory = tempfile::tempdir().unwrap();
-        let error = pull(&store(&directory), &registry.name("wrong")).await.unwrap_err();
+        let error = pull(&store(&directory), &registry.name("wrong"))
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains(part), "{what}: {error}");
         assert_eq!(error.fault(), Fault::Registry, "{what}");
         for place in ["blobs/sha256", "layers", "partial", "tmp"] {
-            assert_eq!(fs::read_dir(directory.path().join(place)).unwrap().count(), 0, "{what}: {place}");
+            assert_eq!(
+                fs::read_dir(directory.path().join(place)).unwrap().count(),
+                0,
+                "{what}: {place}"
+            );
         }
     }
 }
@@ -177,10 +212,19 @@ async fn a_registry_that_hangs_ends_in_a_clear_error() {
         .await;
         let directory = tempfile::tempdir().unwrap();
         let started = Instant::now();
-        let error = pull(&store(&directory), &registry.name("hangs")).await.unwrap_err();
+        let error = pull(&store(&directory), &registry.name("hangs"))
+            .await
+            .unwrap_err();
         assert!(matches!(error, Error::Timeout { .. }), "{stage}: {error}");
-        assert!(error.user_message().contains("did not answer within 2 s"), "{stage}: {error}");
-        assert!(started.elapsed() < Duration::from_secs(15), "{stage}: {:?}", started.elapsed());
+        assert!(
+            error.user_message().contains("did not answer within 2 s"),
+            "{stage}: {error}"
+        );
+        assert!(
+            started.elapsed() < Duration::from_secs(15),
+            "{stage}: {:?}",
+            started.elapsed()
+        );
     }
     // One that accepts and never says a word.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -201,7 +245,10 @@ async fn passing_failures_are_tried_again_and_lasting_ones_are_not() {
     let registry = Scripted::start(move |request| match failures.fetch_add(1, Ordering::SeqCst) {
         0 => Reply::new(503, ""),
         1 => Reply::new(429, "").header("retry-after", "1"),
-        2 => Reply { cut_after: Some(0), ..registry_reply(&served, request) },
+        2 => Reply {
+            cut_after: Some(0),
+            ..registry_reply(&served, request)
+        },
         _ => registry_reply(&served, request),
     })
     .await;
@@ -209,14 +256,22 @@ async fn passing_failures_are_tried_again_and_lasting_ones_are_not() {
     let store = store(&directory);
     let started = Instant::now();
     pull(&store, &registry.name("flaky")).await.unwrap();
-    assert!(started.elapsed() >= Duration::from_secs(1), "Retry-After is honoured");
+    assert!(
+        started.elapsed() >= Duration::from_secs(1),
+        "Retry-After is honoured"
+    );
 
     let limited = Scripted::start(|_| Reply::new(429, "").header("retry-after", "3600")).await;
     let error = pull(&store, &limited.name("limited")).await.unwrap_err();
-    assert!(error.user_message().contains("wait 3600 s") && error.retryable(), "{error}");
+    assert!(
+        error.user_message().contains("wait 3600 s") && error.retryable(),
+        "{error}"
+    );
     assert_eq!(limited.seen().len(), 1);
 
-    let broken = Scripted::start(|_| Reply::new(500, r#"{"errors":[{"code":"UNKNOWN","message":"disk on fire"}]}"#)).await;
+    let broken =
+        Scripted::start(|_| Reply::new(500, r#"{"errors":[{"code":"UNKNOWN","message":"disk on fire"}]}"#))
+            .await;
     let error = pull(&store, &broken.name("broken")).await.unwrap_err();
     assert!(error.user_message().contains("disk on fire"), "{error}");
     assert_eq!(broken.seen().len(), 5);
@@ -229,7 +284,9 @@ async fn floods_are_cut_off() {
     let store = store(&directory);
     let error = pull(&store, &manifest.name("flood")).await.unwrap_err();
     assert!(error.to_string().contains("larger than"), "{error}");
-    let page = Scripted::start(|_| Reply::new(200, "<html>welcome</html>").header("content-type", "text/html")).await;
+    let page =
+        Scripted::start(|_| Reply::new(200, "<html>welcome</html>").header("content-type", "text/html"))
+            .await;
     let error = pull(&store, &page.name("page")).await.unwrap_err();
     assert!(error.to_string().contains("malformed"), "{error}");
     let circle = Scripted::start(|request| Reply::new(307, "").header("location", &request.path)).await;
@@ -245,7 +302,9 @@ async fn a_token_is_fetched_once_and_shown() {
     let image = TestImage::new(&[(Archive::new().file("x", b"").build(), Compression::Gzip)]);
     let tokens = Scripted::start(|request| {
         let basic = request.headers.get("authorization").map(String::as_str);
-        if !request.path.contains("service=test") || !request.path.contains("scope=repository%3Ateam%2Fapp%3Apull") {
+        if !request.path.contains("service=test")
+            || !request.path.contains("scope=repository%3Ateam%2Fapp%3Apull")
+        {
             return Reply::new(400, "");
         }
         match basic {
@@ -257,27 +316,46 @@ async fn a_token_is_fetched_once_and_shown() {
     })
     .await;
     let realm = format!("http://{}/token", tokens.address);
-    let registry = Scripted::start(move |request| match request.headers.get("authorization").map(String::as_str) {
-        Some("Bearer good") => registry_reply(&image, request),
-        _ => Reply::new(401, "").header(
-            "www-authenticate",
-            &format!("Bearer realm=\"{realm}\",service=\"test\",scope=\"repository:team/app:pull\""),
-        ),
-    })
-    .await;
+    let registry =
+        Scripted::start(
+            move |request| match request.headers.get("authorization").map(String::as_str) {
+                Some("Bearer good") => registry_reply(&image, request),
+                _ => Reply::new(401, "").header(
+                    "www-authenticate",
+                    &format!("Bearer realm=\"{realm}\",service=\"test\",scope=\"repository:team/app:pull\""),
+                ),
+            },
+        )
+        .await;
     let directory = tempfile::tempdir().unwrap();
     let store = store(&directory);
     let name = registry.name("team/app");
-    assert!(matches!(pull(&store, &name).await, Err(Error::AccessDenied { authenticated: false, .. })));
+    assert!(matches!(
+        pull(&store, &name).await,
+        Err(Error::AccessDenied {
+            authenticated: false,
+            ..
+        })
+    ));
     let ensure = |password: &str| {
         let wanted = request(&name, PullPolicy::Always).credentials(Credentials::basic("robot", password));
         let store = store.clone();
         async move { store.ensure(&wanted, &Progress::channel().0).await }
     };
-    assert!(matches!(ensure("guess").await, Err(Error::AccessDenied { authenticated: true, .. })));
+    assert!(matches!(
+        ensure("guess").await,
+        Err(Error::AccessDenied {
+            authenticated: true,
+            ..
+        })
+    ));
     let before = tokens.seen().len();
     ensure("secret").await.unwrap();
-    assert_eq!(tokens.seen().len(), before + 1, "one token serves manifest, configuration and layer");
+    assert_eq!(
+        tokens.seen().len(),
+        before + 1,
+        "one token serves manifest, configuration and layer"
+    );
     let bearer = request(&name, PullPolicy::Always).credentials(Credentials::Bearer { token: "good".into() });
     store.ensure(&bearer, &Progress::channel().0).await.unwrap();
     assert_eq!(tokens.seen().len(), before + 1);
@@ -307,16 +385,34 @@ async fn mirrors_come_first_and_never_see_the_pulls_credentials() {
     fs::write(place.join("hosts.toml"), text).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let store = store_with(&directory, RegistryConfig::from_directory(hosts.path()));
-    let wanted = request("images.example/app:v1", PullPolicy::Always).credentials(Credentials::basic("robot", "secret"));
+    let wanted = request("images.example/app:v1", PullPolicy::Always)
+        .credentials(Credentials::basic("robot", "secret"));
     // The tag at the server is `latest` in the script.
-    let wanted = tram_image::PullRequest { reference: "images.example/app".parse().unwrap(), ..wanted };
+    let wanted = tram_image::PullRequest {
+        reference: "images.example/app".parse().unwrap(),
+        ..wanted
+    };
     store.ensure(&wanted, &Progress::channel().0).await.unwrap();
     for asked in [empty.seen(), mirror.seen()] {
         assert!(!asked.is_empty());
-        assert!(asked.iter().all(|request| request.path.contains("ns=images.example")));
-        assert!(asked.iter().all(|request| !request.headers.contains_key("authorization")));
+        assert!(
+            asked
+                .iter()
+                .all(|request| request.path.contains("ns=images.example"))
+        );
+        assert!(
+            asked
+                .iter()
+                .all(|request| !request.headers.contains_key("authorization"))
+        );
     }
-    assert!(server.seen().iter().all(|request| request.path.contains("/manifests/")), "layers came from the mirror");
+    assert!(
+        server
+            .seen()
+            .iter()
+            .all(|request| request.path.contains("/manifests/")),
+        "layers came from the mirror"
+    );
 }
 
 #[tokio::test]
@@ -357,7 +453,12 @@ async fn verify_answers_with_the_codes_of_the_wire() {
         ("127.0.0.1:1/app".into(), None, Some("REGISTRY_ERROR")),
     ] {
         let verified = store.verify(&image, credentials).await;
-        assert_eq!(verified.code.map(VerifyCode::as_str), code, "{image}: {}", verified.reason);
+        assert_eq!(
+            verified.code.map(VerifyCode::as_str),
+            code,
+            "{image}: {}",
+            verified.reason
+        );
         assert_eq!(verified.success(), verified.reason.is_empty(), "{image}");
     }
 }
@@ -369,10 +470,19 @@ async fn a_full_disk_is_told_and_leaves_no_junk() {
     }
     let place = tempfile::tempdir().unwrap();
     let options = std::ffi::CString::new("size=2m").unwrap();
-    rustix::mount::mount("tmpfs", place.path(), "tmpfs", rustix::mount::MountFlags::empty(), Some(options.as_c_str()))
-        .expect("a small disk");
+    rustix::mount::mount(
+        "tmpfs",
+        place.path(),
+        "tmpfs",
+        rustix::mount::MountFlags::empty(),
+        Some(options.as_c_str()),
+    )
+    .expect("a small disk");
     let (raw, _, _) = large();
-    let zeros = TestImage::new(&[(Archive::new().file("zeros", &vec![0; 4 << 20]).build(), Compression::Gzip)]);
+    let zeros = TestImage::new(&[(
+        Archive::new().file("zeros", &vec![0; 4 << 20]).build(),
+        Compression::Gzip,
+    )]);
     let mut outcomes = Vec::new();
     for image in [raw, zeros] {
         let registry = Scripted::start(move |request| registry_reply(&image, request)).await;
@@ -380,9 +490,18 @@ async fn a_full_disk_is_told_and_leaves_no_junk() {
         let error = pull(&store, &registry.name("big")).await.unwrap_err();
         let left: usize = ["tmp", "partial", "layers", "blobs/sha256", "images"]
             .iter()
-            .map(|name| fs::read_dir(place.path().join("store").join(name)).unwrap().count())
+            .map(|name| {
+                fs::read_dir(place.path().join("store").join(name))
+                    .unwrap()
+                    .count()
+            })
             .sum();
-        outcomes.push((matches!(error, Error::DiskFull { .. }), error.fault(), left, error.to_string()));
+        outcomes.push((
+            matches!(error, Error::DiskFull { .. }),
+            error.fault(),
+            left,
+            error.to_string(),
+        ));
     }
     rustix::mount::unmount(place.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
     for (full, fault, left, text) in outcomes {

@@ -10,7 +10,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tram_image::{Digest, ImageStore, Limits, Progress, PullPolicy, PullRequest, RegistryConfig, Settings, Timeouts};
+use tram_image::{
+    Digest, ImageStore, Limits, Progress, PullPolicy, PullRequest, RegistryConfig, Settings, Timeouts,
+};
 
 /// Tests that chown, make whiteouts and set trusted attributes need root.
 pub(crate) fn is_root(test: &str) -> bool {
@@ -38,11 +40,22 @@ pub(crate) fn store(directory: &TempDir) -> ImageStore {
 }
 
 pub(crate) fn store_with(directory: &TempDir, registries: RegistryConfig) -> ImageStore {
-    ImageStore::open(directory.path(), Settings { registries, ..settings() }).expect("the store opens")
+    ImageStore::open(
+        directory.path(),
+        Settings {
+            registries,
+            ..settings()
+        },
+    )
+    .expect("the store opens")
 }
 
 pub(crate) fn small_limits(bytes: u64, entries: u64) -> Settings {
-    let limits = Limits { image_unpacked_bytes: bytes, image_entries: entries, ..Limits::default() };
+    let limits = Limits {
+        image_unpacked_bytes: bytes,
+        image_entries: entries,
+        ..Limits::default()
+    };
     Settings { limits, ..settings() }
 }
 
@@ -50,8 +63,13 @@ pub(crate) fn request(reference: &str, policy: PullPolicy) -> PullRequest {
     PullRequest::new(reference.parse().expect("a valid name")).policy(policy)
 }
 
-pub(crate) async fn pull(store: &ImageStore, reference: &str) -> Result<tram_image::Image, tram_image::Error> {
-    store.ensure(&request(reference, PullPolicy::Always), &Progress::channel().0).await
+pub(crate) async fn pull(
+    store: &ImageStore,
+    reference: &str,
+) -> Result<tram_image::Image, tram_image::Error> {
+    store
+        .ensure(&request(reference, PullPolicy::Always), &Progress::channel().0)
+        .await
 }
 
 // ---- a real registry -------------------------------------------------------------------------------------
@@ -108,13 +126,19 @@ impl Registry {
         let mut line = String::new();
         while address.is_none() && log.read_line(&mut line).unwrap() > 0 {
             address = line.split("listening on ").nth(1).and_then(|rest| {
-                rest.split(['"', ' ', ',']).next().and_then(|text| text.trim().parse::<SocketAddr>().ok())
+                rest.split(['"', ' ', ','])
+                    .next()
+                    .and_then(|text| text.trim().parse::<SocketAddr>().ok())
             });
             line.clear();
         }
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
         let address = address.expect("docker-registry says where it listens");
-        Some(Self { child, address, _directory: directory })
+        Some(Self {
+            child,
+            address,
+            _directory: directory,
+        })
     }
 
     pub(crate) fn name(&self, repository: &str) -> String {
@@ -126,7 +150,13 @@ impl Registry {
         self.push_as(repository, tag, image, None).await;
     }
 
-    pub(crate) async fn push_as(&self, repository: &str, tag: &str, image: &TestImage, user: Option<(&str, &str)>) {
+    pub(crate) async fn push_as(
+        &self,
+        repository: &str,
+        tag: &str,
+        image: &TestImage,
+        user: Option<(&str, &str)>,
+    ) {
         let client = http();
         let authorised = |request: reqwest::RequestBuilder| match user {
             Some((name, password)) => request.basic_auth(name, Some(password)),
@@ -137,15 +167,25 @@ impl Registry {
             let started = authorised(client.post(start)).send().await.unwrap();
             assert_eq!(started.status(), 202);
             let place = started.headers()["location"].to_str().unwrap().to_owned();
-            let place = if place.starts_with('/') { format!("http://{}{place}", self.address) } else { place };
+            let place = if place.starts_with('/') {
+                format!("http://{}{place}", self.address)
+            } else {
+                place
+            };
             let joiner = if place.contains('?') { '&' } else { '?' };
             let place = format!("{place}{joiner}digest={}", Digest::of(blob));
-            let put = authorised(client.put(place)).body(blob.clone()).send().await.unwrap();
+            let put = authorised(client.put(place))
+                .body(blob.clone())
+                .send()
+                .await
+                .unwrap();
             assert_eq!(put.status(), 201, "{:?}", put.text().await);
         }
         for (name, (media_type, bytes)) in image.manifests(tag) {
             let place = format!("http://{}/v2/{repository}/manifests/{name}", self.address);
-            let put = authorised(client.put(place)).header("content-type", media_type).body(bytes);
+            let put = authorised(client.put(place))
+                .header("content-type", media_type)
+                .body(bytes);
             let put = put.send().await.unwrap();
             assert_eq!(put.status(), 201, "{:?}", put.text().await);
         }
@@ -210,9 +250,21 @@ impl TestImage {
         Self::build(layers, "amd64", "{}", true)
     }
 
-    pub(crate) fn build(layers: &[(Vec<u8>, Compression)], architecture: &str, config: &str, docker: bool) -> Self {
-        let architecture = if architecture == "amd64" { host_architecture() } else { architecture };
-        let diff_ids: Vec<_> = layers.iter().map(|(archive, _)| format!("\"{}\"", Digest::of(archive))).collect();
+    pub(crate) fn build(
+        layers: &[(Vec<u8>, Compression)],
+        architecture: &str,
+        config: &str,
+        docker: bool,
+    ) -> Self {
+        let architecture = if architecture == "amd64" {
+            host_architecture()
+        } else {
+            architecture
+        };
+        let diff_ids: Vec<_> = layers
+            .iter()
+            .map(|(archive, _)| format!("\"{}\"", Digest::of(archive)))
+            .collect();
         let config = format!(
             r#"{{"architecture":"{architecture}","os":"linux","config":{config},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
             diff_ids.join(",")
@@ -242,21 +294,32 @@ impl TestImage {
         )
         .into_bytes();
         image.media_type = manifest_type.to_owned();
-        image.blobs.insert(Digest::of(config.as_bytes()), config.into_bytes());
+        image
+            .blobs
+            .insert(Digest::of(config.as_bytes()), config.into_bytes());
         image
     }
 
     /// An index of one image for each architecture.
     pub(crate) fn index(images: &[(&str, &Self)], docker: bool) -> Self {
-        let mut index = Self { media_type: if docker { DOCKER_LIST } else { OCI_INDEX }.to_owned(), ..Self::default() };
+        let mut index = Self {
+            media_type: if docker { DOCKER_LIST } else { OCI_INDEX }.to_owned(),
+            ..Self::default()
+        };
         let mut entries = Vec::new();
         for (architecture, image) in images {
-            let architecture = if *architecture == "amd64" { host_architecture() } else { architecture };
+            let architecture = if *architecture == "amd64" {
+                host_architecture()
+            } else {
+                architecture
+            };
             let entry = descriptor(&image.media_type, &image.manifest);
             let platform = format!(r#","platform":{{"os":"linux","architecture":"{architecture}"}}}}"#);
             entries.push(format!("{}{platform}", entry.trim_end_matches('}')));
             index.blobs.extend(image.blobs.clone());
-            index.children.push((image.media_type.clone(), image.manifest.clone()));
+            index
+                .children
+                .push((image.media_type.clone(), image.manifest.clone()));
         }
         index.manifest = format!(
             r#"{{"schemaVersion":2,"mediaType":"{}","manifests":[{}]}}"#,
@@ -283,7 +346,11 @@ impl TestImage {
 }
 
 fn descriptor(media_type: &str, bytes: &[u8]) -> String {
-    format!(r#"{{"mediaType":"{media_type}","digest":"{}","size":{}}}"#, Digest::of(bytes), bytes.len())
+    format!(
+        r#"{{"mediaType":"{media_type}","digest":"{}","size":{}}}"#,
+        Digest::of(bytes),
+        bytes.len()
+    )
 }
 
 pub(crate) fn host_architecture() -> &'static str {
@@ -302,7 +369,9 @@ pub(crate) struct Archive {
 
 impl Archive {
     pub(crate) fn new() -> Self {
-        Self { builder: Some(tar::Builder::new(Vec::new())) }
+        Self {
+            builder: Some(tar::Builder::new(Vec::new())),
+        }
     }
 
     pub(crate) fn file(self, path: &str, contents: &[u8]) -> Self {
@@ -318,7 +387,14 @@ impl Archive {
     }
 
     /// Writes names as they are given, `..` and all.
-    pub(crate) fn entry(mut self, path: &str, kind: tar::EntryType, mode: u32, link: &str, contents: &[u8]) -> Self {
+    pub(crate) fn entry(
+        mut self,
+        path: &str,
+        kind: tar::EntryType,
+        mode: u32,
+        link: &str,
+        contents: &[u8],
+    ) -> Self {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(mode);
@@ -352,7 +428,13 @@ pub(crate) struct Request {
 impl Request {
     /// The first byte of a range that is asked for.
     pub(crate) fn range_start(&self) -> Option<usize> {
-        self.headers.get("range")?.strip_prefix("bytes=")?.split('-').next()?.parse().ok()
+        self.headers
+            .get("range")?
+            .strip_prefix("bytes=")?
+            .split('-')
+            .next()?
+            .parse()
+            .ok()
     }
 }
 
@@ -369,7 +451,11 @@ pub(crate) struct Reply {
 
 impl Reply {
     pub(crate) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, body: body.into(), ..Self::default() }
+        Self {
+            status,
+            body: body.into(),
+            ..Self::default()
+        }
     }
 
     pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
@@ -440,7 +526,11 @@ pub(crate) async fn serve<F: Fn(&Request) -> Reply>(
     };
     let reply = answer(&request);
     seen.lock().unwrap().push(request.clone());
-    let mut out = format!("HTTP/1.1 {} x\r\nconnection: close\r\ncontent-length: {}\r\n", reply.status, reply.body.len());
+    let mut out = format!(
+        "HTTP/1.1 {} x\r\nconnection: close\r\ncontent-length: {}\r\n",
+        reply.status,
+        reply.body.len()
+    );
     for (name, value) in &reply.headers {
         out.push_str(&format!("{name}: {value}\r\n"));
     }
@@ -448,10 +538,18 @@ pub(crate) async fn serve<F: Fn(&Request) -> Reply>(
     if stream.write_all(out.as_bytes()).await.is_err() || request.method == "HEAD" {
         return;
     }
-    let end = reply.cut_after.or(reply.hang_after).unwrap_or(reply.body.len()).min(reply.body.len());
+    let end = reply
+        .cut_after
+        .or(reply.hang_after)
+        .unwrap_or(reply.body.len())
+        .min(reply.body.len());
     let _ = stream.write_all(&reply.body[..end]).await;
     let _ = stream.flush().await;
-    let _ = if reply.hang_after.is_none() { stream.shutdown().await } else { Ok(()) };
+    let _ = if reply.hang_after.is_none() {
+        stream.shutdown().await
+    } else {
+        Ok(())
+    };
     if reply.hang_after.is_some() {
         // Until the client gives up.
         let _ = stream.read_u8().await;
@@ -460,7 +558,15 @@ pub(crate) async fn serve<F: Fn(&Request) -> Reply>(
 
 /// A registry in memory that answers as the protocol wants; tests bend its answers.
 pub(crate) fn registry_reply(image: &TestImage, request: &Request) -> Reply {
-    let name = request.path.split('?').next().unwrap_or_default().rsplit('/').next().unwrap_or_default().to_owned();
+    let name = request
+        .path
+        .split('?')
+        .next()
+        .unwrap_or_default()
+        .rsplit('/')
+        .next()
+        .unwrap_or_default()
+        .to_owned();
     if request.path.contains("/manifests/") {
         let found = image
             .manifests("latest")
@@ -469,17 +575,27 @@ pub(crate) fn registry_reply(image: &TestImage, request: &Request) -> Reply {
         return match found {
             Some((_, (media_type, bytes))) => {
                 let digest = Digest::of(&bytes).to_string();
-                Reply::new(200, bytes).header("content-type", &media_type).header("docker-content-digest", &digest)
+                Reply::new(200, bytes)
+                    .header("content-type", &media_type)
+                    .header("docker-content-digest", &digest)
             }
-            None => Reply::new(404, r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#),
+            None => Reply::new(
+                404,
+                r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#,
+            ),
         };
     }
-    let blob = name.parse::<Digest>().ok().and_then(|digest| image.blobs.get(&digest));
+    let blob = name
+        .parse::<Digest>()
+        .ok()
+        .and_then(|digest| image.blobs.get(&digest));
     match (blob, request.range_start()) {
         (None, _) => Reply::new(404, "{}"),
         (Some(blob), None) => Reply::new(200, blob.clone()),
         (Some(blob), Some(start)) if start >= blob.len() => Reply::new(416, ""),
-        (Some(blob), Some(start)) => Reply::new(206, &blob[start..])
-            .header("content-range", &format!("bytes {start}-{}/{}", blob.len() - 1, blob.len())),
+        (Some(blob), Some(start)) => Reply::new(206, &blob[start..]).header(
+            "content-range",
+            &format!("bytes {start}-{}/{}", blob.len() - 1, blob.len()),
+        ),
     }
 }

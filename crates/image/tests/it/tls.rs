@@ -20,10 +20,16 @@ async fn start(image: TestImage) -> (SocketAddr, String, tokio::task::JoinSet<()
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap().signed_by(&key, &authority).unwrap();
+    let certificate = CertificateParams::new(["127.0.0.1".to_owned()])
+        .unwrap()
+        .signed_by(&key, &authority)
+        .unwrap();
     let config = ServerConfig::builder()
         .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+        )
         .unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -55,7 +61,11 @@ async fn a_strange_certificate_is_refused_until_the_operator_trusts_it() {
     let place = hosts.path().join("secure.example");
     fs::create_dir(&place).unwrap();
     let with = |lines: &str| {
-        fs::write(place.join("hosts.toml"), format!("server = \"https://{address}\"\n{lines}\n")).unwrap();
+        fs::write(
+            place.join("hosts.toml"),
+            format!("server = \"https://{address}\"\n{lines}\n"),
+        )
+        .unwrap();
         let directory = tempfile::tempdir().unwrap();
         let store = store_with(&directory, RegistryConfig::from_directory(hosts.path()));
         async move {
@@ -66,7 +76,11 @@ async fn a_strange_certificate_is_refused_until_the_operator_trusts_it() {
     };
     let error = with("").await.unwrap_err();
     assert!(matches!(error, Error::Transport { .. }), "{error}");
-    assert!(error.user_message().contains("certificate"), "{}", error.user_message());
+    assert!(
+        error.user_message().contains("certificate"),
+        "{}",
+        error.user_message()
+    );
     fs::write(place.join("authority.pem"), pem).unwrap();
     with("ca = \"authority.pem\"").await.unwrap();
     with("skip_verify = true").await.unwrap();

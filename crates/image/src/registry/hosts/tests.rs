@@ -8,7 +8,12 @@ fn write(directory: &Path, registry: &str, file: &str, text: &str) {
 }
 
 fn bases(config: &RegistryConfig, registry: &str) -> Vec<String> {
-    config.endpoints(registry).unwrap().iter().map(|endpoint| endpoint.base.to_string()).collect()
+    config
+        .endpoints(registry)
+        .unwrap()
+        .iter()
+        .map(|endpoint| endpoint.base.to_string())
+        .collect()
 }
 
 #[test]
@@ -17,11 +22,20 @@ fn without_files_the_registry_is_its_own_address() {
     assert_eq!(bases(&config, "docker.io"), ["https://registry-1.docker.io/v2"]);
     assert_eq!(bases(&config, "ghcr.io"), ["https://ghcr.io/v2"]);
     assert_eq!(bases(&config, "registry.lan"), ["http://registry.lan/v2"]);
-    for loopback in ["localhost:5000", "127.0.0.1:5000", "127.1.2.3", "[::1]:5000", "registry.localhost"] {
+    for loopback in [
+        "localhost:5000",
+        "127.0.0.1:5000",
+        "127.1.2.3",
+        "[::1]:5000",
+        "registry.localhost",
+    ] {
         assert_eq!(bases(&config, loopback), [format!("http://{loopback}/v2")]);
     }
     assert_eq!(bases(&config, "localhost:443"), ["https://localhost/v2"]);
-    assert_eq!(bases(&config, "127.0.0.1.example.com"), ["https://127.0.0.1.example.com/v2"]);
+    assert_eq!(
+        bases(&config, "127.0.0.1.example.com"),
+        ["https://127.0.0.1.example.com/v2"]
+    );
 }
 
 #[test]
@@ -53,7 +67,9 @@ ca = "server.pem"
         "credentials.toml",
         "[host.\"aardvark.example:8080\"]\nusername = \"u\"\npassword = \"p\"\n[host.\"docker.io\"]\ntoken = \"t\"\n",
     );
-    let endpoints = RegistryConfig::from_directory(directory.path()).endpoints("docker.io").unwrap();
+    let endpoints = RegistryConfig::from_directory(directory.path())
+        .endpoints("docker.io")
+        .unwrap();
     let bases: Vec<_> = endpoints.iter().map(|endpoint| endpoint.base.as_str()).collect();
     assert_eq!(
         bases,
@@ -65,33 +81,72 @@ ca = "server.pem"
         ]
     );
     assert!(endpoints[0].skip_verify && endpoints[0].pull && !endpoints[0].resolve);
-    assert_eq!(endpoints[1].authorities, [PathBuf::from("/a.pem"), directory.path().join("docker.io/b.pem")]);
+    assert_eq!(
+        endpoints[1].authorities,
+        [PathBuf::from("/a.pem"), directory.path().join("docker.io/b.pem")]
+    );
     assert_eq!(endpoints[1].headers.get_all("x-two").iter().count(), 2);
     assert_eq!(endpoints[1].credentials, Some(Credentials::basic("u", "p")));
     assert!(endpoints[3].is_server && endpoints[3].resolve);
-    assert_eq!(endpoints[3].authorities, [directory.path().join("docker.io/server.pem")]);
-    assert_eq!(endpoints[3].credentials, Some(Credentials::Bearer { token: "t".into() }));
+    assert_eq!(
+        endpoints[3].authorities,
+        [directory.path().join("docker.io/server.pem")]
+    );
+    assert_eq!(
+        endpoints[3].credentials,
+        Some(Credentials::Bearer { token: "t".into() })
+    );
 }
 
 #[test]
 fn the_default_directory_serves_registries_without_one() {
     let directory = tempfile::tempdir().unwrap();
-    write(directory.path(), "_default", "hosts.toml", "[host.\"https://mirror.example\"]\n");
-    write(directory.path(), "registry.lan_5000_", "hosts.toml", "server = \"http://registry.lan:5000\"\n");
+    write(
+        directory.path(),
+        "_default",
+        "hosts.toml",
+        "[host.\"https://mirror.example\"]\n",
+    );
+    write(
+        directory.path(),
+        "registry.lan_5000_",
+        "hosts.toml",
+        "server = \"http://registry.lan:5000\"\n",
+    );
     let config = RegistryConfig::from_directory(directory.path());
-    assert_eq!(bases(&config, "quay.io"), ["https://mirror.example/v2", "https://quay.io/v2"]);
-    assert_eq!(bases(&config, "registry.lan:5000"), ["http://registry.lan:5000/v2"]);
+    assert_eq!(
+        bases(&config, "quay.io"),
+        ["https://mirror.example/v2", "https://quay.io/v2"]
+    );
+    assert_eq!(
+        bases(&config, "registry.lan:5000"),
+        ["http://registry.lan:5000/v2"]
+    );
 }
 
 #[test]
 fn mistakes_are_named() {
     let directory = tempfile::tempdir().unwrap();
-    write(directory.path(), "a.example", "hosts.toml", "[host.\"https://m.example\"]\nskip_verfy = true\n");
-    write(directory.path(), "b.example", "hosts.toml", "[host.\"ftp://m.example\"]\n");
+    write(
+        directory.path(),
+        "a.example",
+        "hosts.toml",
+        "[host.\"https://m.example\"]\nskip_verfy = true\n",
+    );
+    write(
+        directory.path(),
+        "b.example",
+        "hosts.toml",
+        "[host.\"ftp://m.example\"]\n",
+    );
     write(directory.path(), "c.example", "hosts.toml", "server = \n");
     let config = RegistryConfig::from_directory(directory.path());
     let refused = |registry: &str| config.endpoints(registry).expect_err(registry).to_string();
-    assert!(refused("a.example").contains("skip_verfy"), "{}", refused("a.example"));
+    assert!(
+        refused("a.example").contains("skip_verfy"),
+        "{}",
+        refused("a.example")
+    );
     assert!(refused("b.example").contains("ftp://m.example"));
     assert!(refused("c.example").contains("hosts.toml"));
 }

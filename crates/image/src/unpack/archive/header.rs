@@ -15,7 +15,8 @@ impl Block {
 
     /// Compares the checksum, in which the field itself counts as spaces. Old tars summed signed bytes.
     pub(super) fn check(&self) -> Result<(), UnpackError> {
-        const BAD: UnpackError = UnpackError::Archive("a header has a wrong checksum; is it a tar archive at all?");
+        const BAD: UnpackError =
+            UnpackError::Archive("a header has a wrong checksum; is it a tar archive at all?");
         let stored = number(self.field(148, 8)).map_err(|_| BAD)?;
         let (mut unsigned, mut signed) = (0_i64, 0_i64);
         for (at, byte) in self.bytes.iter().enumerate() {
@@ -23,7 +24,11 @@ impl Block {
             unsigned += i64::from(byte);
             signed += i64::from(byte.cast_signed());
         }
-        if stored == unsigned || stored == signed { Ok(()) } else { Err(BAD) }
+        if stored == unsigned || stored == signed {
+            Ok(())
+        } else {
+            Err(BAD)
+        }
     }
 
     pub(super) fn kind(&self) -> u8 {
@@ -35,7 +40,11 @@ impl Block {
         // GNU uses the place of the prefix for other things.
         let posix = self.field(257, 6) == b"ustar\0";
         let prefix = text(self.field(345, 155));
-        if posix && !prefix.is_empty() { [prefix, b"/", name].concat() } else { name.to_vec() }
+        if posix && !prefix.is_empty() {
+            [prefix, b"/", name].concat()
+        } else {
+            name.to_vec()
+        }
     }
 
     pub(super) fn link(&self) -> Vec<u8> {
@@ -88,7 +97,10 @@ fn pieces(field: &[u8]) -> Result<Vec<Piece>, UnpackError> {
         .take_while(|piece| piece[0] != 0)
         .map(|piece| {
             let (offset, bytes) = piece.split_at(12);
-            Ok(Piece { offset: positive(offset)?, bytes: positive(bytes)? })
+            Ok(Piece {
+                offset: positive(offset)?,
+                bytes: positive(bytes)?,
+            })
         })
         .collect()
 }
@@ -116,7 +128,10 @@ fn number(field: &[u8]) -> Result<i64, UnpackError> {
                 0 => byte & 0x7f,
                 _ => *byte,
             };
-            value = value.checked_mul(256).and_then(|value| value.checked_add(i64::from(byte))).ok_or(BAD)?;
+            value = value
+                .checked_mul(256)
+                .and_then(|value| value.checked_add(i64::from(byte)))
+                .ok_or(BAD)?;
             if at == 0 && negative {
                 value = i64::from(byte.cast_signed());
             }
@@ -151,9 +166,15 @@ mod tests {
         assert_eq!(number(b"\0\0\0\0\0\0\0\0").unwrap(), 0);
         assert_eq!(number(&[0x80, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0]).unwrap(), 1 << 32);
         assert_eq!(number(&[0xff; 12]).unwrap(), -1);
-        assert_eq!(number(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfe]).unwrap(), -2);
+        assert_eq!(
+            number(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfe]).unwrap(),
+            -2
+        );
         assert!(number(b"9999999\0").is_err());
-        assert!(number(&[0x81, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).is_err(), "over 63 bits");
+        assert!(
+            number(&[0x81, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).is_err(),
+            "over 63 bits"
+        );
         assert!(positive(&[0xff; 12]).is_err());
     }
 }

@@ -103,7 +103,10 @@ fn some(value: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn decimal(text: &[u8]) -> Result<u64, UnpackError> {
-    std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).ok_or(BAD)
+    std::str::from_utf8(text)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .ok_or(BAD)
 }
 
 /// `1700000000.123456789`, perhaps negative; digits after the ninth are cut.
@@ -115,7 +118,11 @@ fn time(text: &[u8]) -> Result<(i64, u32), UnpackError> {
     if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(BAD);
     }
-    let digits: String = fraction.chars().chain(std::iter::repeat('0')).take(NANOS_DIGITS).collect();
+    let digits: String = fraction
+        .chars()
+        .chain(std::iter::repeat('0'))
+        .take(NANOS_DIGITS)
+        .collect();
     let nanos: u32 = digits.parse().map_err(|_| BAD)?;
     if text.starts_with('-') && nanos > 0 {
         return Ok((seconds.checked_sub(1).ok_or(BAD)?, 1_000_000_000 - nanos));
@@ -130,13 +137,24 @@ mod tests {
     #[test]
     fn records_are_read_and_malformed_ones_refused() {
         let mut records = Records::default();
-        records.extend(b"12 path=a/b\n24 mtime=1700000000.25\n30 SCHILY.xattr.user.note=hello\n").unwrap_err();
+        records
+            .extend(b"12 path=a/b\n24 mtime=1700000000.25\n30 SCHILY.xattr.user.note=hello\n")
+            .unwrap_err();
         let mut records = Records::default();
-        records.extend(b"12 path=a/b\n23 mtime=1700000000.25\n34 SCHILY.xattr.user.note=a\nb=cde\n").unwrap();
+        records
+            .extend(b"12 path=a/b\n23 mtime=1700000000.25\n34 SCHILY.xattr.user.note=a\nb=cde\n")
+            .unwrap();
         assert_eq!(records.path.as_deref(), Some(&b"a/b"[..]));
         assert_eq!(records.mtime, Some((1_700_000_000, 250_000_000)));
         assert_eq!(records.xattrs, [(b"user.note".to_vec(), b"a\nb=cde".to_vec())]);
-        for bad in [&b"x"[..], b"5 a=b", b"99999999999999999999 a=b\n", b"3 a\n", b"0 a=b\n", b"8 size=\n"] {
+        for bad in [
+            &b"x"[..],
+            b"5 a=b",
+            b"99999999999999999999 a=b\n",
+            b"3 a\n",
+            b"0 a=b\n",
+            b"8 size=\n",
+        ] {
             assert!(Records::default().extend(bad).is_err(), "{bad:?}");
         }
         assert_eq!(time(b"-1.5").unwrap(), (-2, 500_000_000));

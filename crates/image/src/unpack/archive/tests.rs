@@ -50,7 +50,14 @@ fn with_pax(records: &[(&str, &[u8])], header: &tar::Header, data: &[u8]) -> Vec
         text.push(b'\n');
     }
     let pax = self::header("pax", tar::EntryType::XHeader, text.len() as u64);
-    [pax.as_bytes().to_vec(), padded(&text), header.as_bytes().to_vec(), padded(data), vec![0; 1024]].concat()
+    [
+        pax.as_bytes().to_vec(),
+        padded(&text),
+        header.as_bytes().to_vec(),
+        padded(data),
+        vec![0; 1024],
+    ]
+    .concat()
 }
 
 #[test]
@@ -60,7 +67,9 @@ fn the_tar_crate_writes_what_is_read() {
     let mut plain = header("a", tar::EntryType::Regular, 5);
     builder.append_data(&mut plain, &long, &b"hello"[..]).unwrap();
     let mut link = header("b", tar::EntryType::Symlink, 0);
-    builder.append_link(&mut link, "link", format!("{long}/target")).unwrap();
+    builder
+        .append_link(&mut link, "link", format!("{long}/target"))
+        .unwrap();
     let mut ustar = tar::Header::new_ustar();
     ustar.set_path(format!("{}/x", "p".repeat(120))).unwrap();
     ustar.set_size(0);
@@ -69,14 +78,24 @@ fn the_tar_crate_writes_what_is_read() {
     let all = entries(&builder.into_inner().unwrap()).unwrap();
     assert_eq!(all[0].0.path, long.as_bytes());
     assert_eq!(all[0].1, b"hello");
-    assert_eq!((all[0].0.mode, all[0].0.uid, all[0].0.gid, all[0].0.mtime_seconds), (0o640, 7, 8, 1_600_000_000));
-    assert_eq!((all[1].0.kind, all[1].0.link.clone()), (Kind::Symlink, format!("{long}/target").into_bytes()));
+    assert_eq!(
+        (all[0].0.mode, all[0].0.uid, all[0].0.gid, all[0].0.mtime_seconds),
+        (0o640, 7, 8, 1_600_000_000)
+    );
+    assert_eq!(
+        (all[1].0.kind, all[1].0.link.clone()),
+        (Kind::Symlink, format!("{long}/target").into_bytes())
+    );
     assert_eq!(all[2].0.path, format!("{}/x", "p".repeat(120)).as_bytes());
 }
 
 #[test]
 fn an_archive_may_end_right_after_its_last_byte() {
-    let bytes = [header("a", tar::EntryType::Regular, 5).as_bytes().to_vec(), b"hello".to_vec()].concat();
+    let bytes = [
+        header("a", tar::EntryType::Regular, 5).as_bytes().to_vec(),
+        b"hello".to_vec(),
+    ]
+    .concat();
     assert_eq!(entries(&bytes).unwrap()[0].1, b"hello");
     let mut archive = Archive::new(&bytes[..bytes.len() - 1]);
     archive.next_entry().unwrap();
@@ -100,18 +119,34 @@ fn extended_headers_override() {
     );
     let all = entries(&bytes).unwrap();
     let (entry, data) = &all[0];
-    assert_eq!((entry.path.as_slice(), data.as_slice(), entry.uid), (name.as_bytes(), &b"abc"[..], 100_000));
+    assert_eq!(
+        (entry.path.as_slice(), data.as_slice(), entry.uid),
+        (name.as_bytes(), &b"abc"[..], 100_000)
+    );
     assert_eq!((entry.mtime_seconds, entry.mtime_nanos), (12, 500_000_000));
     assert_eq!(entry.xattrs, [(b"user.a".to_vec(), vec![0, 0xff])]);
 }
 
 #[test]
 fn sparse_files_in_four_formats() {
-    let pieces = [Piece { offset: 1000, bytes: 3 }, Piece { offset: 5000, bytes: 2 }];
+    let pieces = [
+        Piece {
+            offset: 1000,
+            bytes: 3,
+        },
+        Piece {
+            offset: 5000,
+            bytes: 2,
+        },
+    ];
     let check = |bytes: &[u8], what: &str| {
         let all = entries(bytes).unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(all[0].0.sparse.as_deref(), Some(&pieces[..]), "{what}");
-        assert_eq!((all[0].0.size, all[0].1.as_slice(), all[0].0.path.as_slice()), (6000, &b"abcde"[..], &b"real"[..]), "{what}");
+        assert_eq!(
+            (all[0].0.size, all[0].1.as_slice(), all[0].0.path.as_slice()),
+            (6000, &b"abcde"[..], &b"real"[..]),
+            "{what}"
+        );
         assert_eq!(all[1].0.path, b"next", "{what}");
     };
     let next = header("next", tar::EntryType::Regular, 0).as_bytes().to_vec();
@@ -130,7 +165,13 @@ fn sparse_files_in_four_formats() {
     let mut extension = tar::GnuExtSparseHeader::new();
     extension.sparse[0].set_offset(5000);
     extension.sparse[0].set_length(2);
-    let bytes = [gnu.as_bytes().to_vec(), extension.as_bytes().to_vec(), padded(b"abcde"), vec![0; 1024]].concat();
+    let bytes = [
+        gnu.as_bytes().to_vec(),
+        extension.as_bytes().to_vec(),
+        padded(b"abcde"),
+        vec![0; 1024],
+    ]
+    .concat();
     check(&and_next(bytes), "GNU");
 
     let plain = header("real", tar::EntryType::Regular, 5);
@@ -145,8 +186,11 @@ fn sparse_files_in_four_formats() {
     check(&and_next(with_pax(&records, &plain, b"abcde")), "pax 0.0");
 
     let made_up = header("GNUSparseFile.1/x", tar::EntryType::Regular, 5);
-    let records: [(&str, &[u8]); 3] =
-        [("GNU.sparse.size", b"6000"), ("GNU.sparse.map", b"1000,3,5000,2"), ("GNU.sparse.name", b"real")];
+    let records: [(&str, &[u8]); 3] = [
+        ("GNU.sparse.size", b"6000"),
+        ("GNU.sparse.map", b"1000,3,5000,2"),
+        ("GNU.sparse.name", b"real"),
+    ];
     check(&and_next(with_pax(&records, &made_up, b"abcde")), "pax 0.1");
 
     let data = [padded(b"2\n1000\n3\n5000\n2\n"), b"abcde".to_vec()].concat();
@@ -164,7 +208,11 @@ fn sparse_files_in_four_formats() {
 fn nonsense_is_refused_within_bounds() {
     let sparse = |map: &[u8]| {
         let plain = header("x", tar::EntryType::Regular, 5);
-        entries(&with_pax(&[("GNU.sparse.map", map), ("GNU.sparse.size", b"6000")], &plain, b"abcde"))
+        entries(&with_pax(
+            &[("GNU.sparse.map", map), ("GNU.sparse.size", b"6000")],
+            &plain,
+            b"abcde",
+        ))
     };
     assert!(sparse(b"1000,3,999,2").is_err(), "out of order");
     assert!(sparse(b"1000,3,7000,2").is_err(), "beyond the end");
@@ -177,7 +225,11 @@ fn nonsense_is_refused_within_bounds() {
     let cut = header("f", tar::EntryType::Regular, 5000);
     assert!(entries(&[cut.as_bytes().to_vec(), vec![1; 100]].concat()).is_err());
     assert!(entries(&[1; 512]).is_err(), "no checksum");
-    let huge = with_pax(&[("size", b"18446744073709551615")], &header("h", tar::EntryType::Regular, 0), b"");
+    let huge = with_pax(
+        &[("size", b"18446744073709551615")],
+        &header("h", tar::EntryType::Regular, 0),
+        b"",
+    );
     assert!(entries(&huge).is_err());
     let odd = header("odd", tar::EntryType::new(b'M'), 0);
     assert!(entries(odd.as_bytes()).is_err(), "volumes of tapes are no layers");
