@@ -60,8 +60,18 @@ pub(crate) trait Driver: Debug {
     fn watch_oom(&self, name: &str) -> io::Result<OomWatch>;
     /// Remove the cgroups; fails while processes are in them. Missing ones are fine.
     fn remove(&self, name: &str) -> io::Result<()>;
+    /// What an instance is shown of its limits, below `/sys/fs/cgroup`.
+    fn view(&self) -> View;
     /// The names of all instances that have a cgroup.
     fn names(&self) -> io::Result<Vec<String>>;
+}
+
+/// Language runtimes size their heaps and thread pools by what they find in `/sys/fs/cgroup`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum View {
+    /// One hierarchy for each of these controllers.
+    V1(&'static [&'static str]),
+    V2,
 }
 
 /// Tells that a memory limit was hit.

@@ -16,7 +16,7 @@ mod rootfs;
 use std::convert::Infallible;
 use std::io::{self, Write};
 
-use crate::cgroup::Attach;
+use crate::cgroup::{Attach, View};
 use crate::protocol::{Capability, LaunchFailure, LaunchSpec, Network, User};
 use crate::seccomp::Filter;
 use crate::state::InstanceDir;
@@ -57,6 +57,7 @@ pub(crate) fn become_instance(
     spec: &LaunchSpec,
     dir: &InstanceDir,
     attach: Attach,
+    view: View,
     filter: &Filter,
     ready: impl FnOnce(),
 ) -> Step<Infallible> {
@@ -71,6 +72,7 @@ pub(crate) fn become_instance(
     sys::hurry(false);
     enter_cgroups(cpu)?;
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP).during(|| "make a cgroup namespace".into())?;
+    rootfs::show_cgroups(view)?;
     rustix::process::chdir(spec.cwd.as_str()).during(|| format!("enter the working directory {}", spec.cwd))?;
     let identity = Identity { user: &spec.user, capabilities: &spec.capabilities, nofile: spec.limits.nofile };
     start_program(&identity, &spec.argv, &spec.env, filter, ready)

@@ -154,7 +154,7 @@ fn first_process(
         what: "set up the standard streams".to_owned(),
         errno: error.raw_os_error().unwrap_or(libc::EIO),
     })?;
-    init::become_instance(order.spec, order.dir, attach, order.filter, || {
+    init::become_instance(order.spec, order.dir, attach, order.driver.view(), order.filter, || {
         // Should the shim be killed, so is the instance: nobody would read its output or see its end.
         // Set last, because changing the user clears it.
         let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));

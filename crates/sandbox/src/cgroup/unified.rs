@@ -4,7 +4,7 @@
 //! that is why the v1 driver prefers these.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Seek};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -41,10 +41,17 @@ impl Unified {
     /// On a timeout the processes are thawed again: half frozen is no state anybody wants.
     pub(super) fn freeze(&self) -> io::Result<()> {
         // Opened first, so that no change between writing and waiting is missed.
-        let events = File::open(self.path.join("cgroup.events"))?;
+        let mut events = File::open(self.path.join("cgroup.events"))?;
         write(&self.path.join("cgroup.freeze"), "1")?;
         let deadline = Instant::now() + FREEZE_TIMEOUT;
-        while !self.is_frozen()? {
+        loop {
+            // Read through the descriptor that is polled: that is what makes it wait for the next change.
+            let mut text = String::new();
+            events.rewind()?;
+            events.read_to_string(&mut text)?;
+            if keyed(&text, "frozen") == 1 {
+                return Ok(());
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 self.thaw()?;
@@ -52,7 +59,6 @@ impl Unified {
             }
             sys::wait_for(&events, PollFlags::PRI, left)?;
         }
-        Ok(())
     }
 
     pub(super) fn thaw(&self) -> io::Result<()> {

@@ -15,7 +15,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use super::unified::{Unified, open_procs};
 use super::{
-    Attach, CPU_PERIOD_USEC, Driver, FREEZE_TIMEOUT, Freezer, Layout, OomWatch, child_names, ensure_dir, keyed, read,
+    Attach, CPU_PERIOD_USEC, Driver, FREEZE_TIMEOUT, Freezer, Layout, OomWatch, View, child_names, ensure_dir, keyed, read,
     read_number, remove_tree, write,
 };
 use crate::protocol::{Limits, Stats};
@@ -233,6 +233,10 @@ impl Driver for V1 {
             remove_tree(&parent.join(name))?;
         }
         Ok(())
+    }
+
+    fn view(&self) -> View {
+        View::V1(&["memory", "cpu"])
     }
 
     fn names(&self) -> io::Result<Vec<String>> {

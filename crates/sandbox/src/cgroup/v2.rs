@@ -11,7 +11,7 @@ use rustix::event::PollFlags;
 
 use super::unified::Unified;
 use super::{
-    Attach, CPU_PERIOD_USEC, Driver, OomWatch, child_names, ensure_dir, keyed, read, read_number, remove_tree, write,
+    Attach, CPU_PERIOD_USEC, Driver, OomWatch, View, child_names, ensure_dir, keyed, read, read_number, remove_tree, write,
 };
 use crate::protocol::{Limits, Stats};
 
@@ -130,6 +130,10 @@ impl Driver for V2 {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         remove_tree(&self.path(name))
+    }
+
+    fn view(&self) -> View {
+        View::V2
     }
 
     fn names(&self) -> io::Result<Vec<String>> {

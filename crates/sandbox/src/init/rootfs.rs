@@ -16,6 +16,7 @@ use rustix::mount::{
 
 use super::files::{Owner, Root, is_directory};
 use super::{During, Step};
+use crate::cgroup::View;
 use crate::protocol::{BindMount, LaunchSpec};
 use crate::state::InstanceDir;
 use crate::sys;
@@ -210,6 +211,34 @@ fn pivot(root: &Root) -> Step<()> {
     rustix::process::pivot_root(".", ".").during(what)?;
     rustix::mount::unmount(".", UnmountFlags::DETACH).during(what)?;
     rustix::process::chdir("/").during(what)
+}
+
+/// Show the instance its own limits, read-only. After it has entered its cgroup namespace, so that
+/// its cgroup is the root of what it sees.
+pub(super) fn show_cgroups(view: View) -> Step<()> {
+    let what = || "show the cgroups".to_owned();
+    let mut flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    flags |= MountAttrFlags::MOUNT_ATTR_NOEXEC | MountAttrFlags::MOUNT_ATTR_RDONLY;
+    let target = Path::new("/sys/fs/cgroup");
+    let controllers = match view {
+        View::V2 => {
+            let mount = new_mount("cgroup2", &[], flags).during(what)?;
+            return attach(mount.as_fd(), CWD, target).during(what);
+        }
+        View::V1(controllers) => controllers,
+    };
+    let writable = flags & !MountAttrFlags::MOUNT_ATTR_RDONLY;
+    let parent = new_mount("tmpfs", &[("size", "65536"), ("mode", "0755")], writable).during(what)?;
+    attach(parent.as_fd(), CWD, target).during(what)?;
+    for controller in controllers {
+        rustix::fs::mkdirat(&parent, *controller, Mode::from_raw_mode(0o755)).during(what)?;
+        let context = rustix::mount::fsopen("cgroup", FsOpenFlags::FSOPEN_CLOEXEC).during(what)?;
+        rustix::mount::fsconfig_set_flag(&context, *controller).during(what)?;
+        rustix::mount::fsconfig_create(&context).during(what)?;
+        let mount = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).during(what)?;
+        attach(mount.as_fd(), parent.as_fd(), Path::new(controller)).during(what)?;
+    }
+    sys::mount_setattr(parent.as_fd(), libc::MOUNT_ATTR_RDONLY, false).during(what)
 }
 
 /// Take away what a fresh /proc and /sys show too much of.

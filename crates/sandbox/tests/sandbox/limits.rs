@@ -52,6 +52,20 @@ fn a_fork_bomb_is_held() {
 }
 
 #[test]
+fn an_instance_can_read_its_own_limits_and_not_change_them() {
+    let Some(world) = World::new() else { return };
+    let mut spec = world.shell(
+        "cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max; \
+         cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null || cut -d' ' -f1 /sys/fs/cgroup/cpu.max; \
+         for f in /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max /sys/fs/cgroup/x; do \
+           (echo 1 > $f) 2>/dev/null && echo WROTE; done; find /sys/fs/cgroup -name 'test-*'",
+    );
+    spec.limits.memory_bytes = Some(64 << 20);
+    spec.limits.cpu_millis = Some(1500);
+    assert_eq!(world.output(spec), ["67108864", "150000"]);
+}
+
+#[test]
 fn the_limits_and_the_figures_are_the_kernels() {
     let Some(world) = World::new() else { return };
     let mut spec = world.shell("ulimit -n; ulimit -c; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo done; sleep 1000");
