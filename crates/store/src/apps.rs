@@ -216,6 +216,12 @@ impl Store {
     /// Those of [`Store::create_app_with_domain`], [`Store::create_service`] and [`Store::add_deployment`].
     pub async fn compose(&self, app: ComposeApp, services: Vec<ComposeService>) -> Result<Composed> {
         const DOING: &str = "composing an app";
+        for service in &services {
+            if let ComposeService::New(new) = service {
+                self.check_owned(new.organization_id, new.project_id, None)
+                    .await?;
+            }
+        }
         let now = self.now();
         let mut changes = Vec::new();
         let mut transaction = self.database().write(DOING).await?;

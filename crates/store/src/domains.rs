@@ -15,8 +15,10 @@ impl Store {
     /// Makes a domain.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`] for the name.
+    /// [`Error::AlreadyExists`] for the name, [`Error::NotFound`] for the app or the project.
     pub async fn create_domain(&self, new: NewDomain) -> Result<Domain> {
+        self.check_owned(new.organization_id, new.project_id, new.app_id)
+            .await?;
         let domain = domain_of(new, self.now());
         self.write_one(
             Sql::insert(&domain),
@@ -105,6 +107,8 @@ impl Store {
         id: DomainId,
         edit: &DomainEdit,
     ) -> Result<Domain> {
+        self.check_owned(organization, edit.project_id.flatten(), edit.app_id.flatten())
+            .await?;
         let mut edit = edit.clone();
         if let Some(name) = &mut edit.name {
             name.make_ascii_lowercase();

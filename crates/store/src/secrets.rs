@@ -35,6 +35,8 @@ impl Store {
     /// [`Error::AlreadyExists`] for the name, [`Error::Keyring`].
     pub async fn create_secret(&self, new: NewSecret, value: &[u8]) -> Result<Secret> {
         const DOING: &str = "making a secret";
+        self.check_owned(new.organization_id, new.project_id, None)
+            .await?;
         let now = self.now();
         let secret = Secret {
             id: new.id,
@@ -91,6 +93,8 @@ impl Store {
         edit: &SecretEdit,
         value: Option<&[u8]>,
     ) -> Result<Secret> {
+        self.check_owned(organization, edit.project_id.flatten(), None)
+            .await?;
         let mut cells = edit.cells();
         if let Some(value) = value {
             let sealed = self.seal(organization, id, value).await?;

@@ -23,10 +23,12 @@ impl Store {
     /// Makes a service, its first deployment, one regional deployment a region, and its public ports.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`] for the name; [`Error::NotFound`] for the app; [`Error::Conflict`] when the app is
-    /// being deleted; [`Error::Exhausted`] for public ports.
+    /// [`Error::AlreadyExists`] for the name; [`Error::NotFound`] for the app or the project; [`Error::Conflict`] when
+    /// the app is being deleted; [`Error::Exhausted`] for public ports.
     pub async fn create_service(&self, new: NewService) -> Result<Deployed> {
         const DOING: &str = "making a service";
+        self.check_owned(new.organization_id, new.project_id, None)
+            .await?;
         let wanted = self.proxy_ports_of(&new.proxy_ports);
         let mut transaction = self.database().write(DOING).await?;
         let deployed = insert_service(&mut transaction, wanted, new, self.now()).await?;

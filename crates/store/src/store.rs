@@ -14,7 +14,7 @@ use tokio::{
     sync::{RwLock, broadcast},
     task::AbortHandle,
 };
-use tram_types::{Clock, OrganizationId, Timestamp};
+use tram_types::{AppId, Clock, OrganizationId, ProjectId, Timestamp};
 use uuid::Uuid;
 
 use crate::{
@@ -254,6 +254,23 @@ impl Store {
         };
         commit(snapshot, doing).await?;
         Ok(Listed { items, count })
+    }
+
+    /// That a project and an app, where named, are the organization's own: what is recorded under one tenant must
+    /// never lead to another's. An id never changes hands, so this need not be in the transaction that follows.
+    pub(crate) async fn check_owned(
+        &self,
+        organization: OrganizationId,
+        project: Option<ProjectId>,
+        app: Option<AppId>,
+    ) -> Result<()> {
+        if let Some(project) = project {
+            self.project(organization, project).await?;
+        }
+        if let Some(app) = app {
+            self.app(organization, app).await?;
+        }
+        Ok(())
     }
 
     /// One statement that writes one row of an organization; tells whether it was there.

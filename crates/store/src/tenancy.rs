@@ -97,6 +97,8 @@ impl Store {
         edit: &OrganizationEdit,
     ) -> Result<Organization> {
         const DOING: &str = "changing an organization";
+        self.check_owned(id, edit.default_project_id.flatten(), None)
+            .await?;
         let sql = Sql::update::<Organization>(edit.cells(), self.now()).with(" WHERE id = ", &id);
         if self.write_one(sql, &[], DOING).await? == 0 {
             return Err(Error::not_found("organization", id));

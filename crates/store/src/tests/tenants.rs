@@ -8,10 +8,12 @@ use tram_types::{
     status::{CredentialType, SecretType},
 };
 
-use super::fixture::{Fixture, new_app, new_deployment, new_domain};
+use super::fixture::{Fixture, new_app, new_deployment, new_domain, new_service};
 use crate::{
     Error, Page, filter,
-    intent::{CredentialEdit, NewCredential, NewSecret, ProjectEdit, ServiceEdit},
+    intent::{
+        CredentialEdit, DomainEdit, NewCredential, NewSecret, OrganizationEdit, ProjectEdit, ServiceEdit,
+    },
     record::{Desired, Role},
     token_sha256,
 };
@@ -241,7 +243,7 @@ pub(super) async fn nothing_of_another_organization_is_found(fixture: &Fixture) 
         store.regional_deployment(stranger, made.regional[0].id),
         store.instance(stranger, instance.id),
         store.domain(stranger, domain.id),
-        store.update_domain(stranger, domain.id, &crate::intent::DomainEdit::default()),
+        store.update_domain(stranger, domain.id, &DomainEdit::default()),
         store.delete_domain(stranger, domain.id),
         store.secret(stranger, secret.id),
         store.update_secret(
@@ -253,6 +255,45 @@ pub(super) async fn nothing_of_another_organization_is_found(fixture: &Fixture) 
         store.delete_secret(stranger, secret.id),
         store.reveal_secret(stranger, secret.id),
     );
+    // Nor can anything of theirs lead to it.
+    let mine = store
+        .create_domain(new_domain(stranger, None, "stranger.example"))
+        .await
+        .unwrap();
+    let to_app = DomainEdit {
+        app_id: Some(Some(app)),
+        ..DomainEdit::default()
+    };
+    let to_project = DomainEdit {
+        project_id: Some(Some(project)),
+        ..DomainEdit::default()
+    };
+    let default_project = OrganizationEdit {
+        default_project_id: Some(Some(project)),
+        ..OrganizationEdit::default()
+    };
+    let own_app = fixture.app(stranger).await;
+    let mut in_project = new_service(&own_app, "web");
+    in_project.project_id = Some(project);
+    let mut in_app = new_service(&own_app, "web");
+    in_app.app_id = app;
+    let secret_in_project = NewSecret {
+        id: SecretId::random(),
+        organization_id: stranger,
+        project_id: Some(project),
+        name: "key".to_owned(),
+        kind: SecretType::Simple,
+    };
+    hidden!(
+        store.create_domain(new_domain(stranger, Some(app), "b.example")),
+        store.update_domain(stranger, mine.id, &to_app),
+        store.update_domain(stranger, mine.id, &to_project),
+        store.update_organization(stranger, &default_project),
+        store.create_service(in_project),
+        store.create_service(in_app),
+        store.create_secret(secret_in_project, b"v"),
+    );
+    store.delete_domain(stranger, mine.id).await.unwrap();
     let page = Page::default();
     assert_eq!(
         store
@@ -260,7 +301,7 @@ pub(super) async fn nothing_of_another_organization_is_found(fixture: &Fixture) 
             .await
             .unwrap()
             .count,
-        0
+        1
     );
     assert_eq!(
         store
