@@ -1,1 +1,102 @@
-//! The composition root: roles, ports, signals, order of shutdown.
+//! The composition root: the one crate that knows all others.
+//!
+//! `tram` is one binary with several roles. Commands for people are carried out by `tram-cli`; the roles that need
+//! other rooms of the house come here: `up` (the control plane), `supervise` and `edge` (its helper processes),
+//! `doctor`, `trust`, `images`. Nothing is decided in this crate; it starts things in order, connects them, and stops
+//! them in the reverse order.
+//!
+//! Start reading at [`up`].
+
+pub mod admin;
+pub mod bootstrap;
+pub mod data_plane;
+pub mod doctor;
+pub mod figures;
+pub mod host;
+pub mod images;
+pub mod invoker;
+pub mod logging;
+pub mod metrics;
+pub mod paths;
+pub mod processes;
+pub mod roles;
+pub mod sampler;
+pub mod trust;
+pub mod up;
+pub mod verifier;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use tram_cli::{Outcome, Printer, ServerCommand};
+
+/// The whole program.
+#[must_use]
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    // One implementation of cryptography for every connection of the process. It is set once; a second time would
+    // mean that `main` ran twice.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match tram_cli::run(arguments) {
+        Outcome::Exit(code) => ExitCode::from(code),
+        Outcome::Server { command, printer } => serve(*command, &printer),
+    }
+}
+
+fn serve(command: ServerCommand, printer: &Printer) -> ExitCode {
+    match command {
+        ServerCommand::Supervise(arguments) => roles::supervise(&arguments),
+        ServerCommand::Edge(arguments) => roles::edge(&arguments),
+        ServerCommand::Up(settings) => finish(printer, block_on(up::run(settings, printer))),
+        ServerCommand::Doctor(settings) => match block_on(doctor::run(&settings, printer)) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => finish(printer, Err(error)),
+        },
+        ServerCommand::Trust { settings, action } => finish(printer, trust::run(&settings, action, printer)),
+        ServerCommand::Images { settings, action } => {
+            finish(printer, block_on(images::run(&settings, action, printer)))
+        }
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(Box::pin(work));
+    // Reads of standard input may hang for ever; the process ends anyway.
+    runtime.shutdown_background();
+    result
+}
+
+fn finish(printer: &Printer, result: Result<(), anyhow::Error>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let causes: Vec<String> = error
+                .chain()
+                .skip(1)
+                .map(|cause| format!("  because: {cause}"))
+                .collect();
+            printer.error_bytes(format!("error: {error}\n").as_bytes());
+            for cause in causes {
+                printer.error_bytes(format!("{cause}\n").as_bytes());
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error with its causes, in one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let said = next.to_string();
+        // A transparent error says the same as its cause.
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        cause = next.source();
+    }
+    text
+}

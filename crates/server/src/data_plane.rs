@@ -1,0 +1,160 @@
+//! The link to the edge process, in the controller's words. Connects again for as long as the control plane lives.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio::sync::{Mutex, RwLock, mpsc};
+use tokio_util::sync::CancellationToken;
+use tram_controller::data_plane::{DataPlane, Error, Event, ServiceActivity};
+use tram_edge::link;
+use tram_types::{ServiceId, Timestamp, routing::RoutingTable};
+
+use crate::figures::Figures;
+
+/// Pause before the edge is looked for again. Short: an edge that is being started again is back in milliseconds,
+/// and the attempt is one connect on a Unix socket.
+const RECONNECT: Duration = Duration::from_millis(50);
+/// News that may wait for the controller. More would be old before they are read; the link itself holds back too.
+const EVENTS_MAX: usize = 256;
+
+/// The edge process as the controller's data plane.
+#[derive(Debug)]
+pub struct EdgeLink {
+    client: Arc<RwLock<Option<Arc<link::Client>>>>,
+    events: Mutex<mpsc::Receiver<Event>>,
+    stop: CancellationToken,
+}
+
+impl EdgeLink {
+    /// Keeps a link to the edge that listens on `socket`; what it reports also goes into `figures`.
+    #[must_use]
+    pub fn start(socket: PathBuf, figures: Arc<Figures>) -> Self {
+        let client = Arc::new(RwLock::new(None));
+        let (sender, events) = mpsc::channel(EVENTS_MAX);
+        let stop = CancellationToken::new();
+        tokio::spawn(follow(socket, figures, Arc::clone(&client), sender, stop.clone()));
+        Self {
+            client,
+            events: Mutex::new(events),
+            stop,
+        }
+    }
+
+    /// The edge's metrics in Prometheus' text format; `None` while the link is down.
+    pub async fn metrics(&self) -> Option<String> {
+        let client = self.client.read().await.clone()?;
+        client.metrics().await.ok()
+    }
+
+    /// Whether the edge is there.
+    pub async fn is_connected(&self) -> bool {
+        self.client.read().await.is_some()
+    }
+}
+
+impl Drop for EdgeLink {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn follow(
+    socket: PathBuf,
+    figures: Arc<Figures>,
+    shared: Arc<RwLock<Option<Arc<link::Client>>>>,
+    sender: mpsc::Sender<Event>,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = one_link(&socket, &figures, &shared, &sender) => {}
+        }
+        let was_up = shared.write().await.take().is_some();
+        if was_up {
+            tracing::warn!("the link to the edge broke; the edge goes on serving what it has");
+            if sender.send(Event::Lost).await.is_err() {
+                return;
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(RECONNECT) => {}
+        }
+    }
+}
+
+/// From one connect to its end.
+async fn one_link(
+    socket: &std::path::Path,
+    figures: &Figures,
+    shared: &RwLock<Option<Arc<link::Client>>>,
+    sender: &mpsc::Sender<Event>,
+) {
+    let (client, mut events) = match link::Client::connect(socket).await {
+        Ok(link) => link,
+        Err(error) => {
+            tracing::debug!(error = %crate::chain(&error), "the edge cannot be reached yet");
+            return;
+        }
+    };
+    let edge = client.hello().edge_id;
+    let held = client.hello().table_version;
+    *shared.write().await = Some(Arc::new(client));
+    tracing::info!(%edge, held, "linked to the edge");
+    if sender.send(Event::Connected { held }).await.is_err() {
+        return;
+    }
+    while let Some(event) = events.next().await {
+        if let link::Event::Report(report) = &event {
+            figures.traffic(edge, report);
+            for port in &report.closed_ports {
+                tracing::warn!(
+                    port = port.public_port,
+                    reason = port.reason,
+                    "the edge cannot open a public TCP port"
+                );
+            }
+        }
+        if sender.send(translate(event)).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn translate(event: link::Event) -> Event {
+    match event {
+        link::Event::Wake(demand) => Event::Wake {
+            service: ServiceId::from_uuid(demand.service_id),
+            waiting: u64::from(demand.waiting),
+        },
+        link::Event::Report(report) => Event::Report {
+            complete: report.complete,
+            services: report
+                .services
+                .into_iter()
+                .map(|service| ServiceActivity {
+                    service: ServiceId::from_uuid(service.service_id),
+                    in_flight: u64::from(service.in_flight),
+                    queued: u64::from(service.queued),
+                    last_at: service.last_activity.map(Timestamp::from),
+                })
+                .collect(),
+        },
+    }
+}
+
+#[async_trait]
+impl DataPlane for EdgeLink {
+    async fn push(&self, table: &RoutingTable) -> Result<(), Error> {
+        let client = self.client.read().await.clone().ok_or(Error::Lost(None))?;
+        client.push_table(table).await.map_err(|error| match error {
+            link::Error::Refused { held, reason, .. } => Error::Refused { held, reason },
+            other => Error::Lost(Some(Box::new(other))),
+        })
+    }
+
+    async fn next_event(&self) -> Option<Event> {
+        self.events.lock().await.recv().await
+    }
+}

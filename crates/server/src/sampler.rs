@@ -1,0 +1,90 @@
+//! Samples what instances use, once a minute, for the metrics endpoint.
+
+use std::{collections::HashMap, sync::Arc};
+
+use tokio_util::sync::CancellationToken;
+use tram_site::{InstancePhase, Sites, Usage};
+use tram_store::Store;
+use tram_types::{Clock, InstanceId, Timestamp, catalog::Catalog};
+
+use crate::figures::{Figures, SLOT};
+
+/// Samples until `stop`.
+pub async fn run(
+    sites: Sites,
+    store: Store,
+    catalog: Arc<Catalog>,
+    clock: Arc<dyn Clock>,
+    figures: Arc<Figures>,
+    stop: CancellationToken,
+) {
+    let mut before: HashMap<InstanceId, (Timestamp, Usage)> = HashMap::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(SLOT) => {}
+        }
+        let mut now_seen = HashMap::new();
+        for (_, site) in sites.iter() {
+            let Ok(observation) = site.observe().await else {
+                continue;
+            };
+            for (id, _) in observation
+                .instances
+                .iter()
+                .filter(|(_, seen)| matches!(seen.phase, InstancePhase::Running { .. }))
+            {
+                let (Ok(usage), Ok(instance)) = (site.usage(*id).await, store.instance_unscoped(*id).await)
+                else {
+                    continue;
+                };
+                let at = clock.now();
+                if let Some((then, last)) = before.get(id) {
+                    let cpu_millis = catalog
+                        .instance_type(&instance.instance_type)
+                        .map_or(1000, |kind| kind.cpu_millis);
+                    figures.usage(
+                        instance.service_id,
+                        *id,
+                        at,
+                        cpu_percent(*last, usage, at.since(*then), cpu_millis),
+                        usage.memory_bytes,
+                    );
+                }
+                now_seen.insert(*id, (at, usage));
+            }
+        }
+        before = now_seen;
+    }
+}
+
+/// Processor time of a span as percent of what the instance type may use.
+fn cpu_percent(before: Usage, now: Usage, span: std::time::Duration, cpu_millis: u32) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a figure for a graph")]
+    let used = now.cpu_usec.saturating_sub(before.cpu_usec) as f64;
+    #[expect(clippy::cast_precision_loss, reason = "a figure for a graph")]
+    let allowed = span.as_micros() as f64 * f64::from(cpu_millis) / 1000.0;
+    if allowed > 0.0 {
+        used / allowed * 100.0
+    } else {
+        0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn percent_is_of_the_instance_type() {
+        let usage = |cpu_usec| Usage {
+            cpu_usec,
+            memory_bytes: 0,
+            pids: 1,
+        };
+        let percent = cpu_percent(usage(0), usage(250_000), Duration::from_secs(1), 500);
+        assert!((percent - 50.0).abs() < 1e-9);
+        assert_eq!(cpu_percent(usage(5), usage(1), Duration::ZERO, 500), 0.0);
+    }
+}

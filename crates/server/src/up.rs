@@ -1,0 +1,479 @@
+//! `tram up`: the control plane, and the order in which everything starts and stops.
+//!
+//! ```text
+//! lock the data directory -> take the API's port -> edge (it takes its ports) and supervisor, adopted or started
+//!   -> store -> images -> this machine as a site -> link to the edge -> controller -> API
+//! ```
+//!
+//! Whatever can fail for want of a port, a permission or a file fails before any work starts. SIGTERM and Ctrl-C stop
+//! in the reverse order and leave nothing running; kill -9 leaves the edge and the instances running, and the next
+//! start adopts them.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+use tram_api::ApiState;
+use tram_cli::{Printer, Settings};
+use tram_controller::{Controller, ControllerHandle, Deps};
+use tram_image::ImageStore;
+use tram_site::{Site, Sites};
+use tram_site_local::LocalSite;
+use tram_store::{Leadership, Options, Store, keyring};
+use tram_types::{Clock, SystemClock, catalog::Catalog};
+
+use crate::{
+    admin::{self, Admin},
+    bootstrap,
+    data_plane::EdgeLink,
+    figures::{Figures, KEPT},
+    host, invoker, logging,
+    metrics::Metrics,
+    paths::Paths,
+    processes::{DirectoryLock, Helper, Keeper},
+    roles::{self, EdgeSettings},
+    sampler,
+    verifier::Verifier,
+};
+
+/// Name of the lock on the data directory; holds the process id of `tram up`.
+pub const LOCK_NAME: &str = "up.lock";
+/// A helper process that is not there after this time has a reason that its log tells.
+const HELPER_PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks whether a helper is there. Each look is one connect on a Unix socket.
+const HELPER_LOOK: Duration = Duration::from_millis(5);
+/// Open API calls get this long to finish; streams of logs and terminals are cut then.
+const API_DRAIN: Duration = Duration::from_secs(5);
+/// Open requests through the edge get this long to finish: its own bound and a little more.
+const EDGE_DRAIN: Duration = Duration::from_secs(35);
+/// Instances get this long between the stop signal and the end by force when everything stops.
+const INSTANCE_GRACE: Duration = Duration::from_secs(10);
+/// All instances are gone after this time, or something is badly wrong.
+const INSTANCES_PATIENCE: Duration = Duration::from_secs(30);
+/// The supervisor leaves at once when told.
+const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(5);
+/// How often the figure of the backlog is brought up to date.
+const BACKLOG_LOOK: Duration = Duration::from_secs(5);
+
+/// Runs the whole cloud on this machine until SIGTERM or Ctrl-C.
+///
+/// # Errors
+/// With what is wrong, for the user.
+pub async fn run(settings: Settings, printer: &Printer) -> anyhow::Result<()> {
+    logging::control_plane(&settings.log_filter, settings.log_format).map_err(anyhow::Error::msg)?;
+    if !nix::unistd::geteuid().is_root() {
+        bail!(
+            "`tram up` needs root: instances get namespaces, cgroups, mounts and addresses of their own. \
+             Run `sudo tram up`; the other commands need no root"
+        );
+    }
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let starting = Box::pin(Running::start(&settings, printer));
+    let running = tokio::select! {
+        started = starting => started?,
+        // Nothing is half done that the next start would not find.
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    printer.note("stopping: finishing open requests, then instances");
+    Box::pin(running.stop()).await;
+    Ok(())
+}
+
+/// Everything that runs, in the order of the start.
+struct Running {
+    _lock: DirectoryLock,
+    /// One machine, one control plane on this database.
+    _leadership: Leadership,
+    supervisor: Keeper,
+    edge: Keeper,
+    store: Store,
+    site: Arc<LocalSite>,
+    controller: ControllerHandle,
+    api: tokio::task::JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+impl Running {
+    async fn start(settings: &Settings, printer: &Printer) -> anyhow::Result<Self> {
+        let paths = Paths::new(&settings.data_dir);
+        if let Err((room, source)) = paths.ensure() {
+            return Err(source).with_context(|| format!("cannot make {}", room.display()));
+        }
+        let lock = lock(&paths)?;
+        let api_listener = TcpListener::bind(settings.api_listen).await.with_context(|| {
+            format!(
+                "cannot listen on {} for the API: stop what listens there, or choose another with `--api-listen`",
+                settings.api_listen
+            )
+        })?;
+        let api_address = api_listener.local_addr()?;
+        let door =
+            admin::bind(&paths.root().join(admin::SOCKET)).context("cannot make the operator's socket")?;
+
+        let edge = keep_edge(settings, &paths).await?;
+        let supervisor = keep_supervisor(&paths).await?;
+
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let (store, leadership) = open_store(settings, &paths, Arc::clone(&clock)).await?;
+        let api_url = format!("http://{}", reachable(api_address));
+        let context_file = invoker::context_file()?;
+        let first = bootstrap::ensure(&store, &settings.organization, &api_url, &context_file).await?;
+        let images = crate::images::open(settings, &paths)?;
+        let site = open_site(&paths, images.clone()).await?;
+        let sites = Sites::single(settings.region.clone(), Arc::clone(&site) as Arc<dyn Site>);
+        let catalog = Arc::new(Catalog::local(
+            &settings.region,
+            &settings.region,
+            host::cpu_millis(),
+            host::memory_bytes(),
+        ));
+
+        let figures = Arc::new(Figures::default());
+        let metrics = Arc::new(Metrics::default());
+        let link = Arc::new(EdgeLink::start(
+            tram_edge::link::socket_path(&paths.edge()),
+            Arc::clone(&figures),
+        ));
+        let controller = Controller::start(Deps {
+            store: store.clone(),
+            sites: sites.clone(),
+            data_plane: Arc::clone(&link) as Arc<dyn tram_controller::DataPlane>,
+            resolver: Arc::new(tram_controller::domain::SystemResolver),
+            clock: Arc::clone(&clock),
+            catalog: Arc::clone(&catalog),
+            policy: tram_planner::Policy::default(),
+            settings: tram_controller::Settings {
+                base_domain: settings.base_domain.clone(),
+                public_hosts: vec![settings.base_domain.clone()],
+                ..tram_controller::Settings::default()
+            },
+            observer: Arc::clone(&metrics) as Arc<dyn tram_controller::Observer>,
+        });
+
+        let stop = CancellationToken::new();
+        tokio::spawn(sampler::run(
+            sites.clone(),
+            store.clone(),
+            Arc::clone(&catalog),
+            Arc::clone(&clock),
+            Arc::clone(&figures),
+            stop.clone(),
+        ));
+        let state = ApiState::new(
+            store.clone(),
+            sites,
+            catalog,
+            clock,
+            api_settings(settings, &api_url),
+            Arc::new(Verifier {
+                images: images.clone(),
+            }),
+            figures,
+        );
+        let api = serve_api(api_listener, tram_api::router(state), stop.clone());
+        serve_door(
+            door,
+            Admin {
+                images,
+                edge: link,
+                metrics: Arc::clone(&metrics),
+            },
+            stop.clone(),
+        );
+        announce(settings, printer, &api_url, first.as_ref());
+        Ok(Self {
+            _lock: lock,
+            _leadership: leadership,
+            supervisor,
+            edge,
+            store,
+            site,
+            controller,
+            api,
+            stop,
+        })
+    }
+
+    /// Stops in the reverse order: no new intents, no new decisions, no new requests, then what runs.
+    async fn stop(self) {
+        self.stop.cancel();
+        let api = self.api.abort_handle();
+        if tokio::time::timeout(API_DRAIN, self.api).await.is_err() {
+            tracing::warn!("open API calls were cut off");
+            api.abort();
+        }
+        self.controller.shutdown().await;
+        self.edge.stop(EDGE_DRAIN).await;
+        stop_instances(&self.site).await;
+        if let Err(error) = self.site.close().await {
+            tracing::warn!(error = %crate::chain(&error), "the private network could not be taken down");
+        }
+        self.supervisor.stop(SUPERVISOR_PATIENCE).await;
+        self.store.close().await;
+    }
+}
+
+fn lock(paths: &Paths) -> anyhow::Result<DirectoryLock> {
+    match DirectoryLock::take(paths.root(), LOCK_NAME)? {
+        Ok(lock) => Ok(lock),
+        Err(holder) => {
+            let who = holder
+                .pid
+                .map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
+            bail!(
+                "{who} runs on the data directory {} already: stop it, or give this one another with `--data-dir`",
+                paths.root().display()
+            )
+        }
+    }
+}
+
+/// The edge, adopted when it runs with these settings, else started; it has its ports when this returns.
+async fn keep_edge(settings: &Settings, paths: &Paths) -> anyhow::Result<Keeper> {
+    let on = |port: u16| {
+        settings
+            .http_listen
+            .iter()
+            .map(|address| SocketAddr::new(*address, port))
+            .collect()
+    };
+    let wanted = EdgeSettings {
+        http: on(settings.http_port),
+        https: on(settings.https_port),
+        tcp: settings.http_listen.clone(),
+        access_log: paths.access_log(),
+    };
+    let helper = Helper {
+        role: "edge",
+        arguments: roles::arguments(&paths.edge()),
+        state_dir: paths.edge(),
+        lock_name: roles::LOCK_NAME,
+        log: paths.logs().join("edge.log"),
+    };
+    if helper.running().is_some() && EdgeSettings::read(&paths.edge()).as_ref() != Some(&wanted) {
+        tracing::info!("the settings of the edge changed; starting it again");
+        Keeper::keep(helper.clone())?.stop(EDGE_DRAIN).await;
+    }
+    wanted
+        .write(&paths.edge())
+        .context("cannot write the settings of the edge")?;
+    link_certificates(settings, paths)?;
+    let keeper = Keeper::keep(helper)?;
+    let socket = tram_edge::link::socket_path(&paths.edge());
+    wait_for_helper(keeper, "edge", || async {
+        tram_edge::link::Client::connect(&socket).await.is_ok()
+    })
+    .await
+}
+
+/// Certificates for custom domains are where the operator says; the edge looks in its own directory.
+fn link_certificates(settings: &Settings, paths: &Paths) -> anyhow::Result<()> {
+    if settings.certificates_dir.as_os_str().is_empty() {
+        return Ok(());
+    }
+    let link = paths.edge().join("certs");
+    match std::fs::symlink_metadata(&link) {
+        Ok(found) if found.is_symlink() => std::fs::remove_file(&link)?,
+        Ok(_) => bail!(
+            "{} is in the way: move its certificates to the `certificates_dir`",
+            link.display()
+        ),
+        Err(_) => {}
+    }
+    std::os::unix::fs::symlink(&settings.certificates_dir, &link)
+        .with_context(|| format!("cannot lead {} to the certificates", link.display()))
+}
+
+async fn keep_supervisor(paths: &Paths) -> anyhow::Result<Keeper> {
+    let directory = paths.supervisor();
+    let keeper = Keeper::keep(Helper {
+        role: "supervise",
+        arguments: roles::arguments(&directory),
+        state_dir: directory.clone(),
+        lock_name: roles::LOCK_NAME,
+        log: paths.logs().join("supervise.log"),
+    })?;
+    wait_for_helper(keeper, "supervise", || async {
+        let directory = directory.clone();
+        tokio::task::spawn_blocking(move || tram_sandbox::client::Client::new(directory).ping().is_ok())
+            .await
+            .unwrap_or(false)
+    })
+    .await
+}
+
+/// Waits until a helper answers; when it does not, its own last words say why.
+async fn wait_for_helper<F: Future<Output = bool>>(
+    keeper: Keeper,
+    role: &str,
+    answers: impl Fn() -> F,
+) -> anyhow::Result<Keeper> {
+    let deadline = tokio::time::Instant::now() + HELPER_PATIENCE;
+    while !answers().await {
+        let ended = keeper.has_ended();
+        if ended || tokio::time::Instant::now() > deadline {
+            let words = keeper.helper().last_words();
+            keeper.stop(SUPERVISOR_PATIENCE).await;
+            bail!("the `{role}` process does not come up; its last words:\n{words}");
+        }
+        tokio::time::sleep(HELPER_LOOK).await;
+    }
+    Ok(keeper)
+}
+
+async fn open_store(
+    settings: &Settings,
+    paths: &Paths,
+    clock: Arc<dyn Clock>,
+) -> anyhow::Result<(Store, Leadership)> {
+    let database_url = if settings.database_url.is_empty() {
+        format!("sqlite://{}", paths.sqlite().display())
+    } else {
+        settings.database_url.clone()
+    };
+    let store = Store::open(Options {
+        database_url,
+        keyring: keyring::Settings {
+            path: paths.keyring(),
+            create: true,
+        },
+        proxy_ports: settings.proxy_ports.first..=settings.proxy_ports.last,
+        clock,
+    })
+    .await
+    .context("cannot open the database")?;
+    match store.acquire_leadership().await? {
+        Some(leadership) => Ok((store, leadership)),
+        None => bail!("another control plane works on this database: stop it first"),
+    }
+}
+
+async fn open_site(paths: &Paths, images: ImageStore) -> anyhow::Result<Arc<LocalSite>> {
+    let mut config = tram_site_local::Config::new(paths.site());
+    config.supervisor_dir = paths.supervisor();
+    LocalSite::open(config, images)
+        .await
+        .context("cannot use this machine as a site: `tram doctor` looks deeper")
+}
+
+fn api_settings(settings: &Settings, api_url: &str) -> tram_api::Settings {
+    const SECONDS_A_DAY: u64 = 24 * 3600;
+    tram_api::Settings {
+        base_domain: settings.base_domain.clone(),
+        api_url: api_url.to_owned(),
+        sandbox_url: format!(
+            "http://{}{}",
+            settings.base_domain,
+            port_suffix(settings.http_port, 80)
+        ),
+        proxy_host: settings.base_domain.clone(),
+        logs_retention_days: 7,
+        metrics_retention_days: u32::try_from(KEPT.as_secs() / SECONDS_A_DAY).unwrap_or(1),
+    }
+}
+
+fn port_suffix(port: u16, usual: u16) -> String {
+    if port == usual {
+        String::new()
+    } else {
+        format!(":{port}")
+    }
+}
+
+/// An address that a client on this machine can use.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from(std::net::Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from(std::net::Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+fn serve_api(
+    listener: TcpListener,
+    router: axum::Router,
+    stop: CancellationToken,
+) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        let service = router.into_make_service_with_connect_info::<SocketAddr>();
+        if let Err(error) = axum::serve(listener, service)
+            .with_graceful_shutdown(stop.cancelled_owned())
+            .await
+        {
+            tracing::error!(error = %crate::chain(&error), "the API stopped");
+        }
+    })
+}
+
+fn serve_door(listener: tokio::net::UnixListener, admin: Admin, stop: CancellationToken) {
+    tokio::spawn(async move {
+        let served =
+            axum::serve(listener, admin::router(admin)).with_graceful_shutdown(stop.cancelled_owned());
+        if let Err(error) = served.await {
+            tracing::error!(error = %crate::chain(&error), "the operator's socket stopped");
+        }
+    });
+}
+
+fn announce(settings: &Settings, printer: &Printer, api_url: &str, first: Option<&bootstrap::FirstToken>) {
+    let https = port_suffix(settings.https_port, 443);
+    printer.note(format_args!("Tramontane is up"));
+    printer.note(format_args!("  API       {api_url}"));
+    printer.note(format_args!(
+        "  services  https://<app>.{}{https}",
+        settings.base_domain
+    ));
+    if let Some(first) = first {
+        invoker::hand_over(&first.context_file);
+        printer.note(format_args!("  token     {}", first.token));
+        printer.note(format_args!(
+            "The token is shown this once; it is kept for the command line in {}",
+            first.context_file.display()
+        ));
+    }
+}
+
+/// Ends every instance of this machine. Their intents stay: the next start runs them again.
+async fn stop_instances(site: &Arc<LocalSite>) {
+    let mut changed = site.changed();
+    let stopping = async {
+        loop {
+            let Ok(observation) = site.observe().await else {
+                return;
+            };
+            let left: Vec<_> = observation
+                .instances
+                .values()
+                .filter(|seen| !seen.phase.is_ended())
+                .collect();
+            if left.is_empty() {
+                return;
+            }
+            for seen in left {
+                if let Err(error) = site.stop(seen.id, INSTANCE_GRACE, seen.generation).await {
+                    tracing::warn!(instance = %seen.id, error = %crate::chain(&error), "cannot stop an instance");
+                }
+            }
+            // News come with every end; the look by clock is for one that was lost.
+            let _ = tokio::time::timeout(Duration::from_millis(200), changed.recv()).await;
+        }
+    };
+    if tokio::time::timeout(INSTANCES_PATIENCE, stopping).await.is_err() {
+        tracing::error!("some instances did not stop in time");
+    }
+}
