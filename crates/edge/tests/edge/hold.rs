@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
+use http_body_util::Full;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tram_edge::link::{self, Client, Event};
@@ -81,6 +82,23 @@ async fn a_light_sleeper_is_woken_though_it_has_an_endpoint() {
     until("one waits", || queued(&edge) == Some(1.0)).await;
     edge.apply(table(2, awake(&sleeping, address)));
     assert_eq!(caller.await.expect("no panic").text, "thawed");
+}
+
+#[tokio::test]
+async fn a_held_request_keeps_its_body() {
+    let edge = Fixture::start();
+    let sleeping = service(State::Sleeping, &[]);
+    edge.apply(table(1, sleeping.clone()));
+    let http = edge.http;
+    let asked = request("/form")
+        .method("POST")
+        .body(Full::from("x".repeat(300_000)))
+        .expect("a request");
+    let caller = tokio::spawn(async move { send(http, asked).await });
+    until("one waits", || queued(&edge) == Some(1.0)).await;
+    edge.apply(table(2, awake(&sleeping, echo(false).await)));
+    let answer = caller.await.expect("no panic");
+    assert!(answer.text.starts_with("POST /form\n") && answer.text.ends_with(&"x".repeat(300_000)));
 }
 
 #[tokio::test]

@@ -301,3 +301,34 @@ async fn events_arrive_one_by_one() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_first_packet_too_short_to_tell_the_protocol_is_waited_for() {
+    let edge = Fixture::start();
+    edge.apply(table(1, service(State::Ready, &[echo(false).await])));
+    let mut client = TcpStream::connect(edge.http).await.expect("listens");
+    client.set_nodelay(true).expect("a socket");
+    for part in [
+        "P",
+        "O",
+        "ST /dribble HTTP/1.1\r\nhost: app.test\r\nconnection: close\r\ncontent-length: 2\r\n\r\nhi",
+    ] {
+        client.write_all(part.as_bytes()).await.expect("writes");
+        tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+    }
+    let mut text = String::new();
+    client.read_to_string(&mut text).await.expect("reads");
+    assert!(text.contains("POST /dribble\n") && text.ends_with("hi"), "{text}");
+    let mut client = TcpStream::connect(edge.http).await.expect("listens");
+    client.set_nodelay(true).expect("a socket");
+    for part in ["PR", "I * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\0\0\0\x04\0\0\0\0\0"] {
+        client.write_all(part.as_bytes()).await.expect("writes");
+        tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+    }
+    let mut head = [0; 9];
+    tokio::time::timeout(PATIENCE, client.read_exact(&mut head))
+        .await
+        .expect("in time")
+        .expect("reads");
+    assert_eq!(head[3], 4, "the first frame is SETTINGS");
+}
