@@ -1,3 +1,5 @@
+//! Which context is chosen, and how its file is kept.
+
 use std::collections::BTreeMap;
 
 use super::*;

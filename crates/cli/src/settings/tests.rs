@@ -1,3 +1,5 @@
+//! Precedence, refusals and defaults of settings.
+
 use std::{collections::BTreeMap, fs, path::Path};
 
 use super::*;
