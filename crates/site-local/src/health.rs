@@ -4,7 +4,7 @@
 //! probes are in `probe`, the hints for people in `hint`, and [`watch`] puts them together, one task an instance.
 //!
 //! ```text
-//! starting: every check fast (10 ms, then 1.3 times as long, up to 1 s) until it passed once; all passed: healthy
+//! starting: every check fast (2 ms, then 1.3 times as long, up to 1 s) until it passed once; all passed: healthy
 //! healthy:  every check once in its interval; one failure is confirmed a second later before it counts
 //! failing:  every 2 s, so that recovery is seen soon; a failure counts once in an interval
 //! ```
@@ -22,8 +22,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tram_types::effective::HealthCheck;
 
-/// The first probe: a small static program listens by then.
-const FIRST_PROBE: Duration = Duration::from_millis(10);
+/// The first probe: the fastest programs listen by then, and a refused connection costs next to nothing.
+const FIRST_PROBE: Duration = Duration::from_millis(2);
 /// The last time between probes of an instance that starts (digest, section 3.3).
 const STARTUP_INTERVAL_MAX: Duration = Duration::from_secs(1);
 /// Before a failure of a healthy instance counts, it is asked again after so long.

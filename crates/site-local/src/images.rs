@@ -39,7 +39,7 @@ pub(crate) struct Images {
 #[derive(Debug)]
 enum State {
     Pulling { progress: watch::Receiver<Progress> },
-    Ready { image: Image, at: Instant },
+    Ready { image: Box<Image>, at: Instant },
     Failed { message: String, retryable: bool, at: Instant },
 }
 
@@ -76,7 +76,7 @@ impl Images {
         tokio::spawn(end.run_until_cancelled_owned(async move {
             let result = images.pull(&reference, &spec, &progress).await;
             let state = match result {
-                Ok(image) => State::Ready { image, at: Instant::now() },
+                Ok(image) => State::Ready { image: Box::new(image), at: Instant::now() },
                 Err(error) => {
                     tracing::info!(image = spec.reference, error = crate::chain(&error), "an image cannot be had");
                     State::Failed {
@@ -96,7 +96,7 @@ impl Images {
     /// The image of a deployment that was made ready before. The error is for the user.
     pub(crate) async fn ready(&self, spec: &ImageSpec) -> Result<Image, String> {
         if let Some(State::Ready { image, .. }) = self.lock().get(&spec.deployment) {
-            return Ok(image.clone());
+            return Ok(Image::clone(image));
         }
         let Some(pinned) = self.records.pinned_image(spec.deployment).filter(|pin| pin.reference == spec.reference)
         else {
@@ -104,7 +104,7 @@ impl Images {
         };
         let reference = parse(&pinned.pinned).map_err(|error| error.to_string())?;
         let image = self.kept(&reference, spec).await.map_err(|error| error.user_message())?;
-        let state = State::Ready { image: image.clone(), at: Instant::now() };
+        let state = State::Ready { image: Box::new(image.clone()), at: Instant::now() };
         remember(&mut self.lock(), spec.deployment, state);
         Ok(image)
     }

@@ -16,9 +16,9 @@ const STEP: usize = 1024;
 /// Most lines of one page, whatever the query says: bounds memory.
 const PAGE_MAX: usize = 10_000;
 
-/// Where the supervisor keeps an instance's log; see the documentation of its state directory.
-pub(crate) fn supervisor_directory(supervisor_dir: &Path, id: InstanceId) -> PathBuf {
-    supervisor_dir.join("instances").join(id.to_string()).join("logs")
+/// Where the supervisor keeps an instance; see the documentation of its state directory.
+pub(crate) fn instance_directory(supervisor_dir: &Path, id: InstanceId) -> PathBuf {
+    supervisor_dir.join("instances").join(id.to_string())
 }
 
 /// A page; empty when there is no log.
@@ -84,7 +84,7 @@ const fn stream(stream: Stream) -> LogStream {
 /// Where an instance's log is now.
 pub(crate) fn directory(store: &Store, supervisor_dir: &Path, id: InstanceId) -> PathBuf {
     let kept = store.kept_logs(id);
-    if kept.exists() { kept } else { supervisor_directory(supervisor_dir, id) }
+    if kept.exists() { kept } else { instance_directory(supervisor_dir, id).join("logs") }
 }
 
 /// Adds lines on the platform's own stream. Blocks.

@@ -175,7 +175,7 @@ impl Network {
         std::fs::create_dir_all(&names.directory).map_err(Error::files("make the directory of namespaces"))?;
         let netlink = wire::connect().map_err(Error::files("speak to the kernel about links"))?;
         host::refuse_conflicts(network, &names.prefix)?;
-        let uplinks = host::prepare(&netlink, network, state_dir).await?;
+        let uplinks = host::prepare(&netlink, network).await?;
         let mut made = BTreeMap::new();
         for place in held {
             if !addresses.hold(place.slot.0) {
@@ -276,7 +276,7 @@ impl Network {
         }
         if self.inner.lock().made.is_empty() {
             self.inner.firewall.remove().await?;
-            host::restore(&self.inner.netlink, self.inner.network, self.inner.names.directory.parent()).await?;
+            host::restore(&self.inner.netlink, self.inner.network).await?;
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, broadcast, watch};
@@ -28,6 +28,7 @@ use tram_types::{Clock, InstanceId, SystemClock, Timestamp};
 
 use self::entries::{Entry, Live, Up};
 use crate::config::Config;
+use crate::disk;
 use crate::dns::{Directory, Server};
 use crate::health::watch::{PROBES_MAX, Subject};
 use crate::health::{self, View};
@@ -147,7 +148,8 @@ impl LocalSite {
         adopt::adopt(&shared, decided).await;
         // Whatever it has that we have no record of.
         news::remove_unknown(&shared, &instances);
-        tokio::spawn(end.run_until_cancelled_owned(news::listen(Arc::downgrade(&shared), news)));
+        tokio::spawn(end.clone().run_until_cancelled_owned(news::listen(Arc::downgrade(&shared), news)));
+        tokio::spawn(end.run_until_cancelled_owned(measure_disks(Arc::downgrade(&shared))));
         shared.first_probes().await;
         Ok(Arc::new(Self { shared, dns, _lock: lock }))
     }
@@ -342,6 +344,25 @@ impl Shared {
     {
         let name = wire_id(id)?;
         self.supervisor.call(move |client| work(client, &name)).await.map_err(|error| translate(id, error))
+    }
+}
+
+/// Measures what instances write, for as long as the site is open.
+async fn measure_disks(shared: Weak<Shared>) {
+    let mut over = disk::Over::default();
+    loop {
+        tokio::time::sleep(disk::INTERVAL).await;
+        let Some(shared) = shared.upgrade() else { return };
+        let running: Vec<(InstanceId, u64)> = shared
+            .lock()
+            .iter()
+            .filter(|(_, entry)| matches!(entry.live, Live::Up(_)))
+            .map(|(id, entry)| (*id, entry.record.spec.limits.disk_bytes))
+            .collect();
+        for (id, line) in over.measure(&shared.config.supervisor_dir, running).await {
+            tracing::warn!(instance = %id, line, "an instance uses too much disk");
+            shared.write_lines(id, vec![line]).await;
+        }
     }
 }
 

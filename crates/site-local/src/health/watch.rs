@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -14,6 +15,9 @@ use super::{Health, View, hint, probe};
 
 /// Probes under way at once: bounds sockets when a thousand instances start together.
 pub(crate) const PROBES_MAX: usize = 256;
+
+/// A program that has not come up in this time gets a hint with its failure: before, it is only on its way.
+const HINT_AFTER: Duration = Duration::from_millis(500);
 
 /// What is watched.
 #[derive(Debug)]
@@ -81,6 +85,7 @@ async fn ask(subject: &Subject, check: &HealthCheck) -> Result<(), String> {
         Err(failure) => {
             let mut text = failure.to_string();
             if let (probe::Failure::Refused { port }, Some(pid)) = (&failure, subject.pid)
+                && subject.started_at.elapsed() >= HINT_AFTER
                 && let Some(hint) = hint::hint(pid, *port).await
             {
                 text = format!("{text}; {hint}");

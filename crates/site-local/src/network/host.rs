@@ -1,7 +1,8 @@
 //! What the machine itself needs: its address in the network, forwarding, and settings of interfaces.
 //!
 //! Called when the network opens and closes, and for each pair of interfaces. What was changed on interfaces that
-//! are not ours is written down first, so that closing can undo it, also in a later process.
+//! are not ours is written down first, in a place that all installations of a machine share and that a restart of
+//! the machine empties like the setting itself: whichever closes last undoes it.
 
 use std::fs;
 use std::io;
@@ -17,7 +18,7 @@ use super::wire::{index, kernel};
 use super::{Error, Ipv4Network};
 
 /// The file that says which interfaces forward because of us.
-const FORWARDING_FILE: &str = "forwarding.json";
+const FORWARDING_FILE: &str = "/run/tramontane/forwarding.json";
 const EEXIST: i32 = 17;
 const ESRCH: i32 = 3;
 const EADDRNOTAVAIL: i32 = 99;
@@ -63,7 +64,7 @@ fn routes(table: &str) -> Vec<Route> {
 
 /// Gives the machine its address, makes the rest of the network unreachable, and lets answers from outside in.
 /// Returns the interfaces that forward because we asked.
-pub(super) async fn prepare(handle: &Handle, network: Ipv4Network, directory: &Path) -> Result<Vec<String>, Error> {
+pub(super) async fn prepare(handle: &Handle, network: Ipv4Network) -> Result<Vec<String>, Error> {
     let loopback = index(handle, "lo").await?;
     let address = IpAddr::V4(network.gateway());
     match handle.address().add(loopback, address, 32).execute().await {
@@ -78,7 +79,7 @@ pub(super) async fn prepare(handle: &Handle, network: Ipv4Network, directory: &P
         .execute()
         .await
         .map_err(kernel("close the network towards the outside"))?;
-    forward(directory)
+    forward()
 }
 
 fn nowhere(network: Ipv4Network) -> rtnetlink::packet_route::route::RouteMessage {
@@ -89,10 +90,10 @@ fn nowhere(network: Ipv4Network) -> rtnetlink::packet_route::route::RouteMessage
 }
 
 /// Lets the interfaces of the default routes forward: the answers to what instances ask come in there.
-fn forward(directory: &Path) -> Result<Vec<String>, Error> {
+fn forward() -> Result<Vec<String>, Error> {
     let table = fs::read_to_string("/proc/net/route").map_err(Error::files("read the routes of this machine"))?;
-    let file = directory.join(FORWARDING_FILE);
-    let mut changed: Vec<String> = match fs::read(&file) {
+    let file = Path::new(FORWARDING_FILE);
+    let mut changed: Vec<String> = match fs::read(file) {
         Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
         Err(_) => Vec::new(),
     };
@@ -103,7 +104,7 @@ fn forward(directory: &Path) -> Result<Vec<String>, Error> {
         }
         if !changed.contains(&route.interface) {
             changed.push(route.interface.clone());
-            write_list(&file, &changed).map_err(Error::files("write down which interfaces forward"))?;
+            write_list(file, &changed).map_err(Error::files("write down which interfaces forward"))?;
         }
         if let Err(error) = fs::write(&setting, "1") {
             // Instances still serve and talk to each other: that is worth more than refusing to start.
@@ -121,11 +122,14 @@ fn forwarding(interface: &str) -> String {
 }
 
 fn write_list(file: &Path, names: &[String]) -> io::Result<()> {
+    if let Some(directory) = file.parent() {
+        fs::create_dir_all(directory)?;
+    }
     fs::write(file, serde_json::to_vec(names).map_err(io::Error::other)?)
 }
 
 /// Undoes [`prepare`].
-pub(super) async fn restore(handle: &Handle, network: Ipv4Network, directory: Option<&Path>) -> Result<(), Error> {
+pub(super) async fn restore(handle: &Handle, network: Ipv4Network) -> Result<(), Error> {
     match handle.route().del(nowhere(network)).execute().await {
         Err(error) if code(&error) != Some(ESRCH) => return Err(kernel("remove the route of the network")(error)),
         _ => {}
@@ -141,17 +145,25 @@ pub(super) async fn restore(handle: &Handle, network: Ipv4Network, directory: Op
         }
         _ => {}
     }
-    let Some(file) = directory.map(|directory| directory.join(FORWARDING_FILE)) else { return Ok(()) };
-    if let Ok(bytes) = fs::read(&file) {
+    if another_installation().await {
+        return Ok(());
+    }
+    if let Ok(bytes) = fs::read(FORWARDING_FILE) {
         let changed: Vec<String> = serde_json::from_slice(&bytes).unwrap_or_default();
         for interface in changed {
             if let Err(error) = fs::write(forwarding(&interface), "0") {
                 tracing::warn!(interface, %error, "cannot turn forwarding off again");
             }
         }
-        fs::remove_file(&file).map_err(Error::files("forget which interfaces forward"))?;
+        fs::remove_file(FORWARDING_FILE).map_err(Error::files("forget which interfaces forward"))?;
     }
     Ok(())
+}
+
+/// Whether another site has its table here. Ours was removed before.
+async fn another_installation() -> bool {
+    let listed = tokio::process::Command::new("nft").args(["list", "tables"]).output().await;
+    listed.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(" tram_"))
 }
 
 /// Names of the interfaces that begin with `prefix`.

@@ -128,11 +128,15 @@ impl Site for LocalSite {
             Ok(()) | Err(Error::NoSuchInstance(_)) => {}
             Err(error) => return Err(error),
         }
-        self.shared
-            .store
-            .remove(instance)
-            .map_err(|error| Error::unavailable("cannot remove the record", error))?;
-        self.shared.lock().remove(&instance);
+        {
+            // Together, or whoever saves the record meanwhile would bring it back.
+            let mut entries = self.shared.lock();
+            self.shared
+                .store
+                .remove(instance)
+                .map_err(|error| Error::unavailable("cannot remove the record", error))?;
+            entries.remove(&instance);
+        }
         self.shared.announce(instance);
         Ok(())
     }

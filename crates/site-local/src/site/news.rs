@@ -47,6 +47,10 @@ fn reconcile(shared: &Arc<Shared>, instances: &[InstanceInfo], asked_at: Instant
         let Some(id) = instance_id(&info.id) else { continue };
         match &info.state {
             InstanceState::Exited { exit } => shared.exited(id, exit),
+            // It was launched by a start that this site had given up.
+            InstanceState::Running { .. } | InstanceState::Frozen { .. } if is_over(shared, id) => {
+                remove(shared, info.id.clone());
+            }
             InstanceState::Running { .. } => shared.frozen(id, false),
             InstanceState::Frozen { .. } => shared.frozen(id, true),
             InstanceState::Starting => {}
@@ -57,8 +61,14 @@ fn reconcile(shared: &Arc<Shared>, instances: &[InstanceInfo], asked_at: Instant
 
 fn apply(shared: &Arc<Shared>, event: Event) {
     match event {
-        // The start that asked for it is told by its answer.
-        Event::Started { .. } => {}
+        // The start that asked for it is told by its answer; one that nobody waits for any more is not wanted.
+        Event::Started { id, .. } => {
+            if let Some(known) = instance_id(&id)
+                && is_over(shared, known)
+            {
+                remove(shared, id);
+            }
+        }
         Event::Exited { id, exit, .. } => {
             let Some(known) = instance_id(&id) else { return };
             if shared.lock().contains_key(&known) {
@@ -122,6 +132,10 @@ fn remove(shared: &Arc<Shared>, id: wire::InstanceId) {
             tracing::warn!(instance = %id, error = crate::chain(&error), "cannot remove a leftover instance");
         }
     });
+}
+
+fn is_over(shared: &Shared, id: InstanceId) -> bool {
+    shared.lock().get(&id).is_some_and(|entry| matches!(entry.live, Live::Over))
 }
 
 fn instance_id(id: &wire::InstanceId) -> Option<InstanceId> {

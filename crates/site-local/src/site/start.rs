@@ -49,7 +49,9 @@ pub(super) async fn run(shared: Arc<Shared>, id: InstanceId) {
         return;
     };
     // Not interrupted in the middle: it takes milliseconds, and what the kernel was asked cannot be taken back.
+    let begun = Instant::now();
     let prepared = prepare(&shared, &spec, generation, slot).await;
+    let prepared_after = begun.elapsed();
     let outcome = match prepared {
         Ok(_) if halt.is_cancelled() => Err(Failure::Halted),
         Ok(launch) => start(&shared, id, launch).await,
@@ -57,6 +59,12 @@ pub(super) async fn run(shared: Arc<Shared>, id: InstanceId) {
     };
     let cause = match outcome {
         Ok(pid) => {
+            tracing::debug!(
+                instance = %id,
+                prepare_us = prepared_after.as_micros(),
+                launch_us = (begun.elapsed() - prepared_after).as_micros(),
+                "an instance was launched"
+            );
             shared.go_up(id, pid, SystemClock.now(), false);
             let (lines, grace) = match shared.lock().get_mut(&id) {
                 Some(entry) => (std::mem::take(&mut entry.early_lines), entry.stop_grace),

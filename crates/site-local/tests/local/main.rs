@@ -2,6 +2,13 @@
 //!
 //! Needs root, `nft`, `busybox` (static), `skopeo` and `docker-registry`; says so and passes when one is missing.
 //! Each test has its own state directory, network and processes, and checks that nothing of them is left.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "helpers of tests fail like tests"
+)]
 
 mod life;
 mod mesh;

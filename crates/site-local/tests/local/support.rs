@@ -50,6 +50,11 @@ impl Machine {
                 return None;
             }
         }
+        // Shown with a failed test; more with RUST_LOG.
+        let _already = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .try_init();
         let directory = tempfile::Builder::new().prefix("tram-local-").tempdir().unwrap();
         let (registry, address) = start_registry(directory.path());
         let image = format!("{address}/test/busybox:1");
@@ -114,8 +119,23 @@ impl Machine {
         }
         site.close().await.unwrap();
         drop(site);
-        assert_eq!(leftovers(&self.state()), Vec::<String>::new());
+        assert_eq!(self.leftovers(), Vec::<String>::new());
         self.kill_supervisor();
+    }
+
+    fn leftovers(&self) -> Vec<String> {
+        let mut found = leftovers(&self.state());
+        let output = |arguments: &[&str]| {
+            String::from_utf8(Command::new("ip").args(arguments).output().unwrap().stdout).unwrap()
+        };
+        let gateway = format!("{}/32", self.network.gateway());
+        if output(&["-o", "address", "show", "dev", "lo"]).contains(&gateway) {
+            found.push(format!("address {gateway}"));
+        }
+        if output(&["route"]).contains(&format!("unreachable {}", self.network)) {
+            found.push(format!("route {}", self.network));
+        }
+        found
     }
 
     pub(crate) fn spec(&self, app: &str, service: &str) -> InstanceSpec {
@@ -163,13 +183,13 @@ impl Drop for Machine {
                 let _ended = Client::new(self.state()).kill(&info.id);
             }
         }
-        for mut child in self.supervisor.take().into_iter().chain([]) {
+        if let Some(mut child) = self.supervisor.take() {
             let _gone = child.kill();
             let _gone = child.wait();
         }
         let _gone = self.registry.kill();
         let _gone = self.registry.wait();
-        for left in leftovers(&self.state()) {
+        for left in self.leftovers() {
             let command: Vec<&str> = left.split_whitespace().collect();
             let _gone = match command.as_slice() {
                 ["interface", name] => Command::new("ip").args(["link", "delete", name]).status(),
@@ -178,10 +198,10 @@ impl Drop for Machine {
                 ["address", address] => {
                     Command::new("ip").args(["address", "delete", address, "dev", "lo"]).status()
                 }
+                ["route", network] => Command::new("ip").args(["route", "delete", "unreachable", network]).status(),
                 _ => continue,
             };
         }
-        let _gone = Command::new("ip").args(["route", "delete", "unreachable", &self.network.to_string()]).output();
     }
 }
 
