@@ -25,7 +25,10 @@ struct Supervisor(Child);
 
 impl Drop for Supervisor {
     fn drop(&mut self) {
-        let _ = self.0.kill();
+        // Asked, not killed, so that it takes its cgroups along.
+        if let Some(pid) = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
         let _ = self.0.wait();
     }
 }

@@ -68,6 +68,12 @@ pub struct Config {
     pub freezer: Freezer,
 }
 
+impl Config {
+    pub fn new(state_dir: impl Into<PathBuf>) -> Self {
+        Self { state_dir: state_dir.into(), freezer: Freezer::default() }
+    }
+}
+
 /// Why a supervisor cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -15,7 +15,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use super::unified::{Unified, open_procs};
 use super::{
-    Attach, CPU_PERIOD_USEC, Driver, FREEZE_TIMEOUT, Freezer, Layout, OomWatch, View, child_names, ensure_dir, keyed, read,
+    Attach, CPU_PERIOD_USEC, Driver, FREEZE_TIMEOUT, Freezer, Layout, OomWatch, View, child_names, ensure_dir, keyed, named, read,
     read_number, remove_tree, write,
 };
 use crate::protocol::{Limits, Stats};
@@ -99,7 +99,8 @@ impl V1 {
 impl Driver for V1 {
     fn create(&self, name: &str, limits: &Limits) -> io::Result<()> {
         for parent in self.hierarchies().chain(&self.unified) {
-            ensure_dir(&parent.join(name))?;
+            // An administrator may have tidied away a parent that was empty.
+            fs::create_dir_all(parent.join(name)).map_err(|error| named(parent, &error))?;
         }
         if let Some(bytes) = limits.memory_bytes {
             let memory = self.memory.join(name);
