@@ -100,7 +100,7 @@ impl Default for Settings {
             platform_services: Vec::new(),
             retention: Retention::default(),
             tick: Duration::from_secs(1),
-            sweep: Duration::from_secs(60),
+            sweep: Duration::from_secs(120),
         }
     }
 }

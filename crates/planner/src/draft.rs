@@ -141,6 +141,14 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// Makes the site forget an instance that is over.
+    pub(crate) fn forget(&mut self, at: At) {
+        let instance = self.instance_mut(at);
+        instance.forgotten = true;
+        let instance = instance.id;
+        self.plan.orders.push(Order::Forget { instance });
+    }
+
     /// Notes what is new about an instance whose status stays.
     pub(crate) fn note_instance(
         &mut self,

@@ -145,7 +145,7 @@ pub(crate) fn wind_down(draft: &mut Draft<'_>) {
         .view
         .deployments
         .iter()
-        .any(|deployment| !deployment.status.is_final() || !deployment.is_empty());
+        .any(|deployment| !deployment.status.is_final() || !deployment.is_forgotten());
     if draft.view.intent == Intent::Delete && !held {
         draft.order(Order::RemoveService);
     }

@@ -9,7 +9,6 @@ use tram_types::status::InstanceStatus as S;
 
 use crate::{
     draft::{At, Draft},
-    plan::Order,
     reason::Reason,
     view::{Observed, SiteState},
 };
@@ -57,7 +56,7 @@ fn seen(draft: &mut Draft<'_>, at: At, seen: &ObservedInstance) {
     let status = instance.status;
     if status.is_final() {
         if seen.phase.is_ended() && !instance.forgotten {
-            draft.order(Order::Forget { instance: seen.id });
+            draft.forget(at);
         }
         return;
     }
@@ -67,7 +66,7 @@ fn seen(draft: &mut Draft<'_>, at: At, seen: &ObservedInstance) {
         } else {
             ended(draft, at, cause);
         }
-        draft.order(Order::Forget { instance: seen.id });
+        draft.forget(at);
         return;
     }
     if status == S::Stopping {
@@ -147,7 +146,8 @@ fn overdue(draft: &mut Draft<'_>, at: At, last: Option<&String>) {
     if draft.view.deployments[at.deployment].healthy_at.is_none() {
         return;
     }
-    let within = draft.policy.start_deadline;
+    let region = &draft.view.deployments[at.deployment].regions[at.region];
+    let within = draft.policy.start_deadline.saturating_add(region.start_grace);
     let due = draft.instance(at).created_at.plus(within);
     if draft.now < due {
         draft.look_again(due);

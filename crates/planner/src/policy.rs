@@ -11,8 +11,9 @@ const HEALTHY_RESETS: Duration = Duration::from_secs(60);
 /// Runs of one replica before a deployment that was never healthy has failed: 1 + 2 + 4 + 8 s of waiting, long
 /// enough for a database beside it to come up, short enough for a person who waits at a terminal.
 const START_ATTEMPTS: u32 = 5;
-/// Time from the first instance to healthy: upstream's documented fifteen minutes.
-const START_DEADLINE: Duration = Duration::from_secs(15 * 60);
+/// Time from the first instance to healthy, beside the grace that the deployment's own checks ask for (up to fifteen
+/// minutes): a person who waits should hear of a port nobody listens on before the coffee is cold.
+const START_DEADLINE: Duration = Duration::from_secs(5 * 60);
 /// Time from accepted to image ready: a 10 GB image over 50 Mbit/s takes half an hour.
 const PROVISION_DEADLINE: Duration = Duration::from_secs(45 * 60);
 /// Time a passing failure of a registry is retried for before the deployment fails with it.
@@ -42,7 +43,7 @@ pub struct Policy {
     pub healthy_resets: Duration,
     /// Runs of one replica before a deployment that was never healthy has failed.
     pub start_attempts: u32,
-    /// Time from the first instance to healthy before the deployment has failed.
+    /// Time from the first instance to healthy before the deployment has failed, beside its checks' own grace.
     pub start_deadline: Duration,
     /// Time from accepted to image ready before the deployment has failed.
     pub provision_deadline: Duration,

@@ -3,12 +3,15 @@
 //! It starts beside the old one. Its first moment of health makes it the active one, in the same transaction; if it
 //! never comes, it ends in ERROR and the old one has not noticed. Canary and blue-green are carried out as rolling.
 
+use std::time::Duration;
+
 use tram_site::{InstancePhase, ObservedImage};
 use tram_types::status::{DeploymentStatus as D, InstanceStatus};
 
 use crate::{
     draft::Draft,
     plan::Order,
+    policy::Policy,
     reason::Reason,
     restart, scale,
     view::{Deployment, Observed, Region, SiteState, Source},
@@ -76,6 +79,10 @@ fn provision(draft: &mut Draft<'_>, index: usize) {
     let deployment = &draft.view.deployments[index];
     if let Source::Unusable(why) = &deployment.source {
         let reason = Reason::Failed(why.clone());
+        return fail(draft, index, &reason);
+    }
+    if deployment.regions.is_empty() {
+        let reason = Reason::Failed("the definition names no region: choose one".to_owned());
         return fail(draft, index, &reason);
     }
     let (id, age) = (deployment.id, now.since(deployment.created_at));
@@ -166,13 +173,14 @@ fn start(draft: &mut Draft<'_>, index: usize) {
         .iter()
         .filter(answering)
         .find_map(|region| restart::exhausted(region, policy));
+    let within = start_deadline(deployment, policy);
     let due = deployment
         .allocated_at
         .unwrap_or(deployment.created_at)
-        .plus(policy.start_deadline);
+        .plus(within);
     let late = now >= due && deployment.regions.iter().all(|region| answering(&region));
     let overdue = late.then(|| Reason::NeverHealthy {
-        within: policy.start_deadline,
+        within,
         last: last_words(deployment),
     });
     if let Some(reason) = exhausted.or(overdue) {
@@ -184,10 +192,17 @@ fn start(draft: &mut Draft<'_>, index: usize) {
     draft.set_deployment(index, status, messages, &Reason::Seen("its instances say more"));
 }
 
+/// Time from the first instance to healthy: what the policy gives, and the grace its own checks ask for.
+fn start_deadline(deployment: &Deployment, policy: &Policy) -> Duration {
+    let grace = deployment.regions.iter().map(|region| region.start_grace).max();
+    policy.start_deadline.saturating_add(grace.unwrap_or_default())
+}
+
 /// What keeps a deployment from being healthy, for its owner.
 fn progress(draft: &Draft<'_>, index: usize) -> Vec<String> {
     let mut messages = Vec::new();
-    for region in &draft.view.deployments[index].regions {
+    let deployment = &draft.view.deployments[index];
+    for region in &deployment.regions {
         let replicas: std::collections::BTreeSet<u32> = region
             .instances
             .iter()
@@ -218,6 +233,11 @@ fn progress(draft: &Draft<'_>, index: usize) -> Vec<String> {
             }
         }
     }
+    // A probe that fails in the first seconds is what a start looks like; later it is what people look for.
+    let long = deployment
+        .allocated_at
+        .is_some_and(|at| draft.now.since(at) >= draft.policy.look);
+    messages.extend(last_words(deployment).filter(|_| long));
     messages
 }
 

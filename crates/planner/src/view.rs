@@ -121,6 +121,8 @@ pub struct Region {
     pub manual: Option<u32>,
     /// Probes in a row that may fail before an instance is replaced.
     pub restart_limit: u32,
+    /// The longest grace its checks give an instance that starts.
+    pub start_grace: Duration,
     /// Whether its site answers.
     pub site: SiteState,
     /// What the site last said of the image; `None`: not asked yet.
@@ -245,6 +247,13 @@ impl Deployment {
             self.status,
             DeploymentStatus::Canceling | DeploymentStatus::Stopping | DeploymentStatus::Erroring
         )
+    }
+
+    /// Whether no site has anything of it any more.
+    #[must_use]
+    pub fn is_forgotten(&self) -> bool {
+        self.instances()
+            .all(|instance| instance.status.is_final() && instance.forgotten)
     }
 
     /// Whether none of its instances is left.

@@ -19,6 +19,8 @@ const START_MICROS: i64 = 1_767_225_600_000_000;
 #[derive(Debug, Clone)]
 pub struct FakeClock {
     micros: Arc<AtomicI64>,
+    /// Every look moves the clock on by so much.
+    step_micros: Arc<AtomicI64>,
 }
 
 impl Default for FakeClock {
@@ -39,6 +41,7 @@ impl FakeClock {
     pub fn at(now: Timestamp) -> Self {
         Self {
             micros: Arc::new(AtomicI64::new(now.as_micros())),
+            step_micros: Arc::default(),
         }
     }
 
@@ -46,6 +49,12 @@ impl FakeClock {
     pub fn advance(&self, by: Duration) {
         let by = i64::try_from(by.as_micros()).unwrap_or(i64::MAX);
         self.micros.fetch_add(by, Ordering::SeqCst);
+    }
+
+    /// Makes every look at the clock move it on by `step`, so that no two looks see the same time.
+    pub fn set_step(&self, step: Duration) {
+        let step = i64::try_from(step.as_micros()).unwrap_or(i64::MAX);
+        self.step_micros.store(step, Ordering::SeqCst);
     }
 
     /// Sets the clock, also to the past: clocks do jump.
@@ -56,7 +65,8 @@ impl FakeClock {
 
 impl Clock for FakeClock {
     fn now(&self) -> Timestamp {
-        Timestamp::from_micros(self.micros.load(Ordering::SeqCst))
+        let step = self.step_micros.load(Ordering::SeqCst);
+        Timestamp::from_micros(self.micros.fetch_add(step, Ordering::SeqCst))
     }
 }
 
@@ -73,5 +83,7 @@ mod tests {
         assert_eq!(clock.now().since(before), Duration::from_secs(3));
         clock.set(Timestamp::EPOCH);
         assert_eq!(other.now(), Timestamp::EPOCH);
+        clock.set_step(Duration::from_micros(1));
+        assert!(other.now() < clock.now());
     }
 }

@@ -31,6 +31,12 @@ impl Hasher {
         Self { key: Uuid::new_v4() }
     }
 
+    /// The hash of a secret that nobody knows: an entry that cannot be read must not open the route, which an entry
+    /// left out might.
+    fn nobody(&self, service: Uuid) -> SecretHash {
+        self.hash(service, &self.key.to_string())
+    }
+
     fn hash(&self, service: Uuid, secret: &str) -> SecretHash {
         let mut seed = Sha256::new();
         seed.update(self.key.as_bytes());
@@ -47,9 +53,6 @@ impl Hasher {
         }
     }
 }
-
-/// A policy without a single entry that could be read must let nobody in, and a route without any lets everybody in.
-const NOBODY: &str = "this secret is not to be had";
 
 /// The secrets that a service's policies name.
 pub(super) async fn secrets(
@@ -90,10 +93,7 @@ pub(super) fn security(
         Ok(secret) => hasher.hash(id, &secret),
         Err(problem) => {
             tracing::warn!(service = %service.id, %problem, "a route lets nobody in");
-            SecretHash {
-                salt: hasher.hash(id, NOBODY).salt,
-                sha256: String::new(),
-            }
+            hasher.nobody(id)
         }
     };
     Security {

@@ -416,11 +416,14 @@ impl<'a> Batch<'a> {
             self.service.resumed_at = now;
         }
         let id = service.id.uuid();
-        let message = messages
-            .first()
-            .cloned()
-            .unwrap_or_else(|| "as its deployments are".to_owned());
-        let reason = tram_planner::Reason::Failed(message);
+        let otherwise = match to {
+            ServiceStatus::Healthy => "its active deployment is healthy",
+            ServiceStatus::Starting | ServiceStatus::Resuming => "a deployment is on its way",
+            ServiceStatus::Degraded | ServiceStatus::Unhealthy => "its deployments are in trouble",
+            _ => "its owner asked for it",
+        };
+        let message = messages.first().map_or(otherwise, String::as_str);
+        let reason = tram_planner::Reason::Failed(message.to_owned());
         self.event(ObjectKind::Service, id, to.as_str(), &reason);
     }
 

@@ -51,7 +51,8 @@ impl Seen {
 
 impl Reconciler {
     /// Looks at everything the planner needs to know.
-    pub(super) async fn view(&self, state: ServiceState) -> Result<Seen, Error> {
+    pub(super) async fn view(&self, mut state: ServiceState) -> Result<Seen, Error> {
+        self.load_left_behind(&mut state).await?;
         let definitions = read_definitions(&state)?;
         let mut instances: BTreeMap<DeploymentId, Vec<(record::Instance, Observed)>> = BTreeMap::new();
         let mut unreachable: Vec<String> = Vec::new();
@@ -101,6 +102,35 @@ impl Reconciler {
             definitions,
             view,
         })
+    }
+
+    /// Reads the deployments that are over but have an instance that its site was not made to forget.
+    async fn load_left_behind(&self, state: &mut ServiceState) -> Result<(), Error> {
+        for place in 0..state.instances.len() {
+            let id = state.instances[place].deployment_id;
+            if state.deployments.iter().any(|deployment| deployment.id == id) {
+                continue;
+            }
+            let deployment = self
+                .deps
+                .store
+                .deployment_unscoped(id)
+                .await
+                .map_err(Error::store("read a deployment that is over"))?;
+            let filter = filter::RegionalDeployments {
+                deployment_id: Some(id),
+                ..filter::RegionalDeployments::default()
+            };
+            let regional = self
+                .deps
+                .store
+                .list_regional_deployments(state.service.organization_id, &filter, filter::Page::largest())
+                .await
+                .map_err(Error::store("read the regions of a deployment that is over"))?;
+            state.deployments.push(deployment);
+            state.regional_deployments.extend(regional.items);
+        }
+        Ok(())
     }
 
     fn remember_owners(&self, state: &ServiceState) {
@@ -214,6 +244,11 @@ impl Reconciler {
             .map(|check: &HealthCheck| check.restart_limit)
             .min()
             .unwrap_or(DEFAULT_RESTART_LIMIT);
+        let start_grace = limits
+            .iter()
+            .map(|check| check.grace_period)
+            .max()
+            .unwrap_or_default();
         let own = |regional: &&record::RegionalDeployment| regional.deployment_id == deployment.id;
         let regions = state.regional_deployments.iter().filter(own).map(|regional| {
             let written = written_region(&self.deps.catalog, definition, &regional.region);
@@ -231,6 +266,7 @@ impl Reconciler {
                 scale: definition.effective_scale(written),
                 manual: manual.map(|scaling| scaling.instances),
                 restart_limit,
+                start_grace,
                 site: self.site_state(&regional.region, unreachable),
                 image: self.image(state.service.id, deployment.id, &regional.region),
                 instances: here

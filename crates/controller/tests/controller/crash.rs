@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use tram_store::record::Desired;
+use tram_store::{
+    intent::{InstanceSet, Update},
+    record::Desired,
+};
 use tram_testkit::{Behaviour, ImageBehaviour, Life};
-use tram_types::status::{DeploymentStatus as D, ServiceStatus as S};
+use tram_types::status::{DeploymentStatus as D, InstanceStatus, ServiceStatus as S};
 
 use crate::world::{World, web};
 
@@ -64,4 +67,42 @@ async fn whatever_the_moment_it_dies_it_gets_there() {
         world.gone(service).await;
         assert!(world.site.is_empty(), "something was left on the site");
     }
+}
+
+#[tokio::test]
+async fn an_instance_that_was_over_but_not_forgotten_is_in_the_end() {
+    let mut world = World::new().await;
+    let made = world.create("web", web("v1", 1)).await;
+    let service = made.service.id;
+    world.endpoints_become(service, 1).await;
+    let old = world.site.running()[0];
+    let newer = world.deploy(service, web("v2", 1)).await;
+    world.deployment_becomes(newer, D::Healthy).await;
+    world.pass(Duration::from_secs(2)).await;
+    world.deployment_becomes(made.deployment.id, D::Stopped).await;
+    world.kill();
+    // As if the site had not answered just then: the deployment is over, neither active nor the newest.
+    let set = InstanceSet {
+        forgotten: Some(false),
+        ..InstanceSet::default()
+    };
+    let update = Update::Instance {
+        id: old,
+        expected: InstanceStatus::Stopped,
+        set: Box::new(set),
+    };
+    world.store.apply(service, vec![update]).await.unwrap();
+    world.start();
+    world
+        .until("it is forgotten", async || {
+            let instance = world.store.instance_unscoped(old).await.unwrap();
+            if instance.forgotten {
+                Ok(())
+            } else {
+                Err(format!("{instance:?}"))
+            }
+        })
+        .await;
+    world.want(service, Desired::Delete).await;
+    world.gone(service).await;
 }

@@ -19,6 +19,8 @@ use crate::world::{World, web};
 #[tokio::test]
 async fn a_service_comes_up_is_routed_and_goes_without_a_trace() {
     let world = World::new().await;
+    // The order of events is told by their times.
+    world.clock.set_step(Duration::from_millis(1));
     world.site.script(
         "nginx",
         Behaviour {
@@ -238,18 +240,22 @@ async fn a_rollout_that_fails_leaves_the_old_one_alone() {
     );
     assert_eq!(world.site.running(), old);
     assert_eq!(shown.active_deployment_id, Some(made.deployment.id));
-    let attempts: Vec<_> = world
-        .instances(service)
-        .await
-        .into_iter()
-        .filter(|it| it.deployment_id == bad)
-        .collect();
-    assert_eq!(attempts.len(), 5);
-    assert!(
-        attempts
-            .iter()
-            .all(|it| it.status == InstanceStatus::Error && it.forgotten)
-    );
+    world
+        .until(
+            "five attempts are kept, and the site has forgotten them",
+            async || {
+                let mut attempts = world.instances(service).await;
+                attempts.retain(|it| it.deployment_id == bad);
+                let over =
+                    |it: &tram_store::record::Instance| it.status == InstanceStatus::Error && it.forgotten;
+                if attempts.len() == 5 && attempts.iter().all(over) {
+                    Ok(())
+                } else {
+                    Err(format!("{attempts:#?}"))
+                }
+            },
+        )
+        .await;
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! The controller against a real store, a site in memory and a clock that is moved by hand.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
 mod crash;
 mod life;
 mod rest;

@@ -86,7 +86,7 @@ fn a_failed_rollout_leaves_the_old_one_serving() {
             "replica 0 failed 5 times in a row; the last time: the program left with exit code 1",
         ),
         (Program::NoImage, "there is no such image"),
-        (Program::Hangs, "did not become healthy within 15 min"),
+        (Program::Hangs, "did not become healthy within 5 min"),
     ] {
         let mut world = healthy(1);
         let new = world.deploy(program, 1, Takeover::Rolling);

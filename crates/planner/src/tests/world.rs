@@ -126,6 +126,7 @@ impl World {
                 },
                 manual: None,
                 restart_limit: 3,
+                start_grace: Duration::ZERO,
                 site: SiteState::Reachable(Capabilities::default()),
                 image: None,
                 instances: Vec::new(),
