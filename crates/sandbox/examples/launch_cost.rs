@@ -26,7 +26,10 @@ struct Supervisor(Child);
 impl Drop for Supervisor {
     fn drop(&mut self) {
         // Asked, not killed, so that it takes its cgroups along.
-        if let Some(pid) = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw) {
+        if let Some(pid) = i32::try_from(self.0.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+        {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
         let _ = self.0.wait();
@@ -35,7 +38,9 @@ impl Drop for Supervisor {
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let count = arguments.next().map_or(Ok(COUNT_DEFAULT), |count| count.parse())?;
+    let count = arguments
+        .next()
+        .map_or(Ok(COUNT_DEFAULT), |count| count.parse())?;
     let gap = Duration::from_millis(arguments.next().map_or(Ok(0), |gap| gap.parse())?);
     let upper_bytes_max = arguments.next().map(|_| 64 << 20);
     let dir = tempfile::tempdir()?;
@@ -52,7 +57,11 @@ fn main() -> Result<()> {
         let argv = vec!["/bin/busybox".into(), "sleep".into(), "1000".into()];
         let mut spec = LaunchSpec::new(id.clone(), 1, vec![lower.clone()], argv);
         spec.upper_bytes_max = upper_bytes_max;
-        spec.limits = Limits { memory_bytes: Some(256 << 20), cpu_millis: Some(1000), ..Limits::default() };
+        spec.limits = Limits {
+            memory_bytes: Some(256 << 20),
+            cpu_millis: Some(1000),
+            ..Limits::default()
+        };
         let begun = Instant::now();
         client.launch(spec)?;
         launches.push(begun.elapsed());
@@ -69,7 +78,10 @@ fn main() -> Result<()> {
 }
 
 fn ended(client: &Client, id: &InstanceId) -> bool {
-    client.list().is_ok_and(|list| list.iter().any(|info| info.id == *id && matches!(info.state, InstanceState::Exited { .. })))
+    client.list().is_ok_and(|list| {
+        list.iter()
+            .any(|info| info.id == *id && matches!(info.state, InstanceState::Exited { .. }))
+    })
 }
 
 fn image(dir: &Path) -> Result<PathBuf> {
@@ -91,15 +103,27 @@ fn wait(mut condition: impl FnMut() -> bool) -> Result<()> {
 }
 
 fn rest(time: Duration) -> Result<()> {
-    let time = rustix::event::Timespec { tv_sec: i64::try_from(time.as_secs())?, tv_nsec: time.subsec_nanos().into() };
+    let time = rustix::event::Timespec {
+        tv_sec: i64::try_from(time.as_secs())?,
+        tv_nsec: time.subsec_nanos().into(),
+    };
     rustix::event::poll(&mut [], Some(&time))?;
     Ok(())
 }
 
-#[expect(clippy::print_stdout, reason = "the result of a measurement is what it prints")]
+#[expect(
+    clippy::print_stdout,
+    reason = "the result of a measurement is what it prints"
+)]
 fn report(what: &str, times: &mut [Duration]) {
     times.sort_unstable();
     let at = |share: usize| times.get((times.len() * share / 100).min(times.len().saturating_sub(1)));
     let ms = |time: Option<&Duration>| time.map_or(0.0, |time| time.as_secs_f64() * 1e3);
-    println!("{what}: median {:.2} ms, p99 {:.2} ms, best {:.2} ms, n {}", ms(at(50)), ms(at(99)), ms(at(0)), times.len());
+    println!(
+        "{what}: median {:.2} ms, p99 {:.2} ms, best {:.2} ms, n {}",
+        ms(at(50)),
+        ms(at(99)),
+        ms(at(0)),
+        times.len()
+    );
 }

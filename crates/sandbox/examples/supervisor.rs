@@ -4,7 +4,14 @@ use tram_sandbox::supervisor::{Config, Freezer, run};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args_os().skip(1);
-    let state_dir = arguments.next().ok_or("usage: supervisor STATE_DIR [v1-freezer]")?.into();
-    let freezer = if arguments.next().is_some() { Freezer::V1 } else { Freezer::Auto };
+    let state_dir = arguments
+        .next()
+        .ok_or("usage: supervisor STATE_DIR [v1-freezer]")?
+        .into();
+    let freezer = if arguments.next().is_some() {
+        Freezer::V1
+    } else {
+        Freezer::Auto
+    };
     Ok(run(&Config { state_dir, freezer })?)
 }

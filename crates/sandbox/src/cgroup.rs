@@ -120,7 +120,10 @@ impl Layout {
             match kind {
                 "cgroup2" if layout.unified.is_none() => layout.unified = Some(path.into()),
                 "cgroup" => {
-                    for option in options.split(',').filter(|option| v1::CONTROLLERS.contains(option)) {
+                    for option in options
+                        .split(',')
+                        .filter(|option| v1::CONTROLLERS.contains(option))
+                    {
                         layout.controllers.push((option.to_owned(), path.into()));
                     }
                 }
@@ -131,7 +134,10 @@ impl Layout {
     }
 
     pub(crate) fn controller(&self, name: &str) -> Option<&Path> {
-        self.controllers.iter().find(|(controller, _)| controller == name).map(|(_, path)| path.as_path())
+        self.controllers
+            .iter()
+            .find(|(controller, _)| controller == name)
+            .map(|(_, path)| path.as_path())
     }
 }
 
@@ -148,19 +154,27 @@ pub enum Freezer {
 /// The driver for this machine.
 pub(crate) fn driver(state_dir: &Path, freezer: Freezer) -> io::Result<Box<dyn Driver>> {
     let layout = Layout::detect()?;
-    let below = format!("{PARENT}/{:016x}", fnv1a(state_dir.as_os_str().as_encoded_bytes()));
+    let below = format!(
+        "{PARENT}/{:016x}",
+        fnv1a(state_dir.as_os_str().as_encoded_bytes())
+    );
     if layout.controller("memory").is_some() {
         return Ok(Box::new(v1::V1::new(&layout, &below, freezer)?));
     }
     match layout.unified {
         Some(root) => Ok(Box::new(v2::V2::new(&root, &below, &["memory", "cpu", "pids"])?)),
-        None => Err(io::Error::new(io::ErrorKind::Unsupported, "no cgroup hierarchy is mounted")),
+        None => Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "no cgroup hierarchy is mounted",
+        )),
     }
 }
 
 /// A stable short name for a path (the hashers of the standard library promise no stability).
 fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    })
 }
 
 /// Write to a file of a cgroup, and say which one when it fails.
@@ -177,12 +191,17 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
 }
 
 fn read_number(path: &Path) -> io::Result<u64> {
-    read(path)?.trim().parse().map_err(|_| io::Error::other(format!("{} is not a number", path.display())))
+    read(path)?
+        .trim()
+        .parse()
+        .map_err(|_| io::Error::other(format!("{} is not a number", path.display())))
 }
 
 /// The value of one key of a flat keyed file (`key value` lines); zero when it is not there.
 fn keyed(text: &str, key: &str) -> u64 {
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok()).unwrap_or(0)
+    text.lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+        .unwrap_or(0)
 }
 
 fn ensure_dir(path: &Path) -> io::Result<()> {

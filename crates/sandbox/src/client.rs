@@ -17,8 +17,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::protocol::frame::{self, Decoder, FrameError};
 use crate::protocol::{
-    Event, ExecSpec, ExitStatus, InstanceId, InstanceInfo, LaunchSpec, PROTOCOL_VERSION, Refusal, Reply, Request,
-    Stats, TtySize,
+    Event, ExecSpec, ExitStatus, InstanceId, InstanceInfo, LaunchSpec, PROTOCOL_VERSION, Refusal, Reply,
+    Request, Stats, TtySize,
 };
 use crate::supervisor::SOCKET_NAME;
 
@@ -33,7 +33,11 @@ pub const LAUNCH_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot connect to the supervisor at {}", path.display())]
-    Connect { path: PathBuf, #[source] source: io::Error },
+    Connect {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot talk to the supervisor")]
     Talk(#[source] io::Error),
     #[error("the supervisor did not answer within {} ms", .0.as_millis())]
@@ -57,12 +61,19 @@ pub struct Client {
 impl Client {
     /// Does no I/O; use [`Client::ping`] to see whether somebody is there.
     pub fn new(state_dir: impl AsRef<Path>) -> Self {
-        Self { socket: state_dir.as_ref().join(SOCKET_NAME) }
+        Self {
+            socket: state_dir.as_ref().join(SOCKET_NAME),
+        }
     }
 
     /// The supervisor's pid.
     pub fn ping(&self) -> Result<i32, Error> {
-        match self.call(&Request::Ping { version: PROTOCOL_VERSION }, CALL_TIMEOUT)? {
+        match self.call(
+            &Request::Ping {
+                version: PROTOCOL_VERSION,
+            },
+            CALL_TIMEOUT,
+        )? {
             Reply::Pong { pid, .. } => Ok(pid),
             other => Err(unexpected(other)),
         }
@@ -82,7 +93,10 @@ impl Client {
     /// [`Refusal::NotRunning`].
     pub fn stop(&self, id: &InstanceId, grace: Duration) -> Result<(), Error> {
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        self.order(&Request::Stop { id: id.clone(), grace_ms })
+        self.order(&Request::Stop {
+            id: id.clone(),
+            grace_ms,
+        })
     }
 
     /// Returns once the kernel was told; the end is an [`Event::Exited`].
@@ -91,7 +105,10 @@ impl Client {
     }
 
     pub fn signal(&self, id: &InstanceId, signal: i32) -> Result<(), Error> {
-        self.order(&Request::Signal { id: id.clone(), signal })
+        self.order(&Request::Signal {
+            id: id.clone(),
+            signal,
+        })
     }
 
     /// Returns when every process is frozen. Freezing twice succeeds.
@@ -209,21 +226,37 @@ pub struct Exec {
 pub enum ExecIo {
     /// Both directions; give it to [`resize`] for a new size.
     Tty { master: OwnedFd },
-    Pipes { stdin: OwnedFd, stdout: OwnedFd, stderr: OwnedFd },
+    Pipes {
+        stdin: OwnedFd,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    },
 }
 
 impl Exec {
     fn from_fds(pid: i32, tty: bool, fds: Vec<OwnedFd>) -> Result<Self, Error> {
         let count = fds.len();
         let mut fds = fds.into_iter();
-        let mut next = || fds.next().ok_or_else(|| Error::Unexpected(format!("{count} file descriptors")));
+        let mut next = || {
+            fds.next()
+                .ok_or_else(|| Error::Unexpected(format!("{count} file descriptors")))
+        };
         let (process, exit) = (next()?, next()?);
         let io = if tty {
             ExecIo::Tty { master: next()? }
         } else {
-            ExecIo::Pipes { stdin: next()?, stdout: next()?, stderr: next()? }
+            ExecIo::Pipes {
+                stdin: next()?,
+                stdout: next()?,
+                stderr: next()?,
+            }
         };
-        Ok(Self { pid, process, exit, io })
+        Ok(Self {
+            pid,
+            process,
+            exit,
+            io,
+        })
     }
 }
 
@@ -271,7 +304,12 @@ pub(crate) fn encode_exit(status: ExitStatus) -> [u8; EXIT_BYTES] {
 
 /// Give a terminal a new size; its program is told by SIGWINCH.
 pub fn resize(master: impl AsFd, size: TtySize) -> io::Result<()> {
-    let size = rustix::termios::Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = rustix::termios::Winsize {
+        ws_row: size.rows,
+        ws_col: size.columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     Ok(rustix::termios::tcsetwinsize(master, size)?)
 }
 
@@ -285,15 +323,27 @@ struct Connection {
 impl Connection {
     fn open(path: &Path) -> Result<Self, Error> {
         let connect = || {
-            let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+            let socket = rustix::net::socket_with(
+                AddressFamily::UNIX,
+                SocketType::STREAM,
+                SocketFlags::CLOEXEC,
+                None,
+            )?;
             // The send timeout is also what bounds a connect to a full backlog.
             set_socket_timeout(&socket, Timeout::Send, Some(CONNECT_TIMEOUT))?;
             rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
             Ok::<_, rustix::io::Errno>(socket)
         };
         match connect() {
-            Ok(socket) => Ok(Self { socket, decoder: Decoder::default(), fds: Vec::new() }),
-            Err(errno) => Err(Error::Connect { path: path.to_owned(), source: errno.into() }),
+            Ok(socket) => Ok(Self {
+                socket,
+                decoder: Decoder::default(),
+                fds: Vec::new(),
+            }),
+            Err(errno) => Err(Error::Connect {
+                path: path.to_owned(),
+                source: errno.into(),
+            }),
         }
     }
 
@@ -314,7 +364,11 @@ impl Connection {
         self.receive(deadline, timeout)
     }
 
-    fn receive<T: serde::de::DeserializeOwned>(&mut self, deadline: Instant, timeout: Duration) -> Result<T, Error> {
+    fn receive<T: serde::de::DeserializeOwned>(
+        &mut self,
+        deadline: Instant,
+        timeout: Duration,
+    ) -> Result<T, Error> {
         loop {
             if let Some(message) = self.decoder.decode()? {
                 return Ok(message);

@@ -36,7 +36,10 @@ impl<T, E: Into<io::Error>> During<T> for Result<T, E> {
     fn during(self, what: impl FnOnce() -> String) -> Step<T> {
         self.map_err(|error| {
             let error = error.into();
-            LaunchFailure::Setup { what: what(), errno: error.raw_os_error().unwrap_or(UNKNOWN_ERRNO) }
+            LaunchFailure::Setup {
+                what: what(),
+                errno: error.raw_os_error().unwrap_or(UNKNOWN_ERRNO),
+            }
         })
     }
 }
@@ -71,10 +74,16 @@ pub(crate) fn become_instance(
     rustix::process::setsid().during(|| "make a session".into())?;
     sys::hurry(false);
     enter_cgroups(cpu)?;
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP).during(|| "make a cgroup namespace".into())?;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
+        .during(|| "make a cgroup namespace".into())?;
     rootfs::show_cgroups(view)?;
-    rustix::process::chdir(spec.cwd.as_str()).during(|| format!("enter the working directory {}", spec.cwd))?;
-    let identity = Identity { user: &spec.user, capabilities: &spec.capabilities, nofile: spec.limits.nofile };
+    rustix::process::chdir(spec.cwd.as_str())
+        .during(|| format!("enter the working directory {}", spec.cwd))?;
+    let identity = Identity {
+        user: &spec.user,
+        capabilities: &spec.capabilities,
+        nofile: spec.limits.nofile,
+    };
     start_program(&identity, &spec.argv, &spec.env, filter, ready)
 }
 

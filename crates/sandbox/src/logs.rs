@@ -23,8 +23,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use follower::Follower;
-pub(crate) use lines::LineSplitter;
 pub use lines::LINE_BYTES_MAX;
+pub(crate) use lines::LineSplitter;
 pub(crate) use rate::TokenBucket;
 pub use reader::read;
 pub(crate) use writer::Writer;
@@ -78,7 +78,9 @@ impl Range {
             (Some(after), Order::Ascending) => record.cursor > after,
             (Some(after), Order::Descending) => record.cursor < after,
         };
-        beyond && self.start.is_none_or(|start| record.at >= start) && self.end.is_none_or(|end| record.at < end)
+        beyond
+            && self.start.is_none_or(|start| record.at >= start)
+            && self.end.is_none_or(|end| record.at < end)
     }
 }
 
@@ -103,7 +105,11 @@ pub struct Error {
 
 impl Error {
     fn new(what: &'static str, dir: &Path, source: io::Error) -> Self {
-        Self { what, dir: dir.to_owned(), source }
+        Self {
+            what,
+            dir: dir.to_owned(),
+            source,
+        }
     }
 }
 
@@ -114,7 +120,12 @@ pub fn append_platform(dir: impl AsRef<Path>, message: &str) -> Result<(), Error
         let mut writer = Writer::open(dir, &crate::protocol::LogLimits::default())?;
         let line = message.lines().next().unwrap_or_default();
         let end = line.floor_char_boundary(PLATFORM_BYTES_MAX);
-        writer.push(Timestamp::now(), Stream::Koyeb, false, line.get(..end).unwrap_or_default());
+        writer.push(
+            Timestamp::now(),
+            Stream::Koyeb,
+            false,
+            line.get(..end).unwrap_or_default(),
+        );
         writer.flush()
     };
     append().map_err(|source| Error::new("write", dir, source))

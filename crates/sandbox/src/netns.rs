@@ -30,7 +30,11 @@ pub struct Error {
 
 impl Error {
     fn new(what: &'static str, path: &Path, source: io::Error) -> Self {
-        Self { what, path: path.to_owned(), source }
+        Self {
+            what,
+            path: path.to_owned(),
+            source,
+        }
     }
 }
 
@@ -42,7 +46,11 @@ pub fn create(path: impl AsRef<Path>) -> Result<(), Error> {
         if let Some(parent) = path.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
         }
-        OpenOptions::new().create_new(true).write(true).mode(0o400).open(path)?;
+        OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(0o400)
+            .open(path)?;
         let made = on_new_thread(|| {
             unshare(CloneFlags::CLONE_NEWNET)?;
             sys::loopback_up()?;
@@ -92,7 +100,9 @@ pub fn run_in<T: Send>(path: impl AsRef<Path>, closure: impl FnOnce() -> T + Sen
 
 fn on_new_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     thread::scope(|scope| {
-        let thread = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, work)?;
+        let thread = thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn_scoped(scope, work)?;
         match thread.join() {
             Ok(result) => result,
             // The panic is the caller's own; let it go on where it would have.

@@ -32,18 +32,39 @@ pub fn facts() -> Vec<Fact> {
     let mut facts = vec![root(), capabilities()];
     facts.extend(cgroups());
     facts.extend([
-        tried("overlay", true, "Load the kernel module overlay.", file_system("overlay")),
-        tried("new mount calls", true, "Use Linux 5.12 or newer.", file_system("tmpfs")),
+        tried(
+            "overlay",
+            true,
+            "Load the kernel module overlay.",
+            file_system("overlay"),
+        ),
+        tried(
+            "new mount calls",
+            true,
+            "Use Linux 5.12 or newer.",
+            file_system("tmpfs"),
+        ),
         tried("openat2", true, "Use Linux 5.6 or newer.", openat2()),
         tried("pidfd", true, "Use Linux 5.3 or newer.", pidfd()),
-        tried("seccomp", true, "Use a kernel with CONFIG_SECCOMP_FILTER, on x86-64 or 64-bit ARM.", seccomp()),
+        tried(
+            "seccomp",
+            true,
+            "Use a kernel with CONFIG_SECCOMP_FILTER, on x86-64 or 64-bit ARM.",
+            seccomp(),
+        ),
         user_namespaces(),
     ]);
     facts
 }
 
 fn fact(name: &'static str, needed: bool, mend: &'static str, ok: bool, detail: impl Into<String>) -> Fact {
-    Fact { name, ok, needed, detail: detail.into(), mend }
+    Fact {
+        name,
+        ok,
+        needed,
+        detail: detail.into(),
+        mend,
+    }
 }
 
 fn tried(name: &'static str, needed: bool, mend: &'static str, result: io::Result<String>) -> Fact {
@@ -55,7 +76,13 @@ fn tried(name: &'static str, needed: bool, mend: &'static str, result: io::Resul
 
 fn root() -> Fact {
     let uid = rustix::process::geteuid();
-    fact("root", true, "Run tram as root.", uid.is_root(), format!("user id {}", uid.as_raw()))
+    fact(
+        "root",
+        true,
+        "Run tram as root.",
+        uid.is_root(),
+        format!("user id {}", uid.as_raw()),
+    )
 }
 
 /// What the launcher uses. CAP_SYS_RESOURCE is not among them: limits are then only lowered.
@@ -78,7 +105,11 @@ fn capabilities() -> Fact {
         Ok(sets) => sets.effective.bits(),
         Err(errno) => return fact("capabilities", true, mend, false, errno.to_string()),
     };
-    let missing: Vec<&str> = CAPABILITIES.iter().filter(|(bit, _)| held & (1 << bit) == 0).map(|(_, name)| *name).collect();
+    let missing: Vec<&str> = CAPABILITIES
+        .iter()
+        .filter(|(bit, _)| held & (1 << bit) == 0)
+        .map(|(_, name)| *name)
+        .collect();
     let detail = if !missing.is_empty() {
         format!("missing: {}", missing.join(", "))
     } else if held & (1 << SYS_RESOURCE) == 0 {
@@ -92,15 +123,30 @@ fn capabilities() -> Fact {
 fn cgroups() -> Vec<Fact> {
     let layout = match Layout::detect() {
         Ok(layout) => layout,
-        Err(error) => return vec![fact("cgroups", true, "Mount /proc and /sys/fs/cgroup.", false, error.to_string())],
+        Err(error) => {
+            return vec![fact(
+                "cgroups",
+                true,
+                "Mount /proc and /sys/fs/cgroup.",
+                false,
+                error.to_string(),
+            )];
+        }
     };
     let v1 = layout.controller("memory").is_some();
     let offered = match (&layout.unified, v1) {
         (Some(root), false) => fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default(),
-        _ => layout.controllers.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" "),
+        _ => layout
+            .controllers
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect::<Vec<_>>()
+            .join(" "),
     };
-    let missing: Vec<&str> =
-        ["memory", "cpu", "pids"].into_iter().filter(|name| !offered.split_whitespace().any(|held| held == *name)).collect();
+    let missing: Vec<&str> = ["memory", "cpu", "pids"]
+        .into_iter()
+        .filter(|name| !offered.split_whitespace().any(|held| held == *name))
+        .collect();
     let version = match (v1, layout.unified.is_some()) {
         (true, true) => "version 1, with the unified tree beside it",
         (true, false) => "version 1",
@@ -117,21 +163,41 @@ fn cgroups() -> Vec<Fact> {
     // The root cgroup has no cgroup.kill; its presence follows from the kernel having the file in any child.
     let kill = layout.unified.as_ref().map(|root| has_kill(root));
     vec![
-        fact("cgroups", true, "Mount cgroups, as every current distribution does.", v1 || unified, version),
+        fact(
+            "cgroups",
+            true,
+            "Mount cgroups, as every current distribution does.",
+            v1 || unified,
+            version,
+        ),
         fact(
             "cgroup controllers",
             true,
             "Enable the controllers memory, cpu and pids (kernel command line, or the service's Delegate=yes).",
             missing.is_empty(),
-            if missing.is_empty() { offered.trim().to_owned() } else { format!("missing: {}", missing.join(", ")) },
+            if missing.is_empty() {
+                offered.trim().to_owned()
+            } else {
+                format!("missing: {}", missing.join(", "))
+            },
         ),
-        fact("freezer", true, "Mount the unified cgroup tree.", unified || v1_freezer, freezer),
+        fact(
+            "freezer",
+            true,
+            "Mount the unified cgroup tree.",
+            unified || v1_freezer,
+            freezer,
+        ),
         fact(
             "cgroup.kill",
             false,
             "Use Linux 5.14 or newer and mount the unified cgroup tree.",
             kill == Some(true),
-            if kill == Some(true) { "there" } else { "missing: instances are killed one process at a time" },
+            if kill == Some(true) {
+                "there"
+            } else {
+                "missing: instances are killed one process at a time"
+            },
         ),
     ]
 }
@@ -149,7 +215,13 @@ fn file_system(name: &str) -> io::Result<String> {
 }
 
 fn openat2() -> io::Result<String> {
-    rustix::fs::openat2(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT)?;
+    rustix::fs::openat2(
+        CWD,
+        "/",
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT,
+    )?;
     Ok("there".to_owned())
 }
 
@@ -168,7 +240,13 @@ fn user_namespaces() -> Fact {
     let limit = fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
     let ok = limit.trim().parse::<u64>().is_ok_and(|limit| limit > 0);
     let detail = format!("at most {}", if limit.is_empty() { "none" } else { limit.trim() });
-    fact("user namespaces", false, "Set the sysctl user.max_user_namespaces above zero.", ok, detail)
+    fact(
+        "user namespaces",
+        false,
+        "Set the sysctl user.max_user_namespaces above zero.",
+        ok,
+        detail,
+    )
 }
 
 #[cfg(test)]
@@ -179,10 +257,27 @@ mod tests {
     fn every_fact_is_tried_and_those_needed_hold_where_the_tests_run_as_root() {
         let facts = facts();
         let names: Vec<&str> = facts.iter().map(|fact| fact.name).collect();
-        for name in ["root", "capabilities", "cgroups", "cgroup controllers", "freezer", "cgroup.kill", "overlay", "openat2", "pidfd", "seccomp", "user namespaces"] {
+        for name in [
+            "root",
+            "capabilities",
+            "cgroups",
+            "cgroup controllers",
+            "freezer",
+            "cgroup.kill",
+            "overlay",
+            "openat2",
+            "pidfd",
+            "seccomp",
+            "user namespaces",
+        ] {
             assert!(names.contains(&name), "{name}");
         }
-        assert!(facts.iter().all(|fact| !fact.detail.is_empty() && !fact.mend.is_empty()), "{facts:#?}");
+        assert!(
+            facts
+                .iter()
+                .all(|fact| !fact.detail.is_empty() && !fact.mend.is_empty()),
+            "{facts:#?}"
+        );
         if rustix::process::geteuid().is_root() {
             let broken: Vec<&Fact> = facts.iter().filter(|fact| fact.needed && !fact.ok).collect();
             assert!(broken.is_empty(), "{broken:#?}");

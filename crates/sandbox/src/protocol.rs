@@ -60,31 +60,60 @@ pub enum Request {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
-    Pong { version: u32, pid: i32 },
+    Pong {
+        version: u32,
+        pid: i32,
+    },
     /// The program was exec'd; `pid` is the instance's first process as this machine sees it.
-    Launched { pid: i32 },
+    Launched {
+        pid: i32,
+    },
     Done,
     /// The program was exec'd. File descriptors ride on this message, in the order of
     /// [`ExecFds`]: a pidfd and the exit pipe, then the pty master, or stdin, stdout and stderr.
-    ExecStarted { pid: i32, tty: bool },
-    Instances { instances: Vec<InstanceInfo> },
-    Stats { stats: Stats },
+    ExecStarted {
+        pid: i32,
+        tty: bool,
+    },
+    Instances {
+        instances: Vec<InstanceInfo>,
+    },
+    Stats {
+        stats: Stats,
+    },
     /// The stream has begun: every later change is sent.
     Watching,
-    Refused { refusal: Refusal },
+    Refused {
+        refusal: Refusal,
+    },
 }
 
 /// What changed, to those who watch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    Started { id: InstanceId, generation: u64, pid: i32 },
-    Exited { id: InstanceId, generation: u64, exit: ExitRecord },
+    Started {
+        id: InstanceId,
+        generation: u64,
+        pid: i32,
+    },
+    Exited {
+        id: InstanceId,
+        generation: u64,
+        exit: ExitRecord,
+    },
     /// The kernel killed a process of the instance because its memory limit was reached. The
     /// instance may well go on; `kills` counts since its start.
-    Oom { id: InstanceId, kills: u64 },
-    Frozen { id: InstanceId },
-    Thawed { id: InstanceId },
+    Oom {
+        id: InstanceId,
+        kills: u64,
+    },
+    Frozen {
+        id: InstanceId,
+    },
+    Thawed {
+        id: InstanceId,
+    },
 }
 
 /// One instance as the supervisor knows it.
@@ -164,7 +193,11 @@ pub enum LaunchFailure {
     /// The program itself could not be executed: not found (`ENOENT`), not permitted (`EACCES`), of
     /// another format (`ENOEXEC`), ... The owner of the image can mend this.
     #[error("cannot execute {program:?}: {}", errno_text(*errno))]
-    Exec { program: String, argv: Vec<String>, errno: i32 },
+    Exec {
+        program: String,
+        argv: Vec<String>,
+        errno: i32,
+    },
     /// Something the spec asked for could not be done: `what` names it, say a bind mount.
     #[error("cannot {what}: {}", errno_text(*errno))]
     Setup { what: String, errno: i32 },

@@ -52,7 +52,9 @@ pub(crate) enum Error {
 impl Filter {
     pub(crate) fn build() -> Result<Self, Error> {
         let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(Error::Architecture)?;
-        Ok(Self { program: tree::compile(architecture, &verdicts(), FIRST_UNKNOWN) })
+        Ok(Self {
+            program: tree::compile(architecture, &verdicts(), FIRST_UNKNOWN),
+        })
     }
 
     /// From here on, and in every child: needs `no_new_privs`, which this also sets.
@@ -67,14 +69,37 @@ fn verdicts() -> BTreeMap<u32, Verdict> {
     let allowed = calls::COMMON.iter().chain(calls::ARCHITECTURE);
     let mut verdicts: BTreeMap<u32, Verdict> = allowed.map(|call| (number(*call), Verdict::Allow)).collect();
     verdicts.extend(NOT_IMPLEMENTED.map(|call| (call, Verdict::NotImplemented)));
-    let mut check = |call: i64, argument: u8, check: Check| verdicts.insert(number(call), Verdict::Check(argument, check));
+    let mut check = |call: i64, argument: u8, check: Check| {
+        verdicts.insert(number(call), Verdict::Check(argument, check))
+    };
     check(libc::SYS_clone, 0, Check::NoneSet(NAMESPACE_FLAGS));
     check(libc::SYS_socket, 0, Check::NoneOf(&REFUSED_FAMILIES));
     check(libc::SYS_ioctl, 1, Check::NoneOf(&REFUSED_IOCTLS));
-    check(libc::SYS_personality, 0, Check::OneOf { mask: u32::MAX, values: &PERSONALITIES });
-    check(libc::SYS_mknodat, 2, Check::OneOf { mask: FILE_TYPE_MASK, values: &NODE_TYPES });
+    check(
+        libc::SYS_personality,
+        0,
+        Check::OneOf {
+            mask: u32::MAX,
+            values: &PERSONALITIES,
+        },
+    );
+    check(
+        libc::SYS_mknodat,
+        2,
+        Check::OneOf {
+            mask: FILE_TYPE_MASK,
+            values: &NODE_TYPES,
+        },
+    );
     #[cfg(target_arch = "x86_64")]
-    check(libc::SYS_mknod, 1, Check::OneOf { mask: FILE_TYPE_MASK, values: &NODE_TYPES });
+    check(
+        libc::SYS_mknod,
+        1,
+        Check::OneOf {
+            mask: FILE_TYPE_MASK,
+            values: &NODE_TYPES,
+        },
+    );
     verdicts
 }
 
@@ -93,14 +118,21 @@ mod tests {
             }
             // SAFETY: the calls under test get integers that name no memory.
             let result = unsafe { libc::syscall(call, arguments[0], arguments[1], arguments[2]) };
-            let errno = if result < 0 { std::io::Error::last_os_error().raw_os_error().unwrap_or(0) } else { 0 };
+            let errno = if result < 0 {
+                std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
+            } else {
+                0
+            };
             let _ = rustix::io::write(&writer, &errno.to_le_bytes());
             0
         })
         .unwrap();
         let mut bytes = [0; 4];
         drop(std::io::Read::read_exact(&mut &reader, &mut bytes));
-        let _ = rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::empty());
+        let _ = rustix::process::waitpid(
+            rustix::process::Pid::from_raw(pid),
+            rustix::process::WaitOptions::empty(),
+        );
         i32::from_le_bytes(bytes)
     }
 
@@ -146,11 +178,19 @@ mod tests {
                 Some(Verdict::Check(..)) => None,
             };
             if let Some(expected) = expected {
-                assert_eq!(tree::simulate(&filter.program, std::env::consts::ARCH, call), expected, "call {call}");
+                assert_eq!(
+                    tree::simulate(&filter.program, std::env::consts::ARCH, call),
+                    expected,
+                    "call {call}"
+                );
             }
         }
         assert_eq!(tree::simulate(&filter.program, "other", 0), tree::KILL);
-        assert!(filter.program.len() < 1000, "{} instructions", filter.program.len());
+        assert!(
+            filter.program.len() < 1000,
+            "{} instructions",
+            filter.program.len()
+        );
     }
 
     #[test]
@@ -160,9 +200,18 @@ mod tests {
         assert_eq!(socket(40), libc::EPERM);
         assert_eq!(socket(38), libc::EPERM);
         let user_namespace = i64::from(libc::CLONE_NEWUSER);
-        assert_eq!(errno_under_filter(libc::SYS_clone, [user_namespace, 0, 0]), libc::EPERM);
+        assert_eq!(
+            errno_under_filter(libc::SYS_clone, [user_namespace, 0, 0]),
+            libc::EPERM
+        );
         // A character device, with a path that is not there: the filter answers before the kernel looks.
-        assert_eq!(errno_under_filter(libc::SYS_mknodat, [-1, 0, 0o020_000]), libc::EPERM);
-        assert_eq!(errno_under_filter(libc::SYS_mknodat, [-1, 0, 0o010_000]), libc::EFAULT);
+        assert_eq!(
+            errno_under_filter(libc::SYS_mknodat, [-1, 0, 0o020_000]),
+            libc::EPERM
+        );
+        assert_eq!(
+            errno_under_filter(libc::SYS_mknodat, [-1, 0, 0o010_000]),
+            libc::EFAULT
+        );
     }
 }

@@ -30,7 +30,13 @@ use crate::sys;
 /// would exempt it altogether, which no process should be.
 const OOM_SCORE_ADJ: &str = "-900";
 /// Sent to whole groups or sessions, never meant for a shim.
-const IGNORED_SIGNALS: [i32; 5] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE];
+const IGNORED_SIGNALS: [i32; 5] = [
+    libc::SIGTERM,
+    libc::SIGINT,
+    libc::SIGHUP,
+    libc::SIGQUIT,
+    libc::SIGPIPE,
+];
 /// What the child says when nothing but the exec is left.
 pub(crate) const READY: &[u8] = b"R";
 /// A failure with a long argv; the frame limit bounds what can be in there.
@@ -39,7 +45,10 @@ const FAILURE_BYTES_MAX: u64 = frame::FRAME_BYTES_MAX as u64;
 /// What the shim tells the supervisor that forked it, once.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
-    Started { init: ProcessIdentity, started_at: Timestamp },
+    Started {
+        init: ProcessIdentity,
+        started_at: Timestamp,
+    },
     /// It is over already: `exit.json` says why.
     Ended,
 }
@@ -63,7 +72,10 @@ pub(crate) fn run(order: Order<'_>) -> i32 {
         Ok(()) => 0,
         Err(error) => {
             // The supervisor sees a shim that left no exit record; the owner sees why.
-            let _ = crate::logs::append_platform(order.dir.logs(), &format!("the instance's keeper failed: {error}"));
+            let _ = crate::logs::append_platform(
+                order.dir.logs(),
+                &format!("the instance's keeper failed: {error}"),
+            );
             1
         }
     }
@@ -76,32 +88,59 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
     let (stderr, child_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
     let (verdict, child_verdict) = pipe_with(PipeFlags::CLOEXEC)?;
     // A program of another user may open /dev/stdout, which is this pipe.
-    let owner = (rustix::fs::Uid::from_raw(order.spec.user.uid), rustix::fs::Gid::from_raw(order.spec.user.gid));
+    let owner = (
+        rustix::fs::Uid::from_raw(order.spec.user.uid),
+        rustix::fs::Gid::from_raw(order.spec.user.gid),
+    );
     for pipe in [&child_stdout, &child_stderr] {
         rustix::fs::fchown(pipe, Some(owner.0), Some(owner.1))?;
     }
     let attach = order.driver.attach(order.spec.id.as_str())?;
     let mut keep = vec![order.report.as_fd(), order.lock.as_fd(), null.as_fd()];
-    keep.extend([&stdout, &child_stdout, &stderr, &child_stderr, &verdict, &child_verdict].map(AsFd::as_fd));
+    keep.extend(
+        [
+            &stdout,
+            &child_stdout,
+            &stderr,
+            &child_stderr,
+            &verdict,
+            &child_verdict,
+        ]
+        .map(AsFd::as_fd),
+    );
     keep.extend(attach.fds());
     sys::close_all_except(&keep)?;
     sys::set_stdio(null.as_fd(), null.as_fd(), null.as_fd())?;
 
     let own = own_identity()?;
     let Attach { born_in, procs, cpu } = attach;
-    let child = sys::clone3(init::namespaces(&order.spec.network), born_in.as_ref().map(AsFd::as_fd), || {
-        let stdio = [null.as_fd(), child_stdout.as_fd(), child_stderr.as_fd()];
-        let attach = Attach { born_in: None, procs, cpu };
-        let Err(failure) = first_process(order, attach, stdio, &child_verdict);
-        // Nobody listens when the shim is gone; then there is nobody to tell either.
-        let _ = File::from(child_verdict).write_all(&serde_json::to_vec(&failure).unwrap_or_default());
-        1
-    });
+    let child = sys::clone3(
+        init::namespaces(&order.spec.network),
+        born_in.as_ref().map(AsFd::as_fd),
+        || {
+            let stdio = [null.as_fd(), child_stdout.as_fd(), child_stderr.as_fd()];
+            let attach = Attach {
+                born_in: None,
+                procs,
+                cpu,
+            };
+            let Err(failure) = first_process(order, attach, stdio, &child_verdict);
+            // Nobody listens when the shim is gone; then there is nobody to tell either.
+            let _ = File::from(child_verdict).write_all(&serde_json::to_vec(&failure).unwrap_or_default());
+            1
+        },
+    );
     let child = match child {
         Ok(child) => child,
         Err(error) => {
             let errno = error.raw_os_error().unwrap_or(libc::EIO);
-            return fail(order, LaunchFailure::Setup { what: "make the first process".to_owned(), errno });
+            return fail(
+                order,
+                LaunchFailure::Setup {
+                    what: "make the first process".to_owned(),
+                    errno,
+                },
+            );
         }
     };
     drop((null, child_stdout, child_stderr, born_in));
@@ -111,9 +150,18 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
     }
 
     let started_at = Timestamp::now();
-    let init = ProcessIdentity { pid: child.pid, start_ticks: sys::start_ticks(child.pid).unwrap_or_default() };
+    let init = ProcessIdentity {
+        pid: child.pid,
+        start_ticks: sys::start_ticks(child.pid).unwrap_or_default(),
+    };
     let (boot_id, generation) = (order.boot_id.to_owned(), order.spec.generation);
-    order.dir.write_run(&Run { boot_id, generation, shim: own, init, started_at })?;
+    order.dir.write_run(&Run {
+        boot_id,
+        generation,
+        shim: own,
+        init,
+        started_at,
+    })?;
     report(order, &Report::Started { init, started_at });
     sys::hurry(false);
 
@@ -154,18 +202,29 @@ fn first_process(
         what: "set up the standard streams".to_owned(),
         errno: error.raw_os_error().unwrap_or(libc::EIO),
     })?;
-    init::become_instance(order.spec, order.dir, attach, order.driver.view(), order.filter, || {
-        // Should the shim be killed, so is the instance: nobody would read its output or see its end.
-        // Set last, because changing the user clears it.
-        let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-        let _ = rustix::io::write(verdict, READY);
-    })
+    init::become_instance(
+        order.spec,
+        order.dir,
+        attach,
+        order.driver.view(),
+        order.filter,
+        || {
+            // Should the shim be killed, so is the instance: nobody would read its output or see its end.
+            // Set last, because changing the user clears it.
+            let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+            let _ = rustix::io::write(verdict, READY);
+        },
+    )
 }
 
 /// Ready and then nothing: the exec closed the pipe, so the program runs.
 pub(crate) fn read_verdict(verdict: OwnedFd) -> Result<(), LaunchFailure> {
     let mut said = Vec::new();
-    if File::from(verdict).take(FAILURE_BYTES_MAX).read_to_end(&mut said).is_err() {
+    if File::from(verdict)
+        .take(FAILURE_BYTES_MAX)
+        .read_to_end(&mut said)
+        .is_err()
+    {
         return Err(LaunchFailure::Died);
     }
     match said.strip_prefix(READY) {
@@ -176,12 +235,20 @@ pub(crate) fn read_verdict(verdict: OwnedFd) -> Result<(), LaunchFailure> {
 }
 
 fn fail(order: &Order<'_>, failure: LaunchFailure) -> io::Result<()> {
-    let _ = crate::logs::append_platform(order.dir.logs(), &format!("the instance did not start: {failure}"));
+    let _ = crate::logs::append_platform(
+        order.dir.logs(),
+        &format!("the instance did not start: {failure}"),
+    );
     let cause = match order.dir.stop()? {
         Some(stop) if failure == LaunchFailure::Died => stopped(stop.kind),
         _ => ExitCause::LaunchFailed { failure },
     };
-    order.dir.write_exit(&ExitRecord { status: None, oom_killed: false, at: Timestamp::now(), cause })?;
+    order.dir.write_exit(&ExitRecord {
+        status: None,
+        oom_killed: false,
+        at: Timestamp::now(),
+        cause,
+    })?;
     report(order, &Report::Ended);
     Ok(())
 }
@@ -199,7 +266,12 @@ fn exit_record(order: &Order<'_>, status: ExitStatus) -> ExitRecord {
         Ok(Some(stop)) => stopped(stop.kind),
         _ => ExitCause::Exited,
     };
-    ExitRecord { status: Some(status), oom_killed: kills > 0 && status != ExitStatus::Code(0), at: Timestamp::now(), cause }
+    ExitRecord {
+        status: Some(status),
+        oom_killed: kills > 0 && status != ExitStatus::Code(0),
+        at: Timestamp::now(),
+        cause,
+    }
 }
 
 fn stopped(kind: StopKind) -> ExitCause {

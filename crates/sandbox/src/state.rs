@@ -79,11 +79,17 @@ pub(crate) struct StateDir {
 impl StateDir {
     /// Make what is missing.
     pub(crate) fn ensure(root: &Path) -> io::Result<Self> {
-        fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(root)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(DIRECTORY_MODE)
+            .create(root)?;
         // Absolute, because shims change their directory and cgroups are named after it.
         let root = root.canonicalize()?;
         for name in ["instances", "trash", "root", "spare"] {
-            fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(root.join(name))?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(DIRECTORY_MODE)
+                .create(root.join(name))?;
         }
         Ok(Self { root })
     }
@@ -97,7 +103,10 @@ impl StateDir {
     }
 
     pub(crate) fn instance(&self, id: &InstanceId) -> InstanceDir {
-        InstanceDir { path: self.root.join("instances").join(id.as_str()), mount_point: self.root.join("root") }
+        InstanceDir {
+            path: self.root.join("instances").join(id.as_str()),
+            mount_point: self.root.join("root"),
+        }
     }
 
     /// The ids of all instances that have a directory; other names are left alone.
@@ -142,7 +151,9 @@ impl StateDir {
     }
 
     fn spares(&self) -> io::Result<Vec<PathBuf>> {
-        fs::read_dir(self.root.join("spare"))?.map(|entry| Ok(entry?.path())).collect()
+        fs::read_dir(self.root.join("spare"))?
+            .map(|entry| Ok(entry?.path()))
+            .collect()
     }
 
     /// Move a directory out of the way at once; deleting it may take long.
@@ -155,13 +166,22 @@ impl StateDir {
 fn make_instance_dir(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path)?;
     for name in ["logs", "upper", "work"] {
-        fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path.join(name))?;
+        fs::DirBuilder::new()
+            .mode(DIRECTORY_MODE)
+            .create(path.join(name))?;
     }
     for name in ["spec.json", "run.json"] {
-        OpenOptions::new().create_new(true).write(true).mode(FILE_MODE).open(path.join(format!("{name}.new")))?;
+        OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(FILE_MODE)
+            .open(path.join(format!("{name}.new")))?;
     }
     // The upper directory's mode becomes that of the instance's `/`.
-    fs::set_permissions(path.join("upper"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+    fs::set_permissions(
+        path.join("upper"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
 }
 
 /// One instance's directory.
@@ -241,7 +261,12 @@ impl InstanceDir {
 
     fn write<T: Serialize>(&self, name: &str, value: &T, durability: Durability) -> io::Result<()> {
         let beside = self.path.join(format!("{name}.new"));
-        let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(FILE_MODE).open(&beside)?;
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(FILE_MODE)
+            .open(&beside)?;
         file.write_all(&serde_json::to_vec(value).map_err(io::Error::other)?)?;
         if durability == Durability::PowerCut {
             file.sync_all()?;

@@ -70,7 +70,10 @@ pub struct Config {
 
 impl Config {
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
-        Self { state_dir: state_dir.into(), freezer: Freezer::default() }
+        Self {
+            state_dir: state_dir.into(),
+            freezer: Freezer::default(),
+        }
     }
 }
 
@@ -82,7 +85,11 @@ pub enum Error {
     #[error("another supervisor runs on {}", .0.display())]
     AlreadyRunning(PathBuf),
     #[error("cannot {what}")]
-    Setup { what: &'static str, #[source] source: io::Error },
+    Setup {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot build the system call filter")]
     Filter(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the supervisor's loop failed")]
@@ -172,9 +179,13 @@ impl Supervisor {
         for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
             mask.add(signal);
         }
-        mask.thread_block().map_err(io::Error::from).map_err(setup("block signals"))?;
+        mask.thread_block()
+            .map_err(io::Error::from)
+            .map_err(setup("block signals"))?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        let signals = SignalFd::with_flags(&mask, flags).map_err(io::Error::from).map_err(setup("listen to signals"))?;
+        let signals = SignalFd::with_flags(&mask, flags)
+            .map_err(io::Error::from)
+            .map_err(setup("listen to signals"))?;
         let mut supervisor = Self {
             driver,
             filter: Filter::build().map_err(|error| Error::Filter(Box::new(error)))?,
@@ -246,11 +257,16 @@ impl Supervisor {
             waiting.add(exec.report(), PollFlags::IN, Ready::Exec(*number));
         }
         sys::poll(&mut waiting.fds, self.next_timer())?;
-        let ready = waiting.fds.iter().zip(waiting.names).filter_map(|(fd, name)| match (fd.revents(), name) {
-            (revents, _) if revents.is_empty() => None,
-            (revents, Ready::Client(number, _)) => Some(Ready::Client(number, revents)),
-            (_, name) => Some(name),
-        });
+        let ready =
+            waiting
+                .fds
+                .iter()
+                .zip(waiting.names)
+                .filter_map(|(fd, name)| match (fd.revents(), name) {
+                    (revents, _) if revents.is_empty() => None,
+                    (revents, Ready::Client(number, _)) => Some(Ready::Client(number, revents)),
+                    (_, name) => Some(name),
+                });
         Ok(ready.collect())
     }
 
@@ -308,7 +324,11 @@ impl Supervisor {
         }
         for id in std::mem::take(&mut self.busy_cgroups) {
             // An id may have been given to a new instance meanwhile; its cgroup is then not ours to take.
-            if self.instances.get(&id).is_none_or(|instance| matches!(instance.phase, Phase::Ended(_))) {
+            if self
+                .instances
+                .get(&id)
+                .is_none_or(|instance| matches!(instance.phase, Phase::Ended(_)))
+            {
                 self.remove_cgroup(&id);
             }
         }
@@ -348,7 +368,14 @@ fn fill_stdio() -> io::Result<()> {
 }
 
 fn lock(root: &Path) -> Result<File, Error> {
-    let open = || OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(root.join(LOCK_NAME));
+    let open = || {
+        OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(root.join(LOCK_NAME))
+    };
     let file = open().map_err(setup("open the lock file"))?;
     let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {

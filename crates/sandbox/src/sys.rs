@@ -63,13 +63,22 @@ pub(crate) fn clone3(
     // SAFETY: needed because no wrapper offers `CLONE_INTO_CGROUP`. Sound because without `CLONE_VM`
     // this is a fork of a single-threaded process, `arguments` and `pidfd` outlive the call, the size
     // is that of the structure, and the child never returns.
-    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>()) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw mut arguments,
+            size_of::<libc::clone_args>(),
+        )
+    };
     match result {
         0 => leave(child),
         pid if pid > 0 => {
             // SAFETY: the kernel has just stored a new descriptor there, which nobody else owns.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok(Cloned { pid: i32::try_from(pid).map_err(io::Error::other)?, pidfd })
+            Ok(Cloned {
+                pid: i32::try_from(pid).map_err(io::Error::other)?,
+                pidfd,
+            })
         }
         _ => Err(io::Error::last_os_error()),
     }
@@ -112,7 +121,11 @@ fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
 }
 
 /// Make 0, 1 and 2 the null device, or the given descriptors.
-pub(crate) fn set_stdio(stdin: BorrowedFd<'_>, stdout: BorrowedFd<'_>, stderr: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn set_stdio(
+    stdin: BorrowedFd<'_>,
+    stdout: BorrowedFd<'_>,
+    stderr: BorrowedFd<'_>,
+) -> io::Result<()> {
     rustix::stdio::dup2_stdin(stdin)?;
     rustix::stdio::dup2_stdout(stdout)?;
     rustix::stdio::dup2_stderr(stderr)?;
@@ -138,7 +151,9 @@ pub(crate) fn reset_signals() -> io::Result<()> {
             )
         };
     }
-    nix::sys::signal::SigSet::empty().thread_set_mask().map_err(io::Error::from)
+    nix::sys::signal::SigSet::empty()
+        .thread_set_mask()
+        .map_err(io::Error::from)
 }
 
 /// Ignore what is sent to a group or a session, so that a shim outlives its terminal and its
@@ -172,7 +187,11 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, set: u64, recursive: bool) ->
 
 /// Bring up the loopback interface of this process's network namespace.
 pub(crate) fn loopback_up() -> io::Result<()> {
-    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    let socket = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        None,
+    )?;
     // SAFETY: `ifreq` is integers and a union of them; zero is valid for each.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     request.ifr_name[0] = 'l' as libc::c_char;
@@ -198,11 +217,18 @@ pub(crate) fn hurry_process(hurry: bool) {
 /// process that leads a session of its own.
 pub(crate) fn hurry(hurry: bool) {
     hurry_process(hurry);
-    let _ = fs::write("/proc/self/autogroup", if hurry { HURRIED_NICE } else { 0 }.to_string());
+    let _ = fs::write(
+        "/proc/self/autogroup",
+        if hurry { HURRIED_NICE } else { 0 }.to_string(),
+    );
 }
 
 fn check(result: libc::c_long) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Whether a fork copies everything this process is.
@@ -212,7 +238,9 @@ pub(crate) fn is_single_threaded() -> io::Result<bool> {
 
 /// Differs after every start of the machine.
 pub(crate) fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
 }
 
 /// When a process started, in clock ticks since boot: with the pid and the boot id it names a
@@ -282,7 +310,10 @@ pub(crate) fn send_signal(process: impl AsFd, signal: i32) -> io::Result<()> {
 
 /// Milliseconds since boot, suspended time included: comparable between processes of one boot.
 pub(crate) fn boottime_ms() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: needed because no wrapper in use offers this clock. Writes one `timespec`, which outlives
     // the call; the clock exists since Linux 2.6.39, so the call cannot fail.
     unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };

@@ -14,7 +14,11 @@ fn root() -> bool {
 }
 
 fn sleeper(driver: &dyn Driver, name: &str) -> std::process::Child {
-    let child = Command::new("sleep").arg("1000").stdout(Stdio::null()).spawn().unwrap();
+    let child = Command::new("sleep")
+        .arg("1000")
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
     let attach = driver.attach(name).unwrap();
     for mut file in attach.procs.into_iter().chain(attach.cpu) {
         std::io::Write::write_all(&mut file, child.id().to_string().as_bytes()).unwrap();
@@ -29,7 +33,11 @@ fn sleeper(driver: &dyn Driver, name: &str) -> std::process::Child {
 }
 
 fn glob(parent: &Path, name: &str) -> PathBuf {
-    fs::read_dir(parent).unwrap().map(|entry| entry.unwrap().path().join(name)).find(|path| path.exists()).unwrap()
+    fs::read_dir(parent)
+        .unwrap()
+        .map(|entry| entry.unwrap().path().join(name))
+        .find(|path| path.exists())
+        .unwrap()
 }
 
 fn wait_until(mut condition: impl FnMut() -> bool) {
@@ -41,7 +49,15 @@ fn wait_until(mut condition: impl FnMut() -> bool) {
 }
 
 fn lifecycle(driver: &dyn Driver, name: &str) {
-    driver.create(name, &Limits { pids_max: None, ..Limits::default() }).unwrap();
+    driver
+        .create(
+            name,
+            &Limits {
+                pids_max: None,
+                ..Limits::default()
+            },
+        )
+        .unwrap();
     let mut child = sleeper(driver, name);
     assert!(!driver.is_empty(name).unwrap());
     driver.freeze(name).unwrap();
@@ -61,21 +77,31 @@ fn lifecycle(driver: &dyn Driver, name: &str) {
 #[test]
 fn this_machines_driver_freezes_kills_and_removes() {
     if root() {
-        lifecycle(driver(Path::new("/tram-test/auto"), Freezer::Auto).unwrap().as_ref(), "unit-auto");
+        lifecycle(
+            driver(Path::new("/tram-test/auto"), Freezer::Auto)
+                .unwrap()
+                .as_ref(),
+            "unit-auto",
+        );
     }
 }
 
 #[test]
 fn the_v1_freezer_does_too() {
     if root() && Layout::detect().unwrap().controller("freezer").is_some() {
-        lifecycle(driver(Path::new("/tram-test/v1"), Freezer::V1).unwrap().as_ref(), "unit-v1");
+        lifecycle(
+            driver(Path::new("/tram-test/v1"), Freezer::V1).unwrap().as_ref(),
+            "unit-v1",
+        );
     }
 }
 
 #[test]
 fn so_does_the_core_of_v2() {
     // Here the unified tree may have no controllers, so only what needs none is tested.
-    if root() && let Some(unified) = Layout::detect().unwrap().unified {
+    if root()
+        && let Some(unified) = Layout::detect().unwrap().unified
+    {
         let v2 = v2::V2::new(&unified, &format!("{PARENT}/unit-v2-core"), &[]).unwrap();
         lifecycle(&v2, "unit-v2");
     }
@@ -87,14 +113,23 @@ fn limits_are_what_the_kernel_then_reports() {
         return;
     }
     let driver = driver(Path::new("/tram-test/limits"), Freezer::Auto).unwrap();
-    let limits =
-        Limits { memory_bytes: Some(64 << 20), cpu_millis: Some(250), pids_max: Some(17), ..Limits::default() };
+    let limits = Limits {
+        memory_bytes: Some(64 << 20),
+        cpu_millis: Some(250),
+        pids_max: Some(17),
+        ..Limits::default()
+    };
     driver.create("unit-limits", &limits).unwrap();
     let stats = driver.stats("unit-limits").unwrap();
     assert_eq!((stats.pids, stats.oom_kills), (0, 0));
     if let Some(memory) = Layout::detect().unwrap().controller("memory") {
         let own = glob(&memory.join(PARENT), "unit-limits");
-        assert_eq!(fs::read_to_string(own.join("memory.limit_in_bytes")).unwrap().trim(), "67108864");
+        assert_eq!(
+            fs::read_to_string(own.join("memory.limit_in_bytes"))
+                .unwrap()
+                .trim(),
+            "67108864"
+        );
     }
     driver.remove("unit-limits").unwrap();
 }

@@ -27,7 +27,11 @@ impl Unified {
 
     pub(super) fn attach(&self) -> io::Result<Attach> {
         let directory: OwnedFd = File::open(&self.path)?.into();
-        Ok(Attach { born_in: Some(directory), procs: Vec::new(), cpu: Vec::new() })
+        Ok(Attach {
+            born_in: Some(directory),
+            procs: Vec::new(),
+            cpu: Vec::new(),
+        })
     }
 
     pub(super) fn kill(&self) -> io::Result<()> {
@@ -55,7 +59,10 @@ impl Unified {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 self.thaw()?;
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "the processes did not freeze in time"));
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the processes did not freeze in time",
+                ));
             }
             sys::wait_for(&events, PollFlags::PRI, left)?;
         }

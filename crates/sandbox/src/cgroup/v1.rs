@@ -15,8 +15,8 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use super::unified::{Unified, open_procs};
 use super::{
-    Attach, CPU_PERIOD_USEC, Driver, FREEZE_TIMEOUT, Freezer, Layout, OomWatch, View, child_names, ensure_dir, keyed, named, read,
-    read_number, remove_tree, write,
+    Attach, CPU_PERIOD_USEC, Driver, FREEZE_TIMEOUT, Freezer, Layout, OomWatch, View, child_names,
+    ensure_dir, keyed, named, read, read_number, remove_tree, write,
 };
 use crate::protocol::{Limits, Stats};
 
@@ -43,7 +43,10 @@ impl V1 {
     pub(super) fn new(layout: &Layout, below: &str, which_freezer: Freezer) -> io::Result<Self> {
         let parent = |controller: &str| {
             let mount = layout.controller(controller).ok_or_else(|| {
-                io::Error::new(io::ErrorKind::Unsupported, format!("the cgroup controller {controller} is not mounted"))
+                io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    format!("the cgroup controller {controller} is not mounted"),
+                )
             })?;
             make_parents(mount, below)
         };
@@ -51,7 +54,13 @@ impl V1 {
             Some(root) if root.join("cgroup.procs").exists() => Some(make_parents(root, below)?),
             _ => None,
         };
-        let wanted = |controller: &str, needed: bool| if needed { parent(controller).map(Some) } else { Ok(None) };
+        let wanted = |controller: &str, needed: bool| {
+            if needed {
+                parent(controller).map(Some)
+            } else {
+                Ok(None)
+            }
+        };
         Ok(Self {
             memory: parent("memory")?,
             cpu: parent("cpu")?,
@@ -63,20 +72,31 @@ impl V1 {
     }
 
     fn hierarchies(&self) -> impl Iterator<Item = &PathBuf> {
-        [&self.memory, &self.cpu, &self.pids].into_iter().chain(&self.cpuacct).chain(&self.freezer)
+        [&self.memory, &self.cpu, &self.pids]
+            .into_iter()
+            .chain(&self.cpuacct)
+            .chain(&self.freezer)
     }
 
     fn unified(&self, name: &str) -> Option<Unified> {
-        self.unified.as_ref().map(|parent| Unified::new(parent.join(name)))
+        self.unified
+            .as_ref()
+            .map(|parent| Unified::new(parent.join(name)))
     }
 
     fn freezer_state(&self, name: &str) -> Option<PathBuf> {
-        self.freezer.as_ref().map(|parent| parent.join(name).join("freezer.state"))
+        self.freezer
+            .as_ref()
+            .map(|parent| parent.join(name).join("freezer.state"))
     }
 
     /// The unified tree's, unless told otherwise or not there.
     fn unified_freezer(&self, name: &str) -> Option<Unified> {
-        if self.freezer.is_none() { self.unified(name) } else { None }
+        if self.freezer.is_none() {
+            self.unified(name)
+        } else {
+            None
+        }
     }
 
     fn cpu_usec(&self, name: &str) -> io::Result<u64> {
@@ -84,7 +104,11 @@ impl V1 {
             return Ok(read_number(&cpuacct.join(name).join("cpuacct.usage"))? / 1000);
         }
         // The unified tree counts CPU time with or without controllers.
-        let unified = self.unified.as_ref().map_or(&self.cpu, |parent| parent).join(name);
+        let unified = self
+            .unified
+            .as_ref()
+            .map_or(&self.cpu, |parent| parent)
+            .join(name);
         Ok(keyed(&read(&unified.join("cpu.stat"))?, "usage_usec"))
     }
 
@@ -114,7 +138,10 @@ impl Driver for V1 {
         if let Some(millis) = limits.cpu_millis {
             let cpu = self.cpu.join(name);
             write(&cpu.join("cpu.cfs_period_us"), CPU_PERIOD_USEC.to_string())?;
-            write(&cpu.join("cpu.cfs_quota_us"), (u64::from(millis) * CPU_PERIOD_USEC / 1000).to_string())?;
+            write(
+                &cpu.join("cpu.cfs_quota_us"),
+                (u64::from(millis) * CPU_PERIOD_USEC / 1000).to_string(),
+            )?;
             let shares = (u64::from(millis) * SHARES_PER_CPU / 1000).max(SHARES_MIN);
             write(&cpu.join("cpu.shares"), shares.to_string())?;
         }
@@ -127,7 +154,11 @@ impl Driver for V1 {
     fn attach(&self, name: &str) -> io::Result<Attach> {
         let mut attach = match self.unified(name) {
             Some(unified) => unified.attach()?,
-            None => Attach { born_in: None, procs: Vec::new(), cpu: Vec::new() },
+            None => Attach {
+                born_in: None,
+                procs: Vec::new(),
+                cpu: Vec::new(),
+            },
         };
         for parent in [&self.memory, &self.pids].into_iter().chain(&self.freezer) {
             attach.procs.push(open_procs(&parent.join(name))?);
@@ -143,7 +174,11 @@ impl Driver for V1 {
             Some(unified) => unified.kill()?,
             None => {
                 let procs = self.memory.join(name).join("cgroup.procs");
-                for pid in fs::read_to_string(procs).unwrap_or_default().lines().filter_map(|pid| pid.parse().ok()) {
+                for pid in fs::read_to_string(procs)
+                    .unwrap_or_default()
+                    .lines()
+                    .filter_map(|pid| pid.parse().ok())
+                {
                     if let Some(pid) = rustix::process::Pid::from_raw(pid) {
                         // Gone already is as good as killed.
                         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
@@ -160,14 +195,20 @@ impl Driver for V1 {
             return unified.freeze();
         }
         let Some(state) = self.freezer_state(name) else {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "no freezer is mounted"));
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "no freezer is mounted",
+            ));
         };
         write(&state, "FROZEN")?;
         let deadline = Instant::now() + FREEZE_TIMEOUT;
         while !self.is_frozen(name)? {
             if Instant::now() > deadline {
                 self.thaw_v1(name)?;
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "the processes did not freeze in time"));
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the processes did not freeze in time",
+                ));
             }
             // The state file cannot be polled: look again after a moment.
             crate::sys::poll(&mut [], Some(FREEZE_LOOK))?;
@@ -216,7 +257,10 @@ impl Driver for V1 {
     }
 
     fn oom_kills(&self, name: &str) -> io::Result<u64> {
-        Ok(keyed(&read(&self.memory.join(name).join("memory.oom_control"))?, "oom_kill"))
+        Ok(keyed(
+            &read(&self.memory.join(name).join("memory.oom_control"))?,
+            "oom_kill",
+        ))
     }
 
     fn watch_oom(&self, name: &str) -> io::Result<OomWatch> {
@@ -225,8 +269,14 @@ impl Driver for V1 {
         let control = fs::File::open(memory.join("memory.oom_control"))?;
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         // The kernel keeps its own reference to both once this is written.
-        write(&memory.join("cgroup.event_control"), format!("{} {}", event.as_raw_fd(), control.as_raw_fd()))?;
-        Ok(OomWatch { fd: event, flags: PollFlags::IN })
+        write(
+            &memory.join("cgroup.event_control"),
+            format!("{} {}", event.as_raw_fd(), control.as_raw_fd()),
+        )?;
+        Ok(OomWatch {
+            fd: event,
+            flags: PollFlags::IN,
+        })
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -277,5 +327,9 @@ pub(crate) fn favor_dynamic_modifications() -> io::Result<OwnedFd> {
     rustix::mount::fsconfig_set_string(&context, "name", "tramontane")?;
     rustix::mount::fsconfig_set_flag(&context, "favordynmods")?;
     rustix::mount::fsconfig_create(&context)?;
-    Ok(rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
+    Ok(rustix::mount::fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )?)
 }

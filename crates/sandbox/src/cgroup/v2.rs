@@ -11,7 +11,8 @@ use rustix::event::PollFlags;
 
 use super::unified::Unified;
 use super::{
-    Attach, CPU_PERIOD_USEC, Driver, OomWatch, View, child_names, ensure_dir, keyed, read, read_number, remove_tree, write,
+    Attach, CPU_PERIOD_USEC, Driver, OomWatch, View, child_names, ensure_dir, keyed, read, read_number,
+    remove_tree, write,
 };
 use crate::protocol::{Limits, Stats};
 
@@ -125,7 +126,10 @@ impl Driver for V2 {
 
     fn watch_oom(&self, name: &str) -> io::Result<OomWatch> {
         let events = fs::File::open(self.path(name).join("memory.events"))?;
-        Ok(OomWatch { fd: events.into(), flags: PollFlags::PRI })
+        Ok(OomWatch {
+            fd: events.into(),
+            flags: PollFlags::PRI,
+        })
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

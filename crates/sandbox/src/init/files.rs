@@ -57,7 +57,8 @@ impl Root {
 
     /// The directory at this path, made with its parents if missing.
     pub(super) fn ensure_dir(&self, path: &Path, owner: Owner) -> Step<OwnedFd> {
-        self.try_ensure_dir(path, owner).during(|| format!("make the directory {}", path.display()))
+        self.try_ensure_dir(path, owner)
+            .during(|| format!("make the directory {}", path.display()))
     }
 
     fn try_ensure_dir(&self, path: &Path, owner: Owner) -> Result<OwnedFd, Errno> {
@@ -69,7 +70,9 @@ impl Root {
         let mut walked = PathBuf::from("/");
         let mut current = self.resolve(&walked, OFlags::DIRECTORY)?;
         for component in path.components() {
-            let Component::Normal(name) = component else { continue };
+            let Component::Normal(name) = component else {
+                continue;
+            };
             walked.push(name);
             current = match self.resolve(&walked, OFlags::DIRECTORY) {
                 Err(Errno::NOENT) => {
@@ -112,14 +115,22 @@ impl Root {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // Nobody else may read it before it has its owner and mode.
         let created = rustix::fs::openat(&parent, &name, flags, Mode::from_raw_mode(0o600)).during(what)?;
-        rustix::fs::fchown(&created, Some(Uid::from_raw(file.uid)), Some(Gid::from_raw(file.gid))).during(what)?;
+        rustix::fs::fchown(
+            &created,
+            Some(Uid::from_raw(file.uid)),
+            Some(Gid::from_raw(file.gid)),
+        )
+        .during(what)?;
         rustix::fs::fchmod(&created, Mode::from_raw_mode(file.mode)).during(what)?;
         std::fs::File::from(created).write_all(&file.content).during(what)
     }
 
     fn parent(&self, path: &Path) -> Step<(OwnedFd, PathBuf)> {
         let parent = path.parent().unwrap_or(Path::new("/"));
-        let name = path.file_name().ok_or(Errno::INVAL).during(|| format!("use the path {}", path.display()))?;
+        let name = path
+            .file_name()
+            .ok_or(Errno::INVAL)
+            .during(|| format!("use the path {}", path.display()))?;
         Ok((self.ensure_dir(parent, Owner::ROOT)?, name.into()))
     }
 }

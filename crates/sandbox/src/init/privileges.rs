@@ -17,17 +17,28 @@ const NOFILE_DEFAULT: u64 = 1 << 20;
 /// refused.
 pub(super) fn limit_resources(nofile: Option<u64>) -> Step<()> {
     let wanted = nofile.unwrap_or(NOFILE_DEFAULT);
-    let most = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX).min(wanted);
-    let files = Rlimit { current: Some(most), maximum: Some(most) };
+    let most = getrlimit(Resource::Nofile)
+        .maximum
+        .unwrap_or(u64::MAX)
+        .min(wanted);
+    let files = Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
     setrlimit(Resource::Nofile, files).during(|| "limit the open files".into())?;
     // A core dump would be written outside the instance, by the machine's core pattern.
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
     setrlimit(Resource::Core, none).during(|| "forbid core dumps".into())
 }
 
 /// Become the user, for good.
 pub(super) fn drop_to(user: &User, capabilities: &[Capability]) -> Step<()> {
-    let kept = capabilities.iter().fold(0, |set, capability| set | 1 << capability.number());
+    let kept = capabilities
+        .iter()
+        .fold(0, |set, capability| set | 1 << capability.number());
     let kept = CapabilitySet::from_bits_retain(kept);
     let what = || "drop privileges".to_owned();
     for number in 0..u64::BITS {
@@ -45,15 +56,30 @@ pub(super) fn drop_to(user: &User, capabilities: &[Capability]) -> Step<()> {
     rustix::thread::set_no_new_privs(true).during(what)?;
     rustix::thread::clear_ambient_capability_set().during(what)?;
 
-    let groups: Vec<rustix::fs::Gid> = user.groups.iter().map(|gid| rustix::fs::Gid::from_raw(*gid)).collect();
-    let (uid, gid) = (rustix::fs::Uid::from_raw(user.uid), rustix::fs::Gid::from_raw(user.gid));
+    let groups: Vec<rustix::fs::Gid> = user
+        .groups
+        .iter()
+        .map(|gid| rustix::fs::Gid::from_raw(*gid))
+        .collect();
+    let (uid, gid) = (
+        rustix::fs::Uid::from_raw(user.uid),
+        rustix::fs::Gid::from_raw(user.gid),
+    );
     rustix::thread::set_thread_groups(&groups).during(what)?;
     rustix::thread::set_thread_res_gid(gid, gid, gid).during(what)?;
     // Leaving uid 0 clears the effective, permitted and ambient sets.
     rustix::thread::set_thread_res_uid(uid, uid, uid).during(what)?;
-    let held = if user.uid == 0 { kept } else { CapabilitySet::empty() };
+    let held = if user.uid == 0 {
+        kept
+    } else {
+        CapabilitySet::empty()
+    };
     // What we do not have ourselves cannot be given.
     let held = held & rustix::thread::capabilities(None).during(what)?.permitted;
-    let sets = CapabilitySets { effective: held, permitted: held, inheritable: CapabilitySet::empty() };
+    let sets = CapabilitySets {
+        effective: held,
+        permitted: held,
+        inheritable: CapabilitySet::empty(),
+    };
     rustix::thread::set_capabilities(None, sets).during(what)
 }

@@ -26,18 +26,33 @@ pub(super) struct Program {
 impl Program {
     pub(super) fn prepare(argv: &[String], env: &[(String, String)]) -> Step<Self> {
         let what = || "prepare the program".to_owned();
-        let c_string = |text: String| CString::new(text).map_err(|_| std::io::Error::from_raw_os_error(libc::EINVAL));
+        let c_string =
+            |text: String| CString::new(text).map_err(|_| std::io::Error::from_raw_os_error(libc::EINVAL));
         let name = argv.first().cloned().unwrap_or_default();
         let candidates = if name.contains('/') {
             vec![name]
         } else {
-            let path = env.iter().find(|(name, _)| name == "PATH").map_or(DEFAULT_PATH, |(_, value)| value);
+            let path = env
+                .iter()
+                .find(|(name, _)| name == "PATH")
+                .map_or(DEFAULT_PATH, |(_, value)| value);
             // An empty entry means the working directory, as in a shell.
-            path.split(':').map(|dir| if dir.is_empty() { format!("./{name}") } else { format!("{dir}/{name}") }).collect()
+            path.split(':')
+                .map(|dir| {
+                    if dir.is_empty() {
+                        format!("./{name}")
+                    } else {
+                        format!("{dir}/{name}")
+                    }
+                })
+                .collect()
         };
         let candidates: Result<Vec<_>, _> = candidates.into_iter().map(c_string).collect();
         let words: Result<Vec<_>, _> = argv.iter().cloned().map(c_string).collect();
-        let env: Result<Vec<_>, _> = env.iter().map(|(name, value)| c_string(format!("{name}={value}"))).collect();
+        let env: Result<Vec<_>, _> = env
+            .iter()
+            .map(|(name, value)| c_string(format!("{name}={value}")))
+            .collect();
         Ok(Self {
             candidates: candidates.during(what)?,
             argv: words.during(what)?,
@@ -66,6 +81,10 @@ impl Program {
             }
         }
         let program = self.words.first().cloned().unwrap_or_default();
-        Err(LaunchFailure::Exec { program, argv: self.words, errno: verdict as i32 })
+        Err(LaunchFailure::Exec {
+            program,
+            argv: self.words,
+            errno: verdict as i32,
+        })
     }
 }

@@ -10,8 +10,8 @@ use std::path::Path;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-    UnmountFlags,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags,
 };
 
 use super::files::{Owner, Root, is_directory};
@@ -34,12 +34,29 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
     ("pts/ptmx", "ptmx"),
 ];
 /// Hidden, as OCI runtimes do: they tell about, or reach, the whole machine.
-const MASKED_FILES: [&str; 6] =
-    ["/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug"];
-const MASKED_DIRECTORIES: [&str; 5] =
-    ["/proc/acpi", "/proc/scsi", "/proc/asound", "/sys/firmware", "/sys/devices/virtual/powercap"];
+const MASKED_FILES: [&str; 6] = [
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+];
+const MASKED_DIRECTORIES: [&str; 5] = [
+    "/proc/acpi",
+    "/proc/scsi",
+    "/proc/asound",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
 /// Readable but not writable, as OCI runtimes do.
-const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READONLY: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
 
 /// Put the root together and make it ours.
 pub(super) fn build(spec: &LaunchSpec, dir: &InstanceDir) -> Step<()> {
@@ -59,14 +76,26 @@ pub(super) fn build(spec: &LaunchSpec, dir: &InstanceDir) -> Step<()> {
     for file in &spec.files {
         root.write(file)?;
     }
-    let owner = Owner { uid: spec.user.uid, gid: spec.user.gid };
+    let owner = Owner {
+        uid: spec.user.uid,
+        gid: spec.user.gid,
+    };
     root.ensure_dir(Path::new(&spec.cwd), owner)?;
     mount_dev(&root, spec.limits.shm_bytes)?;
-    let hardened = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let hardened = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     mount_at(&root, "/proc", "proc", &[], hardened)?;
-    mount_at(&root, "/sys", "sysfs", &[], hardened | MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+    mount_at(
+        &root,
+        "/sys",
+        "sysfs",
+        &[],
+        hardened | MountAttrFlags::MOUNT_ATTR_RDONLY,
+    )?;
     if spec.readonly_root {
-        sys::mount_setattr(root.as_fd(), libc::MOUNT_ATTR_RDONLY, false).during(|| "make the root read-only".into())?;
+        sys::mount_setattr(root.as_fd(), libc::MOUNT_ATTR_RDONLY, false)
+            .during(|| "make the root read-only".into())?;
     }
     pivot(&root)?;
     hide()
@@ -80,10 +109,12 @@ fn overlay(spec: &LaunchSpec, dir: &InstanceDir) -> Step<OwnedFd> {
         Some(bytes) => {
             let size = bytes.to_string();
             let options = [("size", size.as_str()), ("mode", "0755")];
-            let tmpfs = new_mount("tmpfs", &options, MountAttrFlags::empty()).during(|| "make the writable layer".into())?;
+            let tmpfs = new_mount("tmpfs", &options, MountAttrFlags::empty())
+                .during(|| "make the writable layer".into())?;
             attach(tmpfs.as_fd(), CWD, &dir.upper()).during(|| "mount the writable layer".into())?;
             for name in ["upper", "work"] {
-                rustix::fs::mkdirat(&tmpfs, name, Mode::from_raw_mode(0o755)).during(|| "make the writable layer".into())?;
+                rustix::fs::mkdirat(&tmpfs, name, Mode::from_raw_mode(0o755))
+                    .during(|| "make the writable layer".into())?;
             }
             (dir.upper().join("upper"), dir.upper().join("work"))
         }
@@ -92,7 +123,8 @@ fn overlay(spec: &LaunchSpec, dir: &InstanceDir) -> Step<OwnedFd> {
     // mount table does not show where this machine keeps its images.
     let open = |path: &Path| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::openat(CWD, path, flags, Mode::empty()).during(|| format!("open the layer {}", path.display()))
+        rustix::fs::openat(CWD, path, flags, Mode::empty())
+            .during(|| format!("open the layer {}", path.display()))
     };
     let (upper, work) = (open(&upper)?, open(&work)?);
     let mut lowers = Vec::with_capacity(spec.lower_dirs.len());
@@ -102,7 +134,10 @@ fn overlay(spec: &LaunchSpec, dir: &InstanceDir) -> Step<OwnedFd> {
     let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).during(what)?;
     let set = |key: &str, value: &str| rustix::mount::fsconfig_set_string(&context, key, value);
     set("source", "overlay").during(what)?;
-    match lowers.iter().try_for_each(|lower| set("lowerdir+", &name_of(lower))) {
+    match lowers
+        .iter()
+        .try_for_each(|lower| set("lowerdir+", &name_of(lower)))
+    {
         // Kernels before 6.8 take all lower directories at once, and then at most a page of them.
         Err(Errno::INVAL) => {
             let joined: Vec<String> = lowers.iter().map(name_of).collect();
@@ -152,7 +187,13 @@ fn attach(mount: BorrowedFd<'_>, directory: BorrowedFd<'_>, path: &Path) -> Resu
 }
 
 /// Mount a new file system on a directory of the instance. Returns the mount.
-fn mount_at(root: &Root, path: &str, kind: &str, options: &[(&str, &str)], flags: MountAttrFlags) -> Step<OwnedFd> {
+fn mount_at(
+    root: &Root,
+    path: &str,
+    kind: &str,
+    options: &[(&str, &str)],
+    flags: MountAttrFlags,
+) -> Step<OwnedFd> {
     let what = || format!("mount {path}");
     let target = root.ensure_dir(Path::new(path), Owner::ROOT)?;
     let mount = new_mount(kind, options, flags).during(what)?;
@@ -162,7 +203,8 @@ fn mount_at(root: &Root, path: &str, kind: &str, options: &[(&str, &str)], flags
 
 fn bind_mount(root: &Root, bind: &BindMount) -> Step<()> {
     let what = || format!("bind {} to {}", bind.source.display(), bind.target.display());
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     let tree = rustix::mount::open_tree(CWD, &bind.source, flags).during(what)?;
     let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
     if bind.readonly {
@@ -176,9 +218,18 @@ fn bind_mount(root: &Root, bind: &BindMount) -> Step<()> {
 /// A `/dev` of its own. The nodes are bind mounts, so that every other mount can forbid devices.
 fn mount_dev(root: &Root, shm_bytes: u64) -> Step<()> {
     let what = || "fill /dev".to_owned();
-    let (nosuid, noexec) = (MountAttrFlags::MOUNT_ATTR_NOSUID, MountAttrFlags::MOUNT_ATTR_NOEXEC);
+    let (nosuid, noexec) = (
+        MountAttrFlags::MOUNT_ATTR_NOSUID,
+        MountAttrFlags::MOUNT_ATTR_NOEXEC,
+    );
     let hardened = nosuid | noexec | MountAttrFlags::MOUNT_ATTR_NODEV;
-    let dev = mount_at(root, "/dev", "tmpfs", &[("size", DEV_BYTES), ("mode", "0755")], hardened)?;
+    let dev = mount_at(
+        root,
+        "/dev",
+        "tmpfs",
+        &[("size", DEV_BYTES), ("mode", "0755")],
+        hardened,
+    )?;
     for name in DEVICES {
         let tree = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let device = rustix::mount::open_tree(CWD, Path::new("/dev").join(name), tree).during(what)?;
@@ -249,7 +300,11 @@ fn hide() -> Step<()> {
             Err(Errno::NOENT) => continue,
             Err(errno) => return Err(errno).during(|| format!("protect {path}")),
         }
-        let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        let flags = MountFlags::BIND
+            | MountFlags::RDONLY
+            | MountFlags::NOSUID
+            | MountFlags::NODEV
+            | MountFlags::NOEXEC;
         rustix::mount::mount_remount(path, flags, c"").during(|| format!("protect {path}"))?;
     }
     for path in MASKED_FILES {
@@ -261,7 +316,8 @@ fn hide() -> Step<()> {
     // One empty directory serves all: cheaper than a file system for each.
     let mut flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     flags |= MountAttrFlags::MOUNT_ATTR_NOEXEC | MountAttrFlags::MOUNT_ATTR_RDONLY;
-    let empty = new_mount("tmpfs", &[("size", "4096"), ("mode", "0555")], flags).during(|| "make an empty directory".into())?;
+    let empty = new_mount("tmpfs", &[("size", "4096"), ("mode", "0555")], flags)
+        .during(|| "make an empty directory".into())?;
     let mut first: Option<&str> = None;
     for path in MASKED_DIRECTORIES {
         let result = match first {

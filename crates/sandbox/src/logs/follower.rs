@@ -35,12 +35,18 @@ impl Follower {
         let dir = dir.as_ref();
         let watch = || {
             let notify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-            let changes = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::DELETE_SELF;
+            let changes =
+                inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::DELETE_SELF;
             inotify::add_watch(&notify, dir, changes)?;
             Ok::<_, rustix::io::Errno>(notify)
         };
         let notify = watch().map_err(|errno| Error::new("follow", dir, errno.into()))?;
-        Ok(Self { dir: dir.to_owned(), notify, after, segment: None })
+        Ok(Self {
+            dir: dir.to_owned(),
+            notify,
+            after,
+            segment: None,
+        })
     }
 
     /// Behind the last record given.
@@ -52,7 +58,8 @@ impl Follower {
     /// removed it says so with an error.
     pub fn next_batch(&mut self) -> Result<Vec<Record>, Error> {
         self.forget_notices();
-        self.try_batch().map_err(|source| Error::new("follow", &self.dir, source))
+        self.try_batch()
+            .map_err(|source| Error::new("follow", &self.dir, source))
     }
 
     /// Wait until something was written, or the time is over. May return early.
@@ -73,10 +80,19 @@ impl Follower {
             let start = file.stream_position()?;
             let mut content = Vec::new();
             file.by_ref().take(READ_BYTES).read_to_end(&mut content)?;
-            let whole = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+            let whole = content
+                .iter()
+                .rposition(|byte| *byte == b'\n')
+                .map_or(0, |end| end + 1);
             file.seek(SeekFrom::Start(start + whole as u64))?;
-            let lines = content.get(..whole).unwrap_or_default().split(|byte| *byte == b'\n').filter_map(format::decode);
-            let records: Vec<Record> = lines.filter(|record| self.after.is_none_or(|after| record.cursor > after)).collect();
+            let lines = content
+                .get(..whole)
+                .unwrap_or_default()
+                .split(|byte| *byte == b'\n')
+                .filter_map(format::decode);
+            let records: Vec<Record> = lines
+                .filter(|record| self.after.is_none_or(|after| record.cursor > after))
+                .collect();
             if let Some(last) = records.last() {
                 self.after = Some(last.cursor);
                 return Ok(records);

@@ -21,7 +21,14 @@ pub(super) fn segment_first(name: &str) -> Option<u64> {
 }
 
 /// `text` must hold no newline.
-pub(super) fn encode(out: &mut Vec<u8>, sequence: u64, at: Timestamp, stream: Stream, continued: bool, text: &str) {
+pub(super) fn encode(
+    out: &mut Vec<u8>,
+    sequence: u64,
+    at: Timestamp,
+    stream: Stream,
+    continued: bool,
+    text: &str,
+) {
     use std::io::Write;
     let stream = match stream {
         Stream::Stdout => "o",
@@ -50,5 +57,11 @@ pub(super) fn decode(line: &[u8]) -> Option<Record> {
         WHOLE => false,
         _ => return None,
     };
-    Some(Record { cursor, at, stream, continued, text: fields.next()?.to_owned() })
+    Some(Record {
+        cursor,
+        at,
+        stream,
+        continued,
+        text: fields.next()?.to_owned(),
+    })
 }

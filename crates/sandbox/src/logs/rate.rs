@@ -14,7 +14,12 @@ pub(crate) struct TokenBucket {
 impl TokenBucket {
     pub(crate) fn new(per_second: u64, burst: u64, now: Instant) -> Self {
         let capacity = burst.max(1);
-        Self { tokens: capacity, capacity, per_second: per_second.max(1), filled_at: now }
+        Self {
+            tokens: capacity,
+            capacity,
+            per_second: per_second.max(1),
+            filled_at: now,
+        }
     }
 
     /// Take as much, or nothing. More than the whole bucket passes when the bucket is full.

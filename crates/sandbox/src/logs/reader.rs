@@ -40,8 +40,15 @@ fn read_from(dir: &Path, range: &Range, limit: usize, order: Order) -> io::Resul
             content => content?,
         };
         // Only whole lines: the last may be half written at this moment.
-        let whole = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        let lines = content.get(..whole).unwrap_or_default().split(|byte| *byte == b'\n').filter_map(format::decode);
+        let whole = content
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |end| end + 1);
+        let lines = content
+            .get(..whole)
+            .unwrap_or_default()
+            .split(|byte| *byte == b'\n')
+            .filter_map(format::decode);
         let left = limit - records.len();
         match order {
             Order::Ascending => records.extend(lines.filter(|record| range.holds(record, order)).take(left)),

@@ -8,7 +8,11 @@ use super::*;
 use crate::protocol::LogLimits;
 
 fn small() -> LogLimits {
-    LogLimits { segment_bytes: 200, segments_max: 3, ..LogLimits::default() }
+    LogLimits {
+        segment_bytes: 200,
+        segments_max: 3,
+        ..LogLimits::default()
+    }
 }
 
 fn write(dir: &Path, limits: &LogLimits, from: usize, to: usize) {
@@ -31,9 +35,18 @@ fn what_was_written_is_read_in_order_both_ways() {
     assert_eq!(texts(&up), ["line 0", "line 1", "line 2", "line 3", "line 4"]);
     let down = read(dir.path(), &Range::default(), 2, Order::Descending).unwrap();
     assert_eq!(texts(&down), ["line 4", "line 3"]);
-    let further = Range { after: Some(down[1].cursor), ..Range::default() };
-    assert_eq!(texts(&read(dir.path(), &further, 2, Order::Descending).unwrap()), ["line 2", "line 1"]);
-    let from = Range { start: Some(up[3].at), ..Range::default() };
+    let further = Range {
+        after: Some(down[1].cursor),
+        ..Range::default()
+    };
+    assert_eq!(
+        texts(&read(dir.path(), &further, 2, Order::Descending).unwrap()),
+        ["line 2", "line 1"]
+    );
+    let from = Range {
+        start: Some(up[3].at),
+        ..Range::default()
+    };
     assert!(texts(&read(dir.path(), &from, 9, Order::Ascending).unwrap()).contains(&"line 3"));
 }
 
@@ -47,7 +60,10 @@ fn old_segments_go_and_the_rest_stays_readable() {
     assert_eq!(kept.last().unwrap().text, "line 99");
     assert!(kept.windows(2).all(|pair| pair[0].cursor < pair[1].cursor));
     for (index, record) in kept.iter().enumerate() {
-        let after = Range { after: Some(record.cursor), ..Range::default() };
+        let after = Range {
+            after: Some(record.cursor),
+            ..Range::default()
+        };
         let rest = read(dir.path(), &after, 1000, Order::Ascending).unwrap();
         assert_eq!(rest.len(), kept.len() - index - 1);
     }
@@ -63,9 +79,15 @@ fn two_writers_take_turns() {
         append_platform(dir.path(), &format!("platform {number}\nnever a second line")).unwrap();
     }
     let kept = read(dir.path(), &Range::default(), 1000, Order::Ascending).unwrap();
-    assert!(kept.windows(2).all(|pair| pair[1].cursor.0 == pair[0].cursor.0 + 1));
+    assert!(
+        kept.windows(2)
+            .all(|pair| pair[1].cursor.0 == pair[0].cursor.0 + 1)
+    );
     assert_eq!(kept.last().unwrap().cursor.0, 80);
-    assert_eq!((kept.last().unwrap().stream, kept.last().unwrap().text.as_str()), (Stream::Koyeb, "platform 39"));
+    assert_eq!(
+        (kept.last().unwrap().stream, kept.last().unwrap().text.as_str()),
+        (Stream::Koyeb, "platform 39")
+    );
 }
 
 #[test]
@@ -76,7 +98,12 @@ fn a_torn_end_is_mended() {
     let mut torn = std::fs::read(&segment).unwrap();
     torn.extend(b"3 17000000 o . half a li");
     std::fs::write(&segment, torn).unwrap();
-    assert_eq!(read(dir.path(), &Range::default(), 9, Order::Ascending).unwrap().len(), 2);
+    assert_eq!(
+        read(dir.path(), &Range::default(), 9, Order::Ascending)
+            .unwrap()
+            .len(),
+        2
+    );
     write(dir.path(), &LogLimits::default(), 2, 3);
     let all = read(dir.path(), &Range::default(), 9, Order::Ascending).unwrap();
     assert_eq!(texts(&all), ["line 0", "line 1", "line 2"]);
@@ -88,7 +115,11 @@ fn a_follower_sees_each_record_once_across_segments() {
     let dir = tempfile::tempdir().unwrap();
     let mut follower = Follower::new(dir.path(), None).unwrap();
     assert!(follower.next_batch().unwrap().is_empty());
-    let limits = LogLimits { segment_bytes: 200, segments_max: 100, ..LogLimits::default() };
+    let limits = LogLimits {
+        segment_bytes: 200,
+        segments_max: 100,
+        ..LogLimits::default()
+    };
     let mut seen = Vec::new();
     for round in 0..10 {
         write(dir.path(), &limits, round * 7, round * 7 + 7);
@@ -125,10 +156,15 @@ fn a_cut_never_breaks_a_character() {
     let line = "é".repeat(LINE_BYTES_MAX);
     let mut splitter = LineSplitter::default();
     let mut parts = Vec::new();
-    splitter.push(format!("x{line}\n").as_bytes(), |continued, text| parts.push((continued, text.to_owned())));
+    splitter.push(format!("x{line}\n").as_bytes(), |continued, text| {
+        parts.push((continued, text.to_owned()))
+    });
     assert!(parts.iter().all(|(_, text)| !text.contains('\u{FFFD}')));
     assert!(parts.len() == 3 && parts[0].0 && parts[1].0 && !parts[2].0);
-    assert_eq!(parts.into_iter().map(|(_, text)| text).collect::<String>(), format!("x{line}"));
+    assert_eq!(
+        parts.into_iter().map(|(_, text)| text).collect::<String>(),
+        format!("x{line}")
+    );
 }
 
 proptest! {

@@ -107,7 +107,11 @@ impl Writer {
         for oldest in segments.into_iter().take(excess) {
             ignore_missing(fs::remove_file(self.dir.join(format::segment_name(oldest))))?;
         }
-        Ok(Head { segment: head.next, length: 0, ..head })
+        Ok(Head {
+            segment: head.next,
+            length: 0,
+            ..head
+        })
     }
 
     fn open_segment(&mut self, first: u64) -> io::Result<&mut File> {
@@ -115,7 +119,14 @@ impl Writer {
             Some((open, file)) if open == first => (open, file),
             _ => {
                 let path = self.dir.join(format::segment_name(first));
-                (first, OpenOptions::new().create(true).append(true).mode(FILE_MODE).open(path)?)
+                (
+                    first,
+                    OpenOptions::new()
+                        .create(true)
+                        .append(true)
+                        .mode(FILE_MODE)
+                        .open(path)?,
+                )
             }
         };
         Ok(&mut self.segment.insert(opened).1)
@@ -129,15 +140,34 @@ impl Writer {
             return Ok(head);
         }
         let Some(newest) = super::reader::segments(&self.dir)?.pop() else {
-            return Ok(Head { next: 1, segment: 1, length: 0 });
+            return Ok(Head {
+                next: 1,
+                segment: 1,
+                length: 0,
+            });
         };
         let path = self.dir.join(format::segment_name(newest));
         let content = fs::read(&path)?;
-        let whole = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        let last = content.get(..whole).unwrap_or_default().split(|byte| *byte == b'\n').rev().find_map(format::decode);
-        OpenOptions::new().write(true).open(&path)?.set_len(whole as u64)?;
+        let whole = content
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |end| end + 1);
+        let last = content
+            .get(..whole)
+            .unwrap_or_default()
+            .split(|byte| *byte == b'\n')
+            .rev()
+            .find_map(format::decode);
+        OpenOptions::new()
+            .write(true)
+            .open(&path)?
+            .set_len(whole as u64)?;
         let next = last.map_or(newest, |record| record.cursor.0 + 1);
-        Ok(Head { next, segment: newest, length: whole as u64 })
+        Ok(Head {
+            next,
+            segment: newest,
+            length: whole as u64,
+        })
     }
 
     fn read_head(&self) -> Option<Head> {
@@ -147,7 +177,11 @@ impl Writer {
             let eight = bytes.get(index * 8..index * 8 + 8)?.try_into().ok()?;
             Some(u64::from_le_bytes(eight))
         };
-        Some(Head { next: number(0)?, segment: number(1)?, length: number(2)? })
+        Some(Head {
+            next: number(0)?,
+            segment: number(1)?,
+            length: number(2)?,
+        })
     }
 
     fn write_head(&self, head: Head) -> io::Result<()> {

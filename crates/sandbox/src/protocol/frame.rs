@@ -11,7 +11,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -60,13 +61,17 @@ impl Decoder {
 
     /// The next whole message, if it has arrived.
     pub fn decode<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
-        let Some(length) = self.buffer.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
+        let Some(length) = self.buffer.first_chunk::<LENGTH_BYTES>() else {
+            return Ok(None);
+        };
         let bytes = u32::from_le_bytes(*length) as usize;
         if bytes > FRAME_BYTES_MAX {
             return Err(FrameError::TooLarge { bytes });
         }
         let end = LENGTH_BYTES + bytes;
-        let Some(body) = self.buffer.get(LENGTH_BYTES..end) else { return Ok(None) };
+        let Some(body) = self.buffer.get(LENGTH_BYTES..end) else {
+            return Ok(None);
+        };
         let message = serde_json::from_slice(body).map_err(FrameError::Decode);
         self.buffer.drain(..end);
         message.map(Some)
@@ -80,7 +85,12 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io:
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     }
-    Ok(rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
+    Ok(rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(bytes)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?)
 }
 
 /// Receive what is there into the decoder, and file descriptors into `fds`. Zero is the end.
@@ -88,8 +98,12 @@ pub fn receive(socket: impl AsFd, decoder: &mut Decoder, fds: &mut Vec<OwnedFd>)
     let mut bytes = [0_u8; READ_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received =
-        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let received = rustix::net::recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(arrived) = message {
             fds.extend(arrived);
@@ -129,6 +143,9 @@ mod tests {
     fn a_silly_length_is_refused_before_it_is_buffered() {
         let mut decoder = Decoder::default();
         decoder.push(&u32::MAX.to_le_bytes());
-        assert!(matches!(decoder.decode::<String>(), Err(FrameError::TooLarge { .. })));
+        assert!(matches!(
+            decoder.decode::<String>(),
+            Err(FrameError::TooLarge { .. })
+        ));
     }
 }

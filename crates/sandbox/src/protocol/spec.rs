@@ -135,7 +135,11 @@ fn root_path() -> String {
 }
 
 fn root_user() -> User {
-    User { uid: 0, gid: 0, groups: Vec::new() }
+    User {
+        uid: 0,
+        gid: 0,
+        groups: Vec::new(),
+    }
 }
 
 fn default_stop_signal() -> i32 {
@@ -199,7 +203,13 @@ impl Default for Limits {
     fn default() -> Self {
         // 64 MiB is what Docker gives `/dev/shm`; 4096 tasks is generous for a service and stops a
         // fork bomb long before the machine's pid table fills.
-        Self { memory_bytes: None, cpu_millis: None, pids_max: Some(4096), nofile: None, shm_bytes: 64 << 20 }
+        Self {
+            memory_bytes: None,
+            cpu_millis: None,
+            pids_max: Some(4096),
+            nofile: None,
+            shm_bytes: 64 << 20,
+        }
     }
 }
 
@@ -220,7 +230,12 @@ impl Default for LogLimits {
     fn default() -> Self {
         // 1 MiB/s is far above what a service writes on purpose; 8 segments of 4 MiB keep hours of it
         // and bound an instance to 32 MiB of disk.
-        Self { bytes_per_second: 1 << 20, burst_bytes: 4 << 20, segment_bytes: 4 << 20, segments_max: 8 }
+        Self {
+            bytes_per_second: 1 << 20,
+            burst_bytes: 4 << 20,
+            segment_bytes: 4 << 20,
+            segments_max: 8,
+        }
     }
 }
 
@@ -306,7 +321,10 @@ impl LaunchSpec {
         program("argv", &self.argv, &self.env)?;
         absolute("cwd", Path::new(&self.cwd))?;
         no_nul("cwd", &self.cwd)?;
-        if self.hostname.is_empty() || self.hostname.len() > HOSTNAME_BYTES_MAX || self.hostname.contains('\0') {
+        if self.hostname.is_empty()
+            || self.hostname.len() > HOSTNAME_BYTES_MAX
+            || self.hostname.contains('\0')
+        {
             return refuse(format!("hostname must have 1 to {HOSTNAME_BYTES_MAX} bytes"));
         }
         if !(1..=SIGNAL_MAX).contains(&self.stop_signal) {
@@ -325,7 +343,11 @@ impl LaunchSpec {
         for file in &self.files {
             inside("files", &file.path)?;
             if file.mode & !0o777 != 0 {
-                return refuse(format!("mode {:o} of {} is not permission bits", file.mode, file.path.display()));
+                return refuse(format!(
+                    "mode {:o} of {} is not permission bits",
+                    file.mode,
+                    file.path.display()
+                ));
             }
         }
         for bind in &self.binds {
@@ -346,10 +368,14 @@ impl LaunchSpec {
 impl Limits {
     fn validate(&self) -> Result<(), InvalidSpec> {
         if self.memory_bytes.is_some_and(|bytes| bytes < MEMORY_BYTES_MIN) {
-            return Err(InvalidSpec(format!("memory_bytes must be at least {MEMORY_BYTES_MIN}")));
+            return Err(InvalidSpec(format!(
+                "memory_bytes must be at least {MEMORY_BYTES_MIN}"
+            )));
         }
         if self.cpu_millis.is_some_and(|millis| millis < CPU_MILLIS_MIN) {
-            return Err(InvalidSpec(format!("cpu_millis must be at least {CPU_MILLIS_MIN}")));
+            return Err(InvalidSpec(format!(
+                "cpu_millis must be at least {CPU_MILLIS_MIN}"
+            )));
         }
         if self.pids_max == Some(0) || self.nofile == Some(0) || self.shm_bytes == 0 {
             return Err(InvalidSpec("a limit of zero lets nothing start".to_owned()));
@@ -370,7 +396,9 @@ pub(super) fn program(what: &str, argv: &[String], env: &[(String, String)]) -> 
         no_nul("env", name)?;
         no_nul("env", value)?;
         if name.is_empty() || name.contains('=') {
-            return Err(InvalidSpec(format!("{name:?} is not a name of an environment variable")));
+            return Err(InvalidSpec(format!(
+                "{name:?} is not a name of an environment variable"
+            )));
         }
     }
     Ok(())
@@ -385,7 +413,10 @@ fn no_nul(what: &str, text: &str) -> Result<(), InvalidSpec> {
 
 fn absolute(what: &str, path: &Path) -> Result<(), InvalidSpec> {
     if !path.is_absolute() || path.as_os_str().as_encoded_bytes().contains(&0) {
-        return Err(InvalidSpec(format!("{what}: {} is not an absolute path", path.display())));
+        return Err(InvalidSpec(format!(
+            "{what}: {} is not an absolute path",
+            path.display()
+        )));
     }
     Ok(())
 }
@@ -393,9 +424,14 @@ fn absolute(what: &str, path: &Path) -> Result<(), InvalidSpec> {
 /// A path inside the instance: absolute, below the root, and without `..`.
 fn inside(what: &str, path: &Path) -> Result<(), InvalidSpec> {
     absolute(what, path)?;
-    let plain = path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+    let plain = path
+        .components()
+        .all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
     if !plain || path.file_name().is_none() {
-        return Err(InvalidSpec(format!("{what}: {} is not a plain path below /", path.display())));
+        return Err(InvalidSpec(format!(
+            "{what}: {} is not a plain path below /",
+            path.display()
+        )));
     }
     Ok(())
 }

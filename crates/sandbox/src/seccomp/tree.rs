@@ -48,7 +48,11 @@ pub(super) enum Check {
 
 /// `None` is EPERM; from `first_unknown` on, everything is ENOSYS. A foreign architecture is killed:
 /// its numbers mean other calls.
-pub(super) fn compile(architecture: TargetArch, verdicts: &BTreeMap<u32, Verdict>, first_unknown: u32) -> BpfProgram {
+pub(super) fn compile(
+    architecture: TargetArch,
+    verdicts: &BTreeMap<u32, Verdict>,
+    first_unknown: u32,
+) -> BpfProgram {
     let mut ranges: Vec<(u32, Option<Verdict>)> = Vec::new();
     for number in 0..first_unknown {
         let verdict = verdicts.get(&number).copied();
@@ -73,7 +77,9 @@ fn search(ranges: &[(u32, Option<Verdict>)]) -> BpfProgram {
         return leaf(*verdict);
     }
     let (left, right) = ranges.split_at(ranges.len() / 2);
-    let Some((start, _)) = right.first() else { return leaf(None) };
+    let Some((start, _)) = right.first() else {
+        return leaf(None);
+    };
     let (left, right) = (search(left), search(right));
     let mut program = match u8::try_from(left.len()) {
         Ok(over) => vec![jump(JUMP_NOT_BELOW, *start, over, 0)],
@@ -126,7 +132,12 @@ fn either(tests: Vec<(u16, u32)>, any: u32, none: u32) -> BpfProgram {
 }
 
 fn statement(code: u16, k: u32) -> sock_filter {
-    sock_filter { code, jt: 0, jf: 0, k }
+    sock_filter {
+        code,
+        jt: 0,
+        jf: 0,
+        k,
+    }
 }
 
 fn jump(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {

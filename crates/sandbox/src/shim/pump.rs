@@ -52,18 +52,31 @@ struct Source {
 }
 
 impl Pump {
-    pub(super) fn new(streams: [(Stream, OwnedFd); 2], writer: Writer, limits: &LogLimits) -> io::Result<Self> {
+    pub(super) fn new(
+        streams: [(Stream, OwnedFd); 2],
+        writer: Writer,
+        limits: &LogLimits,
+    ) -> io::Result<Self> {
         let now = Instant::now();
         let mut sources = Vec::new();
         for (stream, pipe) in streams {
             rustix::io::ioctl_fionbio(&pipe, true)?;
-            sources.push(Source { stream, pipe, lines: LineSplitter::default(), skipping: false });
+            sources.push(Source {
+                stream,
+                pipe,
+                lines: LineSplitter::default(),
+                skipping: false,
+            });
         }
         Ok(Self {
             sources,
             writer,
             kept: TokenBucket::new(limits.bytes_per_second, limits.burst_bytes, now),
-            read: TokenBucket::new(READ_BYTES_PER_SECOND.max(2 * limits.bytes_per_second), READ_BURST_BYTES, now),
+            read: TokenBucket::new(
+                READ_BYTES_PER_SECOND.max(2 * limits.bytes_per_second),
+                READ_BURST_BYTES,
+                now,
+            ),
             dropping: false,
             dropped: 0,
             reported_at: now,
@@ -92,7 +105,9 @@ impl Pump {
             self.flush();
         }
         for mut source in std::mem::take(&mut self.sources) {
-            source.lines.finish(|continued, text| self.writer.push(Timestamp::now(), source.stream, continued, text));
+            source
+                .lines
+                .finish(|continued, text| self.writer.push(Timestamp::now(), source.stream, continued, text));
         }
         self.report_dropped(true);
         self.flush();
@@ -100,11 +115,20 @@ impl Pump {
     }
 
     /// Which sources can be read, and whether the process has ended.
-    fn wait(&self, process: &OwnedFd, drain_until: Option<Instant>, pause: Duration) -> io::Result<(Vec<usize>, bool)> {
+    fn wait(
+        &self,
+        process: &OwnedFd,
+        drain_until: Option<Instant>,
+        pause: Duration,
+    ) -> io::Result<(Vec<usize>, bool)> {
         let listen = pause.is_zero();
         let mut fds = Vec::with_capacity(3);
         if listen {
-            fds.extend(self.sources.iter().map(|source| PollFd::new(&source.pipe, PollFlags::IN)));
+            fds.extend(
+                self.sources
+                    .iter()
+                    .map(|source| PollFd::new(&source.pipe, PollFlags::IN)),
+            );
         }
         if drain_until.is_none() {
             fds.push(PollFd::new(process, PollFlags::IN));
@@ -120,17 +144,27 @@ impl Pump {
         sys::poll(&mut fds, timeout)?;
         let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
         let pipes = if listen { self.sources.len() } else { 0 };
-        let readable = fds.iter().take(pipes).enumerate().filter(|(_, fd)| ready(fd)).map(|(index, _)| index).collect();
+        let readable = fds
+            .iter()
+            .take(pipes)
+            .enumerate()
+            .filter(|(_, fd)| ready(fd))
+            .map(|(index, _)| index)
+            .collect();
         Ok((readable, fds.get(pipes).is_some_and(ready)))
     }
 
     fn read_from(&mut self, index: usize, buffer: &mut [u8]) {
-        let Some(source) = self.sources.get_mut(index) else { return };
+        let Some(source) = self.sources.get_mut(index) else {
+            return;
+        };
         let read = match rustix::io::read(source.pipe.as_fd(), &mut *buffer) {
             Ok(0) => {
                 // The last line may lack its newline.
                 let mut source = self.sources.remove(index);
-                source.lines.finish(|continued, text| self.writer.push(Timestamp::now(), source.stream, continued, text));
+                source.lines.finish(|continued, text| {
+                    self.writer.push(Timestamp::now(), source.stream, continued, text)
+                });
                 return;
             }
             Ok(read) => read,
@@ -200,6 +234,9 @@ fn count_lines(bytes: &[u8]) -> u64 {
 
 /// What follows the line whose beginning was dropped.
 fn after_line(bytes: &[u8]) -> &[u8] {
-    let end = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |end| end + 1);
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == b'\n')
+        .map_or(bytes.len(), |end| end + 1);
     bytes.get(end..).unwrap_or_default()
 }

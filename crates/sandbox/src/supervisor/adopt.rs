@@ -19,11 +19,17 @@ use crate::sys;
 /// What an instance directory and the kernel say together.
 enum Found {
     Ended(ExitRecord),
-    Running { init: ProcessIdentity, shim: OwnedFd, started_at: Timestamp },
+    Running {
+        init: ProcessIdentity,
+        shim: OwnedFd,
+        started_at: Timestamp,
+    },
     /// A shim lives, but has not yet written that the program runs.
     Launching,
     /// No shim and no record.
-    Abandoned { had_started: bool },
+    Abandoned {
+        had_started: bool,
+    },
 }
 
 impl Supervisor {
@@ -56,7 +62,11 @@ impl Supervisor {
             self.remove_cgroup(id);
             return self.state.discard(&dir);
         };
-        let starting = Starting { report: None, shim: None, client: None };
+        let starting = Starting {
+            report: None,
+            shim: None,
+            client: None,
+        };
         let created_at = dir.created_at()?;
         let instance = Instance::new(dir, &spec, created_at, Phase::Starting(starting));
         self.instances.insert(id.clone(), instance);
@@ -66,7 +76,9 @@ impl Supervisor {
 
     /// Look at an instance that another supervisor began to launch.
     pub(super) fn recheck(&mut self, id: &InstanceId) {
-        let Some(instance) = self.instances.get_mut(id) else { return };
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
         let found = match examine(&instance.dir, &self.boot_id) {
             Ok(found) => found,
             Err(error) => {
@@ -75,7 +87,11 @@ impl Supervisor {
             }
         };
         match found {
-            Found::Running { init, shim, started_at } => self.started(id, init, shim, started_at),
+            Found::Running {
+                init,
+                shim,
+                started_at,
+            } => self.started(id, init, shim, started_at),
             Found::Launching => {}
             Found::Ended(exit) => {
                 instance.started_at = instance.dir.run().ok().flatten().map(|run| run.started_at);
@@ -84,7 +100,11 @@ impl Supervisor {
                 self.remove_cgroup(id);
             }
             Found::Abandoned { had_started } => {
-                let cause = if had_started { ExitCause::Lost } else { ExitCause::Interrupted };
+                let cause = if had_started {
+                    ExitCause::Lost
+                } else {
+                    ExitCause::Interrupted
+                };
                 let exit = self.end_without_record(id, cause);
                 if let Some(instance) = self.instances.get_mut(id) {
                     instance.phase = Phase::Ended(exit);
@@ -104,12 +124,20 @@ fn examine(dir: &InstanceDir, boot_id: &str) -> io::Result<Found> {
     }
     let run = dir.run()?;
     if abandoned {
-        return Ok(Found::Abandoned { had_started: run.is_some() });
+        return Ok(Found::Abandoned {
+            had_started: run.is_some(),
+        });
     }
     // Not yet written.
-    let Some(run) = run.filter(|run| run.boot_id == boot_id) else { return Ok(Found::Launching) };
+    let Some(run) = run.filter(|run| run.boot_id == boot_id) else {
+        return Ok(Found::Launching);
+    };
     match sys::pidfd_of(run.shim.pid, run.shim.start_ticks) {
-        Some(shim) => Ok(Found::Running { init: run.init, shim, started_at: run.started_at }),
+        Some(shim) => Ok(Found::Running {
+            init: run.init,
+            shim,
+            started_at: run.started_at,
+        }),
         // It left between the look at the lock and now; the next look finds its record.
         None => Ok(Found::Launching),
     }

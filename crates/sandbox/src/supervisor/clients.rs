@@ -60,7 +60,9 @@ impl Clients {
     }
 
     pub(super) fn next_timer(&self) -> Option<Duration> {
-        self.accept_after.map(|after| after.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
+        self.accept_after
+            .map(|after| after.saturating_duration_since(Instant::now()))
+            .filter(|left| !left.is_zero())
     }
 
     pub(super) fn accept(&mut self, listener: &OwnedFd) {
@@ -68,13 +70,21 @@ impl Clients {
         loop {
             match rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => {
-                    let client =
-                        Client { socket, decoder: Decoder::default(), out: VecDeque::new(), out_bytes: 0, state: State::Idle };
+                    let client = Client {
+                        socket,
+                        decoder: Decoder::default(),
+                        out: VecDeque::new(),
+                        out_bytes: 0,
+                        state: State::Idle,
+                    };
                     let number = self.next;
                     self.next += 1;
                     self.clients.insert(number, client);
                     if self.clients.len() > CLIENTS_MAX {
-                        let refusal = Refusal::TooMany { what: "connections".to_owned(), limit: CLIENTS_MAX };
+                        let refusal = Refusal::TooMany {
+                            what: "connections".to_owned(),
+                            limit: CLIENTS_MAX,
+                        };
                         self.reply(number, &Reply::Refused { refusal }, Vec::new());
                         self.clients.remove(&number);
                     }
@@ -94,7 +104,11 @@ impl Clients {
     pub(super) fn interests(&self) -> impl Iterator<Item = (u64, &OwnedFd, PollFlags)> {
         self.clients.iter().map(|(number, client)| {
             // A busy client is not read: its next request waits in the socket.
-            let mut flags = if client.state == State::Busy { PollFlags::empty() } else { PollFlags::IN };
+            let mut flags = if client.state == State::Busy {
+                PollFlags::empty()
+            } else {
+                PollFlags::IN
+            };
             if !client.out.is_empty() {
                 flags |= PollFlags::OUT;
             }
@@ -104,8 +118,11 @@ impl Clients {
 
     /// Read and write what can be; forgets the client when it is gone.
     pub(super) fn turn(&mut self, number: u64, flags: PollFlags) {
-        let Some(client) = self.clients.get_mut(&number) else { return };
-        let alive = (!flags.contains(PollFlags::OUT) || client.send()) && (!flags.contains(PollFlags::IN) || client.receive());
+        let Some(client) = self.clients.get_mut(&number) else {
+            return;
+        };
+        let alive = (!flags.contains(PollFlags::OUT) || client.send())
+            && (!flags.contains(PollFlags::IN) || client.receive());
         // A peer that hung up can get no reply.
         let gone = flags.intersects(PollFlags::HUP | PollFlags::ERR) && !flags.contains(PollFlags::IN);
         if !alive || gone {
@@ -126,8 +143,14 @@ impl Clients {
 
     /// Send what is owed. A client that is gone owes nothing any more.
     pub(super) fn reply(&mut self, number: u64, reply: &Reply, fds: Vec<OwnedFd>) {
-        let Some(client) = self.clients.get_mut(&number) else { return };
-        client.state = if matches!(reply, Reply::Watching) { State::Watching } else { State::Idle };
+        let Some(client) = self.clients.get_mut(&number) else {
+            return;
+        };
+        client.state = if matches!(reply, Reply::Watching) {
+            State::Watching
+        } else {
+            State::Idle
+        };
         if !client.queue(reply, fds) {
             self.clients.remove(&number);
         }
@@ -190,7 +213,10 @@ impl Client {
         match frame::receive(&self.socket, &mut self.decoder, &mut fds) {
             Ok(0) => false,
             Ok(_) => self.state != State::Watching,
-            Err(error) => matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted),
+            Err(error) => matches!(
+                error.kind(),
+                std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted
+            ),
         }
     }
 }

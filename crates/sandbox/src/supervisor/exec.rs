@@ -70,13 +70,18 @@ struct Order<'a> {
 impl Supervisor {
     /// Answers the client only when it fails at once; else the helper's report does.
     pub(super) fn exec(&mut self, client: u64, id: &InstanceId, exec: &ExecSpec) -> Result<(), Refusal> {
-        exec.validate().map_err(|error| Refusal::InvalidSpec { reason: error.to_string() })?;
+        exec.validate().map_err(|error| Refusal::InvalidSpec {
+            reason: error.to_string(),
+        })?;
         let running = running(&mut self.instances, id)?;
         if running.frozen {
             return Err(Refusal::Frozen { id: id.clone() });
         }
         if self.execs.len() >= EXECS_MAX {
-            return Err(Refusal::TooMany { what: "execs at once".to_owned(), limit: EXECS_MAX });
+            return Err(Refusal::TooMany {
+                what: "execs at once".to_owned(),
+                limit: EXECS_MAX,
+            });
         }
         let init = running.process.try_clone();
         let pending = init.and_then(|init| self.start_helper(client, id, exec, init));
@@ -86,18 +91,39 @@ impl Supervisor {
         Ok(())
     }
 
-    fn start_helper(&self, client: u64, id: &InstanceId, exec: &ExecSpec, init: OwnedFd) -> io::Result<PendingExec> {
-        let spec = self.state.instance(id).spec()?.ok_or_else(|| io::Error::other("the spec is gone"))?;
-        let (report, helper_report) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    fn start_helper(
+        &self,
+        client: u64,
+        id: &InstanceId,
+        exec: &ExecSpec,
+        init: OwnedFd,
+    ) -> io::Result<PendingExec> {
+        let spec = self
+            .state
+            .instance(id)
+            .spec()?
+            .ok_or_else(|| io::Error::other("the spec is gone"))?;
+        let (report, helper_report) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
         let (exit, helper_exit) = pipe_with(PipeFlags::CLOEXEC)?;
         let (mut pipes, mut stdio) = (Vec::new(), Vec::new());
         if exec.tty.is_none() {
             let user = exec.user.as_ref().unwrap_or(&spec.user);
-            let owner = (rustix::fs::Uid::from_raw(user.uid), rustix::fs::Gid::from_raw(user.gid));
+            let owner = (
+                rustix::fs::Uid::from_raw(user.uid),
+                rustix::fs::Gid::from_raw(user.gid),
+            );
             for number in 0..STDIO {
                 let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-                let (ours, theirs) = if number == 0 { (writer, reader) } else { (reader, writer) };
+                let (ours, theirs) = if number == 0 {
+                    (writer, reader)
+                } else {
+                    (reader, writer)
+                };
                 rustix::fs::fchown(&theirs, Some(owner.0), Some(owner.1))?;
                 pipes.push(ours);
                 stdio.push(theirs);
@@ -113,19 +139,34 @@ impl Supervisor {
             stdio,
         };
         sys::fork(move || help(order, &helper_report))?;
-        Ok(PendingExec { report, client, exit, pipes })
+        Ok(PendingExec {
+            report,
+            client,
+            exit,
+            pipes,
+        })
     }
 
     pub(super) fn on_exec_report(&mut self, number: u64) {
-        let Some(pending) = self.execs.remove(&number) else { return };
+        let Some(pending) = self.execs.remove(&number) else {
+            return;
+        };
         let (mut decoder, mut fds) = (Decoder::default(), Vec::new());
-        let said = frame::receive(&pending.report, &mut decoder, &mut fds).ok().and_then(|_| decoder.decode().ok().flatten());
+        let said = frame::receive(&pending.report, &mut decoder, &mut fds)
+            .ok()
+            .and_then(|_| decoder.decode().ok().flatten());
         match said {
             Some(Report::Started { pid }) => {
                 let tty = pending.pipes.is_empty();
                 let mut fds = fds.into_iter();
                 // The order that the protocol promises: pidfd, exit, then the program's ends.
-                let fds: Vec<OwnedFd> = fds.next().into_iter().chain([pending.exit]).chain(fds).chain(pending.pipes).collect();
+                let fds: Vec<OwnedFd> = fds
+                    .next()
+                    .into_iter()
+                    .chain([pending.exit])
+                    .chain(fds)
+                    .chain(pending.pipes)
+                    .collect();
                 self.reply(pending.client, &Reply::ExecStarted { pid, tty }, fds);
             }
             Some(Report::Failed { failure }) => self.refuse_exec(pending.client, failure),
@@ -134,7 +175,13 @@ impl Supervisor {
     }
 
     fn refuse_exec(&mut self, client: u64, failure: LaunchFailure) {
-        self.reply(client, &Reply::Refused { refusal: Refusal::Launch { failure } }, Vec::new());
+        self.reply(
+            client,
+            &Reply::Refused {
+                refusal: Refusal::Launch { failure },
+            },
+            Vec::new(),
+        );
     }
 }
 
@@ -150,7 +197,15 @@ fn help(order: Order<'_>, report: &OwnedFd) -> i32 {
 }
 
 fn start(order: Order<'_>, report: &OwnedFd) -> Result<(), LaunchFailure> {
-    let Order { spec, exec, filter, attach, init, exit, stdio } = order;
+    let Order {
+        spec,
+        exec,
+        filter,
+        attach,
+        init,
+        exit,
+        stdio,
+    } = order;
     let during = |what: &str, error: io::Error| LaunchFailure::Setup {
         what: what.to_owned(),
         errno: error.raw_os_error().unwrap_or(libc::EIO),
@@ -160,7 +215,13 @@ fn start(order: Order<'_>, report: &OwnedFd) -> Result<(), LaunchFailure> {
         sys::hurry(true);
         rustix::thread::set_name(c"tram-exec")?;
         sys::reset_signals()?;
-        sys::ignore_signals(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE]);
+        sys::ignore_signals(&[
+            libc::SIGTERM,
+            libc::SIGINT,
+            libc::SIGHUP,
+            libc::SIGQUIT,
+            libc::SIGPIPE,
+        ]);
         let null: OwnedFd = File::options().read(true).write(true).open("/dev/null")?.into();
         let mut keep = vec![init.as_fd(), report.as_fd(), exit.as_fd(), null.as_fd()];
         keep.extend(stdio.iter().map(AsFd::as_fd));
@@ -169,20 +230,38 @@ fn start(order: Order<'_>, report: &OwnedFd) -> Result<(), LaunchFailure> {
         sys::set_stdio(null.as_fd(), null.as_fd(), null.as_fd())
     };
     prepare().map_err(|error| during("prepare the helper", error))?;
-    let namespaces =
-        CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWNET;
-    setns(init.as_fd(), namespaces).map_err(|errno| during("join the instance's namespaces", errno.into()))?;
+    let namespaces = CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWNET;
+    setns(init.as_fd(), namespaces)
+        .map_err(|errno| during("join the instance's namespaces", errno.into()))?;
 
-    let terminal = exec.tty.map(open_terminal).transpose().map_err(|error| during("open a terminal", error))?;
-    let (verdict, child_verdict) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| during("make a pipe", errno.into()))?;
-    let Attach { born_in, mut procs, cpu } = attach;
+    let terminal = exec
+        .tty
+        .map(open_terminal)
+        .transpose()
+        .map_err(|error| during("open a terminal", error))?;
+    let (verdict, child_verdict) =
+        pipe_with(PipeFlags::CLOEXEC).map_err(|errno| during("make a pipe", errno.into()))?;
+    let Attach {
+        born_in,
+        mut procs,
+        cpu,
+    } = attach;
     procs.extend(cpu);
     let child = sys::clone3(0, born_in.as_ref().map(AsFd::as_fd), || {
         let ends: Vec<BorrowedFd<'_>> = match &terminal {
             Some((_, peer)) => vec![peer.as_fd(); STDIO],
             None => stdio.iter().map(AsFd::as_fd).collect(),
         };
-        let program = Program { spec, exec, filter, init: init.as_fd() };
+        let program = Program {
+            spec,
+            exec,
+            filter,
+            init: init.as_fd(),
+        };
         let Err(failure) = program.become_it(procs, &ends, terminal.is_some(), &child_verdict);
         let _ = File::from(child_verdict).write_all(&serde_json::to_vec(&failure).unwrap_or_default());
         1
@@ -209,10 +288,16 @@ fn start(order: Order<'_>, report: &OwnedFd) -> Result<(), LaunchFailure> {
 fn tell(socket: BorrowedFd<'_>, report: &Report, fds: &[BorrowedFd<'_>]) {
     if let Ok(bytes) = frame::encode(report)
         && frame::send(socket, &bytes, fds).is_err()
-        && let Report::Failed { failure: LaunchFailure::Exec { program, errno, .. } } = report
+        && let Report::Failed {
+            failure: LaunchFailure::Exec { program, errno, .. },
+        } = report
     {
         // An argv too long for one packet: the client knows it anyway.
-        let failure = LaunchFailure::Exec { program: program.clone(), argv: Vec::new(), errno: *errno };
+        let failure = LaunchFailure::Exec {
+            program: program.clone(),
+            argv: Vec::new(),
+            errno: *errno,
+        };
         if let Ok(bytes) = frame::encode(&Report::Failed { failure }) {
             let _ = frame::send(socket, &bytes, fds);
         }
@@ -223,10 +308,18 @@ fn tell(socket: BorrowedFd<'_>, report: &Report, fds: &[BorrowedFd<'_>]) {
 /// other paths is not followed: `/dev/pts` is a mount that it cannot change.
 fn open_terminal(size: TtySize) -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let master =
-        rustix::fs::openat2(rustix::fs::CWD, "/dev/pts/ptmx", flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+    let master = rustix::fs::openat2(
+        rustix::fs::CWD,
+        "/dev/pts/ptmx",
+        flags,
+        Mode::empty(),
+        ResolveFlags::NO_SYMLINKS,
+    )?;
     rustix::pty::unlockpt(&master)?;
-    let peer = rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    let peer = rustix::pty::ioctl_tiocgptpeer(
+        &master,
+        OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
+    )?;
     resize(&master, size)?;
     Ok((master, peer))
 }
@@ -253,7 +346,9 @@ impl Program<'_> {
             setns(self.init, CloneFlags::CLONE_NEWCGROUP)?;
             rustix::process::setsid()?;
             sys::hurry(false);
-            let [stdin, stdout, stderr] = ends else { return Err(io::Error::from(io::ErrorKind::InvalidInput)) };
+            let [stdin, stdout, stderr] = ends else {
+                return Err(io::Error::from(io::ErrorKind::InvalidInput));
+            };
             if terminal {
                 rustix::process::ioctl_tiocsctty(stdin)?;
                 rustix::fs::fchown(stdin, Some(rustix::fs::Uid::from_raw(user.uid)), None)?;
@@ -270,7 +365,11 @@ impl Program<'_> {
             what: format!("enter the working directory {cwd}"),
             errno: errno.raw_os_error(),
         })?;
-        let identity = Identity { user, capabilities: &self.spec.capabilities, nofile: self.spec.limits.nofile };
+        let identity = Identity {
+            user,
+            capabilities: &self.spec.capabilities,
+            nofile: self.spec.limits.nofile,
+        };
         init::start_program(&identity, &self.exec.argv, &self.exec.env, self.filter, || {
             let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
             let _ = rustix::io::write(verdict, READY);

@@ -74,8 +74,12 @@ impl Instance {
     pub(super) fn info(&self, id: &InstanceId) -> InstanceInfo {
         let state = match &self.phase {
             Phase::Starting(_) => InstanceState::Starting,
-            Phase::Running(running) if running.frozen => InstanceState::Frozen { pid: running.init.pid },
-            Phase::Running(running) => InstanceState::Running { pid: running.init.pid },
+            Phase::Running(running) if running.frozen => InstanceState::Frozen {
+                pid: running.init.pid,
+            },
+            Phase::Running(running) => InstanceState::Running {
+                pid: running.init.pid,
+            },
             Phase::Ended(exit) => InstanceState::Exited { exit: exit.clone() },
         };
         InstanceInfo {

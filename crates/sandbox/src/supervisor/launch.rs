@@ -10,9 +10,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Supervisor;
 use super::instance::{Instance, Phase, Running, Starting};
-use crate::protocol::{
-    Event, ExitCause, ExitRecord, InstanceId, LaunchFailure, LaunchSpec, Refusal, Reply,
-};
+use crate::protocol::{Event, ExitCause, ExitRecord, InstanceId, LaunchFailure, LaunchSpec, Refusal, Reply};
 use crate::shim::{self, Report};
 use crate::state::ProcessIdentity;
 use crate::sys;
@@ -30,15 +28,23 @@ const OOM_LOOK_AGAIN: Duration = Duration::from_millis(20);
 impl Supervisor {
     /// Answers the client only when it fails at once; else the report does.
     pub(super) fn launch(&mut self, client: u64, spec: &LaunchSpec) -> Result<(), Refusal> {
-        spec.validate().map_err(|error| Refusal::InvalidSpec { reason: error.to_string() })?;
+        spec.validate().map_err(|error| Refusal::InvalidSpec {
+            reason: error.to_string(),
+        })?;
         if let Some(existing) = self.instances.get(&spec.id) {
             if spec.generation < existing.generation {
-                return Err(Refusal::StaleGeneration { recorded: existing.generation, given: spec.generation });
+                return Err(Refusal::StaleGeneration {
+                    recorded: existing.generation,
+                    given: spec.generation,
+                });
             }
             return Err(Refusal::AlreadyExists { id: spec.id.clone() });
         }
         if self.instances.len() >= INSTANCES_MAX {
-            return Err(Refusal::TooMany { what: "instances".to_owned(), limit: INSTANCES_MAX });
+            return Err(Refusal::TooMany {
+                what: "instances".to_owned(),
+                limit: INSTANCES_MAX,
+            });
         }
         match self.start_shim(client, spec) {
             Ok(instance) => {
@@ -66,9 +72,15 @@ impl Supervisor {
         dir.write_spec(spec)?;
         let created_at = Timestamp::now();
         self.driver.create(spec.id.as_str(), &spec.limits)?;
-        let lock = dir.try_lock_shim()?.ok_or_else(|| io::Error::other("another shim holds the lock"))?;
-        let (report, shim_report) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let lock = dir
+            .try_lock_shim()?
+            .ok_or_else(|| io::Error::other("another shim holds the lock"))?;
+        let (report, shim_report) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
         let order = shim::Order {
             dir: &dir,
             spec,
@@ -80,23 +92,37 @@ impl Supervisor {
         };
         let pid = sys::fork(move || shim::run(order))?;
         // It is not reaped before this loop's next turn, so the pid is still its own.
-        let shim = Pid::from_raw(pid).map(|pid| pidfd_open(pid, PidfdFlags::empty())).transpose()?;
-        let starting = Starting { report: Some(report), shim, client: Some(client) };
+        let shim = Pid::from_raw(pid)
+            .map(|pid| pidfd_open(pid, PidfdFlags::empty()))
+            .transpose()?;
+        let starting = Starting {
+            report: Some(report),
+            shim,
+            client: Some(client),
+        };
         Ok(Instance::new(dir, spec, created_at, Phase::Starting(starting)))
     }
 
     /// The shim said something, or closed its end without a word.
     pub(super) fn on_report(&mut self, id: &InstanceId) {
-        let Some(instance) = self.instances.get_mut(id) else { return };
-        let Phase::Starting(starting) = &mut instance.phase else { return };
-        let Some(report) = starting.report.take() else { return };
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
+        let Phase::Starting(starting) = &mut instance.phase else {
+            return;
+        };
+        let Some(report) = starting.report.take() else {
+            return;
+        };
         let mut bytes = [0; REPORT_BYTES_MAX];
         let said = match rustix::net::recv(&report, &mut bytes, RecvFlags::empty()) {
             Ok((_, length)) => serde_json::from_slice(bytes.get(..length).unwrap_or_default()).ok(),
             Err(_) => None,
         };
         match (said, starting.shim.take()) {
-            (Some(Report::Started { init, started_at }), Some(shim)) => self.started(id, init, shim, started_at),
+            (Some(Report::Started { init, started_at }), Some(shim)) => {
+                self.started(id, init, shim, started_at)
+            }
             (Some(Report::Ended), _) => self.on_shim_end(id),
             (_, shim) => {
                 // Wait for its end, which is near; its exit record may be there then.
@@ -106,9 +132,19 @@ impl Supervisor {
     }
 
     /// The program runs: watch it.
-    pub(super) fn started(&mut self, id: &InstanceId, init: ProcessIdentity, shim: OwnedFd, started_at: Timestamp) {
-        let Some(instance) = self.instances.get_mut(id) else { return };
-        let Phase::Starting(starting) = &mut instance.phase else { return };
+    pub(super) fn started(
+        &mut self,
+        id: &InstanceId,
+        init: ProcessIdentity,
+        shim: OwnedFd,
+        started_at: Timestamp,
+    ) {
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
+        let Phase::Starting(starting) = &mut instance.phase else {
+            return;
+        };
         let client = starting.client.take();
         let Some(process) = sys::pidfd_of(init.pid, init.start_ticks) else {
             // It has ended already and the shim is about to say so.
@@ -148,13 +184,19 @@ impl Supervisor {
         }
         if let Some(instance) = self.instances.get(id) {
             let generation = instance.generation;
-            self.broadcast(&Event::Started { id: id.clone(), generation, pid: init.pid });
+            self.broadcast(&Event::Started {
+                id: id.clone(),
+                generation,
+                pid: init.pid,
+            });
         }
     }
 
     /// The shim is gone, or has written its last word.
     pub(super) fn on_shim_end(&mut self, id: &InstanceId) {
-        let Some(instance) = self.instances.get(id) else { return };
+        let Some(instance) = self.instances.get(id) else {
+            return;
+        };
         let exit = match instance.dir.exit() {
             Ok(Some(exit)) => exit,
             Ok(None) => self.lost(id),
@@ -168,8 +210,17 @@ impl Supervisor {
 
     /// No shim and no record: make sure that it is over, and say so.
     fn lost(&self, id: &InstanceId) -> ExitRecord {
-        let started = self.instances.get(id).is_some_and(|instance| instance.started_at.is_some());
-        let cause = if started { ExitCause::Lost } else { ExitCause::LaunchFailed { failure: LaunchFailure::Died } };
+        let started = self
+            .instances
+            .get(id)
+            .is_some_and(|instance| instance.started_at.is_some());
+        let cause = if started {
+            ExitCause::Lost
+        } else {
+            ExitCause::LaunchFailed {
+                failure: LaunchFailure::Died,
+            }
+        };
         self.end_without_record(id, cause)
     }
 
@@ -190,7 +241,12 @@ impl Supervisor {
             }
         }
         let oom_killed = self.driver.oom_kills(name).unwrap_or(0) > 0;
-        let exit = ExitRecord { status: None, oom_killed, at: Timestamp::now(), cause };
+        let exit = ExitRecord {
+            status: None,
+            oom_killed,
+            at: Timestamp::now(),
+            cause,
+        };
         if let Err(error) = self.state.instance(id).write_exit(&exit) {
             tracing::error!(instance = %id, %error, "cannot write the exit record");
         }
@@ -199,7 +255,9 @@ impl Supervisor {
 
     /// It is over, and on record.
     fn ended(&mut self, id: &InstanceId, exit: ExitRecord) {
-        let Some(instance) = self.instances.get_mut(id) else { return };
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
         let generation = instance.generation;
         let client = match &mut instance.phase {
             Phase::Starting(starting) => starting.client.take(),
@@ -213,10 +271,20 @@ impl Supervisor {
                 ExitCause::LaunchFailed { failure } => failure.clone(),
                 _ => LaunchFailure::Died,
             };
-            self.reply(client, &Reply::Refused { refusal: Refusal::Launch { failure } }, Vec::new());
+            self.reply(
+                client,
+                &Reply::Refused {
+                    refusal: Refusal::Launch { failure },
+                },
+                Vec::new(),
+            );
         }
         tracing::info!(instance = %id, cause = ?exit.cause, status = ?exit.status, oom_killed = exit.oom_killed, "instance ended");
-        self.broadcast(&Event::Exited { id: id.clone(), generation, exit });
+        self.broadcast(&Event::Exited {
+            id: id.clone(),
+            generation,
+            exit,
+        });
     }
 
     /// Remove an ended instance's cgroup, now or soon.
@@ -229,7 +297,11 @@ impl Supervisor {
     }
 
     pub(super) fn on_oom(&mut self, id: &InstanceId) {
-        if let Some(Instance { phase: Phase::Running(running), .. }) = self.instances.get_mut(id) {
+        if let Some(Instance {
+            phase: Phase::Running(running),
+            ..
+        }) = self.instances.get_mut(id)
+        {
             if let Some(watch) = &running.oom {
                 watch.acknowledge();
             }
@@ -239,11 +311,22 @@ impl Supervisor {
     }
 
     pub(super) fn look_for_oom(&mut self, id: &InstanceId) {
-        let Some(Instance { phase: Phase::Running(running), .. }) = self.instances.get_mut(id) else { return };
-        let Ok(kills) = self.driver.oom_kills(id.as_str()) else { return };
+        let Some(Instance {
+            phase: Phase::Running(running),
+            ..
+        }) = self.instances.get_mut(id)
+        else {
+            return;
+        };
+        let Ok(kills) = self.driver.oom_kills(id.as_str()) else {
+            return;
+        };
         if kills > running.oom_kills {
             running.oom_kills = kills;
-            self.broadcast(&Event::Oom { id: id.clone(), kills });
+            self.broadcast(&Event::Oom {
+                id: id.clone(),
+                kills,
+            });
         }
     }
 }

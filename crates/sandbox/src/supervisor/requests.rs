@@ -33,8 +33,16 @@ impl Supervisor {
                 },
                 Err(error) => {
                     // The stream is out of step: answer and hang up.
-                    let Refusal::Internal { reason } = internal("read the request", &error) else { return };
-                    self.reply(client, &Reply::Refused { refusal: Refusal::Malformed { reason } }, Vec::new());
+                    let Refusal::Internal { reason } = internal("read the request", &error) else {
+                        return;
+                    };
+                    self.reply(
+                        client,
+                        &Reply::Refused {
+                            refusal: Refusal::Malformed { reason },
+                        },
+                        Vec::new(),
+                    );
                     self.clients.drop_client(client);
                 }
             }
@@ -44,27 +52,41 @@ impl Supervisor {
     fn handle(&mut self, client: u64, request: Request) -> Result<Answer, Refusal> {
         let reply = match request {
             Request::Ping { version } if version != PROTOCOL_VERSION => {
-                return Err(Refusal::Version { ours: PROTOCOL_VERSION, theirs: version });
+                return Err(Refusal::Version {
+                    ours: PROTOCOL_VERSION,
+                    theirs: version,
+                });
             }
-            Request::Ping { .. } => {
-                Reply::Pong { version: PROTOCOL_VERSION, pid: rustix::process::getpid().as_raw_nonzero().get() }
-            }
+            Request::Ping { .. } => Reply::Pong {
+                version: PROTOCOL_VERSION,
+                pid: rustix::process::getpid().as_raw_nonzero().get(),
+            },
             Request::Launch { spec } => return self.launch(client, &spec).map(|()| Answer::Later),
             Request::Exec { id, exec } => return self.exec(client, &id, &exec).map(|()| Answer::Later),
             Request::Stop { id, grace_ms } => done(self.stop(&id, StopKind::Stop, grace_ms))?,
             Request::Kill { id } => done(self.stop(&id, StopKind::Kill, 0))?,
             Request::Signal { id, signal } => {
                 let running = running(&mut self.instances, &id)?;
-                done(sys::send_signal(&running.process, signal).map_err(|error| internal("send the signal", &error)))?
+                done(
+                    sys::send_signal(&running.process, signal)
+                        .map_err(|error| internal("send the signal", &error)),
+                )?
             }
             Request::Freeze { id } => done(self.freeze(&id))?,
             Request::Thaw { id } => done(self.thaw(&id))?,
-            Request::List => {
-                Reply::Instances { instances: self.instances.iter().map(|(id, instance)| instance.info(id)).collect() }
-            }
+            Request::List => Reply::Instances {
+                instances: self
+                    .instances
+                    .iter()
+                    .map(|(id, instance)| instance.info(id))
+                    .collect(),
+            },
             Request::Stats { id } => {
                 running(&mut self.instances, &id)?;
-                let stats = self.driver.stats(id.as_str()).map_err(|error| internal("read the statistics", &error))?;
+                let stats = self
+                    .driver
+                    .stats(id.as_str())
+                    .map_err(|error| internal("read the statistics", &error))?;
                 Reply::Stats { stats }
             }
             Request::Remove { id } => done(self.remove(&id))?,
@@ -75,7 +97,10 @@ impl Supervisor {
 
     /// Write the order down, then act: whoever comes after us finishes it.
     fn stop(&mut self, id: &InstanceId, kind: StopKind, grace_ms: u64) -> Result<(), Refusal> {
-        let instance = self.instances.get_mut(id).ok_or_else(|| Refusal::UnknownInstance { id: id.clone() })?;
+        let instance = self
+            .instances
+            .get_mut(id)
+            .ok_or_else(|| Refusal::UnknownInstance { id: id.clone() })?;
         let mut kill_at = sys::boottime_ms().saturating_add(grace_ms);
         match &mut instance.phase {
             Phase::Ended(_) => return Err(Refusal::NotRunning { id: id.clone() }),
@@ -83,14 +108,26 @@ impl Supervisor {
             // A second stop may shorten the grace, never lengthen it.
             Phase::Running(running) => kill_at = kill_at.min(running.kill_at_boottime_ms.unwrap_or(u64::MAX)),
         }
-        let order = StopOrder { kind, kill_at_boottime_ms: kill_at };
-        instance.dir.write_stop(&order).map_err(|error| internal("record the order", &error))?;
+        let order = StopOrder {
+            kind,
+            kill_at_boottime_ms: kill_at,
+        };
+        instance
+            .dir
+            .write_stop(&order)
+            .map_err(|error| internal("record the order", &error))?;
         let Phase::Running(running) = &mut instance.phase else {
             // It has no program yet that could handle a signal.
-            return self.driver.kill(id.as_str()).map_err(|error| internal("kill the instance", &error));
+            return self
+                .driver
+                .kill(id.as_str())
+                .map_err(|error| internal("kill the instance", &error));
         };
         if kind == StopKind::Kill || grace_ms == 0 {
-            return self.driver.kill(id.as_str()).map_err(|error| internal("kill the instance", &error));
+            return self
+                .driver
+                .kill(id.as_str())
+                .map_err(|error| internal("kill the instance", &error));
         }
         running.kill_at_boottime_ms = Some(kill_at);
         let signal = instance.stop_signal;
@@ -107,7 +144,9 @@ impl Supervisor {
         if running.frozen {
             return Ok(());
         }
-        self.driver.freeze(id.as_str()).map_err(|error| internal("freeze the instance", &error))?;
+        self.driver
+            .freeze(id.as_str())
+            .map_err(|error| internal("freeze the instance", &error))?;
         running.frozen = true;
         self.broadcast(&Event::Frozen { id: id.clone() });
         Ok(())
@@ -118,7 +157,9 @@ impl Supervisor {
         if !running.frozen {
             return Ok(());
         }
-        self.driver.thaw(id.as_str()).map_err(|error| internal("thaw the instance", &error))?;
+        self.driver
+            .thaw(id.as_str())
+            .map_err(|error| internal("thaw the instance", &error))?;
         running.frozen = false;
         self.broadcast(&Event::Thawed { id: id.clone() });
         Ok(())
@@ -127,12 +168,17 @@ impl Supervisor {
     fn remove(&mut self, id: &InstanceId) -> Result<(), Refusal> {
         match self.instances.get(id) {
             None => return Ok(()),
-            Some(Instance { phase: Phase::Ended(_), .. }) => {}
+            Some(Instance {
+                phase: Phase::Ended(_),
+                ..
+            }) => {}
             Some(_) => return Err(Refusal::NotEnded { id: id.clone() }),
         }
         let dir = self.state.instance(id);
         self.remove_cgroup(id);
-        self.state.discard(&dir).map_err(|error: io::Error| internal("remove the directory", &error))?;
+        self.state
+            .discard(&dir)
+            .map_err(|error: io::Error| internal("remove the directory", &error))?;
         self.instances.remove(id);
         self.sweeper.start(&self.state);
         Ok(())
@@ -150,7 +196,10 @@ pub(super) fn running<'a>(
 ) -> Result<&'a mut Running, Refusal> {
     match instances.get_mut(id) {
         None => Err(Refusal::UnknownInstance { id: id.clone() }),
-        Some(Instance { phase: Phase::Running(running), .. }) => Ok(running),
+        Some(Instance {
+            phase: Phase::Running(running),
+            ..
+        }) => Ok(running),
         Some(_) => Err(Refusal::NotRunning { id: id.clone() }),
     }
 }

@@ -28,7 +28,14 @@ fn sleeper(world: &World) -> InstanceId {
 }
 
 fn finish(exec: Exec) -> (ExitStatus, String, String) {
-    let ExecIo::Pipes { stdin, stdout, stderr } = exec.io else { panic!("not pipes") };
+    let ExecIo::Pipes {
+        stdin,
+        stdout,
+        stderr,
+    } = exec.io
+    else {
+        panic!("not pipes")
+    };
     drop(stdin);
     let (mut out, mut err) = (String::new(), String::new());
     File::from(stdout).read_to_string(&mut out).unwrap();
@@ -52,8 +59,18 @@ fn read_until(fd: &OwnedFd, text: &str) -> String {
 fn pipes_carry_all_three_streams_and_the_exit_code() {
     let Some(world) = World::new() else { return };
     let id = sleeper(&world);
-    let exec = world.client().exec(&id, shell("read line; echo got $line; echo no >&2; exit 7")).unwrap();
-    let ExecIo::Pipes { stdin, stdout, stderr } = exec.io else { panic!("not pipes") };
+    let exec = world
+        .client()
+        .exec(&id, shell("read line; echo got $line; echo no >&2; exit 7"))
+        .unwrap();
+    let ExecIo::Pipes {
+        stdin,
+        stdout,
+        stderr,
+    } = exec.io
+    else {
+        panic!("not pipes")
+    };
     File::from(stdin).write_all(b"a line\n").unwrap();
     let (mut out, mut err) = (String::new(), String::new());
     File::from(stdout).read_to_string(&mut out).unwrap();
@@ -71,31 +88,68 @@ fn the_program_is_inside_in_every_respect() {
     let (status, out, err) = finish(world.client().exec(&id, shell(script)).unwrap());
     assert_eq!(status, ExitStatus::Code(0), "{err}");
     assert!(out.starts_with(&format!("{id}\nsleep\n")), "{out}");
-    for line in ["NoNewPrivs:\t1", "Seccomp:\t2", "CapBnd:\t00000000a80425fb", "refused"] {
+    for line in [
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+        "CapBnd:\t00000000a80425fb",
+        "refused",
+    ] {
         assert!(out.contains(line), "{line} in {out}");
     }
     // Its cgroups are the instance's, seen as the root.
-    let cgroups = out.lines().filter(|line| line.contains("memory") || line.starts_with("0::"));
-    assert!(cgroups.clone().count() > 0 && cgroups.clone().all(|line| line.ends_with(":/")), "{out}");
+    let cgroups = out
+        .lines()
+        .filter(|line| line.contains("memory") || line.starts_with("0::"));
+    assert!(
+        cgroups.clone().count() > 0 && cgroups.clone().all(|line| line.ends_with(":/")),
+        "{out}"
+    );
     // 0, 1, 2 and the directory being listed.
     assert!(out.contains("\n4\n0\n0022\n"), "{out}");
 
-    let user = User { uid: 1000, gid: 1001, groups: vec![7] };
-    let spec = ExecSpec { user: Some(user), cwd: Some("/etc".into()), ..shell("id -u; id -g; id -G; pwd; echo hi > /dev/stdout") };
+    let user = User {
+        uid: 1000,
+        gid: 1001,
+        groups: vec![7],
+    };
+    let spec = ExecSpec {
+        user: Some(user),
+        cwd: Some("/etc".into()),
+        ..shell("id -u; id -g; id -G; pwd; echo hi > /dev/stdout")
+    };
     let (status, out, err) = finish(world.client().exec(&id, spec).unwrap());
-    assert_eq!((status, out.as_str()), (ExitStatus::Code(0), "1000\n1001\n1001 7\n/etc\nhi\n"), "{err}");
+    assert_eq!(
+        (status, out.as_str()),
+        (ExitStatus::Code(0), "1000\n1001\n1001 7\n/etc\nhi\n"),
+        "{err}"
+    );
 }
 
 #[test]
 fn a_terminal_is_one_and_can_be_resized() {
     let Some(world) = World::new() else { return };
     let id = sleeper(&world);
-    let spec = ExecSpec { tty: Some(TtySize { rows: 30, columns: 100 }), ..shell("tty; stty size; read x; stty size; read x; exit 5") };
+    let spec = ExecSpec {
+        tty: Some(TtySize {
+            rows: 30,
+            columns: 100,
+        }),
+        ..shell("tty; stty size; read x; stty size; read x; exit 5")
+    };
     let exec = world.client().exec(&id, spec).unwrap();
-    let ExecIo::Tty { master } = exec.io else { panic!("not a terminal") };
+    let ExecIo::Tty { master } = exec.io else {
+        panic!("not a terminal")
+    };
     let seen = read_until(&master, "30 100");
     assert!(seen.contains("/dev/pts/0"), "{seen}");
-    resize(&master, TtySize { rows: 11, columns: 22 }).unwrap();
+    resize(
+        &master,
+        TtySize {
+            rows: 11,
+            columns: 22,
+        },
+    )
+    .unwrap();
     let mut keyboard = File::from(master.try_clone().unwrap());
     keyboard.write_all(b"\n").unwrap();
     read_until(&master, "11 22");
@@ -103,12 +157,23 @@ fn a_terminal_is_one_and_can_be_resized() {
     assert_eq!(read_exit(&exec.exit).unwrap(), Some(ExitStatus::Code(5)));
 
     // Hanging up ends what runs on it.
-    let spec = ExecSpec { tty: Some(TtySize { rows: 30, columns: 100 }), ..shell("echo up; sleep 1000") };
+    let spec = ExecSpec {
+        tty: Some(TtySize {
+            rows: 30,
+            columns: 100,
+        }),
+        ..shell("echo up; sleep 1000")
+    };
     let exec = world.client().exec(&id, spec).unwrap();
-    let ExecIo::Tty { master } = exec.io else { panic!("not a terminal") };
+    let ExecIo::Tty { master } = exec.io else {
+        panic!("not a terminal")
+    };
     read_until(&master, "up");
     drop(master);
-    assert_eq!(read_exit(&exec.exit).unwrap(), Some(ExitStatus::Signal(libc::SIGHUP)));
+    assert_eq!(
+        read_exit(&exec.exit).unwrap(),
+        Some(ExitStatus::Signal(libc::SIGHUP))
+    );
 }
 
 #[test]
@@ -118,16 +183,24 @@ fn what_cannot_be_executed_is_a_typed_failure() {
     let mut spec = shell("");
     spec.argv = vec!["/no/such".into()];
     match refusal(world.client().exec(&id, spec).unwrap_err()) {
-        Refusal::Launch { failure: LaunchFailure::Exec { program, errno, .. } } => {
+        Refusal::Launch {
+            failure: LaunchFailure::Exec { program, errno, .. },
+        } => {
             assert_eq!((program.as_str(), errno), ("/no/such", libc::ENOENT));
         }
         other => panic!("{other:?}"),
     }
     world.client().freeze(&id).unwrap();
-    assert_eq!(refusal(world.client().exec(&id, shell("true")).unwrap_err()), Refusal::Frozen { id: id.clone() });
+    assert_eq!(
+        refusal(world.client().exec(&id, shell("true")).unwrap_err()),
+        Refusal::Frozen { id: id.clone() }
+    );
     world.client().kill(&id).unwrap();
     world.wait_exit(&id);
-    assert_eq!(refusal(world.client().exec(&id, shell("true")).unwrap_err()), Refusal::NotRunning { id });
+    assert_eq!(
+        refusal(world.client().exec(&id, shell("true")).unwrap_err()),
+        Refusal::NotRunning { id }
+    );
 }
 
 #[test]
@@ -137,9 +210,15 @@ fn it_ends_with_the_instance_and_can_be_signalled_alone() {
     let one = world.client().exec(&id, shell("sleep 1000")).unwrap();
     let two = world.client().exec(&id, shell("sleep 1000")).unwrap();
     rustix::process::pidfd_send_signal(one.process.as_fd(), rustix::process::Signal::TERM).unwrap();
-    assert_eq!(read_exit(&one.exit).unwrap(), Some(ExitStatus::Signal(libc::SIGTERM)));
+    assert_eq!(
+        read_exit(&one.exit).unwrap(),
+        Some(ExitStatus::Signal(libc::SIGTERM))
+    );
     world.client().kill(&id).unwrap();
-    assert_eq!(read_exit(&two.exit).unwrap(), Some(ExitStatus::Signal(libc::SIGKILL)));
+    assert_eq!(
+        read_exit(&two.exit).unwrap(),
+        Some(ExitStatus::Signal(libc::SIGKILL))
+    );
     world.wait_exit(&id);
 }
 
@@ -147,10 +226,15 @@ fn it_ends_with_the_instance_and_can_be_signalled_alone() {
 fn an_exec_outlives_the_supervisor() {
     let Some(mut world) = World::new() else { return };
     let id = sleeper(&world);
-    let exec = world.client().exec(&id, shell("read line; echo still $line; exit 9")).unwrap();
+    let exec = world
+        .client()
+        .exec(&id, shell("read line; echo still $line; exit 9"))
+        .unwrap();
     world.kill_supervisor();
     world.start_supervisor();
-    let ExecIo::Pipes { stdin, stdout, .. } = exec.io else { panic!("not pipes") };
+    let ExecIo::Pipes { stdin, stdout, .. } = exec.io else {
+        panic!("not pipes")
+    };
     File::from(stdin).write_all(b"here\n").unwrap();
     let mut out = String::new();
     File::from(stdout).read_to_string(&mut out).unwrap();

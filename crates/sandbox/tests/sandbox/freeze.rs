@@ -7,7 +7,9 @@ use tram_sandbox::protocol::{Event, ExitCause, ExitStatus, InstanceState};
 use crate::support::{World, next_event, pause, until};
 
 fn frozen_means_frozen(v1_freezer: bool) {
-    let Some(mut world) = World::with(v1_freezer) else { return };
+    let Some(mut world) = World::with(v1_freezer) else {
+        return;
+    };
     let mut watch = world.client().watch().unwrap();
     let spec = world.shell("while :; do echo tick; sleep 0.01; done");
     let id = spec.id.clone();
@@ -15,7 +17,10 @@ fn frozen_means_frozen(v1_freezer: bool) {
     world.wait_log(&id, "tick");
     world.client().freeze(&id).unwrap();
     world.client().freeze(&id).unwrap();
-    assert_eq!(next_event(&mut watch, |event| !matches!(event, Event::Started { .. })), Event::Frozen { id: id.clone() });
+    assert_eq!(
+        next_event(&mut watch, |event| !matches!(event, Event::Started { .. })),
+        Event::Frozen { id: id.clone() }
+    );
     assert_eq!(world.info(&id).state, InstanceState::Frozen { pid });
     // What was in the pipe is logged; then nothing comes any more.
     let mut before = usize::MAX;
@@ -39,7 +44,10 @@ fn frozen_means_frozen(v1_freezer: bool) {
     world.client().freeze(&id).unwrap();
     world.client().kill(&id).unwrap();
     let exit = world.wait_exit(&id);
-    assert_eq!((exit.status, exit.cause), (Some(ExitStatus::Signal(9)), ExitCause::Killed));
+    assert_eq!(
+        (exit.status, exit.cause),
+        (Some(ExitStatus::Signal(9)), ExitCause::Killed)
+    );
 }
 
 #[test]
@@ -62,6 +70,9 @@ fn a_frozen_instance_hears_a_stop() {
     world.client().freeze(&id).unwrap();
     world.client().stop(&id, Duration::from_secs(60)).unwrap();
     let exit = world.wait_exit(&id);
-    assert_eq!((exit.status, exit.cause), (Some(ExitStatus::Code(0)), ExitCause::Stopped));
+    assert_eq!(
+        (exit.status, exit.cause),
+        (Some(ExitStatus::Code(0)), ExitCause::Stopped)
+    );
     world.wait_log(&id, "bye");
 }

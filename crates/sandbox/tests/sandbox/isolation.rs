@@ -10,7 +10,13 @@ use tram_sandbox::protocol::{BindMount, ConfigFile, Network, User};
 use crate::support::World;
 
 fn file(path: &str, content: &str, mode: u32) -> ConfigFile {
-    ConfigFile { path: path.into(), content: content.into(), mode, uid: 0, gid: 0 }
+    ConfigFile {
+        path: path.into(),
+        content: content.into(),
+        mode,
+        uid: 0,
+        gid: 0,
+    }
 }
 
 #[test]
@@ -21,7 +27,10 @@ fn it_has_namespaces_of_its_own() {
     let lines = world.output(world.shell(script));
     for (name, line) in ["cgroup", "ipc", "mnt", "net", "pid", "uts"].iter().zip(&lines) {
         let ours = fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
-        assert!(line.starts_with(&format!("{name}:[")) && *line != ours.to_str().unwrap(), "{name}: {line}");
+        assert!(
+            line.starts_with(&format!("{name}:[")) && *line != ours.to_str().unwrap(),
+            "{name}: {line}"
+        );
     }
     assert_eq!(lines[6], "1");
     assert!(lines[7].starts_with("test-"));
@@ -40,7 +49,12 @@ fn the_kernels_secrets_are_masked_and_its_settings_read_only() {
     let mut spec = world.shell(&format!("{script}; true"));
     spec.readonly_root = true;
     let lines = world.output(spec);
-    assert_eq!(lines, ["0", "0", "refused", "refused", "refused", "refused", "refused", "1", "0"]);
+    assert_eq!(
+        lines,
+        [
+            "0", "0", "refused", "refused", "refused", "refused", "refused", "1", "0"
+        ]
+    );
 }
 
 #[test]
@@ -67,26 +81,50 @@ fn another_user_holds_nothing_but_may_serve_on_port_80() {
     let script = "id -u; id -G; grep -E '^Cap' /proc/self/status | tr '\\t\\n' '  '; echo; echo out > /dev/stdout; pwd; touch mine && echo wrote; \
         cat /etc/secret; (touch /etc/x || echo refused) 2>&1 | tail -1; httpd -p 80 && echo serving";
     let mut spec = world.shell(script);
-    spec.user = User { uid: 1234, gid: 2345, groups: vec![5, 6] };
+    spec.user = User {
+        uid: 1234,
+        gid: 2345,
+        groups: vec![5, 6],
+    };
     spec.cwd = "/home/app/work".into();
-    spec.files.push(ConfigFile { uid: 1234, ..file("/etc/secret", "for the user alone\n", 0o400) });
+    spec.files.push(ConfigFile {
+        uid: 1234,
+        ..file("/etc/secret", "for the user alone\n", 0o400)
+    });
     let lines = world.output(spec);
     assert_eq!(lines[..2], ["1234", "2345 5 6"]);
     let none = "0000000000000000";
-    assert_eq!(lines[2], format!("CapInh: {none} CapPrm: {none} CapEff: {none} CapBnd: 00000000a80425fb CapAmb: {none} "));
-    assert_eq!(lines[3..], ["out", "/home/app/work", "wrote", "for the user alone", "refused", "serving"]);
+    assert_eq!(
+        lines[2],
+        format!("CapInh: {none} CapPrm: {none} CapEff: {none} CapBnd: 00000000a80425fb CapAmb: {none} ")
+    );
+    assert_eq!(
+        lines[3..],
+        [
+            "out",
+            "/home/app/work",
+            "wrote",
+            "for the user alone",
+            "refused",
+            "serving"
+        ]
+    );
 }
 
 #[test]
 fn only_what_was_given_is_open_and_in_the_environment() {
     let Some(world) = World::new() else { return };
-    let mut spec = world.shell("ls /proc/$$/fd | tr '\\n' ' '; env | sort | tr '\\n' ' '; cat < /dev/stdin | wc -c");
+    let mut spec =
+        world.shell("ls /proc/$$/fd | tr '\\n' ' '; env | sort | tr '\\n' ' '; cat < /dev/stdin | wc -c");
     spec.env = vec![("PATH".into(), "/bin".into()), ("NAME".into(), "a value".into())];
     let text = world.output(spec).join("\n");
     assert!(text.starts_with("0 1 2 "), "{text}");
     assert!(text.contains("NAME=a value PATH=/bin PWD=/"), "{text}");
     let lines = world.output(world.program(&["grep", "-E", "SigBlk|SigIgn|SigCgt", "/proc/self/status"]));
-    assert!(lines.len() == 3 && lines.iter().all(|line| line.ends_with("\t0000000000000000")), "{lines:?}");
+    assert!(
+        lines.len() == 3 && lines.iter().all(|line| line.ends_with("\t0000000000000000")),
+        "{lines:?}"
+    );
 }
 
 #[test]
@@ -97,7 +135,15 @@ fn dev_has_the_standard_nodes_and_no_more() {
          echo shm > /dev/shm/f && cat /dev/shm/f; head -c 70000000 /dev/zero > /dev/shm/big 2>/dev/null || echo full; \
          cp -a /dev/null /tmp/mine 2>/dev/null; head -c1 /tmp/mine >/dev/null 2>&1; test -c /tmp/mine || echo no devices elsewhere",
     ));
-    let expected = ["fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero ", "3", "null", "2", "shm", "full", "no devices elsewhere"];
+    let expected = [
+        "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero ",
+        "3",
+        "null",
+        "2",
+        "shm",
+        "full",
+        "no devices elsewhere",
+    ];
     assert_eq!(lines, expected);
 }
 
@@ -110,7 +156,10 @@ fn config_files_stay_inside_whatever_the_image_says() {
     let etc = world.lower.join("etc");
     // Absolute, climbing and magic ways out, for directories and for the file itself.
     symlink(&outside, etc.join("absolute")).unwrap();
-    let climb: PathBuf = (0..20).map(|_| "..").collect::<PathBuf>().join(outside.strip_prefix("/").unwrap());
+    let climb: PathBuf = (0..20)
+        .map(|_| "..")
+        .collect::<PathBuf>()
+        .join(outside.strip_prefix("/").unwrap());
     symlink(&climb, etc.join("climbing")).unwrap();
     symlink(outside.join("victim"), etc.join("resolv.conf")).unwrap();
     symlink("/proc/sys/kernel/hostname", etc.join("hosts")).unwrap();
@@ -126,7 +175,11 @@ fn config_files_stay_inside_whatever_the_image_says() {
         spec.files.push(file(path, &format!("{path}\n"), 0o644));
     }
     spec.files.push(file("/new/deep/file", "deep\n", 0o640));
-    for path in ["/etc/absolute/made", "/etc/climbing/made", "/etc/kernel/core_pattern"] {
+    for path in [
+        "/etc/absolute/made",
+        "/etc/climbing/made",
+        "/etc/kernel/core_pattern",
+    ] {
         spec.files.push(file(path, "escaped", 0o644));
     }
     let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
@@ -135,7 +188,10 @@ fn config_files_stay_inside_whatever_the_image_says() {
     if world.client().launch(spec.clone()).is_ok() {
         world.wait_exit(&id);
     }
-    assert_eq!(fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap(), pattern);
+    assert_eq!(
+        fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap(),
+        pattern
+    );
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
     assert_eq!(fs::read_to_string(outside.join("victim")).unwrap(), "untouched");
     assert_eq!(fs::read_to_string(etc.join("hard")).unwrap(), "the image's");
@@ -143,7 +199,16 @@ fn config_files_stay_inside_whatever_the_image_says() {
     spec.files.truncate(5);
     spec.id = world.shell("").id;
     let lines = world.output(spec);
-    let expected = ["/etc/resolv.conf", "/etc/hosts", "/etc/hard", "/etc/pipe", "deep", "640 0", "replaced", "test-"];
+    let expected = [
+        "/etc/resolv.conf",
+        "/etc/hosts",
+        "/etc/hard",
+        "/etc/pipe",
+        "deep",
+        "640 0",
+        "replaced",
+        "test-",
+    ];
     assert_eq!(lines, expected);
 }
 
@@ -158,7 +223,11 @@ fn volumes_are_shown_and_hold() {
         "cat /data/old; echo new > /data/new; (echo x > /ro/old) 2>/dev/null || echo refused; cat /deep/er/file; \
          cp /bin/busybox /data && /data/busybox echo runs",
     );
-    let bind = |source: PathBuf, target: &str, readonly| BindMount { source, target: target.into(), readonly };
+    let bind = |source: PathBuf, target: &str, readonly| BindMount {
+        source,
+        target: target.into(),
+        readonly,
+    };
     spec.binds = vec![
         bind(volume.clone(), "/data", false),
         bind(volume.clone(), "/ro", true),
@@ -174,7 +243,10 @@ fn layers_lie_in_order_and_the_writable_one_on_top() {
     let mut layers = Vec::new();
     for number in 0..120 {
         // Long names, so that they would not fit one page of mount options.
-        let layer = world.dir.path().join(format!("layer-{number:03}-{}", "x".repeat(200)));
+        let layer = world
+            .dir
+            .path()
+            .join(format!("layer-{number:03}-{}", "x".repeat(200)));
         fs::create_dir(&layer).unwrap();
         fs::write(layer.join("which"), format!("{number}\n")).unwrap();
         fs::write(layer.join(format!("file-{number}")), "").unwrap();
@@ -186,19 +258,26 @@ fn layers_lie_in_order_and_the_writable_one_on_top() {
     let id = spec.id.clone();
     assert_eq!(world.output(spec), ["0", "120", "mine"]);
     assert_eq!(fs::read_to_string(layers[0].join("which")).unwrap(), "0\n");
-    assert_eq!(fs::read_to_string(world.info(&id).upper_dir.unwrap().join("which")).unwrap(), "mine\n");
+    assert_eq!(
+        fs::read_to_string(world.info(&id).upper_dir.unwrap().join("which")).unwrap(),
+        "mine\n"
+    );
 }
 
 #[test]
 fn the_writable_layer_can_be_bounded_or_absent() {
     let Some(world) = World::new() else { return };
-    let mut spec = world.shell("head -c 9000000 /dev/zero > /big 2>/dev/null || echo full; rm /big; echo ok > /small && cat /small");
+    let mut spec = world.shell(
+        "head -c 9000000 /dev/zero > /big 2>/dev/null || echo full; rm /big; echo ok > /small && cat /small",
+    );
     spec.upper_bytes_max = Some(8 << 20);
     let id = spec.id.clone();
     assert_eq!(world.output(spec), ["full", "ok"]);
     assert_eq!(world.info(&id).upper_dir, None);
 
-    let mut spec = world.shell("touch /x 2>/dev/null || echo read-only; echo y > /dev/shm/y && cat /dev/shm/y; cat /etc/given");
+    let mut spec = world.shell(
+        "touch /x 2>/dev/null || echo read-only; echo y > /dev/shm/y && cat /dev/shm/y; cat /etc/given",
+    );
     spec.readonly_root = true;
     spec.files.push(file("/etc/given", "given\n", 0o644));
     assert_eq!(world.output(spec), ["read-only", "y", "given"]);
@@ -212,6 +291,12 @@ fn a_network_of_somebody_else_is_joined() {
     let mut spec = world.shell("readlink /proc/self/ns/net; ls /sys/class/net");
     spec.network = Network::Namespace { path: path.clone() };
     let lines = world.output(spec);
-    assert_eq!(lines, [format!("net:[{}]", fs::metadata(&path).unwrap().ino()), "lo".into()]);
+    assert_eq!(
+        lines,
+        [
+            format!("net:[{}]", fs::metadata(&path).unwrap().ino()),
+            "lo".into()
+        ]
+    );
     netns::delete(&path).unwrap();
 }

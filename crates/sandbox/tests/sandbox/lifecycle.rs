@@ -15,16 +15,38 @@ fn hello_world_is_launched_logged_and_removed() {
     spec.labels.insert("service".into(), "web".into());
     let id = spec.id.clone();
     let pid = world.client().launch(spec).unwrap();
-    assert_eq!(next_event(&mut watch, |_| true), Event::Started { id: id.clone(), generation: 1, pid });
+    assert_eq!(
+        next_event(&mut watch, |_| true),
+        Event::Started {
+            id: id.clone(),
+            generation: 1,
+            pid
+        }
+    );
     let exit = world.wait_exit(&id);
-    assert_eq!((exit.status, exit.cause.clone()), (Some(ExitStatus::Code(0)), ExitCause::Exited));
-    assert_eq!(next_event(&mut watch, |_| true), Event::Exited { id: id.clone(), generation: 1, exit });
+    assert_eq!(
+        (exit.status, exit.cause.clone()),
+        (Some(ExitStatus::Code(0)), ExitCause::Exited)
+    );
+    assert_eq!(
+        next_event(&mut watch, |_| true),
+        Event::Exited {
+            id: id.clone(),
+            generation: 1,
+            exit
+        }
+    );
 
     let info = world.info(&id);
     assert_eq!(info.labels["service"], "web");
     assert!(info.started_at.is_some());
     let logs = world.logs(&id);
-    let of = |stream| logs.iter().filter(|r| r.stream == stream).map(|r| r.text.as_str()).collect::<Vec<_>>();
+    let of = |stream| {
+        logs.iter()
+            .filter(|r| r.stream == stream)
+            .map(|r| r.text.as_str())
+            .collect::<Vec<_>>()
+    };
     assert_eq!(of(Stream::Stdout), ["hello 1", "hello 2", "hello 3", "last"]);
     assert_eq!(of(Stream::Stderr), ["oops 1", "oops 2", "oops 3"]);
 
@@ -33,20 +55,28 @@ fn hello_world_is_launched_logged_and_removed() {
     world.client().remove(&id).unwrap();
     world.client().remove(&id).unwrap();
     assert!(!dir.exists() && world.client().list().unwrap().is_empty());
-    until("the trash is empty", || world.state().join("trash").read_dir().unwrap().next().is_none());
+    until("the trash is empty", || {
+        world.state().join("trash").read_dir().unwrap().next().is_none()
+    });
 }
 
 #[test]
 fn the_exit_code_and_the_signal_are_learnt() {
     let Some(world) = World::new() else { return };
-    assert_eq!(world.run(world.shell("exit 42")).0.status, Some(ExitStatus::Code(42)));
+    assert_eq!(
+        world.run(world.shell("exit 42")).0.status,
+        Some(ExitStatus::Code(42))
+    );
     let spec = world.program(&["sleep", "1000"]);
     let id = spec.id.clone();
     world.client().launch(spec).unwrap();
     assert!(matches!(world.info(&id).state, InstanceState::Running { .. }));
     world.client().signal(&id, 9).unwrap();
     let exit = world.wait_exit(&id);
-    assert_eq!((exit.status, exit.oom_killed, exit.cause), (Some(ExitStatus::Signal(9)), false, ExitCause::Exited));
+    assert_eq!(
+        (exit.status, exit.oom_killed, exit.cause),
+        (Some(ExitStatus::Signal(9)), false, ExitCause::Exited)
+    );
 }
 
 #[test]
@@ -55,7 +85,11 @@ fn a_program_that_cannot_be_executed_is_a_typed_failure() {
     std::fs::write(world.lower.join("etc/data"), "no program").unwrap();
     std::fs::write(world.lower.join("bin/garbage"), [1, 2, 3, 4]).unwrap();
     use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(world.lower.join("bin/garbage"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(
+        world.lower.join("bin/garbage"),
+        std::fs::Permissions::from_mode(0o755),
+    )
+    .unwrap();
     for (name, expected) in [
         ("/no/such/program", libc::ENOENT),
         ("no-such-program", libc::ENOENT),
@@ -67,7 +101,9 @@ fn a_program_that_cannot_be_executed_is_a_typed_failure() {
         let spec = world.program(&[name, "argument"]);
         let id = spec.id.clone();
         match refusal(world.client().launch(spec).unwrap_err()) {
-            Refusal::Launch { failure: LaunchFailure::Exec { program, argv, errno } } => {
+            Refusal::Launch {
+                failure: LaunchFailure::Exec { program, argv, errno },
+            } => {
                 assert_eq!((program.as_str(), errno), (name, expected));
                 assert_eq!(argv, [name, "argument"]);
             }
@@ -90,7 +126,9 @@ fn a_spec_that_cannot_be_met_says_which_part() {
         readonly: false,
     });
     match refusal(world.client().launch(spec).unwrap_err()) {
-        Refusal::Launch { failure: LaunchFailure::Setup { what, errno } } => {
+        Refusal::Launch {
+            failure: LaunchFailure::Setup { what, errno },
+        } => {
             assert!(what.contains("/no/such/volume"), "{what}");
             assert_eq!(errno, libc::ENOENT);
         }
@@ -98,7 +136,10 @@ fn a_spec_that_cannot_be_met_says_which_part() {
     }
     let mut spec = world.shell("true");
     spec.lower_dirs.clear();
-    assert!(matches!(refusal(world.client().launch(spec).unwrap_err()), Refusal::InvalidSpec { .. }));
+    assert!(matches!(
+        refusal(world.client().launch(spec).unwrap_err()),
+        Refusal::InvalidSpec { .. }
+    ));
 }
 
 #[test]
@@ -108,16 +149,31 @@ fn orders_that_make_no_sense_are_refused() {
     spec.generation = 5;
     let id = spec.id.clone();
     world.client().launch(spec.clone()).unwrap();
-    assert_eq!(refusal(world.client().launch(spec.clone()).unwrap_err()), Refusal::AlreadyExists { id: id.clone() });
+    assert_eq!(
+        refusal(world.client().launch(spec.clone()).unwrap_err()),
+        Refusal::AlreadyExists { id: id.clone() }
+    );
     spec.generation = 4;
-    let stale = Refusal::StaleGeneration { recorded: 5, given: 4 };
+    let stale = Refusal::StaleGeneration {
+        recorded: 5,
+        given: 4,
+    };
     assert_eq!(refusal(world.client().launch(spec).unwrap_err()), stale);
-    assert_eq!(refusal(world.client().remove(&id).unwrap_err()), Refusal::NotEnded { id: id.clone() });
+    assert_eq!(
+        refusal(world.client().remove(&id).unwrap_err()),
+        Refusal::NotEnded { id: id.clone() }
+    );
     world.client().kill(&id).unwrap();
     assert_eq!(world.wait_exit(&id).cause, ExitCause::Killed);
-    assert_eq!(refusal(world.client().freeze(&id).unwrap_err()), Refusal::NotRunning { id: id.clone() });
+    assert_eq!(
+        refusal(world.client().freeze(&id).unwrap_err()),
+        Refusal::NotRunning { id: id.clone() }
+    );
     let unknown = world.shell("true").id;
-    assert_eq!(refusal(world.client().stats(&unknown).unwrap_err()), Refusal::UnknownInstance { id: unknown });
+    assert_eq!(
+        refusal(world.client().stats(&unknown).unwrap_err()),
+        Refusal::UnknownInstance { id: unknown }
+    );
 }
 
 #[test]
@@ -135,9 +191,15 @@ fn a_stop_is_heard_or_enforced() {
     // Others are served meanwhile.
     world.client().ping().unwrap();
     let exit = world.wait_exit(&polite.id);
-    assert_eq!((exit.status, exit.cause), (Some(ExitStatus::Code(3)), ExitCause::Stopped));
+    assert_eq!(
+        (exit.status, exit.cause),
+        (Some(ExitStatus::Code(3)), ExitCause::Stopped)
+    );
     world.wait_log(&polite.id, "bye");
     let exit = world.wait_exit(&deaf.id);
-    assert_eq!((exit.status, exit.cause), (Some(ExitStatus::Signal(9)), ExitCause::Stopped));
+    assert_eq!(
+        (exit.status, exit.cause),
+        (Some(ExitStatus::Signal(9)), ExitCause::Stopped)
+    );
     assert!(begun.elapsed() >= Duration::from_millis(700));
 }

@@ -14,8 +14,14 @@ fn a_memory_hog_is_killed_and_the_reason_is_kept() {
     world.client().launch(spec).unwrap();
     let exit = world.wait_exit(&id);
     assert!(exit.oom_killed, "{exit:?}");
-    assert_eq!((exit.status, exit.cause), (Some(ExitStatus::Code(137)), ExitCause::Exited));
-    let Event::Exited { exit, .. } = next_event(&mut watch, |event| matches!(event, Event::Exited { .. })) else { panic!() };
+    assert_eq!(
+        (exit.status, exit.cause),
+        (Some(ExitStatus::Code(137)), ExitCause::Exited)
+    );
+    let Event::Exited { exit, .. } = next_event(&mut watch, |event| matches!(event, Event::Exited { .. }))
+    else {
+        panic!()
+    };
     assert!(exit.oom_killed);
 }
 
@@ -27,7 +33,13 @@ fn those_who_watch_hear_of_a_full_memory_while_it_goes_on() {
     spec.limits.memory_bytes = Some(24 << 20);
     let id = spec.id.clone();
     world.client().launch(spec).unwrap();
-    assert_eq!(next_event(&mut watch, |event| matches!(event, Event::Oom { .. })), Event::Oom { id: id.clone(), kills: 1 });
+    assert_eq!(
+        next_event(&mut watch, |event| matches!(event, Event::Oom { .. })),
+        Event::Oom {
+            id: id.clone(),
+            kills: 1
+        }
+    );
     world.wait_log(&id, "survived");
     assert_eq!(world.client().stats(&id).unwrap().oom_kills, 1);
 }
@@ -42,7 +54,10 @@ fn a_fork_bomb_is_held() {
     world.client().launch(spec).unwrap();
     let mut most = 0;
     until("the limit is reached", || {
-        most = world.client().stats(&id).map_or(most, |stats| most.max(stats.pids));
+        most = world
+            .client()
+            .stats(&id)
+            .map_or(most, |stats| most.max(stats.pids));
         most >= 19
     });
     assert!(most <= 20);
@@ -68,7 +83,9 @@ fn an_instance_can_read_its_own_limits_and_not_change_them() {
 #[test]
 fn the_limits_and_the_figures_are_the_kernels() {
     let Some(world) = World::new() else { return };
-    let mut spec = world.shell("ulimit -n; ulimit -c; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo done; sleep 1000");
+    let mut spec = world.shell(
+        "ulimit -n; ulimit -c; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo done; sleep 1000",
+    );
     spec.limits.cpu_millis = Some(500);
     spec.limits.nofile = Some(777);
     let id = spec.id.clone();
@@ -77,6 +94,12 @@ fn the_limits_and_the_figures_are_the_kernels() {
     let texts: Vec<String> = world.logs(&id).into_iter().map(|record| record.text).collect();
     assert_eq!(texts[..2], ["777", "0"]);
     let stats = world.client().stats(&id).unwrap();
-    assert!(stats.cpu_usec > 10_000 && (1..=2).contains(&stats.pids), "{stats:?}");
-    assert!(stats.memory_bytes >= stats.memory_working_set_bytes && stats.memory_working_set_bytes > 0, "{stats:?}");
+    assert!(
+        stats.cpu_usec > 10_000 && (1..=2).contains(&stats.pids),
+        "{stats:?}"
+    );
+    assert!(
+        stats.memory_bytes >= stats.memory_working_set_bytes && stats.memory_working_set_bytes > 0,
+        "{stats:?}"
+    );
 }

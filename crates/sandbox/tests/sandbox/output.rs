@@ -21,7 +21,11 @@ fn a_flood_is_bounded_counted_and_does_not_stop_the_instance() {
     assert_eq!(exit.status, Some(ExitStatus::Code(0)));
     assert!(begun.elapsed() < Duration::from_secs(15));
     let dir = world.info(&id).log_dir;
-    let bytes: u64 = dir.read_dir().unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+    let bytes: u64 = dir
+        .read_dir()
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap().len())
+        .sum();
     assert!(bytes < 450_000, "{bytes} bytes of logs");
     let dropped: u64 = records
         .iter()
@@ -35,11 +39,28 @@ fn a_flood_is_bounded_counted_and_does_not_stop_the_instance() {
 #[test]
 fn long_lines_are_split_and_strange_bytes_replaced() {
     let Some(world) = World::new() else { return };
-    let spec = world.shell("head -c 40000 /dev/zero | tr '\\0' x; echo; printf 'a\\377b\\n'; printf 'dos\\r\\n'; echo; echo end");
+    let spec = world.shell(
+        "head -c 40000 /dev/zero | tr '\\0' x; echo; printf 'a\\377b\\n'; printf 'dos\\r\\n'; echo; echo end",
+    );
     let (_, records) = world.run(spec);
-    let lengths: Vec<(usize, bool)> = records.iter().take(3).map(|record| (record.text.len(), record.continued)).collect();
-    assert_eq!(lengths, [(LINE_BYTES_MAX, true), (LINE_BYTES_MAX, true), (40_000 - 2 * LINE_BYTES_MAX, false)]);
-    let rest: Vec<&str> = records.iter().skip(3).map(|record| record.text.as_str()).collect();
+    let lengths: Vec<(usize, bool)> = records
+        .iter()
+        .take(3)
+        .map(|record| (record.text.len(), record.continued))
+        .collect();
+    assert_eq!(
+        lengths,
+        [
+            (LINE_BYTES_MAX, true),
+            (LINE_BYTES_MAX, true),
+            (40_000 - 2 * LINE_BYTES_MAX, false)
+        ]
+    );
+    let rest: Vec<&str> = records
+        .iter()
+        .skip(3)
+        .map(|record| record.text.as_str())
+        .collect();
     assert_eq!(rest, ["a\u{FFFD}b", "dos", "", "end"]);
 }
 
@@ -55,7 +76,11 @@ fn a_follower_gets_every_line_of_a_live_instance_and_the_platforms_too() {
     let (mut lines, mut platform) = (Vec::new(), 0);
     let deadline = Instant::now() + Duration::from_secs(20);
     while lines.len() < 300 || platform == 0 {
-        assert!(Instant::now() < deadline, "{} lines, {platform} of the platform", lines.len());
+        assert!(
+            Instant::now() < deadline,
+            "{} lines, {platform} of the platform",
+            lines.len()
+        );
         follower.wait(Duration::from_millis(100)).unwrap();
         for record in follower.next_batch().unwrap() {
             match record.stream {

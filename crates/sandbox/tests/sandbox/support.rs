@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use tram_sandbox::client::{Client, Error, Watch};
 use tram_sandbox::logs::{self, Order, Range, Stream};
-use tram_sandbox::protocol::{Event, ExitRecord, ExitStatus, InstanceId, InstanceInfo, InstanceState, LaunchSpec};
+use tram_sandbox::protocol::{
+    Event, ExitRecord, ExitStatus, InstanceId, InstanceInfo, InstanceState, LaunchSpec,
+};
 
 /// Longer than anything here takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -38,7 +40,12 @@ impl World {
         let lower = dir.path().join("lower");
         image(&lower);
         let supervisor = spawn(&dir.path().join("state"), v1_freezer);
-        let world = Self { dir, lower, supervisor, v1_freezer };
+        let world = Self {
+            dir,
+            lower,
+            supervisor,
+            v1_freezer,
+        };
         world.wait_for_supervisor();
         Some(world)
     }
@@ -95,11 +102,20 @@ impl World {
     pub(crate) fn output(&self, spec: LaunchSpec) -> Vec<String> {
         let (exit, records) = self.run(spec);
         assert_eq!(exit.status, Some(ExitStatus::Code(0)), "{records:#?}");
-        records.into_iter().filter(|record| record.stream == Stream::Stdout).map(|record| record.text).collect()
+        records
+            .into_iter()
+            .filter(|record| record.stream == Stream::Stdout)
+            .map(|record| record.text)
+            .collect()
     }
 
     pub(crate) fn info(&self, id: &InstanceId) -> InstanceInfo {
-        self.client().list().unwrap().into_iter().find(|info| info.id == *id).unwrap()
+        self.client()
+            .list()
+            .unwrap()
+            .into_iter()
+            .find(|info| info.id == *id)
+            .unwrap()
     }
 
     pub(crate) fn wait_exit(&self, id: &InstanceId) -> ExitRecord {
@@ -115,11 +131,19 @@ impl World {
     }
 
     pub(crate) fn logs(&self, id: &InstanceId) -> Vec<logs::Record> {
-        logs::read(self.info(id).log_dir, &Range::default(), 100_000, Order::Ascending).unwrap()
+        logs::read(
+            self.info(id).log_dir,
+            &Range::default(),
+            100_000,
+            Order::Ascending,
+        )
+        .unwrap()
     }
 
     pub(crate) fn wait_log(&self, id: &InstanceId, text: &str) {
-        until("the line is logged", || self.logs(id).iter().any(|record| record.text.contains(text)));
+        until("the line is logged", || {
+            self.logs(id).iter().any(|record| record.text.contains(text))
+        });
     }
 
     /// Every cgroup of this state directory, wherever it is.
@@ -129,10 +153,18 @@ impl World {
             .state()
             .join("instances")
             .read_dir()
-            .map(|entries| entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect())
+            .map(|entries| {
+                entries
+                    .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                    .collect()
+            })
             .unwrap_or_default();
         for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-            for parent in fs::read_dir(hierarchy.path().join("tram")).into_iter().flatten().flatten() {
+            for parent in fs::read_dir(hierarchy.path().join("tram"))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
                 for id in &ids {
                     let path = parent.path().join(id);
                     if path.exists() {
@@ -154,7 +186,9 @@ impl Drop for World {
         }
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
-            let Ok(instances) = self.client().list() else { continue };
+            let Ok(instances) = self.client().list() else {
+                continue;
+            };
             if instances.is_empty() {
                 break;
             }
@@ -172,8 +206,17 @@ impl Drop for World {
 fn spawn(state: &Path, v1_freezer: bool) -> Child {
     // Built beside the tests, as every example is.
     let own = std::env::current_exe().unwrap();
-    let program = own.parent().unwrap().parent().unwrap().join("examples/supervisor");
-    assert!(program.exists(), "{} is missing: run `cargo build -p tram-sandbox --examples`", program.display());
+    let program = own
+        .parent()
+        .unwrap()
+        .parent()
+        .unwrap()
+        .join("examples/supervisor");
+    assert!(
+        program.exists(),
+        "{} is missing: run `cargo build -p tram-sandbox --examples`",
+        program.display()
+    );
     let mut command = Command::new(program);
     command.arg(state).stdin(Stdio::null());
     if v1_freezer {
@@ -187,8 +230,16 @@ fn image(lower: &Path) {
         fs::create_dir_all(lower.join(directory)).unwrap();
     }
     fs::copy("/bin/busybox", lower.join("bin/busybox")).unwrap();
-    let applets = Command::new("/bin/busybox").arg("--list").output().unwrap().stdout;
-    for applet in String::from_utf8(applets).unwrap().lines().filter(|applet| *applet != "busybox") {
+    let applets = Command::new("/bin/busybox")
+        .arg("--list")
+        .output()
+        .unwrap()
+        .stdout;
+    for applet in String::from_utf8(applets)
+        .unwrap()
+        .lines()
+        .filter(|applet| *applet != "busybox")
+    {
         symlink("/bin/busybox", lower.join("bin").join(applet)).unwrap();
     }
 }
@@ -205,7 +256,10 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// A moment between two looks.
 pub(crate) fn pause() {
-    let moment = rustix::event::Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+    let moment = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 2_000_000,
+    };
     rustix::event::poll(&mut [], Some(&moment)).unwrap();
 }
 
