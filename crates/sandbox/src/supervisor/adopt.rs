@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use super::Supervisor;
 use super::instance::{Instance, Phase, Starting};
-use crate::protocol::{ExitCause, ExitRecord, InstanceId};
+use crate::protocol::{Event, ExitCause, ExitRecord, InstanceId};
 use crate::state::{InstanceDir, ProcessIdentity};
 use crate::sys;
 
@@ -95,9 +95,8 @@ impl Supervisor {
             Found::Launching => {}
             Found::Ended(exit) => {
                 instance.started_at = instance.dir.run().ok().flatten().map(|run| run.started_at);
-                instance.phase = Phase::Ended(exit);
                 let _ = self.driver.kill(id.as_str());
-                self.remove_cgroup(id);
+                self.found_ended(id, exit);
             }
             Found::Abandoned { had_started } => {
                 let cause = if had_started {
@@ -106,12 +105,21 @@ impl Supervisor {
                     ExitCause::Interrupted
                 };
                 let exit = self.end_without_record(id, cause);
-                if let Some(instance) = self.instances.get_mut(id) {
-                    instance.phase = Phase::Ended(exit);
-                }
-                self.remove_cgroup(id);
+                self.found_ended(id, exit);
             }
         }
+    }
+
+    /// It ended while nobody watched, or before we looked again.
+    fn found_ended(&mut self, id: &InstanceId, exit: ExitRecord) {
+        self.remove_cgroup(id);
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
+        instance.phase = Phase::Ended(exit.clone());
+        let generation = instance.generation;
+        let id = id.clone();
+        self.broadcast(&Event::Exited { id, generation, exit });
     }
 }
 

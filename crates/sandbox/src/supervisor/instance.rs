@@ -57,6 +57,13 @@ pub(super) struct Running {
     pub(super) kill_at_boottime_ms: Option<u64>,
 }
 
+impl Starting {
+    /// Nothing that is polled will tell what becomes of it.
+    pub(super) fn must_be_rechecked(&self) -> bool {
+        self.report.is_none() && self.shim.is_none()
+    }
+}
+
 impl Instance {
     pub(super) fn new(dir: InstanceDir, spec: &LaunchSpec, created_at: Timestamp, phase: Phase) -> Self {
         Self {

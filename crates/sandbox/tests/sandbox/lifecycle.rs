@@ -203,3 +203,24 @@ fn a_stop_is_heard_or_enforced() {
     );
     assert!(begun.elapsed() >= Duration::from_millis(700));
 }
+
+#[test]
+fn a_program_that_ends_at_once_is_told_of_once() {
+    let Some(world) = World::new() else { return };
+    let mut watch = world.client().watch().unwrap();
+    for _ in 0..20 {
+        let spec = world.program(&["true"]);
+        let id = spec.id.clone();
+        world.client().launch(spec).unwrap();
+        let first = next_event(&mut watch, |_| true);
+        assert!(
+            matches!(&first, Event::Started { id: started, .. } if *started == id),
+            "{first:?}"
+        );
+        let second = next_event(&mut watch, |_| true);
+        assert!(
+            matches!(&second, Event::Exited { id: ended, .. } if *ended == id),
+            "{second:?}"
+        );
+    }
+}
