@@ -119,7 +119,7 @@ fn explain(error: &str) -> String {
     if let Some(rest) = error.strip_prefix("invalid type: ")
         && let Some((found, wanted)) = rest.split_once(", expected ")
     {
-        return format!("must be {}, is {found}", wanted_words(wanted));
+        return format!("must be {}, is {}", wanted_words(wanted), found_words(found));
     }
     if let Some(rest) = error.strip_prefix("unknown variant ")
         && let Some((found, wanted)) = rest.split_once(", expected ")
@@ -129,12 +129,23 @@ fn explain(error: &str) -> String {
     if let Some(rest) = error.strip_prefix("invalid value: ")
         && let Some((found, wanted)) = rest.split_once(", expected ")
     {
-        return format!("must be {}, is {found}", wanted_words(wanted));
+        return format!("must be {}, is {}", wanted_words(wanted), found_words(found));
     }
     if error.starts_with("data did not match any variant") {
         return "must be a whole number, or one as text".to_owned();
     }
     error.to_owned()
+}
+
+fn found_words(found: &str) -> String {
+    match found.split_once(' ') {
+        None if found == "sequence" => "a list".to_owned(),
+        None if found == "map" => "an object".to_owned(),
+        Some(("integer" | "floating", rest)) => format!("the number {}", rest.trim_start_matches("point ")),
+        Some(("boolean", rest)) => rest.to_owned(),
+        Some(("string", rest)) => format!("the text {rest}"),
+        _ => found.to_owned(),
+    }
 }
 
 fn wanted_words(wanted: &str) -> &str {
@@ -167,12 +178,12 @@ mod tests {
             (
                 r#"{"definition":{"env":[{"key":1}]}}"#,
                 "definition.env.0.key",
-                "must be a string, is integer `1`",
+                "must be a string, is the number `1`",
             ),
             (
                 r#"{"definition":{"ports":[{},{"port":"80"}]}}"#,
                 "definition.ports.1.port",
-                r#"must be a whole number, is string "80""#,
+                r#"must be a whole number, is the text "80""#,
             ),
             (
                 r#"{"definition":{"type":"WEBB"}}"#,
@@ -182,9 +193,9 @@ mod tests {
             (
                 r#"{"definition":[]}"#,
                 "definition",
-                "must be an object, is sequence",
+                "must be an object, is a list",
             ),
-            (r#"{"name":{}}"#, "name", "must be a string, is map"),
+            (r#"{"name":{}}"#, "name", "must be a string, is an object"),
             (r#"{"name":"a\u0000"}"#, "name", "must not contain a zero byte"),
         ] {
             assert_eq!(

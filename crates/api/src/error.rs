@@ -103,8 +103,8 @@ pub enum Error {
 fn summary(fields: &[FieldViolation]) -> String {
     match fields {
         [] => "the request is not valid".to_owned(),
-        [only] => format!("{} {}", only.field, only.description),
-        [first, rest @ ..] => format!("{} {} (and {} more)", first.field, first.description, rest.len()),
+        [only] => format!("{}: {}", only.field, only.description),
+        [first, rest @ ..] => format!("{}: {} (and {} more)", first.field, first.description, rest.len()),
     }
 }
 

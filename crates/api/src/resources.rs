@@ -19,6 +19,7 @@ pub(crate) mod quotas;
 pub(crate) mod regional_deployments;
 pub(crate) mod secrets;
 pub(crate) mod services;
+pub(crate) mod usages;
 
 /// Every endpoint of the contract.
 pub(crate) fn endpoints() -> Vec<Endpoint> {
@@ -40,6 +41,7 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
         regional_deployments::endpoints(),
         secrets::endpoints(),
         services::endpoints(),
+        usages::endpoints(),
         crate::streams::endpoints(),
     ]
     .concat()

@@ -48,7 +48,9 @@ impl<'de> Deserializer<'de> for Strict<'de> {
                 Ok(value)
             }
             Value::Object(members) => {
-                let members = members.iter().map(|(name, member)| (name.as_str(), Strict(member)));
+                let members = members
+                    .iter()
+                    .map(|(name, member)| (name.as_str(), Strict(member)));
                 let mut map = MapDeserializer::new(members);
                 let value = visitor.visit_map(&mut map)?;
                 map.end()?;

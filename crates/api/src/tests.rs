@@ -3,3 +3,7 @@
 mod compute;
 mod contract;
 mod fixture;
+mod input;
+mod streams;
+mod tenants;
+mod world;

@@ -6,7 +6,7 @@ use http::Method;
 use crate::{
     endpoint::{Call, Endpoint, get},
     error::Error,
-    query::{Page, Paged},
+    query::Page,
     wire::account::{HasUnpaidInvoicesReply, ListPaymentMethodsReply},
 };
 
@@ -297,6 +297,14 @@ const ABSENT: &[(Method, &str, &str, &str)] = &[
     (POST, "/v1/sso/discourse", "DiscourseAuth", FORUM),
 ];
 
+crate::query! {
+    /// Which payment methods, of which there are none.
+    struct PaymentMethods {
+        page: Page,
+        statuses: Vec<String>,
+    }
+}
+
 pub(crate) fn endpoints() -> Vec<Endpoint> {
     let mut all = vec![
         get(
@@ -325,7 +333,7 @@ async fn has_unpaid_invoices(_: Call) -> Result<HasUnpaidInvoicesReply, Error> {
     })
 }
 
-async fn list_payment_methods(call: Call<Paged>) -> Result<ListPaymentMethodsReply, Error> {
+async fn list_payment_methods(call: Call<PaymentMethods>) -> Result<ListPaymentMethodsReply, Error> {
     let Page { limit, offset } = call.query.page;
     Ok(ListPaymentMethodsReply {
         payment_methods: Vec::new(),

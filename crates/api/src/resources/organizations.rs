@@ -27,7 +27,9 @@ use crate::{
             GetOrganizationReply, ListOrganizationMembersReply, Organization, OrganizationMember,
             OrganizationMemberStatus, UpdateOrganizationDefaultProjectReply,
             UpdateOrganizationDefaultProjectRequest, UpdateOrganizationNameReply,
-            UpdateOrganizationNameRequest, UpdateOrganizationReply, UserRoleRole,
+            UpdateOrganizationNameRequest, UpdateOrganizationPlanReply, UpdateOrganizationPlanRequest,
+            UpdateOrganizationReply, UpsertSignupQualificationReply, UpsertSignupQualificationRequest,
+            UserRoleRole,
         },
     },
 };
@@ -59,6 +61,12 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
             "/v1/organizations/{id}/default_project",
             "UpdateOrganizationDefaultProject",
             set_default_project,
+        ),
+        post("/v1/organizations/{id}/plan", "UpdateOrganizationPlan", set_plan),
+        post(
+            "/v1/organizations/{id}/signup_qualification",
+            "UpsertSignupQualification",
+            qualify,
         ),
         post("/v1/organizations/{id}/switch", "SwitchOrganization", switch),
         post(
@@ -135,6 +143,28 @@ async fn set_default_project(
     };
     let organization = call.api.store.update_organization(id, &edit).await?;
     Ok(UpdateOrganizationDefaultProjectReply {
+        organization: Some(views::organization::organization(&organization)),
+    })
+}
+
+/// There is one plan here, so the organization stays as it is.
+async fn set_plan(
+    call: Call<Nothing, UpdateOrganizationPlanRequest>,
+) -> Result<UpdateOrganizationPlanReply, Error> {
+    let id = own(&call, "id")?;
+    let organization = call.api.store.organization(id).await?;
+    Ok(UpdateOrganizationPlanReply {
+        organization: Some(views::organization::organization(&organization)),
+    })
+}
+
+/// There is no sign-up here, so the organization stays as it is.
+async fn qualify(
+    call: Call<Nothing, UpsertSignupQualificationRequest>,
+) -> Result<UpsertSignupQualificationReply, Error> {
+    let id = own(&call, "id")?;
+    let organization = call.api.store.organization(id).await?;
+    Ok(UpsertSignupQualificationReply {
         organization: Some(views::organization::organization(&organization)),
     })
 }

@@ -120,6 +120,29 @@ async fn the_document_has_every_endpoint_and_resolves() {
     }
 }
 
+#[tokio::test]
+async fn the_document_has_the_strings_of_the_wire() {
+    let fixture = Fixture::new().await;
+    let document = fixture
+        .send(None, Method::GET, "/v1/openapi.json", Vec::new())
+        .await
+        .good();
+    let schemas = document["components"]["schemas"].as_object().unwrap();
+    let mut enumerations = 0;
+    for (name, schema) in schemas {
+        let Some(members) = schema["enum"].as_array() else {
+            continue;
+        };
+        enumerations += 1;
+        for member in members {
+            let text = member.as_str().unwrap();
+            let mixed = text.contains(char::is_uppercase) && text.contains(char::is_lowercase);
+            assert!(!mixed, "{name} has the name of a variant: {text}");
+        }
+    }
+    assert!(enumerations > 30);
+}
+
 fn collect(value: &Value, references: &mut Vec<String>) {
     match value {
         Value::Object(members) => {

@@ -6,13 +6,13 @@ use serde_json::Value;
 use tram_store::record;
 
 use super::part;
-use crate::wire::activity::{Activity, Object};
+use crate::wire::activity::{Activity, ActivityObject};
 
 pub(crate) fn activity(activity: &record::Activity) -> Activity {
     Activity {
         id: activity.id.to_string(),
-        actor: Some(part::<Object>(&activity.actor)),
-        object: Some(part::<Object>(&activity.object)),
+        actor: Some(part::<ActivityObject>(&activity.actor)),
+        object: Some(part::<ActivityObject>(&activity.object)),
         verb: activity.verb.clone(),
         metadata: members(&activity.metadata),
         created_at: Some(activity.created_at),

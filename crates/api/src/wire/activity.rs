@@ -8,15 +8,16 @@ tram_types::message! {
     /// One entry of the audit feed: who did what to which object.
     pub struct Activity {
         pub id: String,
-        pub actor: Option<Object>,
-        pub object: Option<Object>,
+        pub actor: Option<ActivityObject>,
+        pub object: Option<ActivityObject>,
         pub verb: String,
         pub metadata: BTreeMap<String, serde_json::Value>,
         pub created_at: Option<Timestamp>,
     }
 
     /// An actor or an object of the feed.
-    pub struct Object {
+    #[schema(as = Object)]
+    pub struct ActivityObject {
         pub id: String,
         pub name: String,
         pub r#type: String,

@@ -216,4 +216,25 @@ tram_types::message! {
         pub offset: i64,
         pub count: i64,
     }
+
+    /// Another plan, of which there is one here.
+    pub struct UpdateOrganizationPlanRequest {
+        pub plan: Plan,
+        pub coupon_code: String,
+    }
+
+    /// The answer of `update organization plan`.
+    pub struct UpdateOrganizationPlanReply {
+        pub organization: Option<Organization>,
+    }
+
+    /// What somebody signs up for.
+    pub struct UpsertSignupQualificationRequest {
+        pub signup_qualification: BTreeMap<String, serde_json::Value>,
+    }
+
+    /// The answer of `upsert signup qualification`.
+    pub struct UpsertSignupQualificationReply {
+        pub organization: Option<Organization>,
+    }
 }

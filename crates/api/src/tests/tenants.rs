@@ -1,0 +1,321 @@
+//! Secrets, domains, tokens, organizations.
+
+use http::Method;
+use serde_json::{Value, json};
+
+use super::fixture::{Fixture, text, web};
+
+#[tokio::test]
+async fn secrets_are_shown_without_their_value_and_revealed_on_request() {
+    let fixture = Fixture::new().await;
+    let made = fixture
+        .post(
+            "/v1/secrets",
+            json!({"name":"db","type":"SIMPLE","value":"s3cret"}),
+        )
+        .await
+        .good();
+    assert!(!made.to_string().contains("s3cret"));
+    let id = text(&made["secret"]["id"]);
+    let reveal = format!("/v1/secrets/{id}/reveal");
+    assert_eq!(
+        fixture.post(&reveal, json!({})).await.good(),
+        json!({"value":"s3cret"})
+    );
+    fixture
+        .with(
+            Method::PATCH,
+            &format!("/v1/secrets/{id}"),
+            json!({"name":"database"}),
+        )
+        .await
+        .good();
+    assert_eq!(
+        fixture.post(&reveal, json!({})).await.good(),
+        json!({"value":"s3cret"})
+    );
+    let listed = fixture.get("/v1/secrets?name=database&types=SIMPLE").await.good();
+    assert_eq!(listed["count"], 1);
+    assert!(!listed.to_string().contains("s3cret"));
+    let hub = json!({"name":"hub","type":"REGISTRY","docker_hub_registry":{"username":"u","password":"p"}});
+    let hub = fixture.post("/v1/secrets", hub).await.good()["secret"]["id"].clone();
+    let reveal = format!("/v1/secrets/{}/reveal", text(&hub));
+    assert_eq!(
+        fixture.post(&reveal, json!({})).await.good(),
+        json!({"value":{"username":"u","password":"p"}})
+    );
+    let ghcr = json!({"github_registry":{"username":"g","password":"q"}});
+    fixture
+        .with(
+            Method::PUT,
+            &format!("/v1/secrets/{}?update_mask=github_registry", text(&hub)),
+            ghcr,
+        )
+        .await
+        .good();
+    assert_eq!(
+        fixture.post(&reveal, json!({})).await.good(),
+        json!({"value":{"username":"g","password":"q"}})
+    );
+    fixture
+        .with(Method::DELETE, &format!("/v1/secrets/{id}"), json!({}))
+        .await
+        .good();
+    fixture.get(&format!("/v1/secrets/{id}")).await.bad(404);
+}
+
+#[tokio::test]
+async fn a_definition_may_only_name_secrets_that_are_there() {
+    let fixture = Fixture::new().await;
+    let app = fixture.app("shop").await;
+    let mut definition = web("web", "/");
+    definition["env"] = json!([{"key":"A","value":"{{ secret.db }}"},{"key":"B","secret":"nothing"}]);
+    definition["docker"]["image_registry_secret"] = json!("db");
+    let body = json!({"app_id":app,"definition":definition});
+    let fields = |refused: &Value| {
+        let fields = refused["fields"].as_array().unwrap().iter();
+        fields.map(|field| text(&field["field"])).collect::<Vec<_>>()
+    };
+    let refused = fixture.post("/v1/services", body.clone()).await.bad(400);
+    assert_eq!(
+        fields(&refused),
+        [
+            "definition.docker.image_registry_secret",
+            "definition.env.0.value",
+            "definition.env.1.secret"
+        ]
+    );
+    fixture
+        .post("/v1/secrets", json!({"name":"db","type":"SIMPLE","value":"v"}))
+        .await
+        .good();
+    let refused = fixture.post("/v1/services", body).await.bad(400);
+    assert_eq!(
+        fields(&refused),
+        [
+            "definition.env.1.secret",
+            "definition.docker.image_registry_secret"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn domains_are_attached_renamed_and_verified() {
+    let fixture = Fixture::new().await;
+    let app = fixture.app("shop").await;
+    let custom = json!({"name":"Shop.Example.org","type":"CUSTOM","koyeb":{"request_timeout_seconds":30}});
+    let custom = fixture.post("/v1/domains", custom).await.good()["domain"].clone();
+    assert_eq!(
+        (&custom["name"], &custom["status"], &custom["app_id"]),
+        (&json!("shop.example.org"), &json!("PENDING"), &json!(""))
+    );
+    assert!(custom.get("cloudflare").is_none() && custom["koyeb"]["request_timeout_seconds"] == 30);
+    assert!(text(&custom["intended_cname"]).ends_with(".cname.tram.localhost"));
+    let path = format!("/v1/domains/{}", text(&custom["id"]));
+    let attached = fixture
+        .with(Method::PATCH, &path, json!({"app_id":app}))
+        .await
+        .good();
+    assert_eq!(attached["domain"]["app_id"], json!(app));
+    let detached = fixture
+        .with(Method::PATCH, &format!("{path}?update_mask=app_id"), json!({}))
+        .await
+        .good();
+    assert_eq!(detached["domain"]["app_id"], "");
+    assert_eq!(
+        fixture.post(&format!("{path}/refresh"), json!({})).await.good(),
+        json!({})
+    );
+    let checked = fixture.get(&path).await.good()["domain"].clone();
+    assert_eq!(checked["status"], "ERROR");
+    assert!(text(&checked["messages"][0]).contains("DNS"));
+    let auto = fixture
+        .get(&format!("/v1/domains?app_ids={app}&types=AUTOASSIGNED"))
+        .await
+        .good();
+    let auto = format!("/v1/domains/{}", text(&auto["domains"][0]["id"]));
+    let renamed = json!({"subdomain":"my-shop"});
+    let tried = fixture
+        .with(Method::PATCH, &format!("{auto}?dry_run=true"), renamed.clone())
+        .await
+        .good();
+    assert!(text(&tried["domain"]["name"]).starts_with("shop-acme-"));
+    let renamed = fixture.with(Method::PATCH, &auto, renamed).await.good();
+    assert_eq!(renamed["domain"]["name"], "my-shop.tram.localhost");
+    fixture.with(Method::DELETE, &path, json!({})).await.good();
+    fixture.get(&path).await.bad(404);
+}
+
+#[tokio::test]
+async fn a_token_is_shown_once_works_and_is_revoked() {
+    let fixture = Fixture::new().await;
+    let made = json!({"name":"ci","type":"ORGANIZATION","role":"READ_ONLY"});
+    let made = fixture.post("/v1/credentials", made).await.good()["credential"].clone();
+    let token = text(&made["token"]);
+    assert_eq!(token.len(), 64);
+    fixture
+        .send(Some(&token), Method::GET, "/v1/apps", Vec::new())
+        .await
+        .good();
+    fixture
+        .send(Some(&token), Method::POST, "/v1/apps", b"{}".to_vec())
+        .await
+        .bad(403);
+    let path = format!("/v1/credentials/{}", text(&made["id"]));
+    assert_eq!(fixture.get(&path).await.good()["credential"]["token"], "");
+    assert!(
+        !fixture
+            .get("/v1/credentials")
+            .await
+            .good()
+            .to_string()
+            .contains(&token)
+    );
+    fixture.with(Method::DELETE, &path, json!({})).await.good();
+    fixture
+        .send(Some(&token), Method::GET, "/v1/apps", Vec::new())
+        .await
+        .bad(401);
+}
+
+#[tokio::test]
+async fn a_session_ends_with_its_time_or_its_logout() {
+    let fixture = Fixture::new().await;
+    let switch = format!("/v1/organizations/{}/switch", fixture.acme.organization.id);
+    let token = fixture.post(&switch, json!({})).await.good()["token"].clone();
+    assert_eq!(token["organization_id"], json!(fixture.acme.organization.id));
+    let session = text(&token["id"]);
+    fixture
+        .send(
+            Some(&session),
+            Method::GET,
+            "/v1/account/organization",
+            Vec::new(),
+        )
+        .await
+        .good();
+    fixture
+        .send(Some(&session), Method::DELETE, "/v1/account/logout", Vec::new())
+        .await
+        .good();
+    fixture
+        .send(Some(&session), Method::GET, "/v1/apps", Vec::new())
+        .await
+        .bad(401);
+    let second = text(&fixture.post(&switch, json!({})).await.good()["token"]["id"]);
+    fixture.clock.advance(std::time::Duration::from_secs(25 * 3600));
+    fixture
+        .send(Some(&second), Method::GET, "/v1/apps", Vec::new())
+        .await
+        .bad(401);
+    // A lasting token survives a logout.
+    fixture
+        .with(Method::DELETE, "/v1/account/logout", json!({}))
+        .await
+        .good();
+    fixture.get("/v1/apps").await.good();
+}
+
+#[tokio::test]
+async fn the_account_shows_a_working_organization() {
+    let fixture = Fixture::new().await;
+    let organization = fixture.get("/v1/account/organization").await.good()["organization"].clone();
+    assert_eq!(
+        (
+            &organization["plan"],
+            &organization["status"],
+            &organization["status_message"]
+        ),
+        (&json!("enterprise"), &json!("ACTIVE"), &json!("VALID"))
+    );
+    // A token of the organization has no user; the command line client then asks for the organization.
+    fixture.get("/v1/account/profile").await.bad(404);
+    let user = Some(fixture.acme.user.as_str());
+    let profile = fixture
+        .send(user, Method::GET, "/v1/account/profile", Vec::new())
+        .await
+        .good();
+    assert_eq!(profile["user"]["id"], "ana");
+    let members = fixture.get("/v1/organization_members").await.good();
+    assert_eq!(
+        (&members["count"], &members["members"][0]["user"]["name"]),
+        (&json!(1), &json!("ana"))
+    );
+}
+
+#[tokio::test]
+async fn images_are_verified_with_and_without_a_secret() {
+    let fixture = Fixture::new().await;
+    let verify = "/v1/docker-helper/verify";
+    let good = fixture
+        .get(&format!("{verify}?image=nginx&secret_id="))
+        .await
+        .good();
+    assert_eq!(good, json!({"success":true,"reason":"","code":"UNKNOWN"}));
+    let bad = fixture.get(&format!("{verify}?image=private/app")).await.good();
+    assert_eq!(
+        (&bad["success"], &bad["code"]),
+        (&json!(false), &json!("ANON_NOT_FOUND"))
+    );
+    let secret = json!({"name":"reg","type":"REGISTRY","private_registry":{"url":"r.example.org","username":"u","password":"p"}});
+    let secret = fixture.post("/v1/secrets", secret).await.good()["secret"]["id"].clone();
+    for given in [text(&secret), "reg".to_owned()] {
+        let found = fixture
+            .get(&format!("{verify}?image=private/app&secret_id={given}"))
+            .await
+            .good();
+        assert_eq!(found["success"], true, "{given}");
+    }
+}
+
+#[tokio::test]
+async fn counters_and_limits_tell_what_is_there() {
+    let fixture = Fixture::new().await;
+    let app = fixture.app("shop").await;
+    let service = fixture.service(&app, "web", "/").await;
+    fixture.instance(&service).await;
+    fixture.clock.advance(std::time::Duration::from_secs(90));
+    let id = fixture.acme.organization.id;
+    let usage = fixture
+        .get(&format!("/v1/quotas/organizations/{id}/usage"))
+        .await
+        .good()["usage"]
+        .clone();
+    assert_eq!(
+        (
+            &usage["apps_used"],
+            &usage["services_used"],
+            &usage["memory_mb_used"]
+        ),
+        (&json!(1), &json!(1), &json!(256))
+    );
+    let summary = fixture
+        .get(&format!("/v1/organizations/{id}/summary"))
+        .await
+        .good()["summary"]
+        .clone();
+    assert_eq!(
+        summary["services"]["WEB"],
+        json!({"total":"1","by_status":{"STARTING":"1"}})
+    );
+    let quotas = fixture
+        .get(&format!("/v1/organizations/{id}/quotas"))
+        .await
+        .good()["quotas"]
+        .clone();
+    assert!(quotas["apps"].is_string() && quotas["logs_retention"] == 7);
+    let used = fixture.get("/v1/usages").await.good()["usage"]["periods"].clone();
+    let month = used.as_object().unwrap().values().next().unwrap();
+    assert_eq!(
+        month["apps"][0]["services"][0]["regions"]["fra"]["instances"]["nano"]["duration_seconds"],
+        90
+    );
+    let details = fixture.get("/v1/usages/details").await.good();
+    assert_eq!(
+        (
+            &details["count"],
+            &details["usage_details"][0]["duration_seconds"]
+        ),
+        (&json!(1), &json!(90))
+    );
+}

@@ -1,0 +1,308 @@
+//! One of everything, and every endpoint called with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use http::Method;
+use serde_json::{Value, json};
+
+use super::fixture::{Fixture, Reply, text, web};
+use crate::{endpoint::Endpoint, resources::endpoints};
+
+/// Ids of one of everything that the first organization has.
+pub(super) struct World {
+    pub(super) ids: BTreeMap<&'static str, String>,
+}
+
+impl World {
+    pub(super) async fn new(fixture: &Fixture) -> Self {
+        let app = fixture.app("shop").await;
+        let service = fixture.service(&app, "web", "/").await;
+        let instance = fixture.instance(&service).await;
+        let secret = json!({"name":"db","type":"SIMPLE","value":"v"});
+        let secret = fixture.post("/v1/secrets", secret).await.good()["secret"]["id"].clone();
+        let registry = json!({"name":"hub","type":"REGISTRY","private_registry":
+            {"username":"u","password":"p","url":"r.example.org"}});
+        let registry = fixture.post("/v1/secrets", registry).await.good()["secret"]["id"].clone();
+        let domain = json!({"name":"shop.example.org","type":"CUSTOM"});
+        let domain = fixture.post("/v1/domains", domain).await.good()["domain"]["id"].clone();
+        let credential = json!({"name":"ci","type":"ORGANIZATION"});
+        let credential = fixture.post("/v1/credentials", credential).await.good()["credential"]["id"].clone();
+        let project = fixture.post("/v1/projects", json!({"name":"p"})).await.good()["project"]["id"].clone();
+        let ids = BTreeMap::from([
+            ("apps", app),
+            ("services", text(&service["id"])),
+            ("deployments", text(&service["latest_deployment_id"])),
+            (
+                "regional_deployments",
+                instance.regional_deployment_id.to_string(),
+            ),
+            ("instances", instance.id.to_string()),
+            ("secrets", text(&secret)),
+            ("registry", text(&registry)),
+            ("domains", text(&domain)),
+            ("credentials", text(&credential)),
+            ("projects", text(&project)),
+            ("default_project", fixture.acme.organization.default_project_id.unwrap().to_string()),
+            ("organizations", fixture.acme.organization.id.to_string()),
+        ]);
+        Self { ids }
+    }
+
+    /// The path of an endpoint with the ids of this world.
+    pub(super) fn path(&self, endpoint: &Endpoint) -> String {
+        let kind = match endpoint
+            .path
+            .trim_start_matches("/v1/")
+            .split('/')
+            .next()
+            .unwrap()
+        {
+            "deployment" => "deployments",
+            "quotas" => "organizations",
+            other => other,
+        };
+        let fallback = "00000000-0000-4000-8000-000000000000".to_owned();
+        let id = match endpoint.path {
+            path if path.starts_with("/v1/catalog/regions") => "fra",
+            path if path.starts_with("/v1/catalog/instances") => "nano",
+            _ => self.ids.get(kind).unwrap_or(&fallback),
+        };
+        endpoint
+            .path
+            .split('/')
+            .map(|part| if part.starts_with('{') { id } else { part })
+            .collect::<Vec<_>>()
+            .join("/")
+    }
+}
+
+/// A query and a body with which an endpoint succeeds in this world.
+fn input(world: &World, endpoint: &Endpoint) -> (String, Value) {
+    let id = |kind: &str| world.ids[kind].as_str();
+    let (query, body) = match endpoint.operation {
+        "CreateApp" => ("", json!({"name":"another"})),
+        "UpdateApp" | "UpdateApp2" => ("", json!({"name":"shop-two"})),
+        "CreateService" => ("", json!({"app_id":id("apps"),"definition":web("api","/api")})),
+        "UpdateService" => ("", json!({"definition":web("web","/v2")})),
+        "UpdateService2" => ("", json!({"definition":{"env":[]}})),
+        "UpdateServiceScaling" => ("", json!({"scalings":[{"instances":2}]})),
+        "Autocomplete" => ("", json!({"definition":web("web","/")})),
+        "Compose" => (
+            "",
+            json!({"app":{"name":"file"},"services":[{"definition":web("web","/")}]}),
+        ),
+        "CreateSecret" => ("", json!({"name":"more","type":"SIMPLE","value":"v"})),
+        "UpdateSecret" | "UpdateSecret2" => ("", json!({"name":"db","value":"w"})),
+        "CreateDomain" => ("", json!({"name":"more.example.org","type":"CUSTOM"})),
+        "UpdateDomain" => ("", json!({"app_id":id("apps")})),
+        "CreateCredential" => (
+            "",
+            json!({"name":"more","type":"ORGANIZATION","role":"READ_ONLY"}),
+        ),
+        "UpdateCredential" | "UpdateCredential2" => ("", json!({"name":"renamed"})),
+        "CreateProject" => ("", json!({"name":"more"})),
+        "UpdateProject" | "UpdateProject2" => ("", json!({"name":"renamed"})),
+        "UpdateOrganization" | "UpdateOrganization2" | "UpdateOrganizationName" => {
+            ("", json!({"name":"acme"}))
+        }
+        "UpdateOrganizationDefaultProject" => ("", json!({"default_project_id":id("default_project")})),
+        "UpdateOrganizationPlan" => ("", json!({"plan":"enterprise"})),
+        "CreateAccessToken" => ("", json!({"validity":"60s"})),
+        "VerifyDockerImage" => ("image=nginx", json!({})),
+        "GetMetrics" => ("name=HTTP_THROUGHPUT&service_id=$services", json!({})),
+        "QueryLogs" => ("service_id=$services", json!({})),
+        _ => ("", json!({})),
+    };
+    (query.replace("$services", id("services")), body)
+}
+
+/// What has to come late, because it ends things.
+fn rank(endpoint: &Endpoint) -> u8 {
+    match endpoint.operation {
+        "CancelDeployment" => 1,
+        "PauseService" => 2,
+        "ResumeService" => 3,
+        "PauseApp" => 4,
+        "ResumeApp" => 5,
+        "DeleteServiceScaling" => 6,
+        operation if operation.starts_with("Delete") => match operation {
+            "DeleteApp" => 9,
+            _ => 8,
+        },
+        "Logout" => 10,
+        _ => 0,
+    }
+}
+
+/// Streams that do not end by themselves; the tests of streams call them.
+const ENDLESS: [&str; 2] = ["ExecCommand", "TailLogs"];
+
+#[tokio::test]
+async fn every_endpoint_succeeds_for_its_owner() {
+    let fixture = Fixture::new().await;
+    let world = World::new(&fixture).await;
+    let mut all: Vec<Endpoint> = endpoints()
+        .into_iter()
+        .filter(|endpoint| endpoint.implemented && !ENDLESS.contains(&endpoint.operation))
+        .collect();
+    all.sort_by_key(rank);
+    let mut replies = BTreeMap::new();
+    for endpoint in all {
+        if endpoint.operation == "CancelDeployment" {
+            // The newest one, since older ones may be over.
+            let newest = fixture
+                .get(&format!("/v1/services/{}", world.ids["services"]))
+                .await
+                .good();
+            let newest = text(&newest["service"]["latest_deployment_id"]);
+            fixture
+                .post(&format!("/v1/deployments/{newest}/cancel"), json!({}))
+                .await
+                .good();
+            continue;
+        }
+        let (query, body) = input(&world, &endpoint);
+        let path = format!("{}?{query}", world.path(&endpoint));
+        // Profiles and settings are a user's.
+        let token = Some(fixture.acme.user.as_str());
+        let bytes = body.to_string().into_bytes();
+        let reply: Reply = fixture.send(token, endpoint.method.clone(), &path, bytes).await;
+        assert_eq!(reply.status.as_u16(), 200, "{endpoint:?} {path} {}", reply.body);
+        assert_eq!(reply.headers["content-type"], "application/json", "{endpoint:?}");
+        assert!(reply.headers.contains_key("x-request-id"), "{endpoint:?}");
+        assert!(reply.body.is_object(), "{endpoint:?}");
+        if let Some(message) = &endpoint.gives {
+            replies.insert(
+                endpoint.operation,
+                json!({"message": message.name, "body": reply.body}),
+            );
+        }
+        if endpoint.operation.starts_with("Pause") {
+            let pausing = fixture.get("/v1/services?statuses=PAUSING").await.good();
+            for service in pausing["services"].as_array().unwrap() {
+                fixture.paused(service).await;
+            }
+        }
+    }
+    if let Some(path) = std::env::var_os("TRAM_API_REPLIES") {
+        std::fs::write(path, serde_json::to_vec_pretty(&replies).unwrap()).unwrap();
+    }
+}
+
+/// Objects of one organization are not there for another, whatever it calls.
+#[tokio::test]
+async fn nothing_of_one_organization_is_seen_or_touched_by_another() {
+    let fixture = Fixture::new().await;
+    let world = World::new(&fixture).await;
+    let other = Some(fixture.other.owner.as_str());
+    for endpoint in endpoints() {
+        if ENDLESS.contains(&endpoint.operation) || endpoint.path.starts_with("/v1/catalog") {
+            continue;
+        }
+        let (query, body) = match endpoint.operation {
+            "CreateService" | "UpdateDomain" | "QueryLogs" | "GetMetrics" => input(&world, &endpoint),
+            _ => (String::new(), json!({})),
+        };
+        let path = format!("{}?{query}", world.path(&endpoint));
+        let bytes = body.to_string().into_bytes();
+        let reply = fixture.send(other, endpoint.method.clone(), &path, bytes).await;
+        let names_an_object = endpoint.path.contains('{')
+            || ["CreateService", "QueryLogs", "GetMetrics"].contains(&endpoint.operation);
+        if names_an_object && endpoint.implemented {
+            assert_eq!(reply.status.as_u16(), 404, "{endpoint:?} {}", reply.body);
+        }
+        if reply.status.as_u16() == 200 {
+            let shown = reply.body.to_string();
+            for (kind, id) in &world.ids {
+                assert!(
+                    !shown.contains(id.as_str()),
+                    "{endpoint:?} shows a {kind}: {shown}"
+                );
+            }
+        }
+    }
+    // Filters by the ids of others find nothing, or are not there.
+    for path in [
+        "/v1/services?app_id=$apps",
+        "/v1/deployments?service_id=$services",
+        "/v1/deployments?ids=$deployments",
+        "/v1/regional_deployments?deployment_id=$deployments",
+        "/v1/instances?service_id=$services&ids=$instances",
+        "/v1/domains?app_ids=$apps",
+        "/v1/secrets?ids=$secrets",
+        "/v1/app_events?app_id=$apps",
+        "/v1/service_events?service_id=$services",
+        "/v1/instance_events?instance_ids=$instances",
+        "/v1/credentials?organization_id=$organizations",
+        "/v1/organization_members?organization_id=$organizations",
+        "/v1/streams/logs/query?instance_id=$instances",
+        "/v1/docker-helper/verify?image=private/app&secret_id=$registry",
+    ] {
+        let mut filled = path.to_owned();
+        let kinds: BTreeSet<_> = world.ids.keys().rev().collect();
+        for kind in kinds.into_iter().rev() {
+            filled = filled.replace(&format!("${kind}"), &world.ids[*kind]);
+        }
+        let reply = fixture.send(other, Method::GET, &filled, Vec::new()).await;
+        if reply.status.as_u16() == 200 {
+            let is_empty = |value: &Value| value.as_array().is_none_or(Vec::is_empty);
+            assert!(
+                reply.body.as_object().unwrap().values().all(is_empty),
+                "{path} {}",
+                reply.body
+            );
+        } else {
+            reply.bad(404);
+        }
+    }
+    // And everything is still there, unchanged.
+    let service = fixture
+        .get(&format!("/v1/services/{}", world.ids["services"]))
+        .await
+        .good();
+    assert_eq!(service["service"]["status"], "STARTING");
+    assert_eq!(service["service"]["version"], "1");
+}
+
+#[tokio::test]
+async fn every_change_is_in_the_audit_feed() {
+    let fixture = Fixture::new().await;
+    let world = World::new(&fixture).await;
+    fixture.get("/v1/apps").await.good();
+    let reveal = format!("/v1/secrets/{}/reveal", world.ids["secrets"]);
+    fixture.post(&reveal, json!({})).await.good();
+    fixture
+        .post("/v1/services?dry_run=true", json!({"definition": web("a1","/")}))
+        .await
+        .good();
+    let feed = fixture.get("/v1/activities").await.good()["activities"].clone();
+    let entries = feed.as_array().unwrap();
+    let mut verbs: Vec<String> = entries
+        .iter()
+        .map(|entry| format!("{} {}", text(&entry["object"]["type"]), text(&entry["verb"])))
+        .collect();
+    verbs.sort();
+    let expected = [
+        "app created",
+        "credential created",
+        "domain created",
+        "project created",
+        "secret created",
+        "secret created",
+        "secret revealed",
+        "service created",
+    ];
+    assert_eq!(verbs, expected);
+    let with = |verb: &str, kind: &str| {
+        let mut matching = entries
+            .iter()
+            .filter(|entry| entry["verb"] == verb && entry["object"]["type"] == kind);
+        matching.next().unwrap()["object"].clone()
+    };
+    assert_eq!(with("revealed", "secret")["id"], json!(world.ids["secrets"]));
+    assert_eq!(with("created", "service")["name"], "web");
+    assert!(
+        !feed.to_string().contains("\"v\""),
+        "a secret's value is in the feed"
+    );
+}
