@@ -85,7 +85,7 @@ impl Activities {
         state.services.clear();
     }
 
-    /// Takes a report in; gives the services about which something may have to be done.
+    /// Takes a report in; a wish to wake stays until it was met, since the report may be older than the wish. Gives the services about which something may have to be done.
     fn report(&self, complete: bool, services: &[ServiceActivity]) -> Vec<ServiceId> {
         let mut state = self.lock();
         if complete {
@@ -108,7 +108,6 @@ impl Activities {
             entry.in_flight = told.in_flight;
             entry.queued = told.queued;
             entry.last_at = told.last_at.or(entry.last_at);
-            entry.wake &= told.queued > 0;
             if turned {
                 concerned.push(told.service);
             }
