@@ -89,6 +89,9 @@ mod tests {
 
     #[test]
     fn the_default_network_is_what_the_documentation_says() {
-        assert_eq!(NetworkConfig::default().addresses, DEFAULT_NETWORK.parse().unwrap());
+        assert_eq!(
+            NetworkConfig::default().addresses,
+            DEFAULT_NETWORK.parse().unwrap()
+        );
     }
 }

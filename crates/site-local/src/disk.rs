@@ -42,7 +42,8 @@ impl Over {
         let mut sentences = Vec::new();
         for (id, limit) in running {
             let directory = logs::instance_directory(supervisor_dir, id).join("upper");
-            let Ok(used) = tokio::task::spawn_blocking(move || used_bytes(&directory, FILES_MAX)).await else {
+            let Ok(used) = tokio::task::spawn_blocking(move || used_bytes(&directory, FILES_MAX)).await
+            else {
                 continue;
             };
             if used <= limit {
@@ -67,7 +68,9 @@ fn used_bytes(directory: &Path, files_max: usize) -> u64 {
     let mut waiting: Vec<PathBuf> = vec![directory.to_owned()];
     let (mut bytes, mut files) = (0_u64, 0_usize);
     while let Some(directory) = waiting.pop() {
-        let Ok(entries) = fs::read_dir(&directory) else { continue };
+        let Ok(entries) = fs::read_dir(&directory) else {
+            continue;
+        };
         for entry in entries.flatten() {
             files += 1;
             if files > files_max {
@@ -99,8 +102,14 @@ mod tests {
         assert!(over.measure(state.path(), running()).await.is_empty());
         fs::write(upper.join("big"), vec![1_u8; 3 << 20]).unwrap();
         let told = over.measure(state.path(), running()).await;
-        assert!(told[0].1.starts_with("the instance has written 3 MiB"), "{told:?}");
-        assert!(over.measure(state.path(), running()).await.is_empty(), "not again");
+        assert!(
+            told[0].1.starts_with("the instance has written 3 MiB"),
+            "{told:?}"
+        );
+        assert!(
+            over.measure(state.path(), running()).await.is_empty(),
+            "not again"
+        );
         fs::remove_file(upper.join("big")).unwrap();
         assert!(over.measure(state.path(), running()).await.is_empty());
         fs::write(upper.join("big"), vec![1_u8; 3 << 20]).unwrap();

@@ -21,8 +21,8 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::directory::{Directory, Entry};
 use self::answer::Verdict;
+pub(crate) use self::directory::{Directory, Entry};
 use self::forward::Forwarder;
 
 /// Largest question or answer over UDP; the usual bound of resolvers that know EDNS is 1232 to 4096.
@@ -66,7 +66,10 @@ impl Server {
             in_flight: Semaphore::new(IN_FLIGHT_MAX),
             by_instance: std::sync::Mutex::default(),
         });
-        tokio::spawn(end.clone().run_until_cancelled_owned(serve_udp(Arc::clone(&shared), udp)));
+        tokio::spawn(
+            end.clone()
+                .run_until_cancelled_owned(serve_udp(Arc::clone(&shared), udp)),
+        );
         tokio::spawn(end.clone().run_until_cancelled_owned(serve_tcp(shared, tcp)));
         Ok(Self { end, address })
     }
@@ -118,7 +121,9 @@ impl Drop for Turn<'_> {
 
 impl Shared {
     fn counts(&self) -> std::sync::MutexGuard<'_, std::collections::HashMap<IpAddr, usize>> {
-        self.by_instance.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.by_instance
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// `None` when too many questions are under way: the asker will ask again.
@@ -130,7 +135,11 @@ impl Shared {
             return None;
         }
         *count += 1;
-        Some(Turn { shared: self, source, _permit: permit })
+        Some(Turn {
+            shared: self,
+            source,
+            _permit: permit,
+        })
     }
 
     /// The answer to one question, or `None` when there is none to give.
@@ -139,7 +148,9 @@ impl Shared {
         match answer::judge(question, &self.directory, asker)? {
             Verdict::Answer(answer) => Some(answer),
             Verdict::Forward => {
-                let Some(_turn) = self.turn(source) else { return answer::server_failure(question) };
+                let Some(_turn) = self.turn(source) else {
+                    return answer::server_failure(question);
+                };
                 match self.forwarder.ask(question, transport).await {
                     Some(answer) => Some(answer),
                     None => answer::server_failure(question),
@@ -182,7 +193,9 @@ async fn serve_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>) {
 async fn serve_tcp(shared: Arc<Shared>, listener: TcpListener) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else {
+            return;
+        };
         match listener.accept().await {
             Ok((stream, source)) => {
                 let shared = Arc::clone(&shared);
@@ -202,14 +215,20 @@ async fn serve_tcp(shared: Arc<Shared>, listener: TcpListener) {
 /// Questions and answers with their length before them, until the other side is done.
 async fn converse(shared: &Shared, mut stream: TcpStream, source: IpAddr) -> io::Result<()> {
     loop {
-        let Some(question) = timed(read_framed(&mut stream)).await? else { return Ok(()) };
-        let Some(answer) = shared.answer(&question, source, Transport::Tcp).await else { return Ok(()) };
+        let Some(question) = timed(read_framed(&mut stream)).await? else {
+            return Ok(());
+        };
+        let Some(answer) = shared.answer(&question, source, Transport::Tcp).await else {
+            return Ok(());
+        };
         timed(write_framed(&mut stream, &answer)).await?;
     }
 }
 
 async fn timed<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    tokio::time::timeout(CONNECTION_IDLE, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    tokio::time::timeout(CONNECTION_IDLE, work)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 async fn read_framed(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {

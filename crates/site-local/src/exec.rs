@@ -43,17 +43,24 @@ pub(crate) async fn spec(
         None => (ImageConfig::default(), None),
         Some(image) => {
             let config = image.config.clone();
-            let found =
-                tokio::task::spawn_blocking(move || tram_image::resolve_user(&image.layers, &image.config.user)).await;
+            let found = tokio::task::spawn_blocking(move || {
+                tram_image::resolve_user(&image.layers, &image.config.user)
+            })
+            .await;
             // The program runs already, so a user that cannot be found here only costs `HOME`.
-            let home = found.ok().and_then(Result::ok).map(|user| user.home.to_string_lossy().into_owned());
+            let home = found
+                .ok()
+                .and_then(Result::ok)
+                .map(|user| user.home.to_string_lossy().into_owned());
             (config, home)
         }
     };
     let mut environment = launch::environment(instance, &config, home.as_deref());
     environment.extend(request.env.iter().cloned());
     if request.terminal.is_some() {
-        environment.entry("TERM".to_owned()).or_insert_with(|| "xterm-256color".to_owned());
+        environment
+            .entry("TERM".to_owned())
+            .or_insert_with(|| "xterm-256color".to_owned());
     }
     let spec = ExecSpec {
         argv: request.command.clone(),
@@ -62,12 +69,17 @@ pub(crate) async fn spec(
         user: None,
         tty: request.terminal.map(size),
     };
-    spec.validate().map_err(|error| Error::Refused { message: format!("the command cannot be run: {error}") })?;
+    spec.validate().map_err(|error| Error::Refused {
+        message: format!("the command cannot be run: {error}"),
+    })?;
     Ok(spec)
 }
 
 const fn size(size: TerminalSize) -> TtySize {
-    TtySize { rows: size.height, columns: size.width }
+    TtySize {
+        rows: size.height,
+        columns: size.width,
+    }
 }
 
 /// Connects a started command with a new session. `end` ends it with the site.
@@ -85,9 +97,19 @@ pub(crate) fn session(exec: Exec, end: CancellationToken) -> io::Result<ExecSess
             readers.spawn(read(reading, to_session.clone(), ExecOutput::Stdout, see_over));
             tasks.spawn(write(Some(writing), true, from_session));
         }
-        ExecIo::Pipes { stdin, stdout, stderr } => {
-            let (stdin, stdout, stderr) = (asynchronous(stdin)?, asynchronous(stdout)?, asynchronous(stderr)?);
-            readers.spawn(read(stdout, to_session.clone(), ExecOutput::Stdout, see_over.clone()));
+        ExecIo::Pipes {
+            stdin,
+            stdout,
+            stderr,
+        } => {
+            let (stdin, stdout, stderr) =
+                (asynchronous(stdin)?, asynchronous(stdout)?, asynchronous(stderr)?);
+            readers.spawn(read(
+                stdout,
+                to_session.clone(),
+                ExecOutput::Stdout,
+                see_over.clone(),
+            ));
             readers.spawn(read(stderr, to_session.clone(), ExecOutput::Stderr, see_over));
             tasks.spawn(write(Some(stdin), false, from_session));
         }
@@ -119,7 +141,10 @@ pub(crate) fn session(exec: Exec, end: CancellationToken) -> io::Result<ExecSess
     Ok(ExecSession { input, output })
 }
 
-#[expect(deprecated, reason = "its successor is unsafe for types that may change their descriptor; an OwnedFd cannot")]
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe for types that may change their descriptor; an OwnedFd cannot"
+)]
 fn asynchronous(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     let flags = rustix::fs::fcntl_getfl(&fd)?;
     rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
@@ -127,7 +152,8 @@ fn asynchronous(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 async fn receive(fd: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::Result<usize> {
-    fd.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut *buffer)?)).await
+    fd.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut *buffer)?))
+        .await
 }
 
 /// `Some(None)` when the status was never learnt.
@@ -159,7 +185,9 @@ async fn read(
             count = receive(&fd, &mut buffer) => count.unwrap_or(0),
             () = silence(&mut over) => 0,
         };
-        let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else { return };
+        let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else {
+            return;
+        };
         if output.send(wrap(Bytes::copy_from_slice(bytes))).await.is_err() {
             return;
         }
@@ -199,7 +227,9 @@ async fn write(mut fd: Option<AsyncFd<OwnedFd>>, terminal: bool, mut input: mpsc
 
 async fn send(fd: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        let count = fd.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?)).await?;
+        let count = fd
+            .async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?))
+            .await?;
         bytes = bytes.get(count..).unwrap_or_default();
     }
     Ok(())

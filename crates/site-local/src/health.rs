@@ -63,36 +63,62 @@ struct Check {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Never passed. Holds the time to the next probe.
-    Starting { pause: Duration },
+    Starting {
+        pause: Duration,
+    },
     Passing,
     /// Failed once; being asked again.
     Doubtful,
     /// Fails.
-    Failing { failures: u32, counted_at: Instant },
+    Failing {
+        failures: u32,
+        counted_at: Instant,
+    },
     /// Passed in the life of an earlier control plane; not asked yet in this one.
     Unknown,
 }
 
 impl Health {
     /// Checks of an instance that started at `started_at`; `became_healthy` when an earlier process saw it healthy.
-    pub(crate) fn new(checks: &[HealthCheck], started_at: Instant, became_healthy: bool, now: Instant) -> Self {
+    pub(crate) fn new(
+        checks: &[HealthCheck],
+        started_at: Instant,
+        became_healthy: bool,
+        now: Instant,
+    ) -> Self {
         let checks = checks
             .iter()
             .map(|spec| Check {
                 spec: spec.clone(),
-                state: if became_healthy { State::Unknown } else { State::Starting { pause: FIRST_PROBE } },
-                due: if became_healthy { now } else { started_at + FIRST_PROBE },
+                state: if became_healthy {
+                    State::Unknown
+                } else {
+                    State::Starting { pause: FIRST_PROBE }
+                },
+                due: if became_healthy {
+                    now
+                } else {
+                    started_at + FIRST_PROBE
+                },
                 last_failure: None,
             })
             .collect::<Vec<_>>();
         // Without checks an instance is healthy while it runs.
         let became_healthy = became_healthy || checks.is_empty();
-        Self { started_at, became_healthy, checks }
+        Self {
+            started_at,
+            became_healthy,
+            checks,
+        }
     }
 
     /// Which check is due next, and when; `None` when there are no checks.
     pub(crate) fn next(&self) -> Option<(usize, Instant)> {
-        self.checks.iter().enumerate().map(|(index, check)| (index, check.due)).min_by_key(|(_, due)| *due)
+        self.checks
+            .iter()
+            .enumerate()
+            .map(|(index, check)| (index, check.due))
+            .min_by_key(|(_, due)| *due)
     }
 
     /// What check `index` does.
@@ -103,7 +129,9 @@ impl Health {
     /// Takes the result of a probe of check `index` that ended at `now`.
     pub(crate) fn record(&mut self, index: usize, result: Result<(), String>, now: Instant) {
         let in_grace = |spec: &HealthCheck| now < self.started_at + spec.grace_period;
-        let Some(check) = self.checks.get_mut(index) else { return };
+        let Some(check) = self.checks.get_mut(index) else {
+            return;
+        };
         let recovery = RECOVERY_INTERVAL.min(check.spec.interval);
         let pause = match result {
             Ok(()) => {
@@ -126,13 +154,18 @@ impl Health {
                     // A failure in the grace period is seen, and does not count.
                     State::Doubtful => {
                         let failures = u32::from(!in_grace(&check.spec));
-                        check.state = State::Failing { failures, counted_at: now };
+                        check.state = State::Failing {
+                            failures,
+                            counted_at: now,
+                        };
                         recovery
                     }
                     State::Failing { failures, counted_at } => {
                         if now >= counted_at + check.spec.interval && !in_grace(&check.spec) {
-                            check.state =
-                                State::Failing { failures: failures.saturating_add(1), counted_at: now };
+                            check.state = State::Failing {
+                                failures: failures.saturating_add(1),
+                                counted_at: now,
+                            };
                         }
                         recovery
                     }
@@ -164,7 +197,10 @@ impl Health {
         View {
             became_healthy: self.became_healthy,
             healthy: self.became_healthy
-                && self.checks.iter().all(|check| matches!(check.state, State::Passing | State::Doubtful)),
+                && self
+                    .checks
+                    .iter()
+                    .all(|check| matches!(check.state, State::Passing | State::Doubtful)),
             failures: failures.max().unwrap_or(0),
             last_failure: self.checks.iter().find_map(|check| check.last_failure.clone()),
         }

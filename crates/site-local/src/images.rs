@@ -38,9 +38,18 @@ pub(crate) struct Images {
 
 #[derive(Debug)]
 enum State {
-    Pulling { progress: watch::Receiver<Progress> },
-    Ready { image: Box<Image>, at: Instant },
-    Failed { message: String, retryable: bool, at: Instant },
+    Pulling {
+        progress: watch::Receiver<Progress>,
+    },
+    Ready {
+        image: Box<Image>,
+        at: Instant,
+    },
+    Failed {
+        message: String,
+        retryable: bool,
+        at: Instant,
+    },
 }
 
 impl Images {
@@ -50,7 +59,14 @@ impl Images {
         changed: broadcast::Sender<Changed>,
         end: CancellationToken,
     ) -> Self {
-        Self { store, records, states: Mutex::default(), pulls: Semaphore::new(PULLS_MAX), changed, end }
+        Self {
+            store,
+            records,
+            states: Mutex::default(),
+            pulls: Semaphore::new(PULLS_MAX),
+            changed,
+            end,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<DeploymentId, State>> {
@@ -62,7 +78,9 @@ impl Images {
         let reference = parse(&spec.reference)?;
         let mut states = self.lock();
         match states.get(&spec.deployment) {
-            Some(State::Failed { retryable: true, at, .. }) if at.elapsed() >= RETRY_PAUSE => {}
+            Some(State::Failed {
+                retryable: true, at, ..
+            }) if at.elapsed() >= RETRY_PAUSE => {}
             Some(state) => return Ok(observed(state)),
             None => {}
         }
@@ -76,9 +94,16 @@ impl Images {
         tokio::spawn(end.run_until_cancelled_owned(async move {
             let result = images.pull(&reference, &spec, &progress).await;
             let state = match result {
-                Ok(image) => State::Ready { image: Box::new(image), at: Instant::now() },
+                Ok(image) => State::Ready {
+                    image: Box::new(image),
+                    at: Instant::now(),
+                },
                 Err(error) => {
-                    tracing::info!(image = spec.reference, error = crate::chain(&error), "an image cannot be had");
+                    tracing::info!(
+                        image = spec.reference,
+                        error = crate::chain(&error),
+                        "an image cannot be had"
+                    );
                     State::Failed {
                         message: error.user_message(),
                         retryable: error.retryable(),
@@ -98,13 +123,22 @@ impl Images {
         if let Some(State::Ready { image, .. }) = self.lock().get(&spec.deployment) {
             return Ok(Image::clone(image));
         }
-        let Some(pinned) = self.records.pinned_image(spec.deployment).filter(|pin| pin.reference == spec.reference)
+        let Some(pinned) = self
+            .records
+            .pinned_image(spec.deployment)
+            .filter(|pin| pin.reference == spec.reference)
         else {
             return Err(format!("the image {} is not on this machine yet", spec.reference));
         };
         let reference = parse(&pinned.pinned).map_err(|error| error.to_string())?;
-        let image = self.kept(&reference, spec).await.map_err(|error| error.user_message())?;
-        let state = State::Ready { image: Box::new(image.clone()), at: Instant::now() };
+        let image = self
+            .kept(&reference, spec)
+            .await
+            .map_err(|error| error.user_message())?;
+        let state = State::Ready {
+            image: Box::new(image.clone()),
+            at: Instant::now(),
+        };
         remember(&mut self.lock(), spec.deployment, state);
         Ok(image)
     }
@@ -123,8 +157,16 @@ impl Images {
             let request = request(&reference, spec).policy(PullPolicy::IfNotPresent);
             return self.store.ensure(&request, progress).await;
         }
-        let image = self.store.ensure(&request(reference, spec).policy(PullPolicy::Always), progress).await?;
-        let by_digest = format!("{}/{}@{}", image.reference.registry(), image.reference.repository(), image.resolved_digest);
+        let image = self
+            .store
+            .ensure(&request(reference, spec).policy(PullPolicy::Always), progress)
+            .await?;
+        let by_digest = format!(
+            "{}/{}@{}",
+            image.reference.registry(),
+            image.reference.repository(),
+            image.resolved_digest
+        );
         let mut pinned = PinnedImage {
             reference: spec.reference.clone(),
             pinned: spec.reference.clone(),
@@ -136,7 +178,9 @@ impl Images {
             match self.kept(&reference, spec).await {
                 Ok(_) => pinned.pinned = by_digest,
                 Err(error) => tracing::info!(
-                    image = spec.reference, error = crate::chain(&error), "an image cannot be pinned to its digest"
+                    image = spec.reference,
+                    error = crate::chain(&error),
+                    "an image cannot be pinned to its digest"
                 ),
             }
         }
@@ -169,7 +213,9 @@ fn remember(states: &mut HashMap<DeploymentId, State>, deployment: DeploymentId,
 }
 
 fn parse(reference: &str) -> Result<Reference, Error> {
-    Reference::from_str(reference).map_err(|error| Error::Refused { message: error.to_string() })
+    Reference::from_str(reference).map_err(|error| Error::Refused {
+        message: error.to_string(),
+    })
 }
 
 fn request(reference: &Reference, spec: &ImageSpec) -> PullRequest {
@@ -184,7 +230,10 @@ fn request(reference: &Reference, spec: &ImageSpec) -> PullRequest {
 
 /// Whether credentials for `host`, as people write it, are for `registry`.
 fn meant_for(host: &str, registry: &str) -> bool {
-    let host = host.trim().trim_start_matches("https://").trim_start_matches("http://");
+    let host = host
+        .trim()
+        .trim_start_matches("https://")
+        .trim_start_matches("http://");
     let host = host.split('/').next().unwrap_or_default();
     let hub = |name: &str| matches!(name, "docker.io" | "index.docker.io" | "registry-1.docker.io");
     host.is_empty() || host.eq_ignore_ascii_case(registry) || (hub(host) && hub(registry))
@@ -212,9 +261,12 @@ fn observed(state: &State) -> ObservedImage {
             digest: image.resolved_digest.to_string(),
             size_bytes: image.size_bytes,
         },
-        State::Failed { message, retryable, .. } => {
-            ObservedImage::Failed { message: message.clone(), retryable: *retryable }
-        }
+        State::Failed {
+            message, retryable, ..
+        } => ObservedImage::Failed {
+            message: message.clone(),
+            retryable: *retryable,
+        },
     }
 }
 
@@ -228,7 +280,11 @@ mod tests {
             assert!(meant_for(host, "docker.io"), "{host}");
         }
         assert!(meant_for("https://ghcr.io", "ghcr.io"));
-        for (host, registry) in [("ghcr.io", "docker.io"), ("docker.io", "ghcr.io"), ("ghcr.io.evil.org", "ghcr.io")] {
+        for (host, registry) in [
+            ("ghcr.io", "docker.io"),
+            ("docker.io", "ghcr.io"),
+            ("ghcr.io.evil.org", "ghcr.io"),
+        ] {
             assert!(!meant_for(host, registry), "{host} {registry}");
         }
     }

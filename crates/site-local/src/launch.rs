@@ -72,7 +72,9 @@ pub(crate) fn launch_spec(
     }
     let id = InstanceId::new(spec.id.to_string())?;
     let mut launch = LaunchSpec::new(id, generation, image.layers.to_vec(), words(spec, image.config)?);
-    launch.env = environment(spec, image.config, account.home.as_deref()).into_iter().collect();
+    launch.env = environment(spec, image.config, account.home.as_deref())
+        .into_iter()
+        .collect();
     launch.cwd = match image.config.working_dir.as_str() {
         "" => "/".to_owned(),
         absolute if absolute.starts_with('/') => absolute.to_owned(),
@@ -81,7 +83,9 @@ pub(crate) fn launch_spec(
     launch.user = account.user.clone();
     launch.hostname = spec.id.short();
     launch.files = files(spec, place, &account.user);
-    launch.network = Network::Namespace { path: place.namespace.clone() };
+    launch.network = Network::Namespace {
+        path: place.namespace.clone(),
+    };
     launch.limits = Limits {
         memory_bytes: Some(spec.limits.memory_bytes),
         cpu_millis: Some(spec.limits.cpu_millis),
@@ -105,14 +109,22 @@ pub(crate) fn launch_spec(
 /// The program and its arguments: `entrypoint` (or the image's), `command` as one word, `args`. Giving an
 /// entrypoint or a command drops the image's command; `args` alone come after it.
 fn words(spec: &InstanceSpec, image: &ImageConfig) -> Result<Vec<String>, Error> {
-    let mut words = if spec.entrypoint.is_empty() { image.entrypoint.clone() } else { spec.entrypoint.clone() };
+    let mut words = if spec.entrypoint.is_empty() {
+        image.entrypoint.clone()
+    } else {
+        spec.entrypoint.clone()
+    };
     if !spec.command.is_empty() {
         words.push(spec.command.clone());
     } else if spec.entrypoint.is_empty() {
         words.extend(image.cmd.iter().cloned());
     }
     words.extend(spec.args.iter().cloned());
-    if words.is_empty() { Err(Error::NothingToRun) } else { Ok(words) }
+    if words.is_empty() {
+        Err(Error::NothingToRun)
+    } else {
+        Ok(words)
+    }
 }
 
 /// The image's variables, then the definition's over them, and what every program expects.
@@ -144,7 +156,10 @@ fn files(spec: &InstanceSpec, place: &Place, user: &User) -> Vec<ConfigFile> {
     let platform = [
         (
             "/etc/hosts",
-            format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{}\t{host}\n", place.address),
+            format!(
+                "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{}\t{host}\n",
+                place.address
+            ),
         ),
         ("/etc/hostname", format!("{host}\n")),
         ("/etc/resolv.conf", dns::resolv_conf(place.gateway)),
@@ -196,9 +211,16 @@ fn signal_number(text: &str) -> Option<i32> {
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     if let Some(offset) = name.strip_prefix("RTMIN+") {
-        return offset.parse::<i32>().ok().filter(|offset| (0..=30).contains(offset)).map(|offset| 34 + offset);
+        return offset
+            .parse::<i32>()
+            .ok()
+            .filter(|offset| (0..=30).contains(offset))
+            .map(|offset| 34 + offset);
     }
-    NAMES.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
+    NAMES
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, number)| *number)
 }
 
 #[cfg(test)]

@@ -28,7 +28,11 @@ pub(crate) fn read(id: InstanceId, directory: &Path, query: &LogQuery) -> Result
     }
     let limit = query.limit.clamp(1, PAGE_MAX);
     let after = query.after.map(|LogCursor(after)| Cursor(after));
-    let order = if query.newest { Order::Descending } else { Order::Ascending };
+    let order = if query.newest {
+        Order::Descending
+    } else {
+        Order::Ascending
+    };
     let mut range = Range {
         // Descending, the reader's "after" means "before": it must begin at the end.
         after: if query.newest { None } else { after },
@@ -70,7 +74,10 @@ pub(crate) fn read(id: InstanceId, directory: &Path, query: &LogQuery) -> Result
         message: record.text,
         cursor: LogCursor(record.cursor.0),
     });
-    Ok(LogPage { entries: entries.collect(), has_more })
+    Ok(LogPage {
+        entries: entries.collect(),
+        has_more,
+    })
 }
 
 const fn stream(stream: Stream) -> LogStream {
@@ -84,7 +91,11 @@ const fn stream(stream: Stream) -> LogStream {
 /// Where an instance's log is now.
 pub(crate) fn directory(store: &Store, supervisor_dir: &Path, id: InstanceId) -> PathBuf {
     let kept = store.kept_logs(id);
-    if kept.exists() { kept } else { instance_directory(supervisor_dir, id).join("logs") }
+    if kept.exists() {
+        kept
+    } else {
+        instance_directory(supervisor_dir, id).join("logs")
+    }
 }
 
 /// Adds lines on the platform's own stream. Blocks.

@@ -27,8 +27,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::addresses::Addresses;
-use self::firewall::{Firewall, Frame, Member};
 pub use self::addresses::{InvalidNetwork, Ipv4Network};
+use self::firewall::{Firewall, Frame, Member};
 use crate::config::NetworkConfig;
 
 /// A machine that cannot make namespaces is not asked more often than this.
@@ -47,6 +47,17 @@ pub enum Error {
         network: Ipv4Network,
         /// The route that leads elsewhere.
         route: String,
+    },
+    /// Instances run with addresses of another network than the settings say.
+    #[error(
+        "instances run in the network {running}, and the settings say {wanted}: set it back, or pause every \
+         service before changing it"
+    )]
+    Changed {
+        /// What they have.
+        running: Ipv4Network,
+        /// What the settings say.
+        wanted: Ipv4Network,
     },
     /// Every address is taken.
     #[error("all addresses of {0} are in use: give the instances a larger network")]
@@ -144,9 +155,13 @@ struct Names {
 impl Names {
     fn new(state_dir: &Path) -> Self {
         // FNV-1a: the same in every build, unlike the hasher of the standard library.
-        let hash = state_dir.as_os_str().as_encoded_bytes().iter().fold(0x811c_9dc5_u32, |hash, byte| {
-            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-        });
+        let hash = state_dir
+            .as_os_str()
+            .as_encoded_bytes()
+            .iter()
+            .fold(0x811c_9dc5_u32, |hash, byte| {
+                (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+            });
         let hash = format!("{:06x}", (hash >> 24) ^ (hash & 0x00ff_ffff));
         Self {
             prefix: format!("tr{hash}-"),
@@ -172,7 +187,9 @@ impl Network {
         let network = config.addresses;
         let mut addresses = Addresses::new(network).ok_or(Error::BadNetwork(network))?;
         let names = Names::new(state_dir);
-        std::fs::create_dir_all(&names.directory).map_err(Error::files("make the directory of namespaces"))?;
+        std::fs::create_dir_all(&names.directory)
+            .map_err(Error::files("make the directory of namespaces"))?;
+        remember_network(state_dir, network, !held.is_empty())?;
         let netlink = wire::connect().map_err(Error::files("speak to the kernel about links"))?;
         host::refuse_conflicts(network, &names.prefix)?;
         let uplinks = host::prepare(&netlink, network).await?;
@@ -198,7 +215,11 @@ impl Network {
             names,
             netlink,
             firewall,
-            state: Mutex::new(State { addresses, ready: VecDeque::new(), made }),
+            state: Mutex::new(State {
+                addresses,
+                ready: VecDeque::new(),
+                made,
+            }),
             wanted: Notify::new(),
             end: CancellationToken::new(),
             refill: Mutex::default(),
@@ -265,7 +286,12 @@ impl Network {
     /// Ends the pool and removes what nobody uses; with nothing in use, the table and the address too.
     pub(crate) async fn close(&self) -> Result<(), Error> {
         self.inner.end.cancel();
-        let refill = self.inner.refill.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let refill = self
+            .inner
+            .refill
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(refill) = refill {
             // It is not interrupted while it makes a namespace, and reports its own troubles.
             let _ended = refill.await;
@@ -306,7 +332,12 @@ impl Inner {
     }
 
     async fn unmake(&self, slot: Slot) -> Result<(), Error> {
-        wire::remove(&self.netlink, &self.names.interface(slot), &self.names.namespace(slot)).await?;
+        wire::remove(
+            &self.netlink,
+            &self.names.interface(slot),
+            &self.names.namespace(slot),
+        )
+        .await?;
         self.lock().made.remove(&slot);
         Ok(())
     }
@@ -315,7 +346,11 @@ impl Inner {
     async fn sweep(&self) -> Result<(), Error> {
         let (interfaces, namespaces): (Vec<String>, Vec<PathBuf>) = {
             let state = self.lock();
-            state.made.keys().map(|slot| (self.names.interface(*slot), self.names.namespace(*slot))).unzip()
+            state
+                .made
+                .keys()
+                .map(|slot| (self.names.interface(*slot), self.names.namespace(*slot)))
+                .unzip()
         };
         let mut removed = 0_usize;
         for name in host::interfaces(&self.names.prefix).map_err(Error::files("list the interfaces"))? {
@@ -333,9 +368,25 @@ impl Inner {
             }
         }
         if removed > 0 {
-            tracing::info!(removed, "removed interfaces and namespaces that an earlier process left");
+            tracing::info!(
+                removed,
+                "removed interfaces and namespaces that an earlier process left"
+            );
         }
         Ok(())
+    }
+}
+
+/// Writes down which network the instances are in, and refuses another one while some run.
+fn remember_network(state_dir: &Path, wanted: Ipv4Network, in_use: bool) -> Result<(), Error> {
+    let file = state_dir.join("network");
+    let before = std::fs::read_to_string(&file)
+        .ok()
+        .and_then(|text| text.trim().parse::<Ipv4Network>().ok());
+    match before {
+        Some(running) if running == wanted => Ok(()),
+        Some(running) if in_use => Err(Error::Changed { running, wanted }),
+        _ => std::fs::write(&file, format!("{wanted}\n")).map_err(Error::files("write the network down")),
     }
 }
 
@@ -348,7 +399,11 @@ async fn refill(inner: Arc<Inner>) {
         let Some(inner) = weak.upgrade() else { return };
         let slot = {
             let mut state = inner.lock();
-            if state.ready.len() < inner.pool { state.addresses.take().map(Slot) } else { None }
+            if state.ready.len() < inner.pool {
+                state.addresses.take().map(Slot)
+            } else {
+                None
+            }
         };
         if let Some(slot) = slot {
             match inner.make(slot).await {
@@ -359,7 +414,10 @@ async fn refill(inner: Arc<Inner>) {
                 Ok(_) => inner.lock().ready.push_back(slot),
                 Err(error) => {
                     inner.lock().addresses.release(slot.0);
-                    tracing::warn!(error = crate::chain(&error), "cannot make a network namespace ahead");
+                    tracing::warn!(
+                        error = crate::chain(&error),
+                        "cannot make a network namespace ahead"
+                    );
                     tokio::select! {
                         () = end.cancelled() => return,
                         () = tokio::time::sleep(REFILL_PAUSE) => {}

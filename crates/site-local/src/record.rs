@@ -7,6 +7,7 @@
 //! <state>/local/kept/<id>/generation      the newest generation seen, so that an old order cannot revive it
 //! <state>/local/images/<deployment>.json  which digest a deployment's image name stood for
 //! <state>/local/netns/<slot>              namespaces
+//! <state>/local/network                   the block that the places are in
 //! ```
 //!
 //! The one design choice to know: a record is written before anything it speaks of is made, and says what was
@@ -66,16 +67,26 @@ impl Store {
     pub(crate) fn open(state_dir: &Path) -> io::Result<Self> {
         let root = state_dir.join("local");
         for name in ["instances", "kept", "images", "netns"] {
-            DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(root.join(name))?;
+            DirBuilder::new()
+                .recursive(true)
+                .mode(DIRECTORY_MODE)
+                .create(root.join(name))?;
         }
         // The names of interfaces and of the firewall's table come from this path.
-        Ok(Self { root: root.canonicalize()? })
+        Ok(Self {
+            root: root.canonicalize()?,
+        })
     }
 
     /// Keeps other processes out. `None` when one has the site open.
     pub(crate) fn lock(&self) -> io::Result<Option<File>> {
         let path = self.root.join("lock");
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(FILE_MODE).open(path)?;
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(FILE_MODE)
+            .open(path)?;
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(file)),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -132,7 +143,10 @@ impl Store {
     /// Makes the directory for what is kept of an instance, and remembers its generation there.
     pub(crate) fn keep(&self, id: InstanceId, generation: Generation) -> io::Result<()> {
         let directory = self.kept_path(id);
-        DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(&directory)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(DIRECTORY_MODE)
+            .create(&directory)?;
         write_whole(&directory.join("generation"), &generation)
     }
 
@@ -185,7 +199,12 @@ fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
 fn write_whole<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     let beside = path.with_extension("new");
     let bytes = serde_json::to_vec(value).map_err(io::Error::other)?;
-    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(FILE_MODE).open(&beside)?;
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(FILE_MODE)
+        .open(&beside)?;
     file.write_all(&bytes)?;
     drop(file);
     fs::rename(&beside, path)

@@ -148,10 +148,17 @@ impl LocalSite {
         adopt::adopt(&shared, decided).await;
         // Whatever it has that we have no record of.
         news::remove_unknown(&shared, &instances);
-        tokio::spawn(end.clone().run_until_cancelled_owned(news::listen(Arc::downgrade(&shared), news)));
+        tokio::spawn(
+            end.clone()
+                .run_until_cancelled_owned(news::listen(Arc::downgrade(&shared), news)),
+        );
         tokio::spawn(end.run_until_cancelled_owned(measure_disks(Arc::downgrade(&shared))));
         shared.first_probes().await;
-        Ok(Arc::new(Self { shared, dns, _lock: lock }))
+        Ok(Arc::new(Self {
+            shared,
+            dns,
+            _lock: lock,
+        }))
     }
 
     /// Ends the site's tasks and removes what no instance uses: with no instance left, also the firewall's table
@@ -198,7 +205,9 @@ impl Shared {
         let token = self.end.child_token();
         let mut entries = self.lock();
         let Some(entry) = entries.get_mut(&id) else { return };
-        let (Live::Preparing, Some(slot)) = (&entry.live, entry.slot()) else { return };
+        let (Live::Preparing, Some(slot)) = (&entry.live, entry.slot()) else {
+            return;
+        };
         let address = self.network.address(slot);
         let spec = &entry.record.spec;
         let now = Instant::now();
@@ -223,7 +232,10 @@ impl Shared {
                 healthy: false,
             },
         );
-        let view = View { became_healthy: entry.record.became_healthy, ..View::default() };
+        let view = View {
+            became_healthy: entry.record.became_healthy,
+            ..View::default()
+        };
         entry.live = Live::Up(Up {
             started_at,
             known_since: now,
@@ -234,11 +246,13 @@ impl Shared {
         drop(entries);
         self.announce(id);
         let shared = Arc::downgrade(self);
-        tokio::spawn(token.run_until_cancelled_owned(health::watch::watch(subject, move |view| {
-            if let Some(shared) = shared.upgrade() {
-                shared.view(id, view);
-            }
-        })));
+        tokio::spawn(
+            token.run_until_cancelled_owned(health::watch::watch(subject, move |view| {
+                if let Some(shared) = shared.upgrade() {
+                    shared.view(id, view);
+                }
+            })),
+        );
     }
 
     /// Takes a new view of an instance's health.
@@ -261,7 +275,8 @@ impl Shared {
     /// Lets names lead to an instance, or not.
     fn refresh_name(&self, entry: &Entry) {
         if let Some(slot) = entry.slot() {
-            self.directory.set_healthy(self.network.address(slot), entry.takes_traffic());
+            self.directory
+                .set_healthy(self.network.address(slot), entry.takes_traffic());
         }
     }
 
@@ -299,7 +314,9 @@ impl Shared {
         };
         let address = self.network.address(slot);
         self.directory.remove(address);
-        let Ok(member) = entries::member(&spec, address) else { return };
+        let Ok(member) = entries::member(&spec, address) else {
+            return;
+        };
         match self.network.release(slot, member).await {
             Ok(()) => {
                 if let Some(entry) = self.lock().get(&id) {
@@ -326,9 +343,7 @@ impl Shared {
                 Live::Preparing | Live::Over => true,
             })
         };
-        let all = async {
-            while !settled() && viewed.changed().await.is_ok() {}
-        };
+        let all = async { while !settled() && viewed.changed().await.is_ok() {} };
         // Whoever is not settled by then shows as not healthy until it is.
         let _late = tokio::time::timeout(FIRST_PROBES_PATIENCE, all).await;
     }
@@ -343,7 +358,10 @@ impl Shared {
             + 'static,
     {
         let name = wire_id(id)?;
-        self.supervisor.call(move |client| work(client, &name)).await.map_err(|error| translate(id, error))
+        self.supervisor
+            .call(move |client| work(client, &name))
+            .await
+            .map_err(|error| translate(id, error))
     }
 }
 
@@ -367,20 +385,24 @@ async fn measure_disks(shared: Weak<Shared>) {
 }
 
 fn wire_id(id: InstanceId) -> Result<wire::InstanceId, Error> {
-    wire::InstanceId::new(id.to_string()).map_err(|error| Error::Refused { message: error.to_string() })
+    wire::InstanceId::new(id.to_string()).map_err(|error| Error::Refused {
+        message: error.to_string(),
+    })
 }
 
 /// A refusal of the supervisor in the site's words.
 fn translate(id: InstanceId, error: supervisor::Error) -> Error {
     use wire::Refusal as R;
     match error {
-        supervisor::Error::Refused(R::UnknownInstance { .. } | R::NotRunning { .. }) => Error::NoSuchInstance(id),
-        supervisor::Error::Refused(R::Frozen { .. }) => {
-            Error::Refused { message: "the instance sleeps: wake it first".to_owned() }
+        supervisor::Error::Refused(R::UnknownInstance { .. } | R::NotRunning { .. }) => {
+            Error::NoSuchInstance(id)
         }
-        supervisor::Error::Refused(R::Launch { failure }) => {
-            Error::Refused { message: crate::end::explain(&failure) }
-        }
+        supervisor::Error::Refused(R::Frozen { .. }) => Error::Refused {
+            message: "the instance sleeps: wake it first".to_owned(),
+        },
+        supervisor::Error::Refused(R::Launch { failure }) => Error::Refused {
+            message: crate::end::explain(&failure),
+        },
         supervisor::Error::Refused(R::InvalidSpec { reason }) => Error::Refused { message: reason },
         other => Error::unavailable("the supervisor of instances did not carry an order out", other),
     }

@@ -29,7 +29,10 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(crate) enum News {
     /// Everything it has; asked for at `asked_at`, so what was launched later may be missing.
-    Present { instances: Vec<InstanceInfo>, asked_at: Instant },
+    Present {
+        instances: Vec<InstanceInfo>,
+        asked_at: Instant,
+    },
     /// One thing changed.
     Event(Event),
 }
@@ -60,7 +63,10 @@ pub(crate) struct Supervisor {
 
 impl Supervisor {
     /// Begins to watch. The first news is everything there is.
-    pub(crate) fn start(directory: &Path, patience: Duration) -> std::io::Result<(Self, mpsc::Receiver<News>)> {
+    pub(crate) fn start(
+        directory: &Path,
+        patience: Duration,
+    ) -> std::io::Result<(Self, mpsc::Receiver<News>)> {
         let client = Client::new(directory);
         let (news, received) = mpsc::channel(NEWS_MAX);
         let (connected, see_connected) = watch::channel(false);
@@ -98,7 +104,9 @@ impl Supervisor {
         let work = Arc::new(work);
         loop {
             let (client, attempt) = (self.client.clone(), Arc::clone(&work));
-            let result = tokio::task::spawn_blocking(move || attempt(&client)).await.map_err(|_| Error::Closed)?;
+            let result = tokio::task::spawn_blocking(move || attempt(&client))
+                .await
+                .map_err(|_| Error::Closed)?;
             return match result {
                 Ok(value) => Ok(value),
                 Err(client::Error::Refused(refusal)) => Err(Error::Refused(refusal)),
@@ -128,7 +136,10 @@ fn run(
             Ok(()) => return,
             Err(error) => {
                 if connected.send_replace(false) || !reported {
-                    tracing::warn!(error = crate::chain(&error), "no line to the supervisor of instances");
+                    tracing::warn!(
+                        error = crate::chain(&error),
+                        "no line to the supervisor of instances"
+                    );
                     reported = true;
                 }
             }

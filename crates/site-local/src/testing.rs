@@ -20,7 +20,11 @@ pub(crate) fn instance_spec(app: &str, service: &str) -> InstanceSpec {
         deployment_id,
         regional_deployment_id: RegionalDeploymentId::random(),
         replica_index: 0,
-        image: ImageSpec { reference: "test".to_owned(), credentials: None, deployment: deployment_id },
+        image: ImageSpec {
+            reference: "test".to_owned(),
+            credentials: None,
+            deployment: deployment_id,
+        },
         entrypoint: Vec::new(),
         command: String::new(),
         args: Vec::new(),
@@ -28,7 +32,11 @@ pub(crate) fn instance_spec(app: &str, service: &str) -> InstanceSpec {
         files: Vec::new(),
         ports: Vec::new(),
         health_checks: Vec::new(),
-        limits: Limits { cpu_millis: 500, memory_bytes: 64 * MIB, disk_bytes: 1024 * MIB },
+        limits: Limits {
+            cpu_millis: 500,
+            memory_bytes: 64 * MIB,
+            disk_bytes: 1024 * MIB,
+        },
         mesh: true,
         egress_allow: None,
     }

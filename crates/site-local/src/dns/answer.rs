@@ -43,14 +43,22 @@ pub(super) fn judge(question: &[u8], directory: &Directory, asker: Ipv4Addr) -> 
     if query.query_class() != DNSClass::IN {
         return Some(Verdict::Forward);
     }
-    let labels: Vec<String> =
-        query.name().iter().map(|label| String::from_utf8_lossy(label).to_ascii_lowercase()).collect();
+    let labels: Vec<String> = query
+        .name()
+        .iter()
+        .map(|label| String::from_utf8_lossy(label).to_ascii_lowercase())
+        .collect();
     let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
     let (found, ours_alone) = match labels.as_slice() {
         ["localhost"] | [_, "localhost"] => (Found::Service(vec![Ipv4Addr::LOCALHOST]), true),
         // Not forwarded: what services are called is nobody's business outside.
-        [service] => (directory.find(asker, service, None), asks_for_addresses(query.query_type())),
-        [service, app] if !PRIVATE_DOMAINS.contains(app) => (directory.find(asker, service, Some(app)), false),
+        [service] => (
+            directory.find(asker, service, None),
+            asks_for_addresses(query.query_type()),
+        ),
+        [service, app] if !PRIVATE_DOMAINS.contains(app) => {
+            (directory.find(asker, service, Some(app)), false)
+        }
         [service, app, domain] if PRIVATE_DOMAINS.contains(domain) => {
             (directory.find(asker, service, Some(app)), true)
         }
@@ -62,9 +70,11 @@ pub(super) fn judge(question: &[u8], directory: &Directory, asker: Ipv4Addr) -> 
         Found::Nothing => respond(&message, ResponseCode::NXDomain, &[]),
         // The name exists, but leads nowhere now: a resolver may stop searching, and asks again soon.
         Found::Service(addresses) if addresses.is_empty() => respond(&message, ResponseCode::NXDomain, &[]),
-        Found::Service(addresses) if asks_for_ipv4(query.query_type()) => {
-            respond(&message, ResponseCode::NoError, &records(query.name(), &addresses, message.metadata.id))
-        }
+        Found::Service(addresses) if asks_for_ipv4(query.query_type()) => respond(
+            &message,
+            ResponseCode::NoError,
+            &records(query.name(), &addresses, message.metadata.id),
+        ),
         // Other types of a name that exists: no error and no record, or resolvers would give the name up.
         Found::Service(_) => respond(&message, ResponseCode::NoError, &[]),
     };
@@ -83,8 +93,14 @@ fn asks_for_addresses(kind: RecordType) -> bool {
 /// the asker's random number, which is all the randomness this needs.
 fn records(name: &Name, addresses: &[Ipv4Addr], id: u16) -> Vec<Record> {
     let first = usize::from(id) % addresses.len().max(1);
-    let rotated = addresses.iter().cycle().skip(first).take(addresses.len().min(ADDRESSES_MAX));
-    rotated.map(|address| Record::from_rdata(name.clone(), TTL_SECS, RData::A(A(*address)))).collect()
+    let rotated = addresses
+        .iter()
+        .cycle()
+        .skip(first)
+        .take(addresses.len().min(ADDRESSES_MAX));
+    rotated
+        .map(|address| Record::from_rdata(name.clone(), TTL_SECS, RData::A(A(*address))))
+        .collect()
 }
 
 fn respond(question: &Message, code: ResponseCode, answers: &[Record]) -> Option<Vec<u8>> {

@@ -67,15 +67,24 @@ impl Directory {
 
     /// Takes an instance out.
     pub(crate) fn remove(&self, address: Ipv4Addr) {
-        self.state.write().unwrap_or_else(PoisonError::into_inner).remove(address);
+        self.state
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(address);
     }
 
     /// Looks a service up for the instance at `asker`: in `app`, or, without one, in the asker's own app and then
     /// in the organization's others by name.
     pub(crate) fn find(&self, asker: Ipv4Addr, service: &str, app: Option<&str>) -> Found {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(asker) = state.by_address.get(&asker).filter(|asker| asker.mesh) else { return Found::Nothing };
-        let exact = |app: &str| state.by_name.get(&(asker.organization, service.to_owned(), app.to_owned()));
+        let Some(asker) = state.by_address.get(&asker).filter(|asker| asker.mesh) else {
+            return Found::Nothing;
+        };
+        let exact = |app: &str| {
+            state
+                .by_name
+                .get(&(asker.organization, service.to_owned(), app.to_owned()))
+        };
         let addresses = match app {
             Some(app) => exact(app),
             None => exact(&asker.app).or_else(|| {
@@ -84,7 +93,9 @@ impl Directory {
                     .by_name
                     .range(first..)
                     .next()
-                    .filter(|((organization, name, _), _)| *organization == asker.organization && name == service)
+                    .filter(|((organization, name, _), _)| {
+                        *organization == asker.organization && name == service
+                    })
                     .map(|(_, addresses)| addresses)
             }),
         };
@@ -103,7 +114,9 @@ impl Directory {
 
 impl State {
     fn remove(&mut self, address: Ipv4Addr) {
-        let Some(entry) = self.by_address.remove(&address) else { return };
+        let Some(entry) = self.by_address.remove(&address) else {
+            return;
+        };
         if let Some(addresses) = self.by_name.get_mut(&key(&entry)) {
             addresses.remove(&address);
             if addresses.is_empty() {

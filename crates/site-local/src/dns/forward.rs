@@ -33,7 +33,11 @@ pub(super) struct Forwarder {
 
 impl Forwarder {
     pub(super) fn new(given: Vec<SocketAddr>, own: IpAddr) -> Self {
-        Self { given, own, read: Mutex::default() }
+        Self {
+            given,
+            own,
+            read: Mutex::default(),
+        }
     }
 
     /// The answer of the first name server that gives one.
@@ -93,7 +97,11 @@ fn parse(text: &str) -> Vec<SocketAddr> {
 }
 
 async fn ask_udp(question: &[u8], server: SocketAddr) -> io::Result<Vec<u8>> {
-    let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if server.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect(server).await?;
     let (sent, id) = with_random_id(question)?;
@@ -113,7 +121,9 @@ async fn ask_tcp(question: &[u8], server: SocketAddr) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(server).await?;
     let (sent, id) = with_random_id(question)?;
     write_framed(&mut stream, &sent).await?;
-    let answer = read_framed(&mut stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    let answer = read_framed(&mut stream)
+        .await?
+        .ok_or(io::ErrorKind::UnexpectedEof)?;
     if answer.len() >= HEADER_BYTES && answer.starts_with(&id) {
         Ok(with_id_of(&answer, question))
     } else {
@@ -146,7 +156,10 @@ mod tests {
     #[test]
     fn reads_the_machines_name_servers() {
         let text = "# comment\nsearch example.org\nnameserver 192.0.2.53\nnameserver fd00::53\nnameserver nonsense\n";
-        assert_eq!(parse(text), ["192.0.2.53:53".parse().unwrap(), "[fd00::53]:53".parse().unwrap()]);
+        assert_eq!(
+            parse(text),
+            ["192.0.2.53:53".parse().unwrap(), "[fd00::53]:53".parse().unwrap()]
+        );
         assert_eq!(parse(""), ["127.0.0.1:53".parse().unwrap()]);
     }
 }

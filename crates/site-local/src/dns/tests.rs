@@ -22,9 +22,14 @@ struct Setup {
 
 /// Answers every question with its own bytes turned into a response that says NOTIMP, so that the test can tell.
 async fn outside() -> SocketAddr {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (socket, listener) = loop {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        // A port that is free for one is not always free for the other.
+        if let Ok(listener) = TcpListener::bind(socket.local_addr().unwrap()).await {
+            break (socket, listener);
+        }
+    };
     let address = socket.local_addr().unwrap();
-    let listener = TcpListener::bind(address).await.unwrap();
     let reply = |question: &[u8]| {
         let mut answer = question.to_vec();
         answer[2] |= 0x80;
@@ -63,9 +68,23 @@ async fn setup() -> Setup {
     directory.insert(OTHER_DATABASE, entry(ours, "archive", "database", true));
     directory.insert(SANDBOX, entry(ours, "shop", "sandbox", false));
     directory.insert(STRANGER, entry(theirs, "shop", "web", true));
-    let server =
-        Server::start("127.0.0.1:0".parse().unwrap(), Arc::clone(&directory), vec![outside().await]).await.unwrap();
+    let server = start(&directory, outside().await).await;
     Setup { server, directory }
+}
+
+async fn start(directory: &Arc<Directory>, outside: SocketAddr) -> Server {
+    loop {
+        let started = Server::start(
+            "127.0.0.1:0".parse().unwrap(),
+            Arc::clone(directory),
+            vec![outside],
+        )
+        .await;
+        match started {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            other => return other.unwrap(),
+        }
+    }
 }
 
 fn question(name: &str, kind: RecordType) -> Vec<u8> {
@@ -80,7 +99,10 @@ impl Setup {
         let socket = UdpSocket::bind((from, 0)).await.unwrap();
         socket.send_to(question, self.server.address()).await.unwrap();
         let mut buffer = vec![0; 4096];
-        let length = tokio::time::timeout(Duration::from_secs(10), socket.recv(&mut buffer)).await.unwrap().unwrap();
+        let length = tokio::time::timeout(Duration::from_secs(10), socket.recv(&mut buffer))
+            .await
+            .unwrap()
+            .unwrap();
         buffer.truncate(length);
         buffer
     }
@@ -98,42 +120,83 @@ impl Setup {
 #[tokio::test]
 async fn every_form_of_a_name_leads_to_the_service() {
     let setup = setup().await;
-    for name in ["database", "database.shop", "database.shop.internal.", "DataBase.shop.koyeb"] {
+    for name in [
+        "database",
+        "database.shop",
+        "database.shop.internal.",
+        "DataBase.shop.koyeb",
+    ] {
         let found = setup.ask(SHOP, name, RecordType::A).await;
         assert_eq!(found, (ResponseCode::NoError, vec![DATABASE]), "{name}");
     }
     // The same app first, then the others of the organization.
-    assert_eq!(setup.ask(OTHER_DATABASE, "database", RecordType::A).await.1, [OTHER_DATABASE]);
+    assert_eq!(
+        setup.ask(OTHER_DATABASE, "database", RecordType::A).await.1,
+        [OTHER_DATABASE]
+    );
     assert_eq!(setup.ask(OTHER_DATABASE, "web", RecordType::A).await.1, [SHOP]);
 }
 
 #[tokio::test]
 async fn a_name_that_exists_has_no_ipv6_but_is_not_denied() {
     let setup = setup().await;
-    assert_eq!(setup.ask(SHOP, "database", RecordType::AAAA).await, (ResponseCode::NoError, vec![]));
-    assert_eq!(setup.ask(SHOP, "nobody", RecordType::AAAA).await, (ResponseCode::NXDomain, vec![]));
+    assert_eq!(
+        setup.ask(SHOP, "database", RecordType::AAAA).await,
+        (ResponseCode::NoError, vec![])
+    );
+    assert_eq!(
+        setup.ask(SHOP, "nobody", RecordType::AAAA).await,
+        (ResponseCode::NXDomain, vec![])
+    );
 }
 
 #[tokio::test]
 async fn organizations_do_not_see_each_other() {
     let setup = setup().await;
-    assert_eq!(setup.ask(STRANGER, "web.shop.internal", RecordType::A).await.1, [STRANGER]);
-    assert_eq!(setup.ask(STRANGER, "database.shop.internal", RecordType::A).await.0, ResponseCode::NXDomain);
-    assert_eq!(setup.ask(STRANGER, "database", RecordType::A).await.0, ResponseCode::NXDomain);
+    assert_eq!(
+        setup.ask(STRANGER, "web.shop.internal", RecordType::A).await.1,
+        [STRANGER]
+    );
+    assert_eq!(
+        setup
+            .ask(STRANGER, "database.shop.internal", RecordType::A)
+            .await
+            .0,
+        ResponseCode::NXDomain
+    );
+    assert_eq!(
+        setup.ask(STRANGER, "database", RecordType::A).await.0,
+        ResponseCode::NXDomain
+    );
     // Without part in the private network there are no names of it, and nobody finds you.
-    assert_eq!(setup.ask(SANDBOX, "web.shop.internal", RecordType::A).await.0, ResponseCode::NXDomain);
-    assert_eq!(setup.ask(SHOP, "sandbox", RecordType::A).await.0, ResponseCode::NXDomain);
+    assert_eq!(
+        setup.ask(SANDBOX, "web.shop.internal", RecordType::A).await.0,
+        ResponseCode::NXDomain
+    );
+    assert_eq!(
+        setup.ask(SHOP, "sandbox", RecordType::A).await.0,
+        ResponseCode::NXDomain
+    );
 }
 
 #[tokio::test]
 async fn only_healthy_instances_are_found() {
     let setup = setup().await;
     setup.directory.set_healthy(DATABASE, false);
-    assert_eq!(setup.ask(SHOP, "database.shop", RecordType::A).await.0, ResponseCode::NXDomain);
+    assert_eq!(
+        setup.ask(SHOP, "database.shop", RecordType::A).await.0,
+        ResponseCode::NXDomain
+    );
     setup.directory.set_healthy(DATABASE, true);
-    assert_eq!(setup.ask(SHOP, "database.shop", RecordType::A).await.1, [DATABASE]);
+    assert_eq!(
+        setup.ask(SHOP, "database.shop", RecordType::A).await.1,
+        [DATABASE]
+    );
     setup.directory.remove(DATABASE);
-    assert_eq!(setup.ask(SHOP, "database.shop.internal", RecordType::A).await.0, ResponseCode::NXDomain);
+    assert_eq!(
+        setup.ask(SHOP, "database.shop.internal", RecordType::A).await.0,
+        ResponseCode::NXDomain
+    );
 }
 
 #[tokio::test]
@@ -159,10 +222,19 @@ async fn tcp_answers_and_forwards_on_one_connection() {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind((SHOP, 0).into()).unwrap();
     let mut stream = socket.connect(setup.server.address()).await.unwrap();
-    for (name, code) in [("database", ResponseCode::NoError), ("example.org", ResponseCode::NotImp)] {
-        write_framed(&mut stream, &question(name, RecordType::A)).await.unwrap();
+    for (name, code) in [
+        ("database", ResponseCode::NoError),
+        ("example.org", ResponseCode::NotImp),
+    ] {
+        write_framed(&mut stream, &question(name, RecordType::A))
+            .await
+            .unwrap();
         let answer = read_framed(&mut stream).await.unwrap().unwrap();
-        assert_eq!(Message::from_vec(&answer).unwrap().metadata.response_code, code, "{name}");
+        assert_eq!(
+            Message::from_vec(&answer).unwrap().metadata.response_code,
+            code,
+            "{name}"
+        );
     }
 }
 
@@ -182,8 +254,10 @@ async fn nonsense_gets_no_answer_and_does_no_harm() {
 async fn a_silent_outside_is_a_failure_not_a_hang() {
     let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let directory = Arc::new(Directory::default());
-    let given = vec![silent.local_addr().unwrap()];
-    let server = Server::start("127.0.0.1:0".parse().unwrap(), Arc::clone(&directory), given).await.unwrap();
+    let server = start(&directory, silent.local_addr().unwrap()).await;
     let setup = Setup { server, directory };
-    assert_eq!(setup.ask(SHOP, "example.org", RecordType::A).await.0, ResponseCode::ServFail);
+    assert_eq!(
+        setup.ask(SHOP, "example.org", RecordType::A).await.0,
+        ResponseCode::ServFail
+    );
 }

@@ -33,12 +33,21 @@ fn explain(listeners: &[(IpAddr, u16)], wanted: u16) -> Option<String> {
             format!("the program listens on {address} now")
         });
     }
-    let reachable: BTreeSet<u16> =
-        listeners.iter().filter(|(address, _)| !address.is_loopback()).map(|(_, port)| *port).collect();
-    let ports: Vec<String> = reachable.iter().take(PORTS_SHOWN).map(ToString::to_string).collect();
+    let reachable: BTreeSet<u16> = listeners
+        .iter()
+        .filter(|(address, _)| !address.is_loopback())
+        .map(|(_, port)| *port)
+        .collect();
+    let ports: Vec<String> = reachable
+        .iter()
+        .take(PORTS_SHOWN)
+        .map(ToString::to_string)
+        .collect();
     match ports.as_slice() {
         [] => None,
-        [only] => Some(format!("the program listens on {only}, not on {wanted}: set the port to {only}")),
+        [only] => Some(format!(
+            "the program listens on {only}, not on {wanted}: set the port to {only}"
+        )),
         several => Some(format!(
             "the program listens on {}, not on {wanted}: set the port to one of these",
             several.join(", ")
@@ -94,7 +103,10 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let pid = i32::try_from(std::process::id()).unwrap();
         let text = hint(pid, port).await.unwrap();
-        assert!(text.starts_with("the program listens on 127.0.0.1 only"), "{text}");
+        assert!(
+            text.starts_with("the program listens on 127.0.0.1 only"),
+            "{text}"
+        );
         let six = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
         let text = hint(pid, six.local_addr().unwrap().port()).await.unwrap();
         assert!(text.starts_with("the program listens on ::1 only"), "{text}");
@@ -104,9 +116,19 @@ mod tests {
     fn names_the_usual_mistakes() {
         let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let wrong_port = explain(&[(any, 3000)], 8000).unwrap();
-        assert_eq!(wrong_port, "the program listens on 3000, not on 8000: set the port to 3000");
-        let several = explain(&[(any, 9090), (any, 3000), (IpAddr::V4(Ipv4Addr::LOCALHOST), 1)], 8000).unwrap();
-        assert_eq!(several, "the program listens on 3000, 9090, not on 8000: set the port to one of these");
+        assert_eq!(
+            wrong_port,
+            "the program listens on 3000, not on 8000: set the port to 3000"
+        );
+        let several = explain(
+            &[(any, 9090), (any, 3000), (IpAddr::V4(Ipv4Addr::LOCALHOST), 1)],
+            8000,
+        )
+        .unwrap();
+        assert_eq!(
+            several,
+            "the program listens on 3000, 9090, not on 8000: set the port to one of these"
+        );
         assert_eq!(explain(&[], 8000), None);
         assert_eq!(explain(&[(IpAddr::V4(Ipv4Addr::LOCALHOST), 1)], 8000), None);
     }

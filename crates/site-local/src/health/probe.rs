@@ -22,9 +22,19 @@ pub(super) enum Failure {
     #[error("cannot connect to port {port}: {source}")]
     Connect { port: u16, source: io::Error },
     #[error("{method} {path} on port {port} answered {status}")]
-    Status { method: String, path: String, port: u16, status: u16 },
+    Status {
+        method: String,
+        path: String,
+        port: u16,
+        status: u16,
+    },
     #[error("{method} {path} on port {port} got no HTTP answer: {source}")]
-    NoHttp { method: String, path: String, port: u16, source: hyper::Error },
+    NoHttp {
+        method: String,
+        path: String,
+        port: u16,
+        source: hyper::Error,
+    },
     #[error("the health check cannot be made: {reason}")]
     Impossible { reason: String },
 }
@@ -42,15 +52,25 @@ pub(super) async fn probe(address: IpAddr, ports: &[Port], check: &HealthCheck) 
         })?;
         match &check.probe {
             Probe::Tcp { .. } => Ok(()),
-            Probe::Http { path, method, headers, .. } => {
-                let http2 = ports.iter().any(|known| known.port == port && known.protocol == PortProtocol::Http2);
+            Probe::Http {
+                path,
+                method,
+                headers,
+                ..
+            } => {
+                let http2 = ports
+                    .iter()
+                    .any(|known| known.port == port && known.protocol == PortProtocol::Http2);
                 ask(stream, address, port, path, method, headers, http2).await
             }
         }
     };
     tokio::time::timeout(check.timeout, work)
         .await
-        .unwrap_or(Err(Failure::TimedOut { port, timeout: check.timeout }))
+        .unwrap_or(Err(Failure::TimedOut {
+            port,
+            timeout: check.timeout,
+        }))
 }
 
 async fn ask(
@@ -64,7 +84,11 @@ async fn ask(
 ) -> Result<(), Failure> {
     let authority = SocketAddr::new(address, port).to_string();
     let given = |name: &str| headers.iter().any(|(key, _)| key.eq_ignore_ascii_case(name));
-    let target = if http2 { format!("http://{authority}{path}") } else { path.to_owned() };
+    let target = if http2 {
+        format!("http://{authority}{path}")
+    } else {
+        path.to_owned()
+    };
     let mut request = http::Request::builder().method(method).uri(target);
     if !given("host") && !http2 {
         request = request.header(http::header::HOST, &authority);
@@ -77,20 +101,29 @@ async fn ask(
     }
     let request = request
         .body(Empty::<bytes::Bytes>::new())
-        .map_err(|error| Failure::Impossible { reason: error.to_string() })?;
-    let no_http =
-        |source| Failure::NoHttp { method: method.to_owned(), path: path.to_owned(), port, source };
+        .map_err(|error| Failure::Impossible {
+            reason: error.to_string(),
+        })?;
+    let no_http = |source| Failure::NoHttp {
+        method: method.to_owned(),
+        path: path.to_owned(),
+        port,
+        source,
+    };
     let stream = TokioIo::new(stream);
     // The body is not read: dropping the connection ends it.
     let response = if http2 {
-        let (mut sender, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.map_err(no_http)?;
+        let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream)
+            .await
+            .map_err(no_http)?;
         let connection = Background(tokio::spawn(connection));
         let response = sender.send_request(request).await.map_err(no_http)?;
         drop(connection);
         response
     } else {
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.map_err(no_http)?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream)
+            .await
+            .map_err(no_http)?;
         let connection = Background(tokio::spawn(connection));
         let response = sender.send_request(request).await.map_err(no_http)?;
         drop(connection);
@@ -100,7 +133,12 @@ async fn ask(
     if status.is_success() || status.is_redirection() {
         return Ok(());
     }
-    Err(Failure::Status { method: method.to_owned(), path: path.to_owned(), port, status: status.as_u16() })
+    Err(Failure::Status {
+        method: method.to_owned(),
+        path: path.to_owned(),
+        port,
+        status: status.as_u16(),
+    })
 }
 
 /// A task that ends with its handle, so that a probe given up leaves no connection.
@@ -140,7 +178,10 @@ mod tests {
         if let Probe::Http { path, .. } = &check.probe {
             let seen = server.await.unwrap();
             assert!(seen.starts_with(&format!("HEAD {path} HTTP/1.1\r\n")), "{seen}");
-            assert!(seen.contains("x-probe: yes") && seen.contains("host: 127.0.0.1:"), "{seen}");
+            assert!(
+                seen.contains("x-probe: yes") && seen.contains("host: 127.0.0.1:"),
+                "{seen}"
+            );
         }
         result.map_err(|failure| failure.to_string().replace(&port.to_string(), "PORT"))
     }
@@ -158,11 +199,22 @@ mod tests {
     async fn what_passes_and_what_fails() {
         assert_eq!(run(|port| Probe::Tcp { port }, "").await, Ok(()));
         assert_eq!(run(http, "HTTP/1.1 204 No Content\r\n\r\n").await, Ok(()));
-        assert_eq!(run(http, "HTTP/1.1 302 Found\r\nlocation: /\r\ncontent-length: 0\r\n\r\n").await, Ok(()));
+        assert_eq!(
+            run(
+                http,
+                "HTTP/1.1 302 Found\r\nlocation: /\r\ncontent-length: 0\r\n\r\n"
+            )
+            .await,
+            Ok(())
+        );
         let failed = run(http, "HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n").await;
         assert_eq!(failed.unwrap_err(), "HEAD /health on port PORT answered 500");
         let failed = run(http, "SSH-2.0-OpenSSH_9.2\r\n").await;
-        assert!(failed.unwrap_err().starts_with("HEAD /health on port PORT got no HTTP answer"));
+        assert!(
+            failed
+                .unwrap_err()
+                .starts_with("HEAD /health on port PORT got no HTTP answer")
+        );
     }
 
     #[tokio::test]
@@ -176,11 +228,18 @@ mod tests {
             timeout: Duration::from_millis(200),
             probe: http(port),
         };
-        let failure = probe("127.0.0.1".parse().unwrap(), &[], &check).await.unwrap_err();
-        assert_eq!(failure.to_string(), format!("port {port} does not answer within 0.2 seconds"));
+        let failure = probe("127.0.0.1".parse().unwrap(), &[], &check)
+            .await
+            .unwrap_err();
+        assert_eq!(
+            failure.to_string(),
+            format!("port {port} does not answer within 0.2 seconds")
+        );
         drop(listener);
         check.probe = Probe::Tcp { port };
-        let failure = probe("127.0.0.1".parse().unwrap(), &[], &check).await.unwrap_err();
+        let failure = probe("127.0.0.1".parse().unwrap(), &[], &check)
+            .await
+            .unwrap_err();
         assert!(matches!(failure, Failure::Refused { .. }), "{failure}");
     }
 }

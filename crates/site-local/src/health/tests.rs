@@ -21,7 +21,11 @@ fn drive(health: &mut Health, end: Instant, mut result: impl FnMut(usize, Instan
         if due > end {
             break;
         }
-        let outcome = if result(index, due) { Ok(()) } else { Err(format!("check {index} failed")) };
+        let outcome = if result(index, due) {
+            Ok(())
+        } else {
+            Err(format!("check {index} failed"))
+        };
         health.record(index, outcome, due);
         probes += 1;
     }
@@ -60,8 +64,14 @@ async fn all_checks_must_pass_once() {
     let view = health.view();
     assert!(!view.became_healthy && !view.healthy);
     assert_eq!(view.last_failure.as_deref(), Some("check 1 failed"));
-    assert_eq!(view.failures, 0, "an instance that starts has no count; its controller has a deadline");
-    assert!((50..120).contains(&probes), "about once a second in the end: {probes}");
+    assert_eq!(
+        view.failures, 0,
+        "an instance that starts has no count; its controller has a deadline"
+    );
+    assert!(
+        (50..120).contains(&probes),
+        "about once a second in the end: {probes}"
+    );
     drive(&mut health, start + seconds(62), |_, _| true);
     assert!(health.view().became_healthy && health.view().healthy);
     assert_eq!(health.view().last_failure, None);
@@ -73,7 +83,9 @@ async fn one_failed_probe_is_forgiven_and_two_are_not() {
     let mut health = Health::new(&[check(80)], start, false, start);
     drive(&mut health, start + seconds(20), |_, _| true);
     let mut failed = false;
-    drive(&mut health, start + seconds(100), |_, _| std::mem::replace(&mut failed, true));
+    drive(&mut health, start + seconds(100), |_, _| {
+        std::mem::replace(&mut failed, true)
+    });
     assert!(health.view().healthy, "{:?}", health.view());
     // From now on it fails: seen within a second of the probe, counted once in an interval.
     let begin = health.next().unwrap().1;
@@ -96,7 +108,11 @@ async fn one_failed_probe_is_forgiven_and_two_are_not() {
 #[tokio::test(start_paused = true)]
 async fn failures_in_the_grace_period_do_not_count() {
     let start = Instant::now();
-    let patient = HealthCheck { grace_period: seconds(300), interval: seconds(3), ..check(80) };
+    let patient = HealthCheck {
+        grace_period: seconds(300),
+        interval: seconds(3),
+        ..check(80)
+    };
     let mut health = Health::new(&[patient], start, false, start);
     drive(&mut health, start + seconds(10), |_, _| true);
     drive(&mut health, start + seconds(299), |_, _| false);
@@ -110,7 +126,10 @@ async fn an_adopted_instance_is_neither_starting_nor_healthy_until_asked() {
     let now = Instant::now() + seconds(1000);
     let started = now - seconds(900);
     let mut health = Health::new(&[check(80)], started, true, now);
-    assert_eq!((health.view().became_healthy, health.view().healthy), (true, false));
+    assert_eq!(
+        (health.view().became_healthy, health.view().healthy),
+        (true, false)
+    );
     assert_eq!(health.next(), Some((0, now)), "asked at once");
     health.record(0, Ok(()), now);
     assert!(health.view().healthy);
@@ -131,5 +150,8 @@ async fn a_long_freeze_is_no_failure() {
     health.resume(thawed);
     assert!(health.view().healthy);
     let (_, due) = health.next().unwrap();
-    assert!(due > thawed && due <= thawed + seconds(2), "asked soon, but after it had time to breathe");
+    assert!(
+        due > thawed && due <= thawed + seconds(2),
+        "asked soon, but after it had time to breathe"
+    );
 }

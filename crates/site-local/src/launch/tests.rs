@@ -7,7 +7,11 @@ use crate::testing::instance_spec;
 
 fn image(entrypoint: &[&str], cmd: &[&str]) -> ImageConfig {
     let owned = |words: &[&str]| words.iter().map(ToString::to_string).collect();
-    ImageConfig { entrypoint: owned(entrypoint), cmd: owned(cmd), ..ImageConfig::default() }
+    ImageConfig {
+        entrypoint: owned(entrypoint),
+        cmd: owned(cmd),
+        ..ImageConfig::default()
+    }
 }
 
 fn run(entrypoint: &[&str], command: &str, args: &[&str], image: &ImageConfig) -> String {
@@ -28,8 +32,14 @@ fn run(entrypoint: &[&str], command: &str, args: &[&str], image: &ImageConfig) -
 fn what_is_overridden_drops_the_images_command() {
     let nginx = image(&["/entry.sh"], &["nginx", "-g", "daemon off;"]);
     assert_eq!(run(&[], "", &[], &nginx), "/entry.sh|nginx|-g|daemon off;");
-    assert_eq!(run(&["python3", "-c"], "print(1); print(2)", &[], &nginx), "python3|-c|print(1); print(2)");
-    assert_eq!(run(&[], "nginx-debug", &["-g", "x"], &nginx), "/entry.sh|nginx-debug|-g|x");
+    assert_eq!(
+        run(&["python3", "-c"], "print(1); print(2)", &[], &nginx),
+        "python3|-c|print(1); print(2)"
+    );
+    assert_eq!(
+        run(&[], "nginx-debug", &["-g", "x"], &nginx),
+        "/entry.sh|nginx-debug|-g|x"
+    );
     assert_eq!(run(&["/bin/sh"], "", &["-c", "true"], &nginx), "/bin/sh|-c|true");
     let alpine = image(&[], &["/bin/sh"]);
     assert_eq!(run(&[], "", &["-c", "true"], &alpine), "/bin/sh|-c|true");
@@ -41,7 +51,12 @@ fn the_definition_wins_over_the_image_and_the_image_over_the_defaults() {
     let mut spec = instance_spec("app", "web");
     spec.env = BTreeMap::from([("MODE".to_owned(), "mine".to_owned())]);
     let image = ImageConfig {
-        env: vec!["MODE=image".to_owned(), "PATH=/opt".to_owned(), "EMPTY=".to_owned(), "broken".to_owned()],
+        env: vec![
+            "MODE=image".to_owned(),
+            "PATH=/opt".to_owned(),
+            "EMPTY=".to_owned(),
+            "broken".to_owned(),
+        ],
         ..ImageConfig::default()
     };
     let environment = environment(&spec, &image, Some("/home/app"));
@@ -59,8 +74,11 @@ fn the_definition_wins_over_the_image_and_the_image_over_the_defaults() {
 #[test]
 fn a_file_of_the_definition_replaces_the_platforms() {
     let mut spec = instance_spec("app", "web");
-    spec.files =
-        vec![FileSpec { path: "/etc/hosts".to_owned(), content: "mine".to_owned(), mode: 0o600 }];
+    spec.files = vec![FileSpec {
+        path: "/etc/hosts".to_owned(),
+        content: "mine".to_owned(),
+        mode: 0o600,
+    }];
     let place = Place {
         address: Ipv4Addr::new(10, 201, 0, 7),
         gateway: Ipv4Addr::new(10, 201, 0, 1),
@@ -68,24 +86,58 @@ fn a_file_of_the_definition_replaces_the_platforms() {
     };
     let config = image(&[], &["/bin/sh"]);
     let layers = ["/layers/1".into()];
-    let account = Account { user: User { uid: 0, gid: 0, groups: Vec::new() }, home: None };
-    let view = ImageView { config: &config, layers: &layers };
+    let account = Account {
+        user: User {
+            uid: 0,
+            gid: 0,
+            groups: Vec::new(),
+        },
+        home: None,
+    };
+    let view = ImageView {
+        config: &config,
+        layers: &layers,
+    };
     let launch = launch_spec(&spec, 3, view, &account, &place, &Config::new("/nowhere")).unwrap();
     let content = |path: &str| {
-        let found: Vec<_> = launch.files.iter().filter(|file| file.path.as_os_str() == path).collect();
+        let found: Vec<_> = launch
+            .files
+            .iter()
+            .filter(|file| file.path.as_os_str() == path)
+            .collect();
         assert_eq!(found.len(), 1, "{path}");
         String::from_utf8(found[0].content.clone()).unwrap()
     };
     assert_eq!(content("/etc/hosts"), "mine");
     assert!(content("/etc/resolv.conf").starts_with("nameserver 10.201.0.1\n"));
-    assert_eq!((launch.cwd.as_str(), launch.generation, launch.stop_signal), ("/", 3, 15));
-    assert!(launch_spec(&spec, 3, ImageView { config: &config, layers: &[] }, &account, &place, &Config::new("/"))
-        .is_err());
+    assert_eq!(
+        (launch.cwd.as_str(), launch.generation, launch.stop_signal),
+        ("/", 3, 15)
+    );
+    assert!(
+        launch_spec(
+            &spec,
+            3,
+            ImageView {
+                config: &config,
+                layers: &[]
+            },
+            &account,
+            &place,
+            &Config::new("/")
+        )
+        .is_err()
+    );
 }
 
 #[test]
 fn signals_are_read_as_docker_writes_them() {
-    for (text, number) in [("SIGQUIT", Some(3)), ("term", Some(15)), ("9", Some(9)), ("SIGRTMIN+3", Some(37))] {
+    for (text, number) in [
+        ("SIGQUIT", Some(3)),
+        ("term", Some(15)),
+        ("9", Some(9)),
+        ("SIGRTMIN+3", Some(37)),
+    ] {
         assert_eq!(signal_number(text), number, "{text}");
     }
     for text in ["", "SIGNOPE", "0", "99"] {

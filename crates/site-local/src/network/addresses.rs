@@ -34,13 +34,19 @@ pub struct InvalidNetwork(String);
 
 impl Ipv4Network {
     /// What [`crate::config::DEFAULT_NETWORK`] says.
-    pub const DEFAULT: Self = Self { first: Ipv4Addr::new(10, 201, 0, 0), prefix: 16 };
+    pub const DEFAULT: Self = Self {
+        first: Ipv4Addr::new(10, 201, 0, 0),
+        prefix: 16,
+    };
 
     /// The block that `address` is in.
     #[must_use]
     pub fn containing(address: Ipv4Addr, prefix: u8) -> Self {
         let prefix = prefix.min(32);
-        Self { first: Ipv4Addr::from_bits(address.to_bits() & mask(prefix)), prefix }
+        Self {
+            first: Ipv4Addr::from_bits(address.to_bits() & mask(prefix)),
+            prefix,
+        }
     }
 
     /// Whether `address` is in the block.
@@ -141,7 +147,11 @@ impl Addresses {
         }
         // The last one is the broadcast address to whoever looks at the block as a whole.
         let end = u32::try_from(network.size() - 1).ok()?;
-        Some(Self { used: BTreeSet::new(), next: FIRST_INDEX, end })
+        Some(Self {
+            used: BTreeSet::new(),
+            next: FIRST_INDEX,
+            end,
+        })
     }
 
     /// A free index, or `None` when there is none.
@@ -150,7 +160,11 @@ impl Addresses {
             .chain(FIRST_INDEX..self.next)
             .find(|index| !self.used.contains(index))?;
         self.used.insert(free);
-        self.next = if free + 1 < self.end { free + 1 } else { FIRST_INDEX };
+        self.next = if free + 1 < self.end {
+            free + 1
+        } else {
+            FIRST_INDEX
+        };
         Some(free)
     }
 
@@ -160,7 +174,11 @@ impl Addresses {
             return false;
         }
         if index >= self.next {
-            self.next = if index + 1 < self.end { index + 1 } else { FIRST_INDEX };
+            self.next = if index + 1 < self.end {
+                index + 1
+            } else {
+                FIRST_INDEX
+            };
         }
         true
     }
@@ -205,7 +223,10 @@ mod tests {
         assert_eq!(seen.len(), 16 - 3);
         addresses.release(4);
         addresses.release(3);
-        assert_eq!((addresses.take(), addresses.take(), addresses.take()), (Some(3), Some(4), None));
+        assert_eq!(
+            (addresses.take(), addresses.take(), addresses.take()),
+            (Some(3), Some(4), None)
+        );
     }
 
     #[test]

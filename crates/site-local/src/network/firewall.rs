@@ -99,7 +99,10 @@ impl Firewall {
         run(&script).await?;
         let (jobs, queue) = mpsc::channel(QUEUE);
         tokio::spawn(work(frame.table.clone(), groups, queue));
-        Ok(Self { table: frame.table.clone(), jobs })
+        Ok(Self {
+            table: frame.table.clone(),
+            jobs,
+        })
     }
 
     /// Lets an instance out of its shell. Returns when the kernel has it.
@@ -114,7 +117,10 @@ impl Firewall {
 
     async fn change(&self, change: Change) -> Result<(), Error> {
         let (done, answer) = oneshot::channel();
-        self.jobs.send(Job { change, done }).await.map_err(|_| Error::Closed)?;
+        self.jobs
+            .send(Job { change, done })
+            .await
+            .map_err(|_| Error::Closed)?;
         answer.await.map_err(|_| Error::Closed)?
     }
 
@@ -129,7 +135,10 @@ impl Firewall {
 async fn work(table: String, mut groups: Groups, mut queue: mpsc::Receiver<Job>) {
     let mut jobs = Vec::with_capacity(BATCH);
     while queue.recv_many(&mut jobs, BATCH).await > 0 {
-        let scripts: Vec<String> = jobs.iter().map(|job| script(&table, &job.change, &mut groups)).collect();
+        let scripts: Vec<String> = jobs
+            .iter()
+            .map(|job| script(&table, &job.change, &mut groups))
+            .collect();
         match run(&scripts.concat()).await {
             Ok(()) => {
                 for job in jobs.drain(..) {
@@ -197,18 +206,33 @@ fn outermost(networks: &[Ipv4Network]) -> Vec<Ipv4Network> {
 
 /// The table without instances; replaces an older one in the same transaction.
 fn frame_script(frame: &Frame) -> String {
-    let Frame { table, interface_prefix, network, denied, uplinks } = frame;
+    let Frame {
+        table,
+        interface_prefix,
+        network,
+        denied,
+        uplinks,
+    } = frame;
     let gateway = network.gateway();
     let ours = format!("\"{interface_prefix}*\"");
-    let denied = ["169.254.0.0/16".to_owned(), "224.0.0.0/4".to_owned(), "255.255.255.255".to_owned(), network.to_string()]
-        .into_iter()
-        .chain(denied.iter().map(ToString::to_string))
-        .map(|network| format!("        ip daddr {network} reject with icmpx admin-prohibited\n"))
-        .collect::<String>();
+    let denied = [
+        "169.254.0.0/16".to_owned(),
+        "224.0.0.0/4".to_owned(),
+        "255.255.255.255".to_owned(),
+        network.to_string(),
+    ]
+    .into_iter()
+    .chain(denied.iter().map(ToString::to_string))
+    .map(|network| format!("        ip daddr {network} reject with icmpx admin-prohibited\n"))
+    .collect::<String>();
     let hairpin = if uplinks.is_empty() {
         String::new()
     } else {
-        let names = uplinks.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
+        let names = uplinks
+            .iter()
+            .map(|name| format!("\"{name}\""))
+            .collect::<Vec<_>>()
+            .join(", ");
         format!("        iifname {{ {names} }} oifname {{ {names} }} drop\n")
     };
     format!(
@@ -265,7 +289,10 @@ async fn run(script: &str) -> Result<(), Error> {
     if script.is_empty() {
         return Ok(());
     }
-    let start = |source| Error::Firewall { message: "cannot run nft: install nftables".to_owned(), source: Some(source) };
+    let start = |source| Error::Firewall {
+        message: "cannot run nft: install nftables".to_owned(),
+        source: Some(source),
+    };
     let mut child = tokio::process::Command::new("nft")
         .args(["-f", "-"])
         .stdin(Stdio::piped())
@@ -284,7 +311,10 @@ async fn run(script: &str) -> Result<(), Error> {
     let output = match tokio::time::timeout(NFT_TIMEOUT, work).await {
         Ok(output) => output.map_err(start)?,
         Err(_) => {
-            return Err(Error::Firewall { message: "nft did not end in time".to_owned(), source: None });
+            return Err(Error::Firewall {
+                message: "nft did not end in time".to_owned(),
+                source: None,
+            });
         }
     };
     if output.status.success() {
@@ -292,7 +322,10 @@ async fn run(script: &str) -> Result<(), Error> {
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.lines().next().unwrap_or("no reason given").to_owned();
-    Err(Error::Firewall { message: format!("nft refused a change: {said}"), source: None })
+    Err(Error::Firewall {
+        message: format!("nft refused a change: {said}"),
+        source: None,
+    })
 }
 
 #[cfg(test)]
@@ -321,7 +354,12 @@ mod tests {
 
     #[test]
     fn blocks_inside_others_are_left_out() {
-        let listed = member(false, Some(&["10.1.0.0/16", "10.0.0.0/8", "10.0.0.0/8", "192.0.2.1"])).egress.unwrap();
+        let listed = member(
+            false,
+            Some(&["10.1.0.0/16", "10.0.0.0/8", "10.0.0.0/8", "192.0.2.1"]),
+        )
+        .egress
+        .unwrap();
         let kept: Vec<String> = outermost(&listed).iter().map(ToString::to_string).collect();
         assert_eq!(kept, ["10.0.0.0/8", "192.0.2.1/32"]);
     }
@@ -341,7 +379,9 @@ mod tests {
             uplinks: vec!["eth9".to_owned()],
         };
         let open = member(true, None);
-        let firewall = Firewall::install(&frame, std::slice::from_ref(&open)).await.unwrap();
+        let firewall = Firewall::install(&frame, std::slice::from_ref(&open))
+            .await
+            .unwrap();
         let mut shut = member(true, Some(&["10.0.0.0/8", "10.3.0.0/16"]));
         shut.address = Ipv4Addr::new(10, 77, 0, 3);
         firewall.admit(shut.clone()).await.unwrap();
@@ -359,7 +399,11 @@ mod tests {
     }
 
     async fn list(table: &str) -> String {
-        let output = tokio::process::Command::new("nft").args(["list", "table", "inet", table]).output().await.unwrap();
+        let output = tokio::process::Command::new("nft")
+            .args(["list", "table", "inet", table])
+            .output()
+            .await
+            .unwrap();
         String::from_utf8(output.stdout).unwrap()
     }
 }

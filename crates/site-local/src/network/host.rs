@@ -25,10 +25,12 @@ const EADDRNOTAVAIL: i32 = 99;
 
 /// Refuses a network that the machine already reaches by another way.
 pub(super) fn refuse_conflicts(network: Ipv4Network, prefix: &str) -> Result<(), Error> {
-    let table = fs::read_to_string("/proc/net/route").map_err(Error::files("read the routes of this machine"))?;
+    let table =
+        fs::read_to_string("/proc/net/route").map_err(Error::files("read the routes of this machine"))?;
     for route in routes(&table) {
         let ours = route.interface.starts_with(prefix) || route.interface == "*";
-        let overlaps = route.network.prefix() > 0 && (network.covers(route.network) || route.network.covers(network));
+        let overlaps =
+            route.network.prefix() > 0 && (network.covers(route.network) || route.network.covers(network));
         if overlaps && !ours {
             return Err(Error::Conflict {
                 network,
@@ -46,7 +48,11 @@ struct Route {
 
 /// Reads `/proc/net/route`: columns of hexadecimal words in the machine's byte order.
 fn routes(table: &str) -> Vec<Route> {
-    let word = |text: &str| u32::from_str_radix(text, 16).ok().map(|word| Ipv4Addr::from(word.to_ne_bytes()));
+    let word = |text: &str| {
+        u32::from_str_radix(text, 16)
+            .ok()
+            .map(|word| Ipv4Addr::from(word.to_ne_bytes()))
+    };
     table
         .lines()
         .skip(1)
@@ -68,7 +74,9 @@ pub(super) async fn prepare(handle: &Handle, network: Ipv4Network) -> Result<Vec
     let loopback = index(handle, "lo").await?;
     let address = IpAddr::V4(network.gateway());
     match handle.address().add(loopback, address, 32).execute().await {
-        Err(error) if code(&error) != Some(EEXIST) => return Err(kernel("give the machine its address")(error)),
+        Err(error) if code(&error) != Some(EEXIST) => {
+            return Err(kernel("give the machine its address")(error));
+        }
         _ => {}
     }
     // Without it, packets to an address nobody has would leave by the default route.
@@ -91,13 +99,17 @@ fn nowhere(network: Ipv4Network) -> rtnetlink::packet_route::route::RouteMessage
 
 /// Lets the interfaces of the default routes forward: the answers to what instances ask come in there.
 fn forward() -> Result<Vec<String>, Error> {
-    let table = fs::read_to_string("/proc/net/route").map_err(Error::files("read the routes of this machine"))?;
+    let table =
+        fs::read_to_string("/proc/net/route").map_err(Error::files("read the routes of this machine"))?;
     let file = Path::new(FORWARDING_FILE);
     let mut changed: Vec<String> = match fs::read(file) {
         Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
         Err(_) => Vec::new(),
     };
-    for route in routes(&table).into_iter().filter(|route| route.network.prefix() == 0 && route.interface != "*") {
+    for route in routes(&table)
+        .into_iter()
+        .filter(|route| route.network.prefix() == 0 && route.interface != "*")
+    {
         let setting = forwarding(&route.interface);
         if fs::read_to_string(&setting).is_ok_and(|value| value.trim() == "1") {
             continue;
@@ -131,14 +143,18 @@ fn write_list(file: &Path, names: &[String]) -> io::Result<()> {
 /// Undoes [`prepare`].
 pub(super) async fn restore(handle: &Handle, network: Ipv4Network) -> Result<(), Error> {
     match handle.route().del(nowhere(network)).execute().await {
-        Err(error) if code(&error) != Some(ESRCH) => return Err(kernel("remove the route of the network")(error)),
+        Err(error) if code(&error) != Some(ESRCH) => {
+            return Err(kernel("remove the route of the network")(error));
+        }
         _ => {}
     }
     let mut message = AddressMessage::default();
     message.header.family = AddressFamily::Inet;
     message.header.prefix_len = 32;
     message.header.index = index(handle, "lo").await?;
-    message.attributes.push(AddressAttribute::Local(IpAddr::V4(network.gateway())));
+    message
+        .attributes
+        .push(AddressAttribute::Local(IpAddr::V4(network.gateway())));
     match handle.address().del(message).execute().await {
         Err(error) if code(&error) != Some(EADDRNOTAVAIL) => {
             return Err(kernel("remove the machine's address")(error));
@@ -162,7 +178,10 @@ pub(super) async fn restore(handle: &Handle, network: Ipv4Network) -> Result<(),
 
 /// Whether another site has its table here. Ours was removed before.
 async fn another_installation() -> bool {
-    let listed = tokio::process::Command::new("nft").args(["list", "tables"]).output().await;
+    let listed = tokio::process::Command::new("nft")
+        .args(["list", "tables"])
+        .output()
+        .await;
     listed.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(" tram_"))
 }
 
@@ -185,8 +204,11 @@ pub(super) fn tune_interface(interface: &str) -> Result<(), Error> {
         "let packets of instances be forwarded (net.ipv4.conf.*.forwarding must be writable)",
     ))?;
     // There is no IPv6 between the machine and an instance; a kernel without it has no such file.
-    ignore_missing(fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1"))
-        .map_err(Error::files("turn IPv6 off on an interface"))
+    ignore_missing(fs::write(
+        format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"),
+        "1",
+    ))
+    .map_err(Error::files("turn IPv6 off on an interface"))
 }
 
 /// Settings of the namespace this thread is in, before it has an interface.
@@ -226,8 +248,10 @@ mod tests {
         let table = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
                      eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
                      eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
-        let found: Vec<String> =
-            routes(table).iter().map(|route| format!("{} {}", route.network, route.interface)).collect();
+        let found: Vec<String> = routes(table)
+            .iter()
+            .map(|route| format!("{} {}", route.network, route.interface))
+            .collect();
         assert_eq!(found, ["0.0.0.0/0 eth0", "192.0.2.0/24 eth0"]);
     }
 }

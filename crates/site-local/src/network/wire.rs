@@ -53,7 +53,11 @@ pub(super) async fn make(host: &Handle, plan: &Plan) -> Result<(), Error> {
         .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
         .address(HOST_HARDWARE.to_vec())
         .build();
-    host.link().add(pair).execute().await.map_err(kernel("make a pair of interfaces"))?;
+    host.link()
+        .add(pair)
+        .execute()
+        .await
+        .map_err(kernel("make a pair of interfaces"))?;
     drop(file);
 
     host::tune_interface(&plan.interface)?;
@@ -66,11 +70,21 @@ pub(super) async fn make(host: &Handle, plan: &Plan) -> Result<(), Error> {
         .scope(RouteScope::Link)
         .pref_source(plan.gateway)
         .build();
-    host.route().add(route).replace().execute().await.map_err(kernel("add the route to an instance"))?;
+    host.route()
+        .add(route)
+        .replace()
+        .execute()
+        .await
+        .map_err(kernel("add the route to an instance"))?;
 
     let inner = index(&guest, GUEST_INTERFACE).await?;
     let address = IpAddr::V4(plan.address);
-    guest.address().add(inner, address, 32).execute().await.map_err(kernel("give an instance its address"))?;
+    guest
+        .address()
+        .add(inner, address, 32)
+        .execute()
+        .await
+        .map_err(kernel("give an instance its address"))?;
     up(&guest, inner).await?;
     neighbour(&guest, inner, plan.gateway, HOST_HARDWARE).await?;
     let route = RouteMessageBuilder::<Ipv4Addr>::new()
@@ -79,7 +93,12 @@ pub(super) async fn make(host: &Handle, plan: &Plan) -> Result<(), Error> {
         .pref_source(plan.address)
         .onlink()
         .build();
-    guest.route().add(route).execute().await.map_err(kernel("add the default route of an instance"))
+    guest
+        .route()
+        .add(route)
+        .execute()
+        .await
+        .map_err(kernel("add the default route of an instance"))
 }
 
 /// Makes the namespace, sets what must be set before its interface appears, and connects to its kernel side.
@@ -120,7 +139,14 @@ pub(super) async fn remove_link(host: &Handle, interface: &str) -> Result<(), Er
 }
 
 async fn find(handle: &Handle, interface: &str) -> Result<Option<LinkMessage>, rtnetlink::Error> {
-    match handle.link().get().match_name(interface).execute().try_next().await {
+    match handle
+        .link()
+        .get()
+        .match_name(interface)
+        .execute()
+        .try_next()
+        .await
+    {
         Err(error) if is_gone(&error) => Ok(None),
         other => other,
     }
@@ -139,12 +165,23 @@ pub(super) async fn index(handle: &Handle, interface: &str) -> Result<u32, Error
 
 async fn up(handle: &Handle, index: u32) -> Result<(), Error> {
     let message = LinkUnspec::new_with_index(index).up().build();
-    handle.link().set(message).execute().await.map_err(kernel("bring an interface up"))
+    handle
+        .link()
+        .set(message)
+        .execute()
+        .await
+        .map_err(kernel("bring an interface up"))
 }
 
 async fn neighbour(handle: &Handle, index: u32, address: Ipv4Addr, hardware: [u8; 6]) -> Result<(), Error> {
-    let add = handle.neighbours().add(index, IpAddr::V4(address)).link_layer_address(&hardware);
-    add.replace().execute().await.map_err(kernel("tell an interface who is at its other end"))
+    let add = handle
+        .neighbours()
+        .add(index, IpAddr::V4(address))
+        .link_layer_address(&hardware);
+    add.replace()
+        .execute()
+        .await
+        .map_err(kernel("tell an interface who is at its other end"))
 }
 
 /// An instance's hardware address: locally administered, and unique because its address is.

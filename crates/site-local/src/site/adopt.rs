@@ -31,7 +31,11 @@ pub(super) struct Decided {
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    GoesOn { pid: Option<i32>, started_at: Timestamp, frozen: bool },
+    GoesOn {
+        pid: Option<i32>,
+        started_at: Timestamp,
+        frozen: bool,
+    },
     Over(End),
 }
 
@@ -52,16 +56,36 @@ fn fate(record: &Record, info: Option<&InstanceInfo>, now: Timestamp) -> Fate {
         return Fate::Over(end.clone());
     }
     let interrupted = || {
-        let cause = if record.stop_ordered { EndCause::Stopped } else { EndCause::Interrupted };
+        let cause = if record.stop_ordered {
+            EndCause::Stopped
+        } else {
+            EndCause::Interrupted
+        };
         Fate::Over(End { cause, at: now })
     };
     // Without a place it cannot have been launched by us.
-    let (Some(info), Some(_)) = (info, record.slot) else { return interrupted() };
-    let started_at = info.started_at.map_or_else(|| Timestamp::from(info.created_at), Timestamp::from);
+    let (Some(info), Some(_)) = (info, record.slot) else {
+        return interrupted();
+    };
+    let started_at = info
+        .started_at
+        .map_or_else(|| Timestamp::from(info.created_at), Timestamp::from);
     match &info.state {
-        InstanceState::Starting => Fate::GoesOn { pid: None, started_at, frozen: false },
-        InstanceState::Running { pid } => Fate::GoesOn { pid: Some(*pid), started_at, frozen: false },
-        InstanceState::Frozen { pid } => Fate::GoesOn { pid: Some(*pid), started_at, frozen: true },
+        InstanceState::Starting => Fate::GoesOn {
+            pid: None,
+            started_at,
+            frozen: false,
+        },
+        InstanceState::Running { pid } => Fate::GoesOn {
+            pid: Some(*pid),
+            started_at,
+            frozen: false,
+        },
+        InstanceState::Frozen { pid } => Fate::GoesOn {
+            pid: Some(*pid),
+            started_at,
+            frozen: true,
+        },
         InstanceState::Exited { exit } => Fate::Over(end::end(record, exit)),
     }
 }
@@ -74,7 +98,10 @@ pub(super) fn held(decided: &[Decided], config: &Config) -> Vec<Held> {
             Fate::GoesOn { .. } => {
                 let slot = Slot(one.record.slot?);
                 let address = config.network.addresses.nth(slot.0);
-                Some(Held { slot, member: entries::member(&one.record.spec, address).ok()? })
+                Some(Held {
+                    slot,
+                    member: entries::member(&one.record.spec, address).ok()?,
+                })
             }
             Fate::Over(_) => None,
         })
@@ -97,7 +124,11 @@ pub(super) async fn adopt(shared: &Arc<Shared>, decided: Vec<Decided>) {
                 }
                 shared.lock().insert(id, Entry::new(record));
             }
-            Fate::GoesOn { pid, started_at, frozen } => {
+            Fate::GoesOn {
+                pid,
+                started_at,
+                frozen,
+            } => {
                 adopted += 1;
                 let stop_ordered = record.stop_ordered;
                 let mut entry = Entry::new(record);
@@ -150,7 +181,9 @@ mod tests {
     }
 
     fn one(record: &Record, present: &[InstanceInfo]) -> Fate {
-        decide(vec![record.clone()], present, Timestamp::from_micros(9)).remove(0).fate
+        decide(vec![record.clone()], present, Timestamp::from_micros(9))
+            .remove(0)
+            .fate
     }
 
     #[test]
@@ -158,16 +191,36 @@ mod tests {
         let record = record();
         let running = info(&record, InstanceState::Running { pid: 4 });
         let started_at = Timestamp::from_micros(5);
-        assert_eq!(one(&record, &[running]), Fate::GoesOn { pid: Some(4), started_at, frozen: false });
+        assert_eq!(
+            one(&record, &[running]),
+            Fate::GoesOn {
+                pid: Some(4),
+                started_at,
+                frozen: false
+            }
+        );
         let frozen = info(&record, InstanceState::Frozen { pid: 4 });
-        assert_eq!(one(&record, &[frozen]), Fate::GoesOn { pid: Some(4), started_at, frozen: true });
+        assert_eq!(
+            one(&record, &[frozen]),
+            Fate::GoesOn {
+                pid: Some(4),
+                started_at,
+                frozen: true
+            }
+        );
     }
 
     #[test]
     fn what_was_cut_in_half_is_interrupted_and_what_ended_says_how() {
         let mut record = record();
         let at = Timestamp::from_micros(9);
-        assert_eq!(one(&record, &[]), Fate::Over(End { cause: EndCause::Interrupted, at }));
+        assert_eq!(
+            one(&record, &[]),
+            Fate::Over(End {
+                cause: EndCause::Interrupted,
+                at
+            })
+        );
         let exit = ExitRecord {
             status: Some(ExitStatus::Code(3)),
             oom_killed: false,
@@ -175,13 +228,31 @@ mod tests {
             cause: ExitCause::Exited,
         };
         let exited = info(&record, InstanceState::Exited { exit });
-        let end = End { cause: EndCause::Exited { code: 3 }, at: Timestamp::from_micros(8) };
+        let end = End {
+            cause: EndCause::Exited { code: 3 },
+            at: Timestamp::from_micros(8),
+        };
         assert_eq!(one(&record, std::slice::from_ref(&exited)), Fate::Over(end));
         // An order to stop explains every end.
         record.stop_ordered = true;
-        assert_eq!(one(&record, &[]), Fate::Over(End { cause: EndCause::Stopped, at }));
+        assert_eq!(
+            one(&record, &[]),
+            Fate::Over(End {
+                cause: EndCause::Stopped,
+                at
+            })
+        );
         // And what is on record is not decided again.
-        record.end = Some(End { cause: EndCause::Killed { signal: 9 }, at });
-        assert_eq!(one(&record, &[exited]), Fate::Over(End { cause: EndCause::Killed { signal: 9 }, at }));
+        record.end = Some(End {
+            cause: EndCause::Killed { signal: 9 },
+            at,
+        });
+        assert_eq!(
+            one(&record, &[exited]),
+            Fate::Over(End {
+                cause: EndCause::Killed { signal: 9 },
+                at
+            })
+        );
     }
 }

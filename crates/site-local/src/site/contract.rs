@@ -23,7 +23,10 @@ use crate::{exec, logs};
 impl Site for LocalSite {
     fn capabilities(&self) -> Capabilities {
         // Every cgroup version has a freezer, and the supervisor does not start without cgroups.
-        Capabilities { freeze: true, checkpoint: false }
+        Capabilities {
+            freeze: true,
+            checkpoint: false,
+        }
     }
 
     async fn ensure_image(&self, image: &ImageSpec) -> Result<ObservedImage, Error> {
@@ -44,7 +47,11 @@ impl Site for LocalSite {
             if let Some(seen) = self.shared.store.kept_generation(id)
                 && generation <= seen
             {
-                return Err(Error::OldGeneration { instance: id, given: generation.0, seen: seen.0 });
+                return Err(Error::OldGeneration {
+                    instance: id,
+                    given: generation.0,
+                    seen: seen.0,
+                });
             }
             let slot = self
                 .shared
@@ -73,7 +80,9 @@ impl Site for LocalSite {
     async fn stop(&self, instance: InstanceId, grace: Duration, generation: Generation) -> Result<(), Error> {
         let running = {
             let mut entries = self.shared.lock();
-            let Some(entry) = entries.get_mut(&instance) else { return Ok(()) };
+            let Some(entry) = entries.get_mut(&instance) else {
+                return Ok(());
+            };
             entry.guard(generation)?;
             if matches!(entry.live, Live::Over) {
                 return Ok(());
@@ -93,7 +102,11 @@ impl Site for LocalSite {
         if !running {
             return Ok(());
         }
-        match self.shared.call(instance, move |client, id| client.stop(id, grace)).await {
+        match self
+            .shared
+            .call(instance, move |client, id| client.stop(id, grace))
+            .await
+        {
             // It ended by itself meanwhile; the news will say so.
             Err(Error::NoSuchInstance(_)) => Ok(()),
             other => other,
@@ -103,7 +116,9 @@ impl Site for LocalSite {
     async fn forget(&self, instance: InstanceId, generation: Generation) -> Result<(), Error> {
         let (generation, lines) = {
             let mut entries = self.shared.lock();
-            let Some(entry) = entries.get_mut(&instance) else { return Ok(()) };
+            let Some(entry) = entries.get_mut(&instance) else {
+                return Ok(());
+            };
             entry.guard(generation)?;
             if !matches!(entry.live, Live::Over) {
                 return Err(Error::Refused {
@@ -162,13 +177,21 @@ impl Site for LocalSite {
     async fn observe(&self) -> Result<Observation, Error> {
         self.shared.current().await?;
         let entries = self.shared.lock();
-        let instances = entries.iter().map(|(id, entry)| (*id, entry.observed(&self.shared.network)));
-        Ok(Observation { instances: instances.collect() })
+        let instances = entries
+            .iter()
+            .map(|(id, entry)| (*id, entry.observed(&self.shared.network)));
+        Ok(Observation {
+            instances: instances.collect(),
+        })
     }
 
     async fn observe_instance(&self, instance: InstanceId) -> Result<Option<ObservedInstance>, Error> {
         self.shared.current().await?;
-        Ok(self.shared.lock().get(&instance).map(|entry| entry.observed(&self.shared.network)))
+        Ok(self
+            .shared
+            .lock()
+            .get(&instance)
+            .map(|entry| entry.observed(&self.shared.network)))
     }
 
     fn changed(&self) -> broadcast::Receiver<Changed> {
@@ -234,7 +257,10 @@ impl Site for LocalSite {
             (entry.record.spec.clone(), entry.image.clone())
         };
         let wanted = exec::spec(&spec, image, request).await?;
-        let started = self.shared.call(instance, move |client, id| client.exec(id, wanted.clone())).await?;
+        let started = self
+            .shared
+            .call(instance, move |client, id| client.exec(id, wanted.clone()))
+            .await?;
         exec::session(started, self.shared.end.clone())
             .map_err(|error| Error::unavailable("cannot talk to the command", error))
     }
@@ -266,9 +292,9 @@ impl Shared {
         self.save(&entry.record);
         match entry.live {
             Live::Up(_) => Ok(()),
-            Live::Preparing => {
-                Err(Error::Refused { message: "the instance has not started yet: wait until it has".to_owned() })
-            }
+            Live::Preparing => Err(Error::Refused {
+                message: "the instance has not started yet: wait until it has".to_owned(),
+            }),
             Live::Over => Err(Error::NoSuchInstance(id)),
         }
     }
@@ -298,7 +324,10 @@ impl Shared {
     pub(super) fn send_stop(self: &Arc<Self>, id: InstanceId, grace: Duration) {
         let shared = Arc::clone(self);
         tokio::spawn(async move {
-            match shared.call(id, move |client, name| client.stop(name, grace)).await {
+            match shared
+                .call(id, move |client, name| client.stop(name, grace))
+                .await
+            {
                 Ok(()) | Err(Error::NoSuchInstance(_)) => {}
                 Err(error) => {
                     tracing::warn!(instance = %id, error = crate::chain(&error), "cannot stop an instance yet");

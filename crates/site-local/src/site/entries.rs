@@ -60,7 +60,11 @@ pub(crate) struct Up {
 
 impl Entry {
     pub(crate) fn new(record: Record) -> Self {
-        let live = if record.end.is_some() { Live::Over } else { Live::Preparing };
+        let live = if record.end.is_some() {
+            Live::Over
+        } else {
+            Live::Preparing
+        };
         Self {
             record,
             live,
@@ -75,7 +79,11 @@ impl Entry {
     pub(crate) fn guard(&mut self, given: Generation) -> Result<(), Error> {
         let seen = self.record.generation;
         if given < seen {
-            return Err(Error::OldGeneration { instance: self.record.spec.id, given: given.0, seen: seen.0 });
+            return Err(Error::OldGeneration {
+                instance: self.record.spec.id,
+                given: given.0,
+                seen: seen.0,
+            });
         }
         self.record.generation = given;
         Ok(())
@@ -87,7 +95,10 @@ impl Entry {
 
     pub(crate) fn phase(&self) -> InstancePhase {
         if let Some(end) = &self.record.end {
-            return InstancePhase::Ended { cause: end.cause.clone(), at: end.at };
+            return InstancePhase::Ended {
+                cause: end.cause.clone(),
+                at: end.at,
+            };
         }
         if self.record.stop_ordered {
             return InstancePhase::Stopping;
@@ -100,7 +111,9 @@ impl Entry {
                 failures: up.view.failures,
                 last_failure: up.view.last_failure.clone(),
             },
-            Live::Up(up) => InstancePhase::Starting { last_failure: up.view.last_failure.clone() },
+            Live::Up(up) => InstancePhase::Starting {
+                last_failure: up.view.last_failure.clone(),
+            },
         }
     }
 
@@ -143,7 +156,9 @@ pub(crate) fn member(spec: &InstanceSpec, address: Ipv4Addr) -> Result<Member, E
         }
     };
     // Allowed everywhere is not restricted.
-    let everywhere = egress.as_ref().is_some_and(|list| list.iter().any(|network| network.prefix() == 0));
+    let everywhere = egress
+        .as_ref()
+        .is_some_and(|list| list.iter().any(|network| network.prefix() == 0));
     Ok(Member {
         address,
         mesh: spec.mesh.then_some(spec.organization_id),

@@ -29,7 +29,10 @@ pub(super) async fn listen(shared: Weak<Shared>, mut news: mpsc::Receiver<News>)
 
 /// After a reconnection: everything that may have happened meanwhile.
 fn reconcile(shared: &Arc<Shared>, instances: &[InstanceInfo], asked_at: Instant) {
-    let present: HashSet<InstanceId> = instances.iter().filter_map(|info| instance_id(&info.id)).collect();
+    let present: HashSet<InstanceId> = instances
+        .iter()
+        .filter_map(|info| instance_id(&info.id))
+        .collect();
     let lost: Vec<InstanceId> = shared
         .lock()
         .iter()
@@ -39,9 +42,22 @@ fn reconcile(shared: &Arc<Shared>, instances: &[InstanceInfo], asked_at: Instant
         .map(|(id, _)| *id)
         .collect();
     for id in lost {
-        let stop_ordered = shared.lock().get(&id).is_some_and(|entry| entry.record.stop_ordered);
-        let cause = if stop_ordered { EndCause::Stopped } else { EndCause::Interrupted };
-        shared.finish(id, End { cause, at: SystemClock.now() });
+        let stop_ordered = shared
+            .lock()
+            .get(&id)
+            .is_some_and(|entry| entry.record.stop_ordered);
+        let cause = if stop_ordered {
+            EndCause::Stopped
+        } else {
+            EndCause::Interrupted
+        };
+        shared.finish(
+            id,
+            End {
+                cause,
+                at: SystemClock.now(),
+            },
+        );
     }
     for info in instances {
         let Some(id) = instance_id(&info.id) else { continue };
@@ -135,7 +151,10 @@ fn remove(shared: &Arc<Shared>, id: wire::InstanceId) {
 }
 
 fn is_over(shared: &Shared, id: InstanceId) -> bool {
-    shared.lock().get(&id).is_some_and(|entry| matches!(entry.live, Live::Over))
+    shared
+        .lock()
+        .get(&id)
+        .is_some_and(|entry| matches!(entry.live, Live::Over))
 }
 
 fn instance_id(id: &wire::InstanceId) -> Option<InstanceId> {

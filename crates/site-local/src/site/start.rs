@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tram_image::Image;
 use tram_sandbox::protocol::{InstanceInfo, InstanceState, LaunchFailure, LaunchSpec, Refusal, User};
 use tram_site::{EndCause, InstanceSpec};
 use tram_types::{Clock, Generation, InstanceId, SystemClock};
 
-use super::{Shared, entries, wire_id};
 use super::entries::Live;
+use super::{Shared, entries, wire_id};
 use crate::launch::{self, Account, ImageView, Place};
 use crate::network::Slot;
 use crate::record::End;
@@ -44,7 +45,12 @@ impl Failure {
 /// dropped meanwhile: the next one finds a whole instance or none.
 pub(super) async fn run(shared: Arc<Shared>, id: InstanceId) {
     let Some((spec, generation, slot, halt)) = shared.lock().get(&id).and_then(|entry| {
-        Some((entry.record.spec.clone(), entry.record.generation, entry.slot()?, entry.halt.clone()))
+        Some((
+            entry.record.spec.clone(),
+            entry.record.generation,
+            entry.slot()?,
+            entry.halt.clone(),
+        ))
     }) else {
         return;
     };
@@ -78,9 +84,17 @@ pub(super) async fn run(shared: Arc<Shared>, id: InstanceId) {
         }
         Err(Failure::Halted) => EndCause::Stopped,
         Err(Failure::Message(message)) => EndCause::FailedToStart { message },
-        Err(Failure::Launch(failure)) => EndCause::FailedToStart { message: crate::end::explain(&failure) },
+        Err(Failure::Launch(failure)) => EndCause::FailedToStart {
+            message: crate::end::explain(&failure),
+        },
     };
-    shared.finish(id, End { cause, at: SystemClock.now() });
+    shared.finish(
+        id,
+        End {
+            cause,
+            at: SystemClock.now(),
+        },
+    );
 }
 
 /// Everything that can be made before the supervisor is asked.
@@ -92,29 +106,22 @@ async fn prepare(
 ) -> Result<LaunchSpec, Failure> {
     let address = shared.network.address(slot);
     let member = entries::member(spec, address).map_err(|error| Failure::Message(error.to_string()))?;
-    let (image, namespace) = tokio::join!(shared.images.ready(&spec.image), async {
+    let (image, namespace) = tokio::join!(image_and_account(shared, spec), async {
         let (namespace, admitted) = tokio::join!(shared.network.ensure(slot), shared.network.admit(member));
         admitted.and(namespace)
     });
     let namespace =
         namespace.map_err(|error| Failure::machine("set the network of an instance up", &error))?;
-    let image = image.map_err(Failure::Message)?;
-    let account = {
-        let image = image.clone();
-        let resolved = tokio::task::spawn_blocking(move || {
-            tram_image::resolve_user(&image.layers, &image.config.user)
-        });
-        match resolved.await {
-            Ok(Ok(found)) => Account {
-                user: User { uid: found.uid, gid: found.gid, groups: found.supplementary_gids },
-                home: Some(found.home.to_string_lossy().into_owned()),
-            },
-            Ok(Err(error)) => return Err(Failure::Message(error.user_message())),
-            Err(error) => return Err(Failure::machine("look the user of an image up", &error)),
-        }
+    let (image, account) = image?;
+    let place = Place {
+        address,
+        gateway: shared.network.gateway(),
+        namespace,
     };
-    let place = Place { address, gateway: shared.network.gateway(), namespace };
-    let view = ImageView { config: &image.config, layers: &image.layers };
+    let view = ImageView {
+        config: &image.config,
+        layers: &image.layers,
+    };
     let launch = launch::launch_spec(spec, generation.0, view, &account, &place, &shared.config)
         .map_err(|error| Failure::Message(error.to_string()))?;
     if let Some(entry) = shared.lock().get_mut(&spec.id) {
@@ -123,21 +130,57 @@ async fn prepare(
     Ok(launch)
 }
 
+/// The image, and who its program runs as.
+async fn image_and_account(shared: &Arc<Shared>, spec: &InstanceSpec) -> Result<(Image, Account), Failure> {
+    let image = shared.images.ready(&spec.image).await.map_err(Failure::Message)?;
+    let resolving = image.clone();
+    let resolved = tokio::task::spawn_blocking(move || {
+        tram_image::resolve_user(&resolving.layers, &resolving.config.user)
+    });
+    match resolved.await {
+        Ok(Ok(found)) => {
+            let account = Account {
+                user: User {
+                    uid: found.uid,
+                    gid: found.gid,
+                    groups: found.supplementary_gids,
+                },
+                home: Some(found.home.to_string_lossy().into_owned()),
+            };
+            Ok((image, account))
+        }
+        Ok(Err(error)) => Err(Failure::Message(error.user_message())),
+        Err(error) => Err(Failure::machine("look the user of an image up", &error)),
+    }
+}
+
 /// Has the supervisor launch it, and finds out what happened when the answer is lost.
 async fn start(shared: &Arc<Shared>, id: InstanceId, launch: LaunchSpec) -> Result<Option<i32>, Failure> {
     let deadline = Instant::now() + LAUNCH_PATIENCE;
     let launch = Arc::new(launch);
     loop {
-        if shared.lock().get(&id).is_none_or(|entry| !matches!(entry.live, Live::Preparing)) {
+        if shared
+            .lock()
+            .get(&id)
+            .is_none_or(|entry| !matches!(entry.live, Live::Preparing))
+        {
             return Err(Failure::Halted);
         }
         let attempt = Arc::clone(&launch);
-        let error = match shared.supervisor.call(move |client| client.launch((*attempt).clone())).await {
+        let error = match shared
+            .supervisor
+            .call(move |client| client.launch((*attempt).clone()))
+            .await
+        {
             Ok(pid) => return Ok(Some(pid)),
-            Err(supervisor::Error::Refused(Refusal::Launch { failure })) => return Err(Failure::Launch(failure)),
+            Err(supervisor::Error::Refused(Refusal::Launch { failure })) => {
+                return Err(Failure::Launch(failure));
+            }
             Err(supervisor::Error::Refused(Refusal::AlreadyExists { .. })) => {
                 match present(shared, id).await.map(|info| info.state) {
-                    Some(InstanceState::Running { pid } | InstanceState::Frozen { pid }) => return Ok(Some(pid)),
+                    Some(InstanceState::Running { pid } | InstanceState::Frozen { pid }) => {
+                        return Ok(Some(pid));
+                    }
                     // Its end is told by the supervisor's news, or has been.
                     Some(InstanceState::Exited { exit }) => {
                         shared.exited(id, &exit);
@@ -147,7 +190,9 @@ async fn start(shared: &Arc<Shared>, id: InstanceId, launch: LaunchSpec) -> Resu
                     Some(InstanceState::Starting) | None => supervisor::Error::Closed,
                 }
             }
-            Err(error @ supervisor::Error::Refused(_)) => return Err(Failure::machine("launch an instance", &error)),
+            Err(error @ supervisor::Error::Refused(_)) => {
+                return Err(Failure::machine("launch an instance", &error));
+            }
             Err(error) => error,
         };
         if Instant::now() >= deadline || shared.end.is_cancelled() {

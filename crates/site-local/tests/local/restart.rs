@@ -9,11 +9,16 @@ use crate::support::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_control_plane_adopts_what_runs() {
-    let Some(machine) = Machine::new().await else { return };
+    let Some(machine) = Machine::new().await else {
+        return;
+    };
     let site = machine.open().await;
     let web = machine.spec("shop", "web");
     let address = up(&site, &web).await;
-    let api = InstanceSpec { organization_id: web.organization_id, ..machine.spec("shop", "api") };
+    let api = InstanceSpec {
+        organization_id: web.organization_id,
+        ..machine.spec("shop", "api")
+    };
     up(&site, &api).await;
     let sleeper = machine.spec("shop", "sleeper");
     up(&site, &sleeper).await;
@@ -42,7 +47,11 @@ async fn a_new_control_plane_adopts_what_runs() {
     let phase = &seen.instances[&web.id].phase;
     assert_eq!(
         *phase,
-        InstancePhase::Running { healthy: true, failures: 0, last_failure: None },
+        InstancePhase::Running {
+            healthy: true,
+            failures: 0,
+            last_failure: None
+        },
         "healthy again before anybody could ask"
     );
     assert_eq!(seen.instances[&web.id].address, Some(address));
@@ -55,7 +64,11 @@ async fn a_new_control_plane_adopts_what_runs() {
     assert_eq!(fetch(&site, &api, "web.shop.internal").await, "it works\n");
     let next = machine.spec("shop", "next");
     let next_address = up(&site, &next).await;
-    assert!(seen.instances.values().all(|other| other.address != Some(next_address)));
+    assert!(
+        seen.instances
+            .values()
+            .all(|other| other.address != Some(next_address))
+    );
     site.thaw(sleeper.id, Generation(3)).await.unwrap();
     healthy(&site, sleeper.id).await;
     machine.finish(site).await;
@@ -63,7 +76,9 @@ async fn a_new_control_plane_adopts_what_runs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_cut_in_half_is_cleaned_and_said() {
-    let Some(machine) = Machine::new().await else { return };
+    let Some(machine) = Machine::new().await else {
+        return;
+    };
     let site = machine.open().await;
     let web = machine.spec("shop", "web");
     up(&site, &web).await;
@@ -87,8 +102,16 @@ async fn what_was_cut_in_half_is_cleaned_and_said() {
     assert_eq!(site.observe_instance(web.id).await.unwrap(), None);
     let client = tram_sandbox::client::Client::new(machine.state());
     let deadline = tokio::time::Instant::now() + PATIENCE;
-    while client.list().unwrap().iter().any(|info| info.id.as_str() == web.id.to_string()) {
-        assert!(tokio::time::Instant::now() < deadline, "the leftover instance stays");
+    while client
+        .list()
+        .unwrap()
+        .iter()
+        .any(|info| info.id.as_str() == web.id.to_string())
+    {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the leftover instance stays"
+        );
         tokio::task::yield_now().await;
     }
     machine.finish(site).await;
@@ -96,15 +119,20 @@ async fn what_was_cut_in_half_is_cleaned_and_said() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_supervisor_is_no_end() {
-    let Some(mut machine) = Machine::new().await else { return };
+    let Some(mut machine) = Machine::new().await else {
+        return;
+    };
     let mut config = machine.config();
     config.supervisor_patience = Duration::from_millis(300);
     let site = machine.open().await;
     let web = machine.spec("shop", "web");
     let address = up(&site, &web).await;
     drop(site);
-    let images = tram_image::ImageStore::open(machine.state().join("second"), tram_image::Settings::default());
-    let site = tram_site_local::LocalSite::open(config, images.unwrap()).await.unwrap();
+    let images =
+        tram_image::ImageStore::open(machine.state().join("second"), tram_image::Settings::default());
+    let site = tram_site_local::LocalSite::open(config, images.unwrap())
+        .await
+        .unwrap();
     healthy(&site, web.id).await;
     machine.kill_supervisor();
     let deadline = tokio::time::Instant::now() + PATIENCE;
@@ -121,12 +149,18 @@ async fn a_lost_supervisor_is_no_end() {
         tokio::task::yield_now().await;
     }
     assert!(get(address).await.contains("it works"), "the instance goes on");
-    let stop = site.stop(web.id, Duration::ZERO, Generation(2)).await.unwrap_err();
+    let stop = site
+        .stop(web.id, Duration::ZERO, Generation(2))
+        .await
+        .unwrap_err();
     assert!(stop.is_retryable(), "{stop}");
     machine.start_supervisor();
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while site.observe().await.is_err() {
-        assert!(tokio::time::Instant::now() < deadline, "the supervisor is not found again");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the supervisor is not found again"
+        );
     }
     site.stop(web.id, Duration::ZERO, Generation(2)).await.unwrap();
     assert_eq!(ended(&site, web.id).await, EndCause::Stopped);
@@ -135,7 +169,9 @@ async fn a_lost_supervisor_is_no_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_while_starting_and_many_at_once() {
-    let Some(machine) = Machine::new().await else { return };
+    let Some(machine) = Machine::new().await else {
+        return;
+    };
     let site = machine.open().await;
     let first = machine.spec("shop", "web");
     up(&site, &first).await;
@@ -165,5 +201,99 @@ async fn a_stop_while_starting_and_many_at_once() {
     addresses.sort_unstable();
     addresses.dedup();
     assert_eq!(addresses.len(), 10);
+    machine.finish(site).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_moment_nothing_is_lost_or_left() {
+    let Some(mut machine) = Machine::new().await else {
+        return;
+    };
+    // The image is pulled and pinned by a first instance; the others are of the same deployment.
+    let site = machine.open().await;
+    let first = machine.spec("shop", "web");
+    up(&site, &first).await;
+    drop(site);
+    let (mut went_on, mut interrupted, mut unknown) = (0, 0, 0);
+    for round in 0..10_u64 {
+        let specs: Vec<InstanceSpec> = (0..4)
+            .map(|index| InstanceSpec {
+                id: tram_types::InstanceId::random(),
+                replica_index: index,
+                ..first.clone()
+            })
+            .collect();
+        machine.hand_images_over(true);
+        let mut child = std::process::Command::new(example("local-starter"))
+            .args([
+                machine.state(),
+                machine.images_dir(),
+                machine.network.to_string().into(),
+            ])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        std::io::BufRead::read_line(
+            &mut std::io::BufReader::new(child.stdout.take().unwrap()),
+            &mut said,
+        )
+        .unwrap();
+        assert_eq!(said, "open\n");
+        let mut input = child.stdin.take().unwrap();
+        for spec in &specs {
+            std::io::Write::write_all(
+                &mut input,
+                format!("{}\n", serde_json::to_string(spec).unwrap()).as_bytes(),
+            )
+            .unwrap();
+        }
+        // Not a wait for something: the moment of death, another one in each round.
+        tokio::time::sleep(Duration::from_millis(round * 6)).await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        machine.hand_images_over(false);
+        let site = machine.open().await;
+        let observed = site.observe().await.unwrap();
+        assert!(
+            observed.instances[&first.id].phase.is_healthy(),
+            "{:?}",
+            observed.instances[&first.id]
+        );
+        for spec in &specs {
+            match observed.instances.get(&spec.id).map(|seen| &seen.phase) {
+                None => unknown += 1,
+                Some(InstancePhase::Ended {
+                    cause: EndCause::Interrupted,
+                    ..
+                }) => interrupted += 1,
+                Some(InstancePhase::Ended { cause, .. }) => panic!("{cause}"),
+                Some(_) => {
+                    let address = healthy(&site, spec.id).await;
+                    assert!(get(address).await.contains("it works"));
+                    site.stop(spec.id, Duration::ZERO, NEWEST).await.unwrap();
+                    assert_eq!(ended(&site, spec.id).await, EndCause::Stopped);
+                    went_on += 1;
+                }
+            }
+            site.forget(spec.id, NEWEST).await.unwrap();
+            site.remove_logs(spec.id).await.unwrap();
+        }
+        // The supervisor has what the site has.
+        let client = tram_sandbox::client::Client::new(machine.state());
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while client.list().unwrap().len() > 1 {
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "{:?}",
+                client.list().unwrap()
+            );
+            tokio::task::yield_now().await;
+        }
+        drop(site);
+    }
+    println!("{went_on} went on, {interrupted} were interrupted, {unknown} had not been ordered yet");
+    let site = machine.open().await;
     machine.finish(site).await;
 }

@@ -16,7 +16,8 @@ use tram_sandbox::client::Client;
 use tram_site::spec::Limits;
 use tram_site::streams::ExecOutput;
 use tram_site::{
-    EndCause, ExecRequest, ImageSpec, InstancePhase, InstanceSpec, LogQuery, ObservedImage, ObservedInstance, Site,
+    EndCause, ExecRequest, ImageSpec, InstancePhase, InstanceSpec, LogQuery, ObservedImage, ObservedInstance,
+    Site,
 };
 use tram_site_local::{Config, Ipv4Network, LocalSite};
 use tram_types::effective::{HealthCheck, Port, PortProtocol, Probe};
@@ -62,9 +63,17 @@ impl Machine {
         let images = ImageStore::open(directory.path().join("images"), Settings::default()).unwrap();
         // Process ids are unique on a machine, and each test is a process of its own.
         let pid = std::process::id();
-        let network = format!("10.{}.{}.0/24", 100 + (pid >> 8) % 80, pid % 256).parse().unwrap();
-        let mut machine =
-            Self { directory, registry, supervisor: None, images: Some(images), image, network };
+        let network = format!("10.{}.{}.0/24", 100 + (pid >> 8) % 80, pid % 256)
+            .parse()
+            .unwrap();
+        let mut machine = Self {
+            directory,
+            registry,
+            supervisor: None,
+            images: Some(images),
+            image,
+            network,
+        };
         machine.start_supervisor();
         Some(machine)
     }
@@ -73,17 +82,40 @@ impl Machine {
         self.directory.path().join("state")
     }
 
+    pub(crate) fn images_dir(&self) -> PathBuf {
+        self.directory.path().join("images")
+    }
+
+    /// Lets another process have the image store, or takes it back.
+    pub(crate) fn hand_images_over(&mut self, away: bool) {
+        self.images = None;
+        let deadline = Instant::now() + PATIENCE;
+        // The tasks of a site that was just dropped may hold it for a moment more.
+        let images = loop {
+            match ImageStore::open(self.images_dir(), Settings::default()) {
+                Ok(images) => break images,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            std::thread::yield_now();
+        };
+        self.images = (!away).then_some(images);
+    }
+
     pub(crate) fn start_supervisor(&mut self) {
-        let mut program = std::env::current_exe().unwrap();
-        program.pop();
-        program.pop();
-        program.push("examples/local-supervisor");
+        let program = example("local-supervisor");
         let log = std::fs::File::create(self.directory.path().join("supervisor.log")).unwrap();
-        let child = Command::new(&program).arg(self.state()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
+        let child = Command::new(&program)
+            .arg(self.state())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn();
         self.supervisor = Some(child.unwrap_or_else(|error| panic!("{}: {error}", program.display())));
         let deadline = Instant::now() + PATIENCE;
         while let Err(error) = Client::new(self.state()).ping() {
-            assert!(Instant::now() < deadline, "the supervisor does not come up: {error}");
+            assert!(
+                Instant::now() < deadline,
+                "the supervisor does not come up: {error}"
+            );
             std::thread::yield_now();
         }
     }
@@ -103,7 +135,9 @@ impl Machine {
     }
 
     pub(crate) async fn open(&self) -> Arc<LocalSite> {
-        LocalSite::open(self.config(), self.images.clone().unwrap()).await.unwrap()
+        LocalSite::open(self.config(), self.images.clone().unwrap())
+            .await
+            .unwrap()
     }
 
     /// Ends everything through the contract, then looks that nothing is left.
@@ -150,15 +184,26 @@ impl Machine {
             deployment_id,
             regional_deployment_id: RegionalDeploymentId::random(),
             replica_index: 0,
-            image: ImageSpec { reference: self.image.clone(), credentials: None, deployment: deployment_id },
+            image: ImageSpec {
+                reference: self.image.clone(),
+                credentials: None,
+                deployment: deployment_id,
+            },
             entrypoint: Vec::new(),
             command: String::new(),
             args: Vec::new(),
             env: BTreeMap::from([("GREETING".to_owned(), "hello".to_owned())]),
             files: Vec::new(),
-            ports: vec![Port { port: 8000, protocol: PortProtocol::Http }],
+            ports: vec![Port {
+                port: 8000,
+                protocol: PortProtocol::Http,
+            }],
             health_checks: vec![tcp_check(8000)],
-            limits: Limits { cpu_millis: 1000, memory_bytes: 64 * MIB, disk_bytes: 256 * MIB },
+            limits: Limits {
+                cpu_millis: 1000,
+                memory_bytes: 64 * MIB,
+                disk_bytes: 256 * MIB,
+            },
             mesh: true,
             egress_allow: None,
         }
@@ -194,11 +239,15 @@ impl Drop for Machine {
             let _gone = match command.as_slice() {
                 ["interface", name] => Command::new("ip").args(["link", "delete", name]).status(),
                 ["namespace", path] => Command::new("umount").arg(path).status(),
-                ["table", name] => Command::new("nft").args(["delete", "table", "inet", name]).status(),
-                ["address", address] => {
-                    Command::new("ip").args(["address", "delete", address, "dev", "lo"]).status()
-                }
-                ["route", network] => Command::new("ip").args(["route", "delete", "unreachable", network]).status(),
+                ["table", name] => Command::new("nft")
+                    .args(["delete", "table", "inet", name])
+                    .status(),
+                ["address", address] => Command::new("ip")
+                    .args(["address", "delete", address, "dev", "lo"])
+                    .status(),
+                ["route", network] => Command::new("ip")
+                    .args(["route", "delete", "unreachable", network])
+                    .status(),
                 _ => continue,
             };
         }
@@ -209,7 +258,9 @@ impl Drop for Machine {
 pub(crate) fn leftovers(state: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let root = state.join("local");
-    let Ok(root) = root.canonicalize() else { return found };
+    let Ok(root) = root.canonicalize() else {
+        return found;
+    };
     for entry in std::fs::read_dir(root.join("netns")).unwrap() {
         found.push(format!("namespace {}", entry.unwrap().path().display()));
     }
@@ -221,9 +272,13 @@ pub(crate) fn leftovers(state: &Path) -> Vec<String> {
     for entry in std::fs::read_dir(state.join("instances")).unwrap() {
         found.push(format!("file {}", entry.unwrap().path().display()));
     }
-    let hash = root.as_os_str().as_encoded_bytes().iter().fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-    });
+    let hash = root
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+        });
     let hash = format!("{:06x}", (hash >> 24) ^ (hash & 0x00ff_ffff));
     for entry in std::fs::read_dir("/sys/class/net").unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
@@ -233,10 +288,24 @@ pub(crate) fn leftovers(state: &Path) -> Vec<String> {
     }
     let tables = Command::new("nft").args(["list", "tables"]).output().unwrap();
     let table = format!("tram_{hash}");
-    if String::from_utf8(tables.stdout).unwrap().lines().any(|line| line.ends_with(&table)) {
+    if String::from_utf8(tables.stdout)
+        .unwrap()
+        .lines()
+        .any(|line| line.ends_with(&table))
+    {
         found.push(format!("table {table}"));
     }
     found
+}
+
+/// A program beside the tests.
+pub(crate) fn example(name: &str) -> PathBuf {
+    let mut program = std::env::current_exe().unwrap();
+    program.pop();
+    program.pop();
+    program.push("examples");
+    program.push(name);
+    program
 }
 
 fn start_registry(directory: &Path) -> (Child, SocketAddr) {
@@ -270,7 +339,11 @@ fn start_registry(directory: &Path) -> (Child, SocketAddr) {
 fn push_image(directory: &Path, name: &str) {
     let run = |command: &mut Command| {
         let output = command.output().unwrap();
-        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{command:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap()
     };
     let root = directory.join("rootfs");
@@ -279,32 +352,56 @@ fn push_image(directory: &Path, name: &str) {
     }
     std::fs::set_permissions(root.join("tmp"), std::fs::Permissions::from_mode(0o1777)).unwrap();
     std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-    for tool in ["sh", "httpd", "wget", "nc", "cat", "echo", "sleep", "ping", "nslookup", "head", "ls", "env", "dd", "tail", "hostname", "id", "kill", "true", "ip", "sed", "timeout"] {
+    for tool in [
+        "sh", "httpd", "wget", "nc", "cat", "echo", "sleep", "ping", "nslookup", "head", "ls", "env", "dd",
+        "tail", "hostname", "id", "kill", "true", "ip", "sed", "timeout",
+    ] {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(tool)).unwrap();
     }
     // The static busybox cannot look names up (its C library loads a part of that); bash can, with its libraries.
     let libraries = run(Command::new("ldd").arg("/bin/bash"));
-    let paths = libraries.split_whitespace().filter(|word| word.starts_with('/')).chain(["/bin/bash"]);
+    let paths = libraries
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+        .chain(["/bin/bash"]);
     for path in paths {
         let inside = root.join(path.trim_start_matches('/'));
         std::fs::create_dir_all(inside.parent().unwrap()).unwrap();
         std::fs::copy(path, inside).unwrap();
     }
     std::fs::write(root.join("www/index.html"), "it works\n").unwrap();
-    std::fs::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n").unwrap();
+    std::fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n",
+    )
+    .unwrap();
     std::fs::write(root.join("etc/group"), "root:x:0:\napp:x:1000:\n").unwrap();
     let image = directory.join("image");
     std::fs::create_dir_all(&image).unwrap();
-    run(Command::new("tar").args(["--numeric-owner", "--owner=0", "--group=0", "-cf"]).arg(image.join("layer.tar")).arg("-C").arg(&root).arg("."));
+    run(Command::new("tar")
+        .args(["--numeric-owner", "--owner=0", "--group=0", "-cf"])
+        .arg(image.join("layer.tar"))
+        .arg("-C")
+        .arg(&root)
+        .arg("."));
     let sum = run(Command::new("sha256sum").arg(image.join("layer.tar")));
     let diff_id = sum.split_whitespace().next().unwrap();
     let config = format!(
         r#"{{"architecture":"amd64","os":"linux","config":{{"Env":["PATH=/bin"],"Cmd":["/bin/httpd","-f","-p","8000","-h","/www"],"User":"app","WorkingDir":"/home/app"}},"rootfs":{{"type":"layers","diff_ids":["sha256:{diff_id}"]}}}}"#
     );
     std::fs::write(image.join("config.json"), config).unwrap();
-    std::fs::write(image.join("manifest.json"), r#"[{"Config":"config.json","RepoTags":[],"Layers":["layer.tar"]}]"#).unwrap();
+    std::fs::write(
+        image.join("manifest.json"),
+        r#"[{"Config":"config.json","RepoTags":[],"Layers":["layer.tar"]}]"#,
+    )
+    .unwrap();
     let archive = directory.join("image.tar");
-    run(Command::new("tar").arg("-cf").arg(&archive).arg("-C").arg(&image).args(["manifest.json", "config.json", "layer.tar"]));
+    run(Command::new("tar")
+        .arg("-cf")
+        .arg(&archive)
+        .arg("-C")
+        .arg(&image)
+        .args(["manifest.json", "config.json", "layer.tar"]));
     run(Command::new("skopeo")
         .args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"])
         .arg(format!("docker-archive:{}", archive.display()))
@@ -398,10 +495,16 @@ pub(crate) async fn shell(site: &LocalSite, id: InstanceId, line: &str) -> (Stri
     let mut session = site.exec(id, &request).await.unwrap();
     let mut output = Vec::new();
     loop {
-        match tokio::time::timeout(PATIENCE, session.output.recv()).await.expect("a command that ends") {
+        match tokio::time::timeout(PATIENCE, session.output.recv())
+            .await
+            .expect("a command that ends")
+        {
             Some(ExecOutput::Stdout(bytes) | ExecOutput::Stderr(bytes)) => output.extend_from_slice(&bytes),
             Some(ExecOutput::Exited { code }) => return (String::from_utf8(output).unwrap(), code),
-            None => panic!("the session ended without an exit code: {}", String::from_utf8_lossy(&output)),
+            None => panic!(
+                "the session ended without an exit code: {}",
+                String::from_utf8_lossy(&output)
+            ),
         }
     }
 }
@@ -409,11 +512,23 @@ pub(crate) async fn shell(site: &LocalSite, id: InstanceId, line: &str) -> (Stri
 /// The last line of the web page at `host`, or what went wrong, as seen from inside.
 pub(crate) async fn fetch(site: &LocalSite, from: &InstanceSpec, host: &str) -> String {
     let ask = format!(r#"exec 3<>/dev/tcp/{host}/8000 && printf "GET / HTTP/1.0\r\n\r\n" >&3 && cat <&3"#);
-    shell(site, from.id, &format!("timeout 3 bash -c '{ask}' 2>&1 | tail -n 1")).await.0
+    shell(
+        site,
+        from.id,
+        &format!("timeout 3 bash -c '{ask}' 2>&1 | tail -n 1"),
+    )
+    .await
+    .0
 }
 
 pub(crate) async fn log_lines(site: &LocalSite, id: InstanceId) -> Vec<String> {
-    let query = LogQuery { limit: 1000, ..LogQuery::default() };
+    let query = LogQuery {
+        limit: 1000,
+        ..LogQuery::default()
+    };
     let page = site.logs(id, &query).await.unwrap();
-    page.entries.into_iter().map(|entry| format!("{}: {}", entry.stream.as_str(), entry.message)).collect()
+    page.entries
+        .into_iter()
+        .map(|entry| format!("{}: {}", entry.stream.as_str(), entry.message))
+        .collect()
 }
