@@ -49,6 +49,8 @@ def main(path):
             continue
         name = re.sub("[^a-z0-9]", "", reply["message"].lower())
         model = by_name.get(name) or by_name.get("ktest" + name)
+        if model is None and reply["body"] == {}:
+            continue  # the SDK decodes an empty answer as a plain object
         if model is None:
             print(f"{operation}: the SDK has no model {reply['message']}")
             failures += 1

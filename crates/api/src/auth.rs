@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -118,11 +118,21 @@ fn token(headers: &HeaderMap) -> Option<&str> {
         .filter(|token| !token.is_empty() && token.len() <= TOKEN_MAX_BYTES)
 }
 
-/// Where a request came from: what the edge says, since it stands before the API, or the peer itself.
+/// Where a request came from: the peer, or what a proxy of ours says of its own peer. Only peers of this machine or
+/// of a private network are taken for proxies, so that a stranger cannot pass for many.
 fn client_address(parts: &Parts) -> String {
+    let peer = parts
+        .extensions
+        .get::<ConnectInfo<SocketAddr>>()
+        .map(|peer| peer.0.ip());
+    let may_be_proxy = peer.is_none_or(|ip| match ip {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_private(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local(),
+    });
     let forwarded = parts
         .headers
         .get("x-forwarded-for")
+        .filter(|_| may_be_proxy)
         .and_then(|value| value.to_str().ok())
         .and_then(|list| list.rsplit(',').next())
         .map(|last| {
@@ -132,12 +142,7 @@ fn client_address(parts: &Parts) -> String {
                 .collect::<String>()
         })
         .filter(|last| !last.is_empty());
-    forwarded.unwrap_or_else(|| {
-        parts
-            .extensions
-            .get::<ConnectInfo<SocketAddr>>()
-            .map_or_else(|| "unknown".to_owned(), |peer| peer.0.ip().to_string())
-    })
+    forwarded.unwrap_or_else(|| peer.map_or_else(|| "unknown".to_owned(), |ip| ip.to_string()))
 }
 
 /// Longest text of an address that is remembered: an IPv6 address with its zone fits.

@@ -435,8 +435,10 @@ pub(crate) async fn serve(
             }
             error.respond(&request_id.0)
         }
-        Err(_panic) => {
-            tracing::error!("a handler panicked");
+        Err(panic) => {
+            let text = panic.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+            tracing::error!(panic = text.unwrap_or("without a message"), "a handler panicked");
             Error::Internal {
                 doing: "handling a request",
                 source: None,

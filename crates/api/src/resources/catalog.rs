@@ -13,6 +13,7 @@ use crate::{
     endpoint::{Call, Endpoint, get},
     error::Error,
     query::{Nothing, Page},
+    state::ApiState,
     views::count,
     wire::catalog::{
         CatalogInstance, CatalogInstanceListItem, CatalogUsage, DatacenterListItem, GetCatalogInstanceReply,
@@ -103,7 +104,7 @@ async fn list_instances(call: Call<Entries>) -> Result<ListCatalogInstancesReply
         .instance_types
         .iter()
         .filter(|kind| call.query.id.as_ref().is_none_or(|id| id == kind.id))
-        .map(|kind| item(instance(&call.api.catalog, kind)))
+        .map(|kind| item(instance(&call.api, kind)))
         .collect();
     Ok(ListCatalogInstancesReply {
         count: count(instances.len() as u64),
@@ -118,7 +119,7 @@ async fn get_instance(call: Call) -> Result<GetCatalogInstanceReply, Error> {
     let found = call.api.catalog.instance_type(id);
     let found = found.ok_or_else(|| Error::not_found("instance type", id))?;
     Ok(GetCatalogInstanceReply {
-        instance: Some(instance(&call.api.catalog, found)),
+        instance: Some(instance(&call.api, found)),
     })
 }
 
@@ -169,7 +170,15 @@ fn region(catalog: &Catalog, region: &catalog::Region) -> Region {
     }
 }
 
-fn instance(catalog: &Catalog, kind: &InstanceType) -> CatalogInstance {
+/// Whether instances can be frozen here: asked of the sites, which know.
+pub(crate) fn can_sleep_lightly(api: &ApiState) -> bool {
+    let mut sites = api.sites.iter().peekable();
+    sites.peek().is_some() && sites.all(|(_, site)| site.capabilities().freeze)
+}
+
+fn instance(api: &ApiState, kind: &InstanceType) -> CatalogInstance {
+    let catalog = &api.catalog;
+    let light_sleep_enabled = can_sleep_lightly(api);
     let zero = || "0".to_owned();
     CatalogInstance {
         id: kind.id.to_owned(),
@@ -199,7 +208,7 @@ fn instance(catalog: &Catalog, kind: &InstanceType) -> CatalogInstance {
         gpu: None,
         service_types: ["WEB", "WORKER", "SANDBOX"].map(str::to_owned).to_vec(),
         volumes_enabled: false,
-        light_sleep_enabled: true,
+        light_sleep_enabled,
     }
 }
 

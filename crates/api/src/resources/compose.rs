@@ -12,7 +12,7 @@ use tram_types::{
 use super::{
     apps::{self, new_app},
     domains,
-    organizations::project_of,
+    organizations::project_of_service,
     services::{accept, check_paths, created_by, latest, new_service},
 };
 use crate::{
@@ -43,7 +43,7 @@ async fn compose(call: Call<Nothing, CreateCompose>) -> Result<ComposeReply, Err
         ));
     }
     let existing = call.api.store.app_by_name(organization, &app.name).await?;
-    let project = project_of(&call, &app.project_id).await?;
+    let project = project_of_service(&call, &app.project_id).await?;
     let _turn = call.api.deploying.lock().await;
     let (composed_app, app_id) = match &existing {
         Some(app) => (ComposeApp::Existing(organization, app.id), app.id),

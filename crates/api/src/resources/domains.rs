@@ -244,7 +244,7 @@ async fn update(call: Call<Update, UpdateDomain>) -> Result<UpdateDomainReply, E
         }
     }
     if let Some(name) = edit.name.as_ref().filter(|name| **name != current.name)
-        && taken(&call, name).await?
+        && call.api.store.domain_by_name_unscoped(name).await?.is_some()
     {
         wrong.push(FieldViolation::new("subdomain", "already exists"));
     }
@@ -259,21 +259,6 @@ async fn update(call: Call<Update, UpdateDomain>) -> Result<UpdateDomainReply, E
     Ok(UpdateDomainReply {
         domain: Some(views::domain::domain(&domain)),
     })
-}
-
-async fn taken<Q, B>(call: &Call<Q, B>, name: &str) -> Result<bool, Error> {
-    let filter = filter::Domains {
-        name: Some(name.to_owned()),
-        ..filter::Domains::default()
-    };
-    let page = filter::Page::default();
-    Ok(call
-        .api
-        .store
-        .list_domains(call.caller.organization, &filter, page)
-        .await?
-        .count
-        > 0)
 }
 
 async fn remove(call: Call) -> Result<DeleteDomainReply, Error> {

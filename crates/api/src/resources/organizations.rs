@@ -310,7 +310,7 @@ fn member(organization: &record::Organization, user: &str, first: &record::Crede
     }
 }
 
-/// What is wrong with a project that a request names, or the project.
+/// The project that a request names, in its body or its header; `None`: the whole organization.
 pub(crate) async fn project_of<Q, B>(call: &Call<Q, B>, given: &str) -> Result<Option<ProjectId>, Error> {
     if given.is_empty() {
         if let Some(id) = call.caller.project {
@@ -331,5 +331,21 @@ pub(crate) async fn project_of<Q, B>(call: &Call<Q, B>, given: &str) -> Result<O
         Ok(project) => Ok(Some(project.id)),
         Err(tram_store::Error::NotFound { .. }) => Err(unknown()),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// The project of a new service: the one named, or the organization's default one.
+pub(crate) async fn project_of_service<Q, B>(
+    call: &Call<Q, B>,
+    given: &str,
+) -> Result<Option<ProjectId>, Error> {
+    match project_of(call, given).await? {
+        Some(project) => Ok(Some(project)),
+        None => Ok(call
+            .api
+            .store
+            .organization(call.caller.organization)
+            .await?
+            .default_project_id),
     }
 }

@@ -12,7 +12,9 @@ use tram_types::{
     validate::DELAY_MAX_SECONDS,
 };
 
-use super::{instances::LIVE, organizations::own, services::LIFE_CYCLE_MAX_SECONDS};
+use super::{
+    catalog::can_sleep_lightly, instances::LIVE, organizations::own, services::LIFE_CYCLE_MAX_SECONDS,
+};
 use crate::{
     endpoint::{Call, Endpoint, get},
     error::Error,
@@ -87,7 +89,7 @@ async fn quotas(call: Call) -> Result<GetQuotasReply, Error> {
                 is_deep_sleep_enabled: true,
                 deep_sleep_idle_delay_min: 1,
                 deep_sleep_idle_delay_max: DELAY_MAX_SECONDS,
-                is_light_sleep_enabled: true,
+                is_light_sleep_enabled: can_sleep_lightly(&call.api),
                 light_sleep_idle_delay_min: 1,
                 light_sleep_idle_delay_max: DELAY_MAX_SECONDS,
             }),

@@ -13,7 +13,7 @@ use tram_types::{
     validate::SCALE_MAX,
 };
 
-use super::organizations::project_of;
+use super::organizations::project_of_service;
 use crate::{
     definition::{self, Trigger, all_secrets},
     endpoint::{Call, Endpoint, delete, get, patch, post, put},
@@ -304,7 +304,7 @@ pub(crate) fn new_service<Q, B>(
 
 async fn create(call: Call<DryRun, CreateService>) -> Result<CreateServiceReply, Error> {
     let organization = call.caller.organization;
-    let project = project_of(&call, &call.body.project_id).await?;
+    let project = project_of_service(&call, &call.body.project_id).await?;
     let accepted = accept(&call.api, organization, project, &call.body, "").await?;
     if call.query.dry_run {
         // Clients check before the app exists, with an id of their own making.

@@ -166,7 +166,7 @@ impl Follower {
         let mut poll: u32 = 0;
         loop {
             ticks.tick().await;
-            if poll % POLLS_BETWEEN_LOOKUPS == 0 {
+            if poll.is_multiple_of(POLLS_BETWEEN_LOOKUPS) {
                 instances = match self.look_up().await {
                     Ok(found) => found,
                     Err(end) => return end,

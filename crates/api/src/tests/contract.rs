@@ -97,6 +97,39 @@ async fn no_endpoint_is_unknown_to_itself_and_others_are_404() {
 }
 
 #[tokio::test]
+async fn a_panic_and_a_lost_database_are_told_without_their_cause() {
+    let mut fixture = Fixture::new().await;
+    async fn broken(_: crate::endpoint::Call) -> Result<crate::wire::app::DeleteAppReply, crate::Error> {
+        panic!("the secret cause")
+    }
+    let endpoint = crate::endpoint::get("/v1/broken", "Broken", broken);
+    let router = crate::router::build(fixture.api.clone(), vec![endpoint]);
+    fixture.router = router;
+    let refused = fixture.get("/v1/broken").await;
+    let request = refused.headers["x-request-id"].to_str().unwrap().to_owned();
+    let body = refused.bad(500);
+    assert_eq!(body["code"], "internal");
+    assert!(body["message"].as_str().unwrap().contains(&request) && !body.to_string().contains("secret"));
+    fixture.api.store.close().await;
+    let body = fixture.get("/v1/broken").await.bad(503);
+    assert_eq!(body["code"], "unavailable");
+    assert!(!body.to_string().contains("database"));
+}
+
+#[tokio::test]
+async fn a_request_id_is_taken_over_when_it_is_one() {
+    let fixture = Fixture::new().await;
+    for (given, taken) in [("abc-1.2_3", true), ("a b", false), ("", false)] {
+        let request = http::Request::get("/v1/test/anon").header("x-request-id", given);
+        let request = request.body(axum::body::Body::empty()).unwrap();
+        let response = tower::ServiceExt::oneshot(fixture.router.clone(), request)
+            .await
+            .unwrap();
+        assert_eq!(response.headers()["x-request-id"] == given, taken, "{given}");
+    }
+}
+
+#[tokio::test]
 async fn the_document_has_every_endpoint_and_resolves() {
     let fixture = Fixture::new().await;
     let document = fixture

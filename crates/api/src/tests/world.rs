@@ -42,7 +42,10 @@ impl World {
             ("domains", text(&domain)),
             ("credentials", text(&credential)),
             ("projects", text(&project)),
-            ("default_project", fixture.acme.organization.default_project_id.unwrap().to_string()),
+            (
+                "default_project",
+                fixture.acme.organization.default_project_id.unwrap().to_string(),
+            ),
             ("organizations", fixture.acme.organization.id.to_string()),
         ]);
         Self { ids }

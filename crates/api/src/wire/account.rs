@@ -6,7 +6,9 @@ use super::organization::Organization;
 
 tram_types::wire_enum! {
     /// Marks on a user.
+    #[derive(Default)]
     pub enum UserFlags {
+        #[default]
         Admin = "ADMIN",
         Test = "TEST",
         Restricted = "RESTRICTED",
@@ -24,21 +26,11 @@ tram_types::wire_enum! {
 
     /// How a user logs in.
     #[schema(as = LoginMethodReply::Method)]
+    #[derive(Default)]
     pub enum LoginMethodReplyMethod {
+        #[default]
         Koyeb = "KOYEB",
         Workos = "WORKOS",
-    }
-}
-
-impl Default for UserFlags {
-    fn default() -> Self {
-        Self::Admin
-    }
-}
-
-impl Default for LoginMethodReplyMethod {
-    fn default() -> Self {
-        Self::Koyeb
     }
 }
 

@@ -3,7 +3,9 @@
 tram_types::wire_enum! {
     /// Why an image cannot be used.
     #[schema(as = VerifyDockerImageReply::ErrCode)]
+    #[derive(Default)]
     pub enum VerifyDockerImageReplyErrCode {
+        #[default]
         Unknown = "UNKNOWN",
         AuthAccessDenied = "AUTH_ACCESS_DENIED",
         AnonAccessDenied = "ANON_ACCESS_DENIED",
@@ -17,12 +19,6 @@ tram_types::wire_enum! {
         InvalidArch = "INVALID_ARCH",
         InvalidScheme = "INVALID_SCHEME",
         Generic = "GENERIC",
-    }
-}
-
-impl Default for VerifyDockerImageReplyErrCode {
-    fn default() -> Self {
-        Self::Unknown
     }
 }
 

@@ -6,11 +6,13 @@ use tram_types::Timestamp;
 
 tram_types::wire_enum! {
     /// What an organization pays for.
+    #[derive(Default)]
     pub enum Plan {
         Hobby = "hobby",
         Starter = "starter",
         Startup = "startup",
         Business = "business",
+        #[default]
         Enterprise = "enterprise",
         Internal = "internal",
         Hobby23 = "hobby23",
@@ -23,9 +25,11 @@ tram_types::wire_enum! {
 
     /// Whether an organization may work.
     #[schema(as = Organization::Status)]
+    #[derive(Default)]
     pub enum OrganizationStatus {
         Warning = "WARNING",
         Locked = "LOCKED",
+        #[default]
         Active = "ACTIVE",
         Deactivating = "DEACTIVATING",
         Deactivated = "DEACTIVATED",
@@ -34,12 +38,14 @@ tram_types::wire_enum! {
     }
 
     /// Why.
+    #[derive(Default)]
     pub enum OrganizationDetailedStatus {
         New = "NEW",
         EmailNotValidated = "EMAIL_NOT_VALIDATED",
         BillingInfoMissing = "BILLING_INFO_MISSING",
         Locked = "LOCKED",
         PaymentFailure = "PAYMENT_FAILURE",
+        #[default]
         Valid = "VALID",
         PendingVerification = "PENDING_VERIFICATION",
         VerificationFailed = "VERIFICATION_FAILED",
@@ -49,7 +55,9 @@ tram_types::wire_enum! {
 
     /// Why an organization stopped.
     #[schema(as = Organization::DeactivationReason)]
+    #[derive(Default)]
     pub enum OrganizationDeactivationReason {
+        #[default]
         Invalid = "INVALID",
         RequestedByOwner = "REQUESTED_BY_OWNER",
         SubscriptionTermination = "SUBSCRIPTION_TERMINATION",
@@ -60,7 +68,9 @@ tram_types::wire_enum! {
 
     /// Whether a member is one.
     #[schema(as = OrganizationMember::Status)]
+    #[derive(Default)]
     pub enum OrganizationMemberStatus {
+        #[default]
         Invalid = "INVALID",
         Active = "ACTIVE",
         Deleted = "DELETED",
@@ -68,45 +78,11 @@ tram_types::wire_enum! {
 
     /// What a member may do.
     #[schema(as = UserRole::Role)]
+    #[derive(Default)]
     pub enum UserRoleRole {
+        #[default]
         Invalid = "INVALID",
         Owner = "OWNER",
-    }
-}
-
-impl Default for Plan {
-    fn default() -> Self {
-        Self::Enterprise
-    }
-}
-
-impl Default for OrganizationStatus {
-    fn default() -> Self {
-        Self::Active
-    }
-}
-
-impl Default for OrganizationDetailedStatus {
-    fn default() -> Self {
-        Self::Valid
-    }
-}
-
-impl Default for OrganizationDeactivationReason {
-    fn default() -> Self {
-        Self::Invalid
-    }
-}
-
-impl Default for OrganizationMemberStatus {
-    fn default() -> Self {
-        Self::Invalid
-    }
-}
-
-impl Default for UserRoleRole {
-    fn default() -> Self {
-        Self::Invalid
     }
 }
 
