@@ -3,19 +3,19 @@
 //! Unknown until the first complete report of a link, and again as soon as the link is lost.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tram_planner::Activity;
-use tram_types::{ServiceId, Timestamp};
+use tram_planner::{Activity, Drain};
+use tram_types::{InstanceId, ServiceId, Timestamp};
 
 use crate::{
     data_plane::{DataPlane, Event, ServiceActivity},
     queue::{Key, Queue},
-    routing,
+    routing, service,
 };
 
 /// Traffic by service.
@@ -27,6 +27,8 @@ pub struct Activities {
 #[derive(Debug, Default)]
 struct State {
     known: bool,
+    /// The version in force, and the instances with requests under way then.
+    busy: Option<(u64, HashSet<InstanceId>)>,
     services: HashMap<ServiceId, Entry>,
 }
 
@@ -82,7 +84,25 @@ impl Activities {
     fn lost(&self) {
         let mut state = self.lock();
         state.known = false;
+        state.busy = None;
         state.services.clear();
+    }
+
+    /// What is known of the requests of an instance that a table of this version took out.
+    #[must_use]
+    pub fn drain(&self, instance: InstanceId, taken_out_by: u64) -> Drain {
+        match &self.lock().busy {
+            Some((_, busy)) if busy.contains(&instance) => Drain::Busy,
+            Some((version, _)) if *version >= taken_out_by => Drain::Done,
+            Some(_) | None => Drain::Unknown,
+        }
+    }
+
+    /// Takes in which instances are busy; gives those that no longer are.
+    fn busy(&self, version: u64, instances: HashSet<InstanceId>) -> Vec<InstanceId> {
+        let before = self.lock().busy.replace((version, instances.clone()));
+        let before = before.map(|(_, busy)| busy).unwrap_or_default();
+        before.difference(&instances).copied().collect()
     }
 
     /// Takes a report in; a wish to wake stays until it was met, since the report may be older than the wish. Gives the services about which something may have to be done.
@@ -119,6 +139,7 @@ impl Activities {
 /// Follows the data plane's news until `cancel`, or until there will be no more.
 pub(crate) async fn follow_data_plane(
     data_plane: Arc<dyn DataPlane>,
+    services: Arc<service::Reconciler>,
     activities: Arc<Activities>,
     routing: Arc<routing::Reconciler>,
     routing_signal: Arc<Notify>,
@@ -148,6 +169,13 @@ pub(crate) async fn follow_data_plane(
             Some(Event::Report { complete, services }) => {
                 for service in activities.report(complete, &services) {
                     queue.add(Key::Service(service));
+                }
+            }
+            Some(Event::Busy { version, instances }) => {
+                for instance in activities.busy(version, instances) {
+                    if let Some(owner) = services.owner_of(instance) {
+                        queue.add(Key::Service(owner));
+                    }
                 }
             }
         }

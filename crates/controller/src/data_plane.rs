@@ -1,10 +1,10 @@
 //! What the controller needs of the data plane, in words of its own: the edge is another process, maybe another
 //! program, and `server` adapts its link to this trait.
 
-use std::fmt::Debug;
+use std::{collections::HashSet, fmt::Debug};
 
 use async_trait::async_trait;
-use tram_types::{ServiceId, Timestamp, routing::RoutingTable};
+use tram_types::{InstanceId, ServiceId, Timestamp, routing::RoutingTable};
 
 /// What carries user traffic.
 #[async_trait]
@@ -61,6 +61,14 @@ pub enum Event {
         complete: bool,
         /// The services.
         services: Vec<ServiceActivity>,
+    },
+    /// Every instance with requests under way, whatever table sent them there. An instance that a table took out, and
+    /// that is not here when that table or a newer one is in force, will not get any more.
+    Busy {
+        /// The version in force when this was true.
+        version: u64,
+        /// The instances.
+        instances: HashSet<InstanceId>,
     },
 }
 

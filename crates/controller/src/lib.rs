@@ -155,7 +155,6 @@ impl Controller {
             cancel.clone(),
         ));
         tasks.spawn(service::follow_store(
-            Arc::clone(&services),
             Arc::clone(&queue),
             Arc::clone(&routing),
             Arc::clone(&routing_signal),
@@ -173,6 +172,7 @@ impl Controller {
         }
         tasks.spawn(activity::follow_data_plane(
             Arc::clone(&deps.data_plane),
+            Arc::clone(&services),
             Arc::clone(&activities),
             Arc::clone(&routing),
             Arc::clone(&routing_signal),

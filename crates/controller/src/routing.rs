@@ -306,7 +306,7 @@ impl Reconciler {
         match pushed {
             Ok(()) => {
                 report.pushed = Some(known.version);
-                for service in self.confirmed.confirm(self.deps.clock.now()) {
+                for service in self.confirmed.confirm(known.version, self.deps.clock.now()) {
                     self.queue.add(Key::Service(service));
                 }
                 Ok(())

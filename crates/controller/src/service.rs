@@ -123,6 +123,11 @@ impl Reconciler {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The service that an instance belongs to, if it has been looked at.
+    pub(crate) fn owner_of(&self, instance: InstanceId) -> Option<ServiceId> {
+        self.memory().owners.get(&instance).copied()
+    }
+
     /// One look at a service.
     async fn look(&self, id: ServiceId, report: &mut ServiceReport) -> Result<Next, Error> {
         let mut last_app = None;

@@ -41,7 +41,7 @@ pub use policy::Policy;
 pub use reason::Reason;
 pub use sleep::{Rung, rung};
 pub use view::{
-    Activity, AppIntent, Deployment, Edge, Instance, Intent, Observed, Region, ServiceView, SiteState,
+    Activity, AppIntent, Deployment, Drain, Edge, Instance, Intent, Observed, Region, ServiceView, SiteState,
     Source, Takeover,
 };
 

@@ -10,7 +10,7 @@ use crate::{
     draft::{At, Draft},
     plan::Order,
     reason::Reason,
-    view::{Activity, Edge, Intent, Observed},
+    view::{Activity, Drain, Edge, Intent, Observed},
 };
 
 pub(crate) fn issue(draft: &mut Draft<'_>) {
@@ -76,10 +76,10 @@ fn gate(draft: &mut Draft<'_>, at: At) -> Gate {
         return Gate::Closed(Reason::EdgeStillRoutes);
     }
     let idle = matches!(draft.view.activity, Activity::Known { in_flight: 0, .. });
-    let patience = if idle {
-        draft.policy.settle
-    } else {
-        draft.policy.drain
+    let patience = match draft.instance(at).drain {
+        Drain::Done => return Gate::Open(Reason::Stopping),
+        Drain::Unknown if idle => draft.policy.settle,
+        Drain::Unknown | Drain::Busy => draft.policy.drain,
     };
     let due = since.plus(patience);
     // A confirmation in the future means that the clock was set back.

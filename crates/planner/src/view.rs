@@ -165,8 +165,22 @@ pub struct Instance {
     pub healthy_at: Option<Timestamp>,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
+    /// What the data plane says of requests it still serves, once no new ones go there.
+    pub drain: Drain,
     /// What its site says now.
     pub observed: Observed,
+}
+
+/// What the data plane says of the requests of one instance.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Drain {
+    /// It has not said.
+    #[default]
+    Unknown,
+    /// Some are under way.
+    Busy,
+    /// None is, and none will come.
+    Done,
 }
 
 /// What a site says of an instance.

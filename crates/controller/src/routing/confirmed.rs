@@ -27,6 +27,8 @@ struct State {
 struct Entry {
     endpoints: BTreeSet<InstanceId>,
     since: Timestamp,
+    /// The version that said so first.
+    version: u64,
 }
 
 impl Confirmed {
@@ -49,13 +51,20 @@ impl Confirmed {
         Edge::Known { endpoints, since }
     }
 
+    /// The confirmed version that gave the service its present endpoints; `None` while nothing is confirmed of it.
+    pub(crate) fn version_of(&self, service: ServiceId) -> Option<u64> {
+        let state = self.lock();
+        state.linked?;
+        state.services.get(&service).map(|entry| entry.version)
+    }
+
     /// A table is about to be pushed in which this service has these endpoints.
     pub(super) fn offer(&self, service: ServiceId, endpoints: BTreeSet<InstanceId>) {
         self.lock().offered.insert(service, endpoints);
     }
 
     /// The table is in force. Gives the services for which that is news.
-    pub(super) fn confirm(&self, now: Timestamp) -> Vec<ServiceId> {
+    pub(super) fn confirm(&self, version: u64, now: Timestamp) -> Vec<ServiceId> {
         let mut state = self.lock();
         let mut news = Vec::new();
         if state.linked.is_none() {
@@ -77,11 +86,11 @@ impl Confirmed {
                     Entry {
                         endpoints,
                         since: now,
+                        version,
                     },
                 );
             }
         }
-        // An entry without endpoints says no more than none at all once it has been seen.
         news
     }
 
@@ -108,12 +117,12 @@ mod tests {
         assert_eq!(confirmed.of(service), Edge::Unknown);
         confirmed.offer(service, BTreeSet::from([instance]));
         assert_eq!(confirmed.of(service), Edge::Unknown);
-        assert_eq!(confirmed.confirm(now), [service]);
+        assert_eq!(confirmed.confirm(1, now), [service]);
         confirmed.offer(service, BTreeSet::new());
         let served =
             |edge: Edge| matches!(edge, Edge::Known { endpoints, .. } if endpoints.contains(&instance));
         assert!(served(confirmed.of(service)), "the old table is still in force");
-        assert_eq!(confirmed.confirm(now), [service]);
+        assert_eq!(confirmed.confirm(1, now), [service]);
         assert!(!served(confirmed.of(service)));
         confirmed.offer(service, BTreeSet::from([instance]));
         assert!(

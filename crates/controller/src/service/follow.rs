@@ -84,7 +84,6 @@ async fn sweep(queue: &Queue, deps: &Deps) -> Result<(), Error> {
 
 /// Follows the store's signals until `cancel`.
 pub(crate) async fn follow_store(
-    _services: Arc<Reconciler>,
     queue: Arc<Queue>,
     routing: Arc<routing::Reconciler>,
     routing_signal: Arc<Notify>,
@@ -140,8 +139,7 @@ pub(crate) async fn follow_site(
         };
         match changed {
             Ok(Changed::Instance(instance)) => {
-                let owner = services.memory().owners.get(&instance).copied();
-                if let Some(owner) = owner {
+                if let Some(owner) = services.owner_of(instance) {
                     queue.add(Key::Service(owner));
                 }
             }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tram_planner::{Deployment, Instance, Intent, Observed, Region, ServiceView, SiteState, Takeover};
+use tram_planner::{Deployment, Drain, Instance, Intent, Observed, Region, ServiceView, SiteState, Takeover};
 use tram_site::{EndCause, InstancePhase, ObservedImage, ObservedInstance};
 use tram_store::{ServiceState, filter, record};
 use tram_types::{
@@ -270,7 +270,7 @@ impl Reconciler {
                 site: self.site_state(&regional.region, unreachable),
                 image: self.image(state.service.id, deployment.id, &regional.region),
                 instances: here
-                    .map(|(row, observed)| instance(row, observed.clone()))
+                    .map(|(row, observed)| self.instance(row, observed.clone()))
                     .collect(),
             }
         });
@@ -290,6 +290,30 @@ impl Reconciler {
                 DeploymentStrategyType::Canary | DeploymentStrategyType::BlueGreen
             ),
             regions: regions.collect(),
+        }
+    }
+
+    fn instance(&self, row: &record::Instance, observed: Observed) -> Instance {
+        let drain = match row.status {
+            InstanceStatus::Stopping => {
+                let version = self.confirmed.version_of(row.service_id);
+                version.map_or(Drain::Unknown, |version| self.activities.drain(row.id, version))
+            }
+            _ => Drain::Unknown,
+        };
+        Instance {
+            id: row.id,
+            replica_index: row.replica_index,
+            status: row.status,
+            messages: row.messages.clone(),
+            generation: row.generation,
+            address: row.address.parse::<IpAddr>().ok(),
+            forgotten: row.forgotten,
+            created_at: row.created_at,
+            healthy_at: row.succeeded_at,
+            ended_at: row.terminated_at,
+            drain,
+            observed,
         }
     }
 
@@ -344,21 +368,5 @@ fn intent(state: &ServiceState) -> Intent {
         (record::Desired::Delete, _) | (_, record::Desired::Delete) => Intent::Delete,
         (record::Desired::Pause, _) => Intent::Pause,
         (record::Desired::Run, _) => Intent::Run,
-    }
-}
-
-fn instance(row: &record::Instance, observed: Observed) -> Instance {
-    Instance {
-        id: row.id,
-        replica_index: row.replica_index,
-        status: row.status,
-        messages: row.messages.clone(),
-        generation: row.generation,
-        address: row.address.parse::<IpAddr>().ok(),
-        forgotten: row.forgotten,
-        created_at: row.created_at,
-        healthy_at: row.succeeded_at,
-        ended_at: row.terminated_at,
-        observed,
     }
 }

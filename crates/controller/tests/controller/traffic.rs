@@ -1,8 +1,8 @@
 //! Sleep, wake, and what the data plane has to do with it.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
-use tram_controller::data_plane::ServiceActivity;
+use tram_controller::data_plane::{Event, ServiceActivity};
 use tram_site::EndCause;
 use tram_testkit::{Behaviour, Life};
 use tram_types::{
@@ -136,6 +136,51 @@ async fn an_old_instance_stays_while_the_edge_cannot_be_told() {
     world
         .until("the old one stops", async || {
             world.clock.advance(Duration::from_millis(100));
+            if world.site.running().contains(&old) {
+                Err("it runs".to_owned())
+            } else {
+                Ok(())
+            }
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn an_old_instance_stops_with_its_last_request_however_busy_the_new_one_is() {
+    let world = World::new().await;
+    let made = world.create("web", web("v1", 1)).await;
+    let service = made.service.id;
+    world.endpoints_become(service, 1).await;
+    let old = world.site.running()[0];
+    let busy = |in_flight| ServiceActivity {
+        service,
+        in_flight,
+        queued: 0,
+        last_at: Some(world.now()),
+    };
+    world.edge.traffic(busy(8));
+    world.edge.say(Event::Busy {
+        version: world.edge.table().version,
+        instances: HashSet::from([old]),
+    });
+    let new = world.deploy(service, web("v2", 1)).await;
+    world.deployment_becomes(new, D::Healthy).await;
+    world
+        .until("the table leads to the new one", async || {
+            match world.edge.service(service) {
+                Some(it) if it.endpoints.iter().all(|it| it.instance_id != old.uuid()) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+    world.pass(Duration::from_secs(10)).await;
+    assert!(world.site.running().contains(&old), "it has a request");
+    world.edge.say(Event::Busy {
+        version: world.edge.table().version,
+        instances: HashSet::new(),
+    });
+    world
+        .until("the old one stops", async || {
             if world.site.running().contains(&old) {
                 Err("it runs".to_owned())
             } else {

@@ -6,7 +6,7 @@ use tram_site::EndCause;
 use tram_types::status::{DeploymentStatus as D, InstanceStatus, ServiceStatus};
 
 use super::world::{Program, World};
-use crate::{Activity, Intent, Order, Reason, Takeover, Write};
+use crate::{Activity, Drain, Intent, Order, Plan, Reason, Takeover, Write};
 
 fn healthy(min: u32) -> World {
     let mut world = World::new();
@@ -76,6 +76,33 @@ fn an_old_instance_is_not_stopped_while_the_edge_may_send_it_requests() {
             .iter()
             .any(|it| matches!(it, Order::Stop { instance, .. } if *instance == old))
     );
+}
+
+#[test]
+fn an_old_instance_without_requests_is_stopped_though_the_new_ones_are_busy() {
+    let mut world = healthy(1);
+    let old = world.running()[0];
+    let new = world.deploy(Program::Good, 1, Takeover::Rolling);
+    while world.deployment(new).status != D::Healthy {
+        world.step_site();
+        world.reconcile(false);
+    }
+    world.sync_edge();
+    world.store.activity = Activity::Known {
+        in_flight: 32,
+        queued: 0,
+        last_at: Some(world.now),
+        wake: false,
+    };
+    let stopped = |made: Plan| {
+        made.orders
+            .iter()
+            .any(|it| matches!(it, Order::Stop { instance, .. } if *instance == old))
+    };
+    for (drain, expected) in [(Drain::Busy, false), (Drain::Unknown, false), (Drain::Done, true)] {
+        world.set_drain(old, drain);
+        assert_eq!(stopped(world.reconcile(true)), expected, "{drain:?}");
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ use tram_types::{
 use uuid::Uuid;
 
 use crate::{
-    Activity, Deployment, Edge, Instance, Intent, Observed, Order, Plan, Policy, Region, ServiceView,
+    Activity, Deployment, Drain, Edge, Instance, Intent, Observed, Order, Plan, Policy, Region, ServiceView,
     SiteState, Source, Takeover, Write, plan,
 };
 
@@ -328,6 +328,10 @@ impl World {
             .unwrap()
     }
 
+    pub(super) fn set_drain(&mut self, id: InstanceId, drain: Drain) {
+        self.find(id).drain = drain;
+    }
+
     fn write(&mut self, write: &Write) {
         let now = self.now;
         match write {
@@ -392,6 +396,7 @@ impl World {
                     created_at: now,
                     healthy_at: None,
                     ended_at: None,
+                    drain: Drain::Unknown,
                     observed: Observed::Unknown,
                 });
             }
