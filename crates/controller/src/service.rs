@@ -85,8 +85,35 @@ struct Memory {
 struct Remembered {
     instances: HashSet<InstanceId>,
     images: HashMap<(DeploymentId, String), ObservedImage>,
+    /// Images it waits for.
+    waits_for: HashSet<String>,
     /// Instances that their site refused to start, with its words.
     refused: HashMap<InstanceId, String>,
+}
+
+impl Memory {
+    fn wait_for(&mut self, reference: &str, service: ServiceId) {
+        self.image_waits
+            .entry(reference.to_owned())
+            .or_default()
+            .insert(service);
+        let waits = &mut self.services.entry(service).or_default().waits_for;
+        waits.insert(reference.to_owned());
+    }
+
+    fn stop_waiting(&mut self, service: ServiceId) {
+        let Some(known) = self.services.get_mut(&service) else {
+            return;
+        };
+        for reference in std::mem::take(&mut known.waits_for) {
+            if let Some(waiting) = self.image_waits.get_mut(&reference) {
+                waiting.remove(&service);
+                if waiting.is_empty() {
+                    self.image_waits.remove(&reference);
+                }
+            }
+        }
+    }
 }
 
 /// How a look ended.
@@ -169,6 +196,7 @@ impl Reconciler {
     fn forget(&self, id: ServiceId) {
         self.activities.remove(id);
         let mut memory = self.memory();
+        memory.stop_waiting(id);
         if let Some(gone) = memory.services.remove(&id) {
             for instance in gone.instances {
                 memory.owners.remove(&instance);

@@ -4,11 +4,11 @@ use tram_planner::{AppPlan, AppView, Intent, plan_app};
 use tram_store::{
     Error as StoreError,
     intent::AppSet,
-    record::{App, Desired},
+    record::{App, Desired, ObjectKind},
 };
 use tram_types::{AppId, status::AppStatus};
 
-use super::{BREATHER, RETRY, Reconciler};
+use super::{BREATHER, RETRY, Reconciler, event::event};
 use crate::{
     driver::Outcome,
     error::Error,
@@ -87,9 +87,20 @@ impl Reconciler {
             paused_at: (status == AppStatus::Paused && app.status != AppStatus::Paused).then_some(Some(now)),
             ..AppSet::default()
         };
+        let changed = status != app.status;
+        let told = || {
+            event(
+                app.organization_id,
+                ObjectKind::App,
+                app.id.uuid(),
+                status.as_str(),
+                "the sum of its services",
+            )
+        };
+        let events = changed.then(told).into_iter().collect();
         self.deps
             .store
-            .apply_app(app.id, app.status, set, Vec::new())
+            .apply_app(app.id, app.status, set, events)
             .await
             .map_err(Error::store("show the status of an app"))?;
         Ok(Outcome::Changed)

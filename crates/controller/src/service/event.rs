@@ -1,31 +1,27 @@
 //! The history that users read: one event for every change of a status, in words.
 
 use serde_json::Value;
-use tram_planner::Reason;
-use tram_store::{
-    intent::{NewEvent, Update},
-    record::ObjectKind,
-};
+use tram_store::{intent::NewEvent, record::ObjectKind};
 use tram_types::OrganizationId;
 use uuid::Uuid;
 
-/// An event of an object that became `status`, for `reason`.
+/// An event of an object that became `status`, for a reason in words.
 pub(super) fn event(
     organization: OrganizationId,
     kind: ObjectKind,
     id: Uuid,
     status: &str,
-    reason: &Reason,
-) -> Update {
+    reason: &str,
+) -> NewEvent {
     let name = kind.as_str();
-    Update::Event(Box::new(NewEvent {
+    NewEvent {
         organization_id: organization,
         object_kind: kind,
         object_id: id,
         kind: format!("{}_{status}", name.to_ascii_uppercase()),
         message: format!("{} is {}: {reason}", capital(name), status.to_ascii_lowercase()),
         metadata: Value::Object(serde_json::Map::new()),
-    }))
+    }
 }
 
 fn capital(name: &str) -> String {

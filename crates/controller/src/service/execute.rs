@@ -61,11 +61,13 @@ impl Reconciler {
                 Err(error) => return Err(Error::store("record a plan")(error)),
             }
         }
-        let mut done = if plan.writes.is_empty() {
+        // Words about something that is under way change all the time; they are no reason to look again at once.
+        let mut done = if plan.writes.iter().all(only_words) {
             Done::Waits
         } else {
             Done::Progress
         };
+        self.tell(seen, plan).await;
         let mut forgotten = Vec::new();
         for order in &plan.orders {
             report.orders += 1;
@@ -91,6 +93,27 @@ impl Reconciler {
         }
         self.record_forgotten(seen, forgotten).await?;
         Ok(done)
+    }
+
+    /// Writes the cause of every failure into the log of the instance, where its owner looks first. Nothing depends
+    /// on it.
+    async fn tell(&self, seen: &Seen, plan: &Plan) {
+        for write in &plan.writes {
+            let Write::Instance(write) = write else { continue };
+            if write.from == write.to || !write.to.is_final() || write.messages.is_empty() {
+                continue;
+            }
+            let Some((_, site)) = self.row(seen, write.id) else {
+                continue;
+            };
+            if let Err(error) = site.log_platform(write.id, &write.messages.join("; ")).await {
+                tracing::debug!(
+                    instance = %write.id,
+                    error = &error as &dyn std::error::Error,
+                    "the cause of a failure is not in the instance's log"
+                );
+            }
+        }
     }
 
     /// A service that asks for its own deletion: recorded as its owner's wish would be, then planned anew.
@@ -200,11 +223,7 @@ impl Reconciler {
             Err(Problem::Wrong(message)) => failed(message),
             Ok(image) => {
                 // Before asking, so that no news are missed.
-                let waits = |memory: &mut super::Memory| {
-                    let waiting = memory.image_waits.entry(image.reference.clone()).or_default();
-                    waiting.insert(seen.view.id);
-                };
-                waits(&mut self.memory());
+                self.memory().wait_for(&image.reference, seen.view.id);
                 match site.ensure_image(&image).await {
                     Ok(observed) => observed,
                     Err(tram_site::Error::Refused { message }) => failed(message),
@@ -217,6 +236,9 @@ impl Reconciler {
             ObservedImage::Ready { .. } | ObservedImage::Failed { retryable: false, .. }
         );
         let mut memory = self.memory();
+        if settled {
+            memory.stop_waiting(seen.view.id);
+        }
         let images = &mut memory.services.entry(seen.view.id).or_default().images;
         let before = images.insert((deployment, region.to_owned()), observed.clone());
         let news = before.as_ref() != Some(&observed);
@@ -247,12 +269,7 @@ impl Reconciler {
         match site.ensure_image(&spec.image).await {
             Ok(ObservedImage::Ready { .. }) => {}
             Ok(ObservedImage::Pulling { .. }) => {
-                let mut memory = self.memory();
-                let waiting = memory
-                    .image_waits
-                    .entry(spec.image.reference.clone())
-                    .or_default();
-                waiting.insert(seen.view.id);
+                self.memory().wait_for(&spec.image.reference, seen.view.id);
                 return Ok(None);
             }
             Ok(ObservedImage::Failed { message, .. }) | Err(tram_site::Error::Refused { message }) => {
@@ -327,6 +344,15 @@ impl Written {
     }
 }
 
+/// Whether a write changes nothing but what is said.
+fn only_words(write: &Write) -> bool {
+    match write {
+        Write::Deployment { from, to, .. } => from == to,
+        Write::Service { from, to, .. } => from == to,
+        _ => false,
+    }
+}
+
 fn failed(message: String) -> ObservedImage {
     ObservedImage::Failed {
         message,
@@ -396,7 +422,8 @@ impl<'a> Batch<'a> {
 
     fn event(&mut self, kind: ObjectKind, id: uuid::Uuid, status: &str, reason: &tram_planner::Reason) {
         let organization = self.seen.state.service.organization_id;
-        self.events.push(event(organization, kind, id, status, reason));
+        let event = event(organization, kind, id, status, &reason.to_string());
+        self.events.push(Update::Event(Box::new(event)));
     }
 
     fn set_service(&mut self, from: ServiceStatus, to: ServiceStatus, messages: &[String]) {

@@ -287,6 +287,13 @@ async fn a_crash_is_told_and_replaced_with_a_growing_pause() {
         world.service_becomes(service, S::Healthy).await;
     }
     let instances = world.instances(service).await;
+    let query = LogQuery {
+        limit: 10,
+        ..LogQuery::default()
+    };
+    let log = world.site.logs(instances[0].id, &query).await.unwrap();
+    assert_eq!(log.entries[0].stream, LogStream::Koyeb);
+    assert!(log.entries[0].message.contains("512 MiB of memory"));
     assert_eq!(instances.len(), 4);
     assert_eq!(instances[0].status, InstanceStatus::Error);
     assert!(!instances[0].messages.is_empty());
@@ -360,6 +367,39 @@ async fn a_cancelled_deployment_ends_before_it_runs() {
         .unwrap();
     world.deployment_becomes(made.deployment.id, D::Canceled).await;
     assert_eq!(world.site.calls().start, 0);
+}
+
+#[tokio::test]
+async fn words_about_a_pull_do_not_keep_the_controller_busy() {
+    let world = World::new().await;
+    world.site.script(
+        "large",
+        Behaviour {
+            image: ImageBehaviour::ReadyAfter(1_000_000),
+            ..Behaviour::default()
+        },
+    );
+    // Nothing is announced, so that every look is the controller's own.
+    world.site.set_silent(true);
+    let made = world.create("web", web("large", 1)).await;
+    world
+        .until("the owner is told how far it is", async || {
+            let deployment = world.deployment(made.deployment.id).await;
+            let told = deployment
+                .messages
+                .first()
+                .is_some_and(|it| it.contains("unpacking layer"));
+            if told {
+                Ok(())
+            } else {
+                Err(format!("{deployment:?}"))
+            }
+        })
+        .await;
+    let before = world.site.calls().ensure_image;
+    world.pass(Duration::from_secs(60)).await;
+    let asked = world.site.calls().ensure_image - before;
+    assert!((6..=60).contains(&asked), "asked {asked} times in a minute");
 }
 
 #[tokio::test]
