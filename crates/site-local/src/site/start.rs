@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tram_image::Image;
 use tram_sandbox::protocol::{InstanceInfo, InstanceState, LaunchFailure, LaunchSpec, Refusal, User};
 use tram_site::{EndCause, InstanceSpec};
@@ -60,7 +61,7 @@ pub(super) async fn run(shared: Arc<Shared>, id: InstanceId) {
     let prepared_after = begun.elapsed();
     let outcome = match prepared {
         Ok(_) if halt.is_cancelled() => Err(Failure::Halted),
-        Ok(launch) => start(&shared, id, launch).await,
+        Ok(launch) => start(&shared, id, launch, &halt).await,
         Err(failure) => Err(failure),
     };
     let cause = match outcome {
@@ -155,7 +156,12 @@ async fn image_and_account(shared: &Arc<Shared>, spec: &InstanceSpec) -> Result<
 }
 
 /// Has the supervisor launch it, and finds out what happened when the answer is lost.
-async fn start(shared: &Arc<Shared>, id: InstanceId, launch: LaunchSpec) -> Result<Option<i32>, Failure> {
+async fn start(
+    shared: &Arc<Shared>,
+    id: InstanceId,
+    launch: LaunchSpec,
+    halt: &CancellationToken,
+) -> Result<Option<i32>, Failure> {
     let deadline = Instant::now() + LAUNCH_PATIENCE;
     let launch = Arc::new(launch);
     loop {
@@ -190,6 +196,8 @@ async fn start(shared: &Arc<Shared>, id: InstanceId, launch: LaunchSpec) -> Resu
                     Some(InstanceState::Starting) | None => supervisor::Error::Closed,
                 }
             }
+            // Nobody heard the order, so there is nothing to take back.
+            Err(supervisor::Error::Unreachable(_)) if halt.is_cancelled() => return Err(Failure::Halted),
             Err(error @ supervisor::Error::Refused(_)) => {
                 return Err(Failure::machine("launch an instance", &error));
             }
