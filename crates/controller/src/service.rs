@@ -8,6 +8,7 @@
 //! signal takes a service as far as it can go.
 
 mod app;
+mod batch;
 mod event;
 mod execute;
 mod follow;
@@ -21,9 +22,9 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tram_planner::{Activity, Plan};
+use tram_planner::{Activity, Plan, Write};
 use tram_site::ObservedImage;
-use tram_types::{DeploymentId, InstanceId, ServiceId};
+use tram_types::{AppId, DeploymentId, InstanceId, ServiceId};
 
 pub(crate) use follow::{follow_site, follow_store, tell_time};
 
@@ -57,6 +58,8 @@ pub struct ServiceReport {
     pub conflicts: u32,
     /// Orders or reads that failed and will be repeated.
     pub failures: u32,
+    /// The service is shown as something else, which concerns this app.
+    pub concerns: Option<AppId>,
 }
 
 /// Keeps services as their owners want them.
@@ -121,7 +124,7 @@ enum Next {
     /// When to look again, if nothing happens before.
     At(Option<tram_types::Timestamp>),
     /// The service is gone.
-    Gone(tram_types::AppId),
+    Gone(AppId),
     /// Something failed: soon.
     Retry,
     /// The rounds were used up: at once, after the others.
@@ -178,6 +181,13 @@ impl Reconciler {
                 return Ok(Next::At(plan.look_again_at));
             }
             trace(id, &plan);
+            if plan
+                .writes
+                .iter()
+                .any(|write| matches!(write, Write::Service { from, to, .. } if from != to))
+            {
+                report.concerns = last_app;
+            }
             match self.execute(&seen, &plan, report).await? {
                 execute::Done::Progress => {}
                 execute::Done::Waits => return Ok(Next::At(plan.look_again_at)),
@@ -281,6 +291,9 @@ async fn look_at(services: &Reconciler, queue: &Queue, deps: &Deps, id: ServiceI
             Outcome::Failed
         }
     };
+    if let Some(app) = report.concerns {
+        queue.add(Key::App(app));
+    }
     if report.writes > 0 {
         tracing::debug!(service = %id, ?report, "reconciled");
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tram_site::EndCause;
 use tram_store::{
     intent::{InstanceSet, Update},
     record::Desired,
@@ -105,4 +106,20 @@ async fn an_instance_that_was_over_but_not_forgotten_is_in_the_end() {
         .await;
     world.want(service, Desired::Delete).await;
     world.gone(service).await;
+}
+
+#[tokio::test]
+async fn lost_signals_cost_time_and_nothing_else() {
+    let mut world = World::without_controller().await;
+    world.sweep = Duration::from_millis(50);
+    world.site.script("v1", Behaviour::living(Life::HealthyAfter(3)));
+    world.site.set_silent(true);
+    world.start();
+    let made = world.create("web", web("v1", 2)).await;
+    world.service_becomes(made.service.id, S::Healthy).await;
+    let running = world.site.running();
+    world.site.end(running[0], EndCause::Exited { code: 1 });
+    world.service_becomes(made.service.id, S::Degraded).await;
+    world.pass(Duration::from_secs(2)).await;
+    world.service_becomes(made.service.id, S::Healthy).await;
 }

@@ -11,7 +11,7 @@ use tram_store::{
 use tram_testkit::{Behaviour, ImageBehaviour, Life};
 use tram_types::{
     SecretId,
-    status::{DeploymentStatus as D, InstanceStatus, SecretType, ServiceStatus as S},
+    status::{AppStatus, DeploymentStatus as D, InstanceStatus, SecretType, ServiceStatus as S},
 };
 
 use crate::world::{World, web};
@@ -43,6 +43,13 @@ async fn a_service_comes_up_is_routed_and_goes_without_a_trace() {
             "DEPLOYMENT_HEALTHY"
         ]
     );
+    world
+        .until("the app is healthy", async || {
+            let app = world.store.app_unscoped(world.app).await.unwrap();
+            let healthy = app.status == AppStatus::Healthy && app.succeeded_at.is_some();
+            if healthy { Ok(()) } else { Err(format!("{app:?}")) }
+        })
+        .await;
     let row = world.service(service).await;
     assert_eq!(row.active_deployment_id, Some(deployment));
     assert_eq!(row.last_provisioned_deployment_id, Some(deployment));

@@ -156,6 +156,7 @@ pub(crate) struct World {
     pub(crate) project: ProjectId,
     pub(crate) app: AppId,
     pub(crate) controller: Option<ControllerHandle>,
+    pub(crate) sweep: Duration,
     _directory: tempfile::TempDir,
 }
 
@@ -197,6 +198,7 @@ impl World {
             project,
             app: AppId::random(),
             controller: None,
+            sweep: DEADLINE * 100,
             _directory: directory,
         };
         world.app = world.create_app("shop", false).await;
@@ -214,7 +216,8 @@ impl World {
             policy: Policy::default(),
             settings: Settings {
                 tick: Duration::from_millis(5),
-                sweep: Duration::from_millis(100),
+                // Signals alone have to do: what only a sweep finds would take two minutes.
+                sweep: self.sweep,
                 ..Settings::default()
             },
             observer: Arc::new(NoObserver),
