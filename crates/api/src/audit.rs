@@ -7,11 +7,7 @@ use serde_json::{Value, json};
 use tram_store::intent::NewActivity;
 use tram_types::OrganizationId;
 
-use crate::{
-    auth::Caller,
-    endpoint::{Incoming, chain},
-    state::ApiState,
-};
+use crate::{auth::Caller, endpoint::Incoming, serve::chain, state::ApiState};
 
 /// What a change is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

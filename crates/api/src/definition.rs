@@ -25,8 +25,8 @@ use tram_types::{
 };
 
 use crate::{
-    endpoint::chain,
     error::Error,
+    serve::chain,
     state::ApiState,
     views::service::DEPLOYMENT_GROUP,
     wire::{

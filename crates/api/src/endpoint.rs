@@ -2,20 +2,18 @@
 //!
 //! The signature of a handler says it all: `async fn(Call<Query, Body>) -> Result<Reply, Error>`. The router, the
 //! OpenAPI document and the tests of coverage are made from the same list of these values, so none can drift from
-//! the others. Everything that is the same for all endpoints happens once, in [`serve`].
+//! the others. What is the same for all of them happens once: decoding here, the
+//! rest in [`crate::serve`].
 
-use std::{fmt, future::Future, panic::AssertUnwindSafe, pin::Pin, str::FromStr, sync::Arc, time::Instant};
+use std::{fmt, future::Future, pin::Pin, str::FromStr, sync::Arc};
 
 use axum::{
     Json,
     body::Body,
-    extract::{RawPathParams, Request},
     response::{IntoResponse, Response},
 };
-use futures_util::FutureExt;
 use http::{HeaderName, HeaderValue, Method, request::Parts};
 use serde::{Serialize, de::DeserializeOwned};
-use tracing::Instrument;
 use utoipa::{
     ToSchema,
     openapi::{RefOr, path::Parameter, schema::Schema},
@@ -23,7 +21,7 @@ use utoipa::{
 
 use crate::{
     audit,
-    auth::{Access, Caller, authenticate},
+    auth::{Access, Caller},
     body::{BODY_MAX_BYTES, decode, decode_value},
     error::Error,
     merge::{masked, patch as patch_value},
@@ -33,10 +31,6 @@ use crate::{
 
 /// Names what was ignored of a request.
 pub(crate) const WARNING_HEADER: HeaderName = HeaderName::from_static("x-tram-warning");
-/// Names a request in our log and in messages.
-const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
-/// Longest request id that is taken over from a client.
-const REQUEST_ID_MAX_BYTES: usize = 64;
 
 /// A request that was authenticated, not decoded yet.
 pub(crate) struct Incoming {
@@ -306,6 +300,11 @@ impl Endpoint {
         }
     }
 
+    /// Carries out a request that was authenticated.
+    pub(crate) async fn run(&self, incoming: Incoming) -> Result<Response, Error> {
+        (self.run)(incoming).await
+    }
+
     /// The same endpoint, with the message it answers named for the OpenAPI document.
     pub(crate) fn giving<R: ToSchema>(mut self) -> Self {
         self.gives = Some(Message::of::<R>());
@@ -404,113 +403,3 @@ fn warning(unknown: &[String]) -> Option<HeaderValue> {
 
 /// Longest warning: some clients refuse headers beyond 8 KiB.
 const WARNING_MAX_CHARACTERS: usize = 1024;
-
-/// Carries out a request: authenticates, runs, turns failures into answers, logs.
-pub(crate) async fn serve(
-    api: ApiState,
-    endpoint: Arc<Endpoint>,
-    path: RawPathParams,
-    request: Request,
-) -> Response {
-    let (mut parts, body) = request.into_parts();
-    let request_id = request_id(&parts);
-    let span = tracing::info_span!("request", id = %request_id, operation = endpoint.operation);
-    let path = path
-        .iter()
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect();
-    parts.extensions.insert(request_id.clone());
-    let began = Instant::now();
-    let work = run(api, &endpoint, parts, body, path);
-    let outcome = AssertUnwindSafe(work)
-        .catch_unwind()
-        .instrument(span.clone())
-        .await;
-    let _entered = span.entered();
-    let mut response = match outcome {
-        Ok(Ok(response)) => response,
-        Ok(Err(error)) => {
-            if error.is_ours() {
-                tracing::error!(error = %chain(&error), "request failed");
-            }
-            error.respond(&request_id.0)
-        }
-        Err(panic) => {
-            let text = panic.downcast_ref::<&str>().copied();
-            let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-            tracing::error!(panic = text.unwrap_or("without a message"), "a handler panicked");
-            Error::Internal {
-                doing: "handling a request",
-                source: None,
-            }
-            .respond(&request_id.0)
-        }
-    };
-    tracing::debug!(
-        status = response.status().as_u16(),
-        elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-        "answered"
-    );
-    if let Ok(value) = HeaderValue::from_str(&request_id.0) {
-        response.headers_mut().insert(REQUEST_ID_HEADER, value);
-    }
-    response
-}
-
-async fn run(
-    api: ApiState,
-    endpoint: &Endpoint,
-    parts: Parts,
-    body: Body,
-    path: Vec<(String, String)>,
-) -> Result<Response, Error> {
-    let caller = match endpoint.access {
-        Access::Anonymous => None,
-        access => Some(authenticate(&api, &parts, access).await?),
-    };
-    (endpoint.run)(Incoming {
-        api,
-        caller,
-        parts,
-        body,
-        path,
-    })
-    .await
-}
-
-/// An error with its causes, for the log.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(current) = cause {
-        text.push_str(": ");
-        text.push_str(&current.to_string());
-        cause = current.source();
-    }
-    text
-}
-
-/// The name of a request.
-#[derive(Debug, Clone)]
-pub(crate) struct RequestId(pub(crate) String);
-
-impl fmt::Display for RequestId {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
-
-fn request_id(parts: &Parts) -> RequestId {
-    let given = parts
-        .headers
-        .get(REQUEST_ID_HEADER)
-        .and_then(|value| value.to_str().ok())
-        .filter(|id| {
-            !id.is_empty()
-                && id.len() <= REQUEST_ID_MAX_BYTES
-                && id
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
-        });
-    RequestId(given.map_or_else(|| uuid::Uuid::new_v4().to_string(), str::to_owned))
-}

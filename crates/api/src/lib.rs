@@ -1,7 +1,7 @@
 //! The REST contract and its handlers.
 //!
 //! The API records what a client wants in the store and answers; the controller carries it out. A request passes
-//! through one place that is the same for all endpoints ([`endpoint`]: token and role, query, body, errors), a thin
+//! through one place that is the same for all endpoints ([`serve`]: token and role, errors; [`endpoint`]: query and body), a thin
 //! handler ([`resources`], one file a resource) and a pure function that shows a record as a message ([`views`]).
 //! The messages ([`wire`]) are upstream's, name by name, which `tests/openapi/compare.py` checks.
 //!
@@ -18,6 +18,7 @@ mod openapi;
 mod query;
 mod resources;
 mod router;
+mod serve;
 mod state;
 mod streams;
 mod strict;

@@ -11,11 +11,8 @@ use axum::{
 use utoipa::openapi::OpenApi;
 
 use crate::{
-    endpoint::{Endpoint, serve},
-    error::Error,
-    openapi::document as openapi_document,
-    resources::endpoints,
-    state::ApiState,
+    endpoint::Endpoint, error::Error, openapi::document as openapi_document, resources::endpoints,
+    serve::serve, state::ApiState,
 };
 
 /// Where the OpenAPI document is.

@@ -123,6 +123,7 @@ async fn get_instance(call: Call) -> Result<GetCatalogInstanceReply, Error> {
     })
 }
 
+/// How much is still free is the sites' to know, and they do not tell yet: unknown is what the contract has for it.
 async fn list_usage(call: Call<InRegion>) -> Result<ListUsageReply, Error> {
     let catalog = &call.api.catalog;
     let wanted = |id: &str| call.query.region.as_deref().is_none_or(|region| region == id);
@@ -131,14 +132,14 @@ async fn list_usage(call: Call<InRegion>) -> Result<ListUsageReply, Error> {
         .iter()
         .filter(|region| wanted(&region.id))
         .map(|region| {
-            let availability = AvailabilityLevel::High;
+            let availability = AvailabilityLevel::Unknown;
             (region.id.clone(), RegionAvailability { availability })
         })
         .collect();
     let instances = catalog.instance_types.iter().map(|kind| {
         let entry = InstanceAvailability {
             regions: regions.clone(),
-            availability: AvailabilityLevel::High,
+            availability: AvailabilityLevel::Unknown,
         };
         (kind.id.to_owned(), entry)
     });

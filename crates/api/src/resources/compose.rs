@@ -1,19 +1,22 @@
 //! Compose: an app with its services in one call, all or nothing. What is there already is updated.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tram_store::intent::{ComposeApp, ComposeService, ServiceEdit};
 use tram_types::{
     FieldViolation,
     definition::DeploymentDefinition,
-    status::{DeploymentStatus, TriggerType},
+    status::{DefinitionType, DeploymentStatus, TriggerType},
 };
 
 use super::{
     apps::{self, new_app},
     domains,
     organizations::project_of_service,
-    services::{accept, check_paths, created_by, latest, new_service},
+    services::{
+        accept::{accept, check_paths, new_service},
+        created_by, latest,
+    },
 };
 use crate::{
     definition::{self, Trigger},
@@ -57,14 +60,17 @@ async fn compose(call: Call<Nothing, CreateCompose>) -> Result<ComposeReply, Err
     let mut services = Vec::with_capacity(call.body.services.len());
     let mut names = BTreeSet::new();
     let mut paths = BTreeSet::new();
+    let mut unchanged = BTreeMap::new();
     for (index, body) in call.body.services.iter().enumerate() {
         let prefix = format!("services.{index}.");
         let accepted = accept(&call.api, organization, project, body, &prefix).await?;
         if !names.insert(accepted.name.clone()) {
             return Err(Error::field(format!("{prefix}name"), "already exists"));
         }
+        // Sandboxes are reached by their key first of all, so several may lead to the same path.
+        let is_sandbox = accepted.definition.r#type == DefinitionType::Sandbox;
         for route in accepted.definition.effective_routes() {
-            if !paths.insert(route.path.trim_end_matches('/').to_owned()) {
+            if !is_sandbox && !paths.insert(route.path.trim_end_matches('/').to_owned()) {
                 return Err(Error::Invalid(vec![FieldViolation::new(
                     format!("{prefix}definition.routes"),
                     format!("path `{}` is claimed by two services", route.path),
@@ -90,6 +96,18 @@ async fn compose(call: Call<Nothing, CreateCompose>) -> Result<ComposeReply, Err
             continue;
         };
         let newest = latest(&call.api, &service).await?;
+        let life_cycle = (
+            service.delete_after_create_seconds,
+            service.delete_after_sleep_seconds,
+        );
+        if newest.status == DeploymentStatus::Healthy
+            && part::<DeploymentDefinition>(&newest.definition) == accepted.definition
+            && life_cycle == accepted.life_cycle
+        {
+            // Nothing to do, and nothing to wait for: the client polls until the newest deployment is healthy.
+            unchanged.insert(index, service);
+            continue;
+        }
         let trigger = Trigger {
             kind: TriggerType::Unknown,
             created_by: created_by(&call),
@@ -108,12 +126,13 @@ async fn compose(call: Call<Nothing, CreateCompose>) -> Result<ComposeReply, Err
         services.push(ComposeService::Existing(service.id, edit, Box::new(new)));
     }
     let made = call.api.store.compose(composed_app, services).await?;
+    let mut deployed = made.services.iter().map(|deployed| &deployed.service);
+    let all = (0..call.body.services.len()).filter_map(|index| match unchanged.get(&index) {
+        Some(service) => Some(service),
+        None => deployed.next(),
+    });
     Ok(ComposeReply {
         app: Some(apps::show(&call.api, &made.app).await?),
-        services: made
-            .services
-            .iter()
-            .map(|deployed| views::service::service(&deployed.service))
-            .collect(),
+        services: all.map(views::service::service).collect(),
     })
 }

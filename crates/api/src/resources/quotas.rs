@@ -13,7 +13,7 @@ use tram_types::{
 };
 
 use super::{
-    catalog::can_sleep_lightly, instances::LIVE, organizations::own, services::LIFE_CYCLE_MAX_SECONDS,
+    catalog::can_sleep_lightly, instances::LIVE, organizations::own, services::accept::LIFE_CYCLE_MAX_SECONDS,
 };
 use crate::{
     endpoint::{Call, Endpoint, get},

@@ -111,15 +111,18 @@ async fn read(call: Call) -> Result<GetSecretReply, Error> {
     })
 }
 
-/// A value that is left out stays, with PUT too: clients do not know it, so they cannot send it back.
+/// A name or a value that is left out stays, with PUT too: clients do not know it, so they cannot send it back.
 async fn update(call: Call<Mask, Secret>) -> Result<UpdateSecretReply, Error> {
     let id: SecretId = call.id("id")?;
     let organization = call.caller.organization;
     let current = call.api.store.secret(organization, id).await?;
-    let wanted: Secret = call.merged(
+    let mut wanted: Secret = call.merged(
         &views::secret::secret(&current),
         call.query.update_mask.as_deref(),
     )?;
+    if wanted.name.is_empty() {
+        wanted.name.clone_from(&current.name);
+    }
     let mut wrong = name_rules(&wanted.name);
     let given = Given {
         registries: registries(&wanted)?,

@@ -30,8 +30,9 @@ use super::{
 };
 use crate::{
     auth::Access,
-    endpoint::{Endpoint, Incoming, chain, read_query},
+    endpoint::{Endpoint, Incoming, read_query},
     error::Error,
+    serve::chain,
     state::ApiState,
 };
 

@@ -375,12 +375,18 @@ async fn a_composition_makes_and_then_updates() {
     let first = fixture.post("/v1/compose", file("nginx")).await.good();
     assert_eq!(first["services"].as_array().unwrap().len(), 2);
     assert_eq!(first["app"]["domains"].as_array().unwrap().len(), 1);
+    fixture.healthy(&first["services"][1]).await;
     let second = fixture.post("/v1/compose", file("nginx:2")).await.good();
     assert_eq!(second["app"]["id"], first["app"]["id"]);
     assert_eq!(second["services"][0]["id"], first["services"][0]["id"]);
     assert_ne!(
         second["services"][0]["latest_deployment_id"],
         first["services"][0]["latest_deployment_id"]
+    );
+    // What is healthy and stays the same is left alone.
+    assert_eq!(
+        second["services"][1]["latest_deployment_id"],
+        first["services"][1]["latest_deployment_id"]
     );
     let clash =
         json!({"app":{"name":"new"},"services":[{"definition":web("a1","/")},{"definition":web("b1","/")}]});

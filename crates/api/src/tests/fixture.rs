@@ -333,4 +333,22 @@ impl Fixture {
         };
         self.api.store.apply(service, vec![update]).await.unwrap();
     }
+
+    /// Confirms that the newest deployment of a service is healthy, as the controller would have done.
+    pub(super) async fn healthy(&self, service: &Value) {
+        use tram_store::intent::{DeploymentSet, Update};
+        use tram_types::{DeploymentId, ServiceId, status::DeploymentStatus};
+        let id: ServiceId = text(&service["id"]).parse().unwrap();
+        let deployment: DeploymentId = text(&service["latest_deployment_id"]).parse().unwrap();
+        let set = DeploymentSet {
+            status: Some(DeploymentStatus::Healthy),
+            ..DeploymentSet::default()
+        };
+        let update = Update::Deployment {
+            id: deployment,
+            expected: DeploymentStatus::Pending,
+            set: Box::new(set),
+        };
+        self.api.store.apply(id, vec![update]).await.unwrap();
+    }
 }

@@ -13,7 +13,10 @@ use tram_types::{
     status::{DeploymentStatus, TriggerType},
 };
 
-use super::{check_paths, created_by, latest, life_cycle};
+use super::{
+    accept::{check_paths, life_cycle},
+    created_by, latest,
+};
 use crate::{
     body::decode_value,
     definition::{self, Trigger},

@@ -1,0 +1,191 @@
+//! What a request for a service must be like: checked alone, and against the other services of its app.
+
+use tram_store::{
+    filter,
+    intent::NewService,
+    record::{self, Desired},
+};
+use tram_types::{
+    AppId, FieldViolation, OrganizationId, ProjectId, ServiceId,
+    definition::DeploymentDefinition,
+    names::check_service_name,
+    status::{DefinitionType, DeploymentStatus, ServiceType, TriggerType},
+};
+
+use super::{created_by, of_app};
+use crate::{
+    definition::{self, Trigger},
+    endpoint::Call,
+    error::Error,
+    state::ApiState,
+    views::part,
+    wire::service::{CreateService, ServiceLifeCycle},
+};
+
+/// What to make of a request for a service that is in order.
+pub(crate) struct Accepted {
+    pub(crate) name: String,
+    pub(crate) definition: DeploymentDefinition,
+    pub(crate) life_cycle: (u32, u32),
+}
+
+/// Checks a request for a service without the app's other services. Fields are prefixed with `prefix`.
+pub(crate) async fn accept(
+    api: &ApiState,
+    organization: OrganizationId,
+    project: Option<ProjectId>,
+    body: &CreateService,
+    prefix: &str,
+) -> Result<Accepted, Error> {
+    if !body.instance_snapshot_id.is_empty() {
+        return Err(Error::NotImplemented(
+            "starting from an instance snapshot is not available on this installation yet".to_owned(),
+        ));
+    }
+    let Some(mut definition) = body.definition.clone() else {
+        return Err(Error::field(format!("{prefix}definition"), "must be given"));
+    };
+    definition::check_supported(&definition)?;
+    let mut wrong = Vec::new();
+    let (field, name) = match body.name.as_str() {
+        "" => ("definition.name", definition.name.clone()),
+        name => ("name", name.to_owned()),
+    };
+    if let Err(rule) = check_service_name(&name) {
+        wrong.push(FieldViolation::new(field, rule));
+    }
+    definition.name.clone_from(&name);
+    let life_cycle = life_cycle(body.life_cycle.as_ref(), &mut wrong);
+    wrong.extend(definition::violations(api, organization, project, &definition).await?);
+    if wrong.is_empty() {
+        return Ok(Accepted {
+            name,
+            definition,
+            life_cycle,
+        });
+    }
+    for violation in &mut wrong {
+        violation.field.insert_str(0, prefix);
+    }
+    Err(Error::Invalid(wrong))
+}
+
+/// The delays after which a service goes: after its creation, after falling asleep.
+pub(crate) fn life_cycle(given: Option<&ServiceLifeCycle>, wrong: &mut Vec<FieldViolation>) -> (u32, u32) {
+    let given = given.cloned().unwrap_or_default();
+    let mut seconds = |name: &str, value: i64| {
+        u32::try_from(value)
+            .ok()
+            .filter(|seconds| *seconds <= LIFE_CYCLE_MAX_SECONDS)
+            .unwrap_or_else(|| {
+                wrong.push(FieldViolation::new(
+                    format!("life_cycle.{name}"),
+                    format!("must be between 0 (never) and {LIFE_CYCLE_MAX_SECONDS} seconds"),
+                ));
+                0
+            })
+    };
+    (
+        seconds("delete_after_create", given.delete_after_create),
+        seconds("delete_after_sleep", given.delete_after_sleep),
+    )
+}
+
+/// Longest delay before a service goes by itself: a year. More is meant as never.
+pub(crate) const LIFE_CYCLE_MAX_SECONDS: u32 = 366 * 24 * 3600;
+
+/// Refuses paths that another service of the app leads to. Sandboxes are reached by their key first of all, so
+/// several of them may share an app.
+pub(crate) async fn check_paths(
+    api: &ApiState,
+    organization: OrganizationId,
+    app: AppId,
+    service: Option<ServiceId>,
+    wanted: &DeploymentDefinition,
+    prefix: &str,
+) -> Result<(), Error> {
+    let routes = wanted.effective_routes();
+    if routes.is_empty() {
+        return Ok(());
+    }
+    let others: Vec<record::Service> = of_app(api, organization, app)
+        .await?
+        .into_iter()
+        .filter(|other| Some(other.id) != service && other.desired != Desired::Delete)
+        .filter(|other| wanted.r#type != DefinitionType::Sandbox || other.kind != ServiceType::Sandbox)
+        .collect();
+    let mut wrong = Vec::new();
+    for chunk in others.chunks(filter::PAGE_ITEMS_MAX as usize) {
+        let filter = filter::Deployments {
+            ids: chunk
+                .iter()
+                .filter_map(|other| other.latest_deployment_id)
+                .collect(),
+            ..filter::Deployments::default()
+        };
+        if filter.ids.is_empty() {
+            continue;
+        }
+        let deployments = api
+            .store
+            .list_deployments(organization, &filter, filter::Page::largest())
+            .await?;
+        for deployment in deployments.items {
+            let claimed = part::<DeploymentDefinition>(&deployment.definition).effective_routes();
+            let owner = chunk.iter().find(|other| other.id == deployment.service_id);
+            for (index, route) in routes.iter().enumerate() {
+                if claimed.iter().any(|other| same_path(&other.path, &route.path)) {
+                    let field = match wanted.routes.is_empty() {
+                        true => "definition.routes".to_owned(),
+                        false => format!("definition.routes.{index}.path"),
+                    };
+                    wrong.push(FieldViolation::new(
+                        format!("{prefix}{field}"),
+                        format!(
+                            "path `{}` already leads to service `{}` of this app",
+                            route.path,
+                            owner.map_or("", |owner| owner.name.as_str())
+                        ),
+                    ));
+                }
+            }
+        }
+    }
+    if wrong.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Invalid(wrong))
+    }
+}
+
+fn same_path(one: &str, other: &str) -> bool {
+    one.trim_end_matches('/') == other.trim_end_matches('/')
+}
+
+/// What the store is to make of an accepted request.
+pub(crate) fn new_service<Q, B>(
+    call: &Call<Q, B>,
+    app_id: AppId,
+    project_id: Option<ProjectId>,
+    accepted: Accepted,
+) -> Result<NewService, Error> {
+    let trigger = Trigger {
+        kind: TriggerType::Unknown,
+        created_by: created_by(call),
+        status: DeploymentStatus::Pending,
+        skip_build: false,
+    };
+    let definition = accepted.definition;
+    Ok(NewService {
+        id: ServiceId::random(),
+        organization_id: call.caller.organization,
+        project_id,
+        app_id,
+        name: accepted.name,
+        kind: definition.r#type.into(),
+        delete_after_create_seconds: accepted.life_cycle.0,
+        delete_after_sleep_seconds: accepted.life_cycle.1,
+        deployment: definition::deployment(&call.api, &definition, trigger, None)?,
+        proxy_ports: definition::proxied_ports(&definition),
+    })
+}
