@@ -218,6 +218,9 @@ impl Reconciler {
                     changed.insert(id);
                 }
                 for service in &snapshot.services {
+                    // Once at the start, and after signals were lost: services at rest have alarms too, such as
+                    // the time of their deletion, and a sweep passes them over.
+                    self.queue.add(Key::Service(service.id));
                     report.read += 1;
                     if self.take_service(known, service).await? {
                         changed.insert(service.id);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tram_site::EndCause;
 use tram_store::{
-    intent::{InstanceSet, Update},
+    intent::{InstanceSet, ServiceEdit, Update},
     record::Desired,
 };
 use tram_testkit::{Behaviour, ImageBehaviour, Life};
@@ -122,4 +122,30 @@ async fn lost_signals_cost_time_and_nothing_else() {
     world.service_becomes(made.service.id, S::Degraded).await;
     world.pass(Duration::from_secs(2)).await;
     world.service_becomes(made.service.id, S::Healthy).await;
+}
+
+#[tokio::test]
+async fn a_service_at_rest_keeps_its_appointments_across_a_restart() {
+    let mut world = World::new().await;
+    let made = world.create("web", web("v1", 1)).await;
+    let service = made.service.id;
+    world.service_becomes(service, S::Healthy).await;
+    let edit = ServiceEdit {
+        delete_after_create_seconds: Some(3600),
+        ..ServiceEdit::default()
+    };
+    world
+        .store
+        .update_service(world.organization, service, &edit)
+        .await
+        .unwrap();
+    world.want(service, Desired::Pause).await;
+    world.pass(Duration::from_secs(2)).await;
+    world.service_becomes(service, S::Paused).await;
+    world.kill();
+    world.start();
+    world.pass(Duration::from_secs(3000)).await;
+    world.service_becomes(service, S::Paused).await;
+    world.pass(Duration::from_secs(600)).await;
+    world.gone(service).await;
 }
