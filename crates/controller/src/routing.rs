@@ -42,6 +42,9 @@ const PAUSE_FACTOR: u32 = 4;
 /// Longest such pause: a service that wakes waits for the next push.
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 
+/// Pushes in one run: the second one goes on from the version that the data plane says it holds.
+const PUSH_TRIES: u32 = 2;
+
 /// Keeps the data plane's table up to date.
 #[derive(Debug)]
 pub struct Reconciler {
@@ -290,37 +293,54 @@ impl Reconciler {
         Ok(!same)
     }
 
+    /// Pushes the table. A link that is down is no failure: the news that it is up wakes us.
     async fn push(
         &self,
         known: &mut Known,
         changed: BTreeSet<ServiceId>,
-        held: u64,
+        mut held: u64,
         report: &mut Report,
     ) -> Result<(), Error> {
-        known.version = known.version.max(held) + 1;
-        let table = known.table(&self.deps);
         for id in changed {
             self.confirmed.offer(id, known.endpoints(id));
         }
-        let began = Instant::now();
-        let pushed = self.deps.data_plane.push(&table).await;
-        known.pause = began.elapsed().saturating_mul(PAUSE_FACTOR).min(PAUSE_MAX);
-        known.pushed = Some(Instant::now());
-        match pushed {
-            Ok(()) => {
-                report.pushed = Some(known.version);
-                for service in self.confirmed.confirm(known.version, self.deps.clock.now()) {
-                    self.queue.add(Key::Service(service));
+        let mut tries = PUSH_TRIES;
+        loop {
+            tries -= 1;
+            known.version = known.version.max(held) + 1;
+            let table = known.table(&self.deps);
+            let began = Instant::now();
+            let pushed = self.deps.data_plane.push(&table).await;
+            known.pause = began.elapsed().saturating_mul(PAUSE_FACTOR).min(PAUSE_MAX);
+            known.pushed = Some(Instant::now());
+            match pushed {
+                Ok(()) => {
+                    report.pushed = Some(known.version);
+                    for service in self.confirmed.confirm(known.version, self.deps.clock.now()) {
+                        self.queue.add(Key::Service(service));
+                    }
+                    return Ok(());
                 }
-                Ok(())
-            }
-            Err(error) => {
-                if let data_plane::Error::Refused { held, .. } = &error {
-                    self.connected(*held);
-                } else {
+                // It holds a table of an earlier life of ours: go on from there.
+                Err(data_plane::Error::Refused { held: newer, .. })
+                    if newer >= known.version && tries > 0 =>
+                {
+                    held = newer;
+                }
+                Err(data_plane::Error::Lost(cause)) => {
                     self.confirmed.lost();
+                    self.dirty_state().push = true;
+                    let cause = cause.as_deref().map(|cause| cause as &dyn std::error::Error);
+                    tracing::debug!(
+                        cause,
+                        "the data plane cannot be reached; it goes on with the table it has"
+                    );
+                    return Ok(());
                 }
-                Err(Error::DataPlane(error))
+                Err(refused) => {
+                    self.dirty_state().push = true;
+                    return Err(Error::DataPlane(refused));
+                }
             }
         }
     }
@@ -358,14 +378,12 @@ impl driver::Reconciler for Reconciler {
         };
         report.changed = changed.len();
         if dirty.push || hosts_changed || !changed.is_empty() {
-            let pushed = self.push(known, changed, dirty.held, &mut report).await;
-            if pushed.is_err() {
-                self.dirty_state().push = true;
-            }
-            pushed?;
+            self.push(known, changed, dirty.held, &mut report).await?;
         }
         let waits = self.dirty_state();
-        report.more = waits.push || waits.domains || waits.everything || !waits.services.is_empty();
+        // A push that waits for the link is woken by it.
+        let pushable = waits.push && report.pushed.is_some();
+        report.more = pushable || waits.domains || waits.everything || !waits.services.is_empty();
         Ok(report)
     }
 }

@@ -215,6 +215,28 @@ async fn versions_grow_past_what_the_edge_holds() {
 }
 
 #[tokio::test]
+async fn an_edge_of_an_earlier_life_is_overtaken_though_nobody_says_what_it_holds() {
+    let mut world = World::without_controller().await;
+    world.start();
+    let made = world.create("web", web("v1", 1)).await;
+    world.endpoints_become(made.service.id, 1).await;
+    world.kill();
+    let held = world.edge.hold_version(9_000);
+    assert!(held < 9_000);
+    world.controller = Some(tram_controller::Controller::start(world.deps()));
+    world
+        .until("a newer table", async || {
+            let version = world.edge.table().version;
+            if version > 9_000 {
+                Ok(())
+            } else {
+                Err(format!("{version}"))
+            }
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn a_quiet_world_pushes_nothing() {
     let world = World::new().await;
     let made = world.create("web", web("v1", 1)).await;

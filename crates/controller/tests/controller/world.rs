@@ -75,6 +75,14 @@ impl FakeDataPlane {
         });
     }
 
+    /// Makes it hold this version; gives the one before.
+    pub(crate) fn hold_version(&self, version: u64) -> u64 {
+        let mut before = 0;
+        self.table
+            .send_modify(|table| before = std::mem::replace(&mut table.version, version));
+        before
+    }
+
     pub(crate) fn disconnect(&self) {
         self.state.lock().unwrap().down = true;
         self.say(Event::Lost);
