@@ -85,7 +85,7 @@ def test_pause_resume_and_delete(cloud, registry, name):
     cloud.tram("resume", name)
     cloud.wait_status(service["id"], "HEALTHY")
     wait_for("it answers again", lambda: cloud.get(host)[0] == 200)
-    cloud.tram("delete", name, "--yes")
+    cloud.tram("delete", name)
     wait_for("the service is gone", lambda: cloud.call("GET", f"/v1/services/{service['id']}")[0] == 404)
 
 
@@ -108,7 +108,7 @@ def test_logs_and_exec(cloud, registry, name):
     wait_for("the line is in the logs", lambda: "hello-log" in cloud.tram("logs", name).stdout)
     done = cloud.tram("exec", name, "--", "sh", "-c", "echo out; echo err >&2; exit 5", check=False)
     assert (done.returncode, done.stdout, done.stderr) == (5, "out\n", "err\n")
-    assert cloud.tram("exec", name, "--", "cat", stdin="through\n").stdout == "through\n"
+    assert cloud.tram("exec", "-i", name, "--", "cat", stdin="through\n").stdout == "through\n"
 
 
 def test_services_of_an_app_reach_each_other(cloud, registry, name):

@@ -35,7 +35,9 @@ def headers(request: Request):
 
 @app.post("/echo")
 async def echo(request: Request):
-    return StreamingResponse(request.stream(), media_type="application/octet-stream")
+    body = await request.body()
+    pieces = (body[start : start + 65536] for start in range(0, len(body), 65536))
+    return StreamingResponse(pieces, media_type="application/octet-stream")
 
 
 @app.get("/slow/{seconds}")
