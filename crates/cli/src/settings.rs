@@ -15,7 +15,7 @@ use std::{
 
 pub use self::{
     resolve::{DEFAULT_FILE, Error},
-    value::{LogFormat, PortRange},
+    value::{LogFormat, OnStop, PortRange},
 };
 
 /// What is known of one setting, for the resolver and the reference.
@@ -113,6 +113,8 @@ settings! {
     https_port: u16 = 443;
     /// Ports given to services that are reached by TCP.
     proxy_ports: PortRange = PortRange { first: 30_000, last: 30_999 };
+    /// Addresses of instances, such as `10.201.0.0/16`; empty takes the first block that this machine does not use.
+    network: String = String::new();
     /// Domain under which apps get a name of their own.
     base_domain: String = "tram.localhost".to_owned();
     /// Id of the region that this machine is.
@@ -125,6 +127,9 @@ settings! {
     certificates_dir: PathBuf = PathBuf::new();
     /// Folder with mirrors and credentials for each registry host; empty uses none.
     registries_dir: PathBuf = PathBuf::new();
+    /// What becomes of instances when `tram up` is told to stop: `stop` ends them, `keep` leaves them and the edge
+    /// running for the next start, as for an upgrade.
+    on_stop: OnStop = OnStop::Stop;
     /// Which log lines are written, such as `info` or `info,tram_edge=debug`.
     log_filter: String = "info".to_owned();
     /// How log lines are written.

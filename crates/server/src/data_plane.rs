@@ -7,7 +7,7 @@ use tokio::sync::{Mutex, RwLock, mpsc};
 use tokio_util::sync::CancellationToken;
 use tram_controller::data_plane::{DataPlane, Error, Event, ServiceActivity};
 use tram_edge::link;
-use tram_types::{ServiceId, Timestamp, routing::RoutingTable};
+use tram_types::{InstanceId, ServiceId, Timestamp, routing::RoutingTable};
 
 use crate::figures::Figures;
 
@@ -114,6 +114,19 @@ async fn one_link(
                     reason = port.reason,
                     "the edge cannot open a public TCP port"
                 );
+            }
+        }
+        if let link::Event::Report(report) = &event {
+            let busy = Event::Busy {
+                version: report.table_version,
+                instances: report
+                    .busy_instances
+                    .iter()
+                    .map(|busy| InstanceId::from_uuid(busy.instance_id))
+                    .collect(),
+            };
+            if sender.send(busy).await.is_err() {
+                return;
             }
         }
         if sender.send(translate(event)).await.is_err() {

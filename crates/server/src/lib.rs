@@ -17,6 +17,7 @@ pub mod images;
 pub mod invoker;
 pub mod logging;
 pub mod metrics;
+pub mod network;
 pub mod paths;
 pub mod processes;
 pub mod roles;

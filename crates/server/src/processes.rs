@@ -7,7 +7,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{Read, Seek, Write},
-    os::{fd::OwnedFd, unix::process::CommandExt},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::Stdio,
     sync::{
@@ -17,8 +17,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, PidfdFlags, Signal};
-use tokio::io::unix::AsyncFd;
+use rustix::{
+    event::{PollFd, PollFlags},
+    process::{Pid, PidfdFlags, Signal},
+};
 use tokio_util::sync::CancellationToken;
 
 /// Pause before a helper that ended is started again, doubled each time up to [`RESTART_PAUSE_MAX`]: a helper that
@@ -200,6 +202,7 @@ pub struct Keeper {
     helper: Helper,
     stop: CancellationToken,
     ends: Arc<AtomicU32>,
+    adopted: bool,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -216,6 +219,7 @@ impl Keeper {
             }
             None => Running::Child(Box::new(helper.start()?)),
         };
+        let adopted = matches!(first, Running::Adopted(_));
         let stop = CancellationToken::new();
         let ends = Arc::new(AtomicU32::new(0));
         let task = tokio::spawn(watch(helper.clone(), first, Arc::clone(&ends), stop.clone()));
@@ -223,6 +227,7 @@ impl Keeper {
             helper,
             stop,
             ends,
+            adopted,
             task,
         })
     }
@@ -260,6 +265,15 @@ impl Keeper {
             signal(pid, Signal::KILL, self.helper.role);
             // A killed process always ends; the bound is for a kernel in distress.
             let _ = tokio::time::timeout(Duration::from_secs(5), ended(pid)).await;
+        }
+    }
+
+    /// Takes back what [`Keeper::keep`] did: ends a helper that was started, leaves one that was adopted.
+    pub async fn undo(self, grace: Duration) {
+        if self.adopted {
+            self.leave().await;
+        } else {
+            self.stop(grace).await;
         }
     }
 
@@ -332,14 +346,20 @@ fn signal(pid: Pid, signal: Signal, role: &'static str) {
 }
 
 /// Comes back when the process has ended; at once when there is none.
+///
+/// A thread waits in the kernel: such a wait is rare (a helper that this process did not start, or one that is being
+/// stopped), and it ends with the helper or with this process.
 async fn ended(pid: Pid) {
-    let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) else {
+    let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
         return;
     };
-    let Ok(ready) = AsyncFd::<OwnedFd>::new(pidfd) else {
-        return;
-    };
-    let _ = ready.readable().await;
+    let waited = tokio::task::spawn_blocking(move || {
+        let mut watched = [PollFd::new(&pidfd, PollFlags::IN)];
+        while rustix::event::poll(&mut watched, None) == Err(rustix::io::Errno::INTR) {}
+    });
+    if let Err(error) = waited.await {
+        tracing::debug!(%error, "the wait for a helper process was cut off");
+    }
 }
 
 #[cfg(test)]

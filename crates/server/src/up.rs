@@ -22,9 +22,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tram_api::ApiState;
-use tram_cli::{Printer, Settings};
+use tram_cli::{Printer, Settings, settings::OnStop};
 use tram_controller::{Controller, ControllerHandle, Deps};
-use tram_image::ImageStore;
 use tram_site::{Site, Sites};
 use tram_site_local::LocalSite;
 use tram_store::{Leadership, Options, Store, keyring};
@@ -60,8 +59,6 @@ const INSTANCE_GRACE: Duration = Duration::from_secs(10);
 const INSTANCES_PATIENCE: Duration = Duration::from_secs(30);
 /// The supervisor leaves at once when told.
 const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(5);
-/// How often the figure of the backlog is brought up to date.
-const BACKLOG_LOOK: Duration = Duration::from_secs(5);
 
 /// Runs the whole cloud on this machine until SIGTERM or Ctrl-C.
 ///
@@ -88,7 +85,10 @@ pub async fn run(settings: Settings, printer: &Printer) -> anyhow::Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    printer.note("stopping: finishing open requests, then instances");
+    printer.note(match settings.on_stop {
+        OnStop::Stop => "stopping: finishing open requests, then instances",
+        OnStop::Keep => "stopping the control plane; the edge and the instances go on",
+    });
     Box::pin(running.stop()).await;
     Ok(())
 }
@@ -105,6 +105,7 @@ struct Running {
     controller: ControllerHandle,
     api: tokio::task::JoinHandle<()>,
     stop: CancellationToken,
+    on_stop: OnStop,
 }
 
 impl Running {
@@ -125,15 +126,84 @@ impl Running {
             admin::bind(&paths.root().join(admin::SOCKET)).context("cannot make the operator's socket")?;
 
         let edge = keep_edge(settings, &paths).await?;
-        let supervisor = keep_supervisor(&paths).await?;
+        let supervisor = match keep_supervisor(&paths).await {
+            Ok(supervisor) => supervisor,
+            Err(error) => {
+                edge.undo(EDGE_DRAIN).await;
+                return Err(error);
+            }
+        };
+        let inside = Inside {
+            lock,
+            api_listener,
+            api_address,
+            door,
+        };
+        match Box::pin(inside.start(settings, printer, &paths)).await {
+            Ok(started) => Ok(started.with(edge, supervisor, settings.on_stop)),
+            Err(error) => {
+                // What this start brought up goes again; what it found running stays.
+                edge.undo(EDGE_DRAIN).await;
+                supervisor.undo(SUPERVISOR_PATIENCE).await;
+                Err(error)
+            }
+        }
+    }
+}
 
+/// What was taken before the helper processes were started.
+struct Inside {
+    lock: DirectoryLock,
+    api_listener: TcpListener,
+    api_address: SocketAddr,
+    door: tokio::net::UnixListener,
+}
+
+/// Everything that runs inside this process.
+struct Started {
+    lock: DirectoryLock,
+    leadership: Leadership,
+    store: Store,
+    site: Arc<LocalSite>,
+    controller: ControllerHandle,
+    api: tokio::task::JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+impl Started {
+    fn with(self, edge: Keeper, supervisor: Keeper, on_stop: OnStop) -> Running {
+        Running {
+            _lock: self.lock,
+            _leadership: self.leadership,
+            supervisor,
+            edge,
+            store: self.store,
+            site: self.site,
+            controller: self.controller,
+            api: self.api,
+            stop: self.stop,
+            on_stop,
+        }
+    }
+}
+
+impl Inside {
+    async fn start(self, settings: &Settings, printer: &Printer, paths: &Paths) -> anyhow::Result<Started> {
+        let Self {
+            lock,
+            api_listener,
+            api_address,
+            door,
+        } = self;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let (store, leadership) = open_store(settings, &paths, Arc::clone(&clock)).await?;
+        let (store, leadership) = open_store(settings, paths, Arc::clone(&clock)).await?;
         let api_url = format!("http://{}", reachable(api_address));
         let context_file = invoker::context_file()?;
         let first = bootstrap::ensure(&store, &settings.organization, &api_url, &context_file).await?;
-        let images = crate::images::open(settings, &paths)?;
-        let site = open_site(&paths, images.clone()).await?;
+        let images = crate::images::open(settings, paths)?;
+        let mut site_config = tram_site_local::Config::new(paths.site());
+        site_config.supervisor_dir = paths.supervisor();
+        let site = crate::network::open_site(site_config, images.clone(), &settings.network).await?;
         let sites = Sites::single(settings.region.clone(), Arc::clone(&site) as Arc<dyn Site>);
         let catalog = Arc::new(Catalog::local(
             &settings.region,
@@ -195,11 +265,9 @@ impl Running {
             stop.clone(),
         );
         announce(settings, printer, &api_url, first.as_ref());
-        Ok(Self {
-            _lock: lock,
-            _leadership: leadership,
-            supervisor,
-            edge,
+        Ok(Started {
+            lock,
+            leadership,
             store,
             site,
             controller,
@@ -207,7 +275,9 @@ impl Running {
             stop,
         })
     }
+}
 
+impl Running {
     /// Stops in the reverse order: no new intents, no new decisions, no new requests, then what runs.
     async fn stop(self) {
         self.stop.cancel();
@@ -217,6 +287,12 @@ impl Running {
             api.abort();
         }
         self.controller.shutdown().await;
+        if self.on_stop == OnStop::Keep {
+            self.edge.leave().await;
+            self.supervisor.leave().await;
+            self.store.close().await;
+            return;
+        }
         self.edge.stop(EDGE_DRAIN).await;
         stop_instances(&self.site).await;
         if let Err(error) = self.site.close().await {
@@ -362,14 +438,6 @@ async fn open_store(
     }
 }
 
-async fn open_site(paths: &Paths, images: ImageStore) -> anyhow::Result<Arc<LocalSite>> {
-    let mut config = tram_site_local::Config::new(paths.site());
-    config.supervisor_dir = paths.supervisor();
-    LocalSite::open(config, images)
-        .await
-        .context("cannot use this machine as a site: `tram doctor` looks deeper")
-}
-
 fn api_settings(settings: &Settings, api_url: &str) -> tram_api::Settings {
     const SECONDS_A_DAY: u64 = 24 * 3600;
     tram_api::Settings {
@@ -380,6 +448,7 @@ fn api_settings(settings: &Settings, api_url: &str) -> tram_api::Settings {
             settings.base_domain,
             port_suffix(settings.http_port, 80)
         ),
+        https_port: settings.https_port,
         proxy_host: settings.base_domain.clone(),
         logs_retention_days: 7,
         metrics_retention_days: u32::try_from(KEPT.as_secs() / SECONDS_A_DAY).unwrap_or(1),

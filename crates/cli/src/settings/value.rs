@@ -201,3 +201,31 @@ impl Setting for LogFormat {
         })
     }
 }
+
+/// What becomes of instances when the control plane is told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnStop {
+    /// They end.
+    Stop,
+    /// They and the edge go on; the next start adopts them.
+    Keep,
+}
+
+impl Setting for OnStop {
+    const KIND: &'static str = "stop|keep";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "stop" => Ok(Self::Stop),
+            "keep" => Ok(Self::Keep),
+            other => Err(format!("`{other}` is neither `stop` nor `keep`")),
+        }
+    }
+
+    fn show(&self) -> String {
+        quoted(match self {
+            Self::Stop => "stop",
+            Self::Keep => "keep",
+        })
+    }
+}
