@@ -84,6 +84,12 @@ class Cloud:
         self.log = open(self.directory / "up.log", "ab")
 
     def start(self):
+        self.launch()
+        wait_for("tram up answers", self._answers)
+        return self
+
+    def launch(self):
+        """Start it and do not wait."""
         arguments = [
             BINARY, "up", "--data-dir", self.data, "--api-listen", f"127.0.0.1:{self.api_port}",
             "--http-port", str(self.http_port), "--https-port", str(self.https_port),
@@ -95,8 +101,6 @@ class Cloud:
             [str(argument) for argument in arguments],
             stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL, env=self.environment,
         )
-        wait_for("tram up answers", self._answers)
-        return self
 
     def _answers(self):
         if self.process.poll() is not None:
@@ -135,12 +139,15 @@ class Cloud:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def helper_pid(self, role):
-        """The process id of `tram supervise` or `tram edge` of this data directory."""
-        for entry in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                words = entry.read_bytes().split(b"\0")
-                if len(words) > 1 and words[1] == role.encode() and str(self.data).encode() in b" ".join(words):
-                    return int(entry.parent.name)
+        """The process id of `tram supervise` or `tram edge` of this data directory, which its lock tells.
+
+        Shims are forked by the supervisor and look like it in a list of processes."""
+        directory = {"supervise": "supervisor"}.get(role, role)
+        with contextlib.suppress(OSError, ValueError):
+            pid = int((self.data / directory / "process.lock").read_text())
+            words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if words[1:2] == [role.encode()] and os.fsencode(self.data) in b" ".join(words):
+                return pid
         return None
 
     def call(self, method, path, body=None, token=None, headers=None):

@@ -1,0 +1,326 @@
+"""kill -9 at random moments of everything that can be asked for, and what must still hold afterwards.
+
+A round asks for one thing (create, roll out, scale, pause, resume, sleep, wake, delete), kills processes somewhere in
+the middle, starts again what does not start by itself, and then holds the cloud to what it had answered:
+
+- an intent that was answered with 200 comes true; one that was not answered is asked for again, as a client would,
+- instances that nobody asked to change keep their id and their process,
+- a service at the side answers all the time, unless the process that carries its traffic was the one killed.
+
+`TRAM_CHAOS_ROUNDS` says how many rounds, `TRAM_CHAOS_SEED` repeats a run's choices (the moments differ).
+"""
+
+import collections
+import contextlib
+import http.client
+import json
+import os
+import pathlib
+import random
+import signal
+import threading
+import time
+import urllib.error
+
+from cloud import wait_for
+from leaks import Footprint
+
+ROUNDS = int(os.environ.get("TRAM_CHAOS_ROUNDS", "40"))
+SEED = int(os.environ.get("TRAM_CHAOS_SEED", str(random.SystemRandom().randrange(1 << 32))))
+# Services that rounds work on. More would only make each look at them longer.
+SUBJECTS_MAX = 4
+# An intent comes true within this, also right after a restart and with a crash's back-off in between.
+PATIENCE_SECONDS = 60
+# No answer: the process was killed while it worked on the request, or it is not there.
+NO_ANSWER = (OSError, http.client.HTTPException, urllib.error.URLError, json.JSONDecodeError)
+VERSIONS = {"1": b"Hello from version 1\n", "2": b"Hello from version 2\n"}
+
+
+class Asker:
+    """Asks a service without a pause and remembers what was not a good answer."""
+
+    def __init__(self, cloud, host):
+        self.cloud, self.host = cloud, host
+        self.good, self.bad = 0, []
+        # The data plane itself is being killed: a lost connection is no failure then.
+        self.may_lose = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+        self._thread.start()
+
+    def _ask(self):
+        while not self._stop.is_set():
+            excused = self.may_lose.is_set()
+            try:
+                status, _, body = self.cloud.get(self.host)
+                if status == 200 and body in VERSIONS.values():
+                    self.good += 1
+                else:
+                    self.bad.append((time.time(), status, body[:300]))
+            except NO_ANSWER as error:
+                if not (excused or self.may_lose.is_set()):
+                    self.bad.append((time.time(), repr(error)))
+                # Nobody listens: do not take the processor from whoever comes back.
+                self._stop.wait(0.02)
+
+    def stop(self):
+        self._stop.set()
+        self._thread.join()
+
+
+class Subject:
+    """A service and what it was asked to be."""
+
+    def __init__(self, name, image, version, instances=1, sleeps=False):
+        self.name, self.image, self.version, self.instances, self.sleeps = name, image, version, instances, sleeps
+        self.id, self.host, self.paused = None, None, False
+        # Counts rollouts, so that each definition differs from the one before.
+        self.turn = 0
+
+    def definition(self):
+        scaling = {"min": self.instances, "max": self.instances}
+        if self.sleeps:
+            scaling = {"min": 0, "max": 1, "targets": [{"sleep_idle_delay": {"deep_sleep_value": 1}}]}
+        return {
+            "name": self.name, "type": "WEB", "regions": ["fra"],
+            "docker": {"image": self.image(self.version)},
+            "env": [{"key": "TURN", "value": str(self.turn)}],
+            "ports": [{"port": 8000, "protocol": "http"}], "routes": [{"port": 8000, "path": "/"}],
+            "instance_types": [{"type": "nano"}], "scalings": [scaling],
+        }
+
+
+class Chaos:
+    def __init__(self, cloud, registry, choices):
+        self.cloud, self.choices = cloud, choices
+        self.image = lambda version: registry.image("hello", version, of={"1": "hello", "2": "hello-v2"}[version])
+        for version in VERSIONS:
+            self.image(version)
+        self.count, self.subjects, self.history = 0, [], collections.Counter()
+        self.reference = self.make("reference", instances=2)
+        self.sleeper = self.make("sleeper", sleeps=True)
+        self.asker = Asker(cloud, self.reference.host)
+
+    def make(self, name, **more):
+        subject = Subject(name, self.image, "1", **more)
+        self.create(subject)
+        self.settle(subject)
+        return subject
+
+    # What can be asked for. Each may be asked again when no answer came.
+
+    def create(self, subject):
+        app = self.find_app(subject.name)
+        if app is None:
+            app = self.ask("POST", "/v1/apps", {"name": subject.name})["app"]
+        found = self.ask("GET", f"/v1/services?app_id={app['id']}")["services"]
+        if found:
+            subject.id = found[0]["id"]
+            return
+        body = {"app_id": app["id"], "definition": subject.definition()}
+        subject.id = self.ask("POST", "/v1/services", body)["service"]["id"]
+
+    def roll_out(self, subject):
+        self.ask("PUT", f"/v1/services/{subject.id}", {"definition": subject.definition()})
+
+    def scale(self, subject):
+        body = {"scalings": [{"scopes": [], "instances": subject.instances}]}
+        self.ask("PUT", f"/v1/services/{subject.id}/scale", body)
+
+    def pause(self, subject):
+        self.ask("POST", f"/v1/services/{subject.id}/pause", {}, allowed=(400, 409))
+
+    def resume(self, subject):
+        self.ask("POST", f"/v1/services/{subject.id}/resume", {}, allowed=(400, 409))
+
+    def delete(self, subject):
+        self.ask("DELETE", f"/v1/services/{subject.id}", allowed=(404,))
+
+    def wake(self, subject):
+        """A request to a service that sleeps or is about to: it must be answered, however long that takes."""
+        status, _, body = self.cloud.get(subject.host, timeout=PATIENCE_SECONDS)
+        assert status == 200, (status, body[:500])
+
+    def ask(self, method, path, body=None, allowed=()):
+        status, reply = self.cloud.call(method, path, body)
+        assert status == 200 or status in allowed, f"{method} {path}: {status} {reply}"
+        return reply
+
+    def find_app(self, name):
+        apps = self.ask("GET", f"/v1/apps?name={name}")["apps"]
+        return next((app for app in apps if app["name"] == name), None)
+
+    # What must come true.
+
+    def settle(self, subject):
+        if subject.paused:
+            self.cloud.wait_status(subject.id, "PAUSED", seconds=PATIENCE_SECONDS)
+            wait_for("nothing of a paused service runs",
+                     lambda: not self.cloud.instances(subject.id, "HEALTHY", "STARTING", "STOPPING"))
+            return
+        self.cloud.wait_status(subject.id, "HEALTHY", seconds=PATIENCE_SECONDS)
+        subject.host = subject.host or self.cloud.host(subject.name)
+        wait_for(f"{subject.name} answers with version {subject.version}",
+                 lambda: self.answer(subject) == VERSIONS[subject.version], PATIENCE_SECONDS)
+        if not subject.sleeps:
+            wait_for(f"{subject.name} has {subject.instances} instances, all of the latest deployment",
+                     lambda: self.is_as_wanted(subject), PATIENCE_SECONDS)
+
+    def answer(self, subject):
+        with contextlib.suppress(*NO_ANSWER):
+            return self.cloud.get(subject.host)[2]
+
+    def is_as_wanted(self, subject):
+        service = self.ask("GET", f"/v1/services/{subject.id}")["service"]
+        present = self.cloud.instances(subject.id, "ALLOCATING", "STARTING", "HEALTHY", "UNHEALTHY", "STOPPING")
+        return (
+            service["status"] == "HEALTHY"
+            and service["active_deployment_id"] == service["latest_deployment_id"]
+            and [one["status"] for one in present] == ["HEALTHY"] * subject.instances
+        )
+
+    def processes(self, subject):
+        """Instance to process of a service that nobody is changing."""
+        found = {}
+        for instance in self.cloud.instances(subject.id, "HEALTHY"):
+            found[instance["id"]] = self.process(instance["id"])
+        return found
+
+    def process(self, instance_id):
+        path = self.cloud.data / "supervisor" / "instances" / instance_id / "run.json"
+        init = json.loads(path.read_text())["init"]
+        stat = pathlib.Path(f"/proc/{init['pid']}/stat").read_text()
+        assert int(stat.rsplit(")", 1)[1].split()[19]) == init["start_ticks"], f"{instance_id} runs no more"
+        return init["pid"], init["start_ticks"]
+
+    # A round.
+
+    def intent(self):
+        """One thing to ask for, as (name, subject, what to do)."""
+        kinds = ["wake", "sleep"]
+        if len(self.subjects) < SUBJECTS_MAX:
+            kinds += ["create"] * 2
+        awake = [subject for subject in self.subjects if not subject.paused]
+        paused = [subject for subject in self.subjects if subject.paused]
+        kinds += ["roll_out", "roll_out", "scale", "scale", "pause"] * bool(awake)
+        kinds += ["resume"] * bool(paused) + ["delete"] * bool(self.subjects)
+        kind = self.choices.choice(kinds)
+        if kind in ("wake", "sleep"):
+            subject = self.sleeper
+        elif kind == "create":
+            self.count += 1
+            subject = Subject(f"subject-{self.count}", self.image, self.choices.choice(list(VERSIONS)))
+            self.subjects.append(subject)
+        else:
+            subject = self.choices.choice(paused if kind == "resume" else self.subjects if kind == "delete" else awake)
+        if kind == "roll_out":
+            subject.turn += 1
+            subject.version = self.choices.choice(list(VERSIONS))
+        elif kind == "scale":
+            subject.instances = self.choices.choice([count for count in (1, 2, 3) if count != subject.instances])
+        elif kind in ("pause", "resume"):
+            subject.paused = kind == "pause"
+        elif kind == "delete":
+            self.subjects.remove(subject)
+        return kind, subject
+
+    def round(self, number):
+        kind, subject = self.intent()
+        victims = self.choices.choices(
+            [("up",), ("supervise",), ("up", "supervise"), ("edge",), ("up", "edge"), ("up", "supervise", "edge")],
+            weights=[40, 20, 25, 5, 5, 5],
+        )[0]
+        # Most work is done within the first tenths of a second; some of it, later.
+        delay = self.choices.choice([0.0, 0.03, 0.1, 0.3, 1.0, 2.0]) * self.choices.random()
+        twice = "up" in victims and self.choices.random() < 0.2
+        print(f"round {number}: {kind} {subject.name}, kill {' and '.join(victims)} after {delay:.3f} s"
+              f"{', and once more' * twice}", flush=True)
+        self.history[kind] += 1
+        bystanders = [one for one in [self.reference, *self.subjects] if one is not subject and not one.paused]
+        before = {one.name: self.processes(one) for one in bystanders}
+        if "edge" in victims:
+            self.asker.may_lose.set()
+        answered, failures = threading.Event(), []
+
+        def act():
+            try:
+                # Falling asleep is asked for by doing nothing.
+                if kind == "sleep":
+                    self.wake(subject)
+                else:
+                    getattr(self, kind)(subject)
+                answered.set()
+            except NO_ANSWER:
+                pass
+            except Exception as error:  # noqa: BLE001 - told by the main thread
+                failures.append(error)
+
+        actor = threading.Thread(target=act)
+        actor.start()
+        if kind == "sleep":
+            actor.join()
+            delay += 0.9
+        # The moment is the point: there is no condition to wait for.
+        threading.Event().wait(delay)
+        self.kill(victims)
+        if twice:
+            self.cloud.launch()
+            threading.Event().wait(self.choices.random())
+            self.kill(("up",))
+        if "up" in victims:
+            self.cloud.start()
+        actor.join()
+        if "edge" in victims:
+            wait_for("the data plane is back", lambda: self.answer(self.reference) == VERSIONS["1"])
+            self.asker.may_lose.clear()
+        assert not failures, failures
+        if not answered.is_set():
+            assert kind not in ("wake", "sleep") or "edge" in victims, "a request that waited for a wake was lost"
+            getattr(self, "wake" if kind == "sleep" else kind)(subject)
+        self.hold(kind, subject, before, bystanders)
+
+    def kill(self, victims):
+        """All at once, as far as that goes: nobody may tidy up after the other."""
+        pids = [self.cloud.process.pid if role == "up" else self.cloud.helper_pid(role) for role in victims]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                if pid is not None:
+                    os.kill(pid, signal.SIGKILL)
+        if "up" in victims:
+            self.cloud.process.wait()
+
+    def hold(self, kind, subject, before, bystanders):
+        if kind == "delete":
+            wait_for(f"{subject.name} is gone",
+                     lambda: self.cloud.call("GET", f"/v1/services/{subject.id}")[0] == 404, PATIENCE_SECONDS)
+        else:
+            self.settle(subject)
+        for one in bystanders:
+            self.settle(one)
+            after = self.processes(one)
+            assert after == before[one.name], f"{one.name} was not asked to change: {before[one.name]} to {after}"
+        assert not self.asker.bad, f"the service at the side failed: {self.asker.bad[:5]}"
+
+
+def test_whatever_is_killed_no_promise_is_broken(own_cloud, registry):
+    print(f"TRAM_CHAOS_SEED={SEED} TRAM_CHAOS_ROUNDS={ROUNDS}", flush=True)
+    chaos = Chaos(own_cloud, registry, random.Random(SEED))
+    try:
+        for number in range(1, ROUNDS + 1):
+            try:
+                chaos.round(number)
+            except BaseException as error:
+                error.add_note(f"in round {number}; TRAM_CHAOS_SEED={SEED}")
+                raise
+    finally:
+        chaos.asker.stop()
+    print(f"{dict(chaos.history)}; {chaos.asker.good} good answers at the side", flush=True)
+    assert chaos.asker.good > 10 * ROUNDS
+    footprint = Footprint(own_cloud)
+    assert footprint.left(), "the look for leaks finds nothing while everything runs"
+    present = {one["id"] for subject in [chaos.reference, chaos.sleeper, *chaos.subjects]
+               for one in own_cloud.instances(subject.id)}
+    unknown = {path.name for path in (own_cloud.data / "supervisor" / "instances").iterdir()} - present
+    assert not unknown, f"directories of instances that nobody knows: {unknown}"
+    assert own_cloud.stop() == 0
+    assert footprint.left() == []
