@@ -10,8 +10,6 @@ use utoipa::openapi::{
 
 use crate::{auth::Access, endpoint::Endpoint};
 
-mod enumerations;
-
 const JSON: &str = "application/json";
 const SCHEME: &str = "bearer";
 
@@ -31,11 +29,6 @@ pub(crate) fn document(endpoints: &[Endpoint], api_url: &str) -> OpenApi {
             }
         }
         paths.add_path_operation(endpoint.path, vec![method], operation(endpoint));
-    }
-    for (name, strings) in enumerations::members() {
-        if let Some(schema) = components.schemas.get_mut(&name) {
-            *schema = enumerations::schema(&strings);
-        }
     }
     let mut document = OpenApi::new(Info::new("Tramontane", env!("CARGO_PKG_VERSION")), paths);
     document.components = Some(components);

@@ -50,6 +50,14 @@ impl RawQuery {
         Ok(Self(pairs))
     }
 
+    /// Every value of `name`, empty ones too: words of a command.
+    pub(crate) fn every<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0
+            .iter()
+            .filter(move |(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    }
+
     /// Every value of `name` that is not empty.
     fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         self.0

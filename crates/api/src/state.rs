@@ -72,6 +72,8 @@ pub struct Settings {
     pub api_url: String,
     /// Where sandboxes are reached, without a slash at the end: clients add `/koyeb-sandbox` or `/r/<key>/`.
     pub sandbox_url: String,
+    /// The edge's port for HTTPS: where it is not the usual one, domains say their whole URL.
+    pub https_port: u16,
     /// Host that clients of proxied TCP ports connect to.
     pub proxy_host: String,
     /// Days that logs are kept.

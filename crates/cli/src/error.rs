@@ -82,7 +82,7 @@ pub enum Error {
         still_serving: bool,
     },
     /// A deployment was not ready in time.
-    #[error("deployment {short} of `{service}` is still {status} after {}s", .after.as_secs())]
+    #[error("deployment {short} of `{service}` is still {status} after {}s{}", .after.as_secs(), indented(.messages, ""))]
     NotReady {
         /// `app/service`.
         service: String,
@@ -90,6 +90,8 @@ pub enum Error {
         short: String,
         /// Its status then.
         status: String,
+        /// What the platform says it waits for.
+        messages: Vec<String>,
         /// How long the command waited.
         after: Duration,
     },

@@ -102,20 +102,43 @@ macro_rules! message {
     )+};
 }
 
-/// Declares an enumeration of the wire contract: exact strings, a default, and nothing else accepted.
+/// Declares an enumeration of the wire contract: exact strings, a default, and nothing else accepted. `as "A.B"` after
+/// the name is what the OpenAPI document calls it; without it, the name of the type.
+///
+/// The schema is written here and not derived: the derive does not see a rename that comes out of a macro, and would
+/// give the names of the variants.
 #[macro_export]
 macro_rules! wire_enum {
+    (@schema_name $name:ident) => { stringify!($name) };
+    (@schema_name $name:ident $schema:literal) => { $schema };
     ($(
         $(#[$meta:meta])*
-        pub enum $name:ident { $( $(#[$variant_meta:meta])* $variant:ident = $wire:literal ),+ $(,)? }
+        pub enum $name:ident $(as $schema:literal)? {
+            $( $(#[$variant_meta:meta])* $variant:ident = $wire:literal ),+ $(,)?
+        }
     )+) => {$(
         #[derive(
             Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash,
-            serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+            serde::Serialize, serde::Deserialize,
         )]
         $(#[$meta])*
         pub enum $name {
             $( $(#[$variant_meta])* #[serde(rename = $wire)] $variant, )+
+        }
+
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+                utoipa::openapi::schema::ObjectBuilder::new()
+                    .schema_type(utoipa::openapi::schema::Type::String)
+                    .enum_values(Some([$( $wire ),+]))
+                    .into()
+            }
+        }
+
+        impl utoipa::ToSchema for $name {
+            fn name() -> std::borrow::Cow<'static, str> {
+                std::borrow::Cow::Borrowed($crate::wire_enum!(@schema_name $name $($schema)?))
+            }
         }
 
         impl $name {
@@ -158,4 +181,21 @@ pub struct UnknownMember {
     pub given: String,
     /// What would have been accepted.
     pub allowed: Vec<&'static str>,
+}
+
+#[cfg(test)]
+mod tests {
+    use utoipa::{PartialSchema as _, ToSchema as _};
+
+    use crate::status::{AppStatus, MeshScope};
+
+    #[test]
+    fn an_enumeration_describes_itself_by_the_strings_of_the_wire() {
+        assert_eq!(AppStatus::name(), "App.Status");
+        assert_eq!(MeshScope::name(), "MeshScope");
+        let schema = serde_json::to_value(AppStatus::schema()).unwrap();
+        assert_eq!(schema["type"], "string");
+        let members: Vec<&str> = AppStatus::ALL.iter().map(|member| member.as_str()).collect();
+        assert_eq!(schema["enum"], serde_json::json!(members));
+    }
 }

@@ -18,7 +18,7 @@ pub const DNS_LABEL_MAX_CHARACTERS: usize = 63;
 /// A sentence that says the rule that was broken.
 pub fn check_slug(name: &str, min: usize, max: usize) -> Result<(), String> {
     let length = name.chars().count();
-    if length < min || length > max {
+    if !(min..=max).contains(&length) {
         return Err(format!("must have {min} to {max} characters, has {length}"));
     }
     if !name
@@ -55,7 +55,7 @@ pub fn check_service_name(name: &str) -> Result<(), String> {
 /// A sentence that says the rule that was broken.
 pub fn check_secret_name(name: &str) -> Result<(), String> {
     let length = name.chars().count();
-    if length < 2 || length > NAME_MAX_CHARACTERS {
+    if !(2..=NAME_MAX_CHARACTERS).contains(&length) {
         return Err(format!(
             "must have 2 to {NAME_MAX_CHARACTERS} characters, has {length}"
         ));

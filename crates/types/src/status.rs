@@ -4,70 +4,58 @@
 
 crate::wire_enum! {
     /// What an app is doing, derived from its services.
-    #[schema(as = App::Status)]
-    pub enum AppStatus {
+    pub enum AppStatus as "App.Status" {
         Starting = "STARTING", Healthy = "HEALTHY", Degraded = "DEGRADED", Unhealthy = "UNHEALTHY",
         Deleting = "DELETING", Deleted = "DELETED", Pausing = "PAUSING", Paused = "PAUSED", Resuming = "RESUMING",
     }
     /// What a service is doing, derived from its deployments.
-    #[schema(as = Service::Status)]
-    pub enum ServiceStatus {
+    pub enum ServiceStatus as "Service.Status" {
         Starting = "STARTING", Healthy = "HEALTHY", Degraded = "DEGRADED", Unhealthy = "UNHEALTHY",
         Deleting = "DELETING", Deleted = "DELETED", Pausing = "PAUSING", Paused = "PAUSED", Resuming = "RESUMING",
     }
     /// Where a deployment is in its life; see [`crate::machine`] for the arrows.
-    #[schema(as = Deployment::Status)]
-    pub enum DeploymentStatus {
+    pub enum DeploymentStatus as "Deployment.Status" {
         Pending = "PENDING", Provisioning = "PROVISIONING", Scheduled = "SCHEDULED", Canceling = "CANCELING",
         Canceled = "CANCELED", Allocating = "ALLOCATING", Starting = "STARTING", Healthy = "HEALTHY",
         Degraded = "DEGRADED", Unhealthy = "UNHEALTHY", Stopping = "STOPPING", Stopped = "STOPPED",
         Erroring = "ERRORING", Error = "ERROR", Stashed = "STASHED", Sleeping = "SLEEPING",
     }
     /// Where a deployment is in its life in one region.
-    #[schema(as = RegionalDeployment::Status)]
-    pub enum RegionalDeploymentStatus {
+    pub enum RegionalDeploymentStatus as "RegionalDeployment.Status" {
         Pending = "PENDING", Provisioning = "PROVISIONING", Scheduled = "SCHEDULED", Canceling = "CANCELING",
         Canceled = "CANCELED", Allocating = "ALLOCATING", Starting = "STARTING", Healthy = "HEALTHY",
         Degraded = "DEGRADED", Unhealthy = "UNHEALTHY", Stopping = "STOPPING", Stopped = "STOPPED",
         Erroring = "ERRORING", Error = "ERROR", Sleeping = "SLEEPING",
     }
     /// Where an instance is in its life.
-    #[schema(as = Instance::Status)]
-    pub enum InstanceStatus {
+    pub enum InstanceStatus as "Instance.Status" {
         Allocating = "ALLOCATING", Starting = "STARTING", Healthy = "HEALTHY", Unhealthy = "UNHEALTHY",
         Stopping = "STOPPING", Stopped = "STOPPED", Error = "ERROR", Sleeping = "SLEEPING",
     }
     /// Where a domain is in its life.
-    #[schema(as = Domain::Status)]
-    pub enum DomainStatus {
+    pub enum DomainStatus as "Domain.Status" {
         Pending = "PENDING", Active = "ACTIVE", Error = "ERROR", Deleting = "DELETING", Deleted = "DELETED",
     }
     /// Who chose a domain's name.
-    #[schema(as = Domain::Type)]
-    pub enum DomainType { Autoassigned = "AUTOASSIGNED", Custom = "CUSTOM" }
+    pub enum DomainType as "Domain.Type" { Autoassigned = "AUTOASSIGNED", Custom = "CUSTOM" }
     /// What part a deployment plays beside the others of its service.
-    #[schema(as = Deployment::Role)]
-    pub enum DeploymentRole {
+    pub enum DeploymentRole as "Deployment.Role" {
         Invalid = "INVALID", Active = "ACTIVE", Upcoming = "UPCOMING", Current = "CURRENT",
     }
     /// What part a regional deployment plays beside the others of its service.
-    #[schema(as = RegionalDeployment::Role)]
-    pub enum RegionalDeploymentRole {
+    pub enum RegionalDeploymentRole as "RegionalDeployment.Role" {
         Invalid = "INVALID", Active = "ACTIVE", Upcoming = "UPCOMING", Current = "CURRENT",
     }
     /// What kind of thing a definition defines.
-    #[schema(as = DeploymentDefinition::Type)]
-    pub enum DefinitionType {
+    pub enum DefinitionType as "DeploymentDefinition.Type" {
         Invalid = "INVALID", Web = "WEB", Worker = "WORKER", Database = "DATABASE", Sandbox = "SANDBOX",
     }
     /// The same, for one region; the underscore is upstream's.
-    #[schema(as = RegionalDeploymentDefinition::Type)]
-    pub enum RegionalDefinitionType {
+    pub enum RegionalDefinitionType as "RegionalDeploymentDefinition.Type" {
         Invalid = "INVALID", Web = "WEB", Worker = "WORKER", Database = "_", Sandbox = "SANDBOX",
     }
     /// What kind of thing a service is.
-    #[schema(as = Service::Type)]
-    pub enum ServiceType {
+    pub enum ServiceType as "Service.Type" {
         Invalid = "INVALID_TYPE", Web = "WEB", Worker = "WORKER", Database = "DATABASE", Sandbox = "SANDBOX",
     }
     /// How a new deployment takes over from the old one.
@@ -101,22 +89,18 @@ crate::wire_enum! {
     /// Whom a token speaks for.
     pub enum CredentialType { Invalid = "INVALID", User = "USER", Organization = "ORGANIZATION" }
     /// How far a stage of provisioning is.
-    #[schema(as = DeploymentProvisioningInfo::Stage::Status)]
-    pub enum StageStatus {
+    pub enum StageStatus as "DeploymentProvisioningInfo.Stage.Status" {
         Unknown = "UNKNOWN", Pending = "PENDING", Running = "RUNNING", Failed = "FAILED",
         Completed = "COMPLETED", Aborted = "ABORTED",
     }
     /// What made a deployment.
-    #[schema(as = TriggerDeploymentMetadata::TriggerType)]
-    pub enum TriggerType {
+    pub enum TriggerType as "TriggerDeploymentMetadata.TriggerType" {
         Unknown = "UNKNOWN_TYPE", Git = "GIT", Resume = "RESUME", DatabaseSync = "DATABASE_SYNC",
     }
     /// Who made a deployment.
-    #[schema(as = TriggerDeploymentMetadata::ActorType)]
-    pub enum ActorType { Unknown = "UNKNOWN_ACTOR", User = "USER", System = "SYSTEM" }
+    pub enum ActorType as "TriggerDeploymentMetadata.ActorType" { Unknown = "UNKNOWN_ACTOR", User = "USER", System = "SYSTEM" }
     /// Where a pushed commit came from.
-    #[schema(as = TriggerGitDeploymentMetadata::Provider)]
-    pub enum GitProvider { Unknown = "UNKNOWN", Github = "GITHUB" }
+    pub enum GitProvider as "TriggerGitDeploymentMetadata.Provider" { Unknown = "UNKNOWN", Github = "GITHUB" }
     /// What may be asked of the metrics endpoint.
     pub enum MetricName {
         Unknown = "UNKNOWN", CpuTotalPercent = "CPU_TOTAL_PERCENT", MemRss = "MEM_RSS",

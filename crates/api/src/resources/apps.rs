@@ -67,7 +67,7 @@ async fn list(call: Call<Filters>) -> Result<ListAppsReply, Error> {
         apps: listed
             .items
             .iter()
-            .map(|app| views::app::item(app, &domains))
+            .map(|app| views::app::item(&call.api.settings, app, &domains))
             .collect(),
         limit: page.limit,
         offset: page.offset,
@@ -99,7 +99,7 @@ async fn domains_of(
 /// An app as a client sees it.
 pub(crate) async fn show(api: &ApiState, app: &record::App) -> Result<App, Error> {
     let domains = domains_of(api, app.organization_id, vec![app.id]).await?;
-    Ok(views::app::app(app, &domains))
+    Ok(views::app::app(&api.settings, app, &domains))
 }
 
 /// What a new app is to be, once its name was found good.
@@ -122,7 +122,7 @@ async fn create(call: Call<Nothing, CreateApp>) -> Result<CreateAppReply, Error>
     let domain = domains::auto_assigned(&call.api, new.organization_id, new.id, &new.name).await?;
     let (app, domain) = call.api.store.create_app_with_domain(new, domain).await?;
     Ok(CreateAppReply {
-        app: Some(views::app::app(&app, &[domain])),
+        app: Some(views::app::app(&call.api.settings, &app, &[domain])),
     })
 }
 

@@ -118,7 +118,11 @@ async fn list(call: Call<Filters>) -> Result<ListDomainsReply, Error> {
         .list_domains(call.caller.organization, &filter, page.stored())
         .await?;
     Ok(ListDomainsReply {
-        domains: listed.items.iter().map(views::domain::domain).collect(),
+        domains: listed
+            .items
+            .iter()
+            .map(|domain| views::domain::domain(&call.api.settings, domain))
+            .collect(),
         limit: page.limit,
         offset: page.offset,
         count: count(listed.count),
@@ -171,7 +175,7 @@ async fn create(call: Call<Nothing, CreateDomain>) -> Result<CreateDomainReply, 
         })
         .await?;
     Ok(CreateDomainReply {
-        domain: Some(views::domain::domain(&domain)),
+        domain: Some(views::domain::domain(&call.api.settings, &domain)),
     })
 }
 
@@ -204,7 +208,7 @@ async fn read(call: Call) -> Result<GetDomainReply, Error> {
     let id: DomainId = call.id("id")?;
     let domain = call.api.store.domain(call.caller.organization, id).await?;
     Ok(GetDomainReply {
-        domain: Some(views::domain::domain(&domain)),
+        domain: Some(views::domain::domain(&call.api.settings, &domain)),
     })
 }
 
@@ -257,7 +261,7 @@ async fn update(call: Call<Update, UpdateDomain>) -> Result<UpdateDomainReply, E
         call.api.store.update_domain(organization, id, &edit).await?
     };
     Ok(UpdateDomainReply {
-        domain: Some(views::domain::domain(&domain)),
+        domain: Some(views::domain::domain(&call.api.settings, &domain)),
     })
 }
 

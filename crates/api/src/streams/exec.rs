@@ -1,4 +1,4 @@
-//! Commands in running instances, over a WebSocket.
+//! Commands in running instances, over a WebSocket or, without an upgrade, in one answer (see `plain`).
 //!
 //! The command line client repeats id and command in every frame, the browser gives the id in the URL and sends
 //! bodies only; both are taken. Input and output run in two halves, so that a command that writes while it does not
@@ -34,8 +34,13 @@ use crate::{
     endpoint::{Endpoint, Incoming, read_query},
     error::Error,
     state::ApiState,
-    wire::stream::{ExecCommandIo, ExecCommandReply},
+    wire::stream::{ExecCommandIo, ExecCommandReply, StreamResultOfExecCommandReply},
 };
+
+mod plain;
+mod target;
+
+use target::Target;
 
 /// How long a client may take to say what to run.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -52,14 +57,6 @@ const DEFAULT_TERMINAL: TerminalSize = TerminalSize {
     height: 24,
     width: 80,
 };
-
-crate::query! {
-    /// What to run where, for clients that say it in the URL. Members of the body are frames' business.
-    struct Target {
-        id: Option<String>,
-        id_type: Option<String>,
-    }
-}
 
 /// A frame from the client.
 #[derive(Debug, Default, Deserialize)]
@@ -102,7 +99,8 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
         "ExecCommand",
         Access::Write,
         exec,
-    )]
+    )
+    .giving::<StreamResultOfExecCommandReply>()]
 }
 
 async fn exec(mut incoming: Incoming) -> Result<Response, Error> {
@@ -116,8 +114,11 @@ async fn exec(mut incoming: Incoming) -> Result<Response, Error> {
         // An id that is wrong is told before the connection is taken over.
         find(&api, caller.organization, id, target.id_type.as_deref()).await?;
     }
-    let upgrade = frame::upgrade(&mut incoming.parts, MESSAGE_MAX_BYTES).await?;
     let organization = caller.organization;
+    if !frame::wants_websocket(&incoming.parts) {
+        return plain::exec(&api, organization, target).await;
+    }
+    let upgrade = frame::upgrade(&mut incoming.parts, MESSAGE_MAX_BYTES).await?;
     Ok(upgrade.on_upgrade(move |socket| run(api, organization, target, socket)))
 }
 

@@ -1,5 +1,8 @@
 //! Logs as they are written, over a WebSocket or, without an upgrade, as lines of JSON.
 //!
+//! Without an upgrade, a `limit` is how many lines there are in all: the official SDK reads such an answer to its end
+//! and takes it for one object, so `limit=1` is what it can use.
+//!
 //! One task follows the instances and puts frames into a bounded channel; what takes them out writes to the client.
 //! A slow client slows its own task down and nobody else: lines wait in the instance's log, not in memory. The
 //! stream ends with a normal close when what it follows is gone, or when nothing of it can write any more.
@@ -12,7 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use http::header::CONTENT_TYPE;
 use tokio::{
     sync::mpsc,
@@ -34,6 +37,7 @@ use crate::{
     error::Error,
     serve::chain,
     state::ApiState,
+    wire::stream::StreamResultOfLogEntry,
 };
 
 /// How often instances are asked for new lines: soon enough to feel live.
@@ -57,7 +61,8 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
         "TailLogs",
         Access::Read,
         tail,
-    )]
+    )
+    .giving::<StreamResultOfLogEntry>()]
 }
 
 async fn tail(mut incoming: Incoming) -> Result<Response, Error> {
@@ -91,6 +96,7 @@ async fn tail(mut incoming: Incoming) -> Result<Response, Error> {
         let frame: String = receiver.recv().await?;
         Some((Ok::<_, Infallible>(Bytes::from(frame + "\n")), receiver))
     });
+    let frames = frames.take(backlog.unwrap_or(usize::MAX));
     Ok(([(CONTENT_TYPE, "application/json")], Body::from_stream(frames)).into_response())
 }
 

@@ -141,6 +141,7 @@ impl Fixture {
                 base_domain: "tram.localhost".to_owned(),
                 api_url: "http://127.0.0.1:8080".to_owned(),
                 sandbox_url: sandbox_url.to_owned(),
+                https_port: 443,
                 proxy_host: "proxy.localhost".to_owned(),
                 logs_retention_days: 7,
                 metrics_retention_days: 7,

@@ -305,6 +305,62 @@ async fn following_without_an_upgrade_gives_lines_of_json() {
         read.starts_with("HTTP/1.1 200") && !read.contains("\"one\""),
         "{read}"
     );
+    // A limit is how many lines there are in all: then the answer ends.
+    while !read.ends_with("0\r\n\r\n") {
+        let mut buffer = [0; 4096];
+        let size = timeout(PATIENCE, stream.read(&mut buffer))
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(size > 0, "{read}");
+        read += &String::from_utf8_lossy(&buffer[..size]);
+    }
+    assert_eq!(read.matches("\"result\"").count(), 1, "{read}");
+}
+
+#[tokio::test]
+async fn a_command_without_an_upgrade_is_told_in_one_answer() {
+    let live = Live::new().await;
+    let path = |query: &str| format!("/v1/streams/instances/exec?{query}");
+    let instance = live.instance.id;
+    let reply = live
+        .fixture
+        .get(&path(&format!(
+            "id={instance}&body.command=cat&body.command=&body.command=a%20b&body.stdin.data=aGkK\
+             &body.stdin.close=true&body.disableTty=true"
+        )))
+        .await
+        .good();
+    let result = &reply["result"];
+    assert!(reply.get("error").is_none(), "{reply}");
+    assert_eq!(result["exited"], true);
+    assert_eq!(result["exit_code"], 0);
+    let stdout = STANDARD.decode(text(&result["stdout"]["data"])).unwrap();
+    assert_eq!(String::from_utf8_lossy(&stdout), "cat  a b\nhi\n");
+    assert_eq!(result["stderr"]["data"], "");
+    let service = text(&live.service["id"]);
+    let by_service = path(&format!("id={service}&id_type=SERVICE_ID&body.command=ls"));
+    assert_eq!(live.fixture.get(&by_service).await.good()["result"]["exited"], true);
+    for (query, status, field) in [
+        (format!("id={instance}"), 400, Some("body.command")),
+        ("body.command=ls".to_owned(), 400, Some("id")),
+        (
+            format!("id={instance}&body.command=ls&body.stdin.data=%21"),
+            400,
+            Some("body.stdin.data"),
+        ),
+        (
+            format!("id={instance}&body.command=ls&body.disableTty=perhaps"),
+            400,
+            Some("body.disableTty"),
+        ),
+        (format!("id={service}&body.command=ls"), 404, None),
+    ] {
+        let refused = live.fixture.get(&path(&query)).await.bad(status);
+        if let Some(field) = field {
+            assert_eq!(refused["fields"][0]["field"], field, "{query} {refused}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -4,7 +4,13 @@ use tram_store::record;
 use tram_types::{Int64, status::DomainType};
 
 use super::{id, part};
-use crate::wire::domain::{Domain, DomainLoadBalancerCloudflare, DomainLoadBalancerKoyeb};
+use crate::{
+    state::Settings,
+    wire::domain::{Domain, DomainLoadBalancerCloudflare, DomainLoadBalancerKoyeb},
+};
+
+/// The port that clients use for a name alone.
+const HTTPS_PORT: u16 = 443;
 
 /// The load balancer's members as they are kept.
 #[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
@@ -16,7 +22,7 @@ pub(crate) struct LoadBalancer {
     pub(crate) koyeb: Option<DomainLoadBalancerKoyeb>,
 }
 
-pub(crate) fn domain(domain: &record::Domain) -> Domain {
+pub(crate) fn domain(settings: &Settings, domain: &record::Domain) -> Domain {
     let balancer: LoadBalancer = part(&domain.load_balancer);
     // One official client looks for `cloudflare` before it lets a user rename an auto-assigned domain.
     let cloudflare = match domain.kind {
@@ -42,5 +48,7 @@ pub(crate) fn domain(domain: &record::Domain) -> Domain {
         cloudflare,
         koyeb: balancer.koyeb,
         project_id: id(domain.project_id),
+        url: (settings.https_port != HTTPS_PORT)
+            .then(|| format!("https://{}:{}", domain.name, settings.https_port)),
     }
 }

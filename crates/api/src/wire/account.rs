@@ -25,9 +25,8 @@ tram_types::wire_enum! {
     }
 
     /// How a user logs in.
-    #[schema(as = LoginMethodReply::Method)]
     #[derive(Default)]
-    pub enum LoginMethodReplyMethod {
+    pub enum LoginMethodReplyMethod as "LoginMethodReply.Method" {
         #[default]
         Koyeb = "KOYEB",
         Workos = "WORKOS",

@@ -26,6 +26,9 @@ tram_types::message! {
         #[serde(skip_serializing_if = "Option::is_none")]
         pub koyeb: Option<DomainLoadBalancerKoyeb>,
         pub project_id: String,
+        /// Where it is reached, when that is not on the usual port of HTTPS. Ours; clients that do not know it use the name.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub url: Option<String>,
     }
 
     /// The mark of an auto-assigned domain.

@@ -2,9 +2,8 @@
 
 tram_types::wire_enum! {
     /// Why an image cannot be used.
-    #[schema(as = VerifyDockerImageReply::ErrCode)]
     #[derive(Default)]
-    pub enum VerifyDockerImageReplyErrCode {
+    pub enum VerifyDockerImageReplyErrCode as "VerifyDockerImageReply.ErrCode" {
         #[default]
         Unknown = "UNKNOWN",
         AuthAccessDenied = "AUTH_ACCESS_DENIED",

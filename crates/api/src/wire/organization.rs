@@ -24,9 +24,8 @@ tram_types::wire_enum! {
     }
 
     /// Whether an organization may work.
-    #[schema(as = Organization::Status)]
     #[derive(Default)]
-    pub enum OrganizationStatus {
+    pub enum OrganizationStatus as "Organization.Status" {
         Warning = "WARNING",
         Locked = "LOCKED",
         #[default]
@@ -54,9 +53,8 @@ tram_types::wire_enum! {
     }
 
     /// Why an organization stopped.
-    #[schema(as = Organization::DeactivationReason)]
     #[derive(Default)]
-    pub enum OrganizationDeactivationReason {
+    pub enum OrganizationDeactivationReason as "Organization.DeactivationReason" {
         #[default]
         Invalid = "INVALID",
         RequestedByOwner = "REQUESTED_BY_OWNER",
@@ -67,9 +65,8 @@ tram_types::wire_enum! {
     }
 
     /// Whether a member is one.
-    #[schema(as = OrganizationMember::Status)]
     #[derive(Default)]
-    pub enum OrganizationMemberStatus {
+    pub enum OrganizationMemberStatus as "OrganizationMember.Status" {
         #[default]
         Invalid = "INVALID",
         Active = "ACTIVE",
@@ -77,9 +74,8 @@ tram_types::wire_enum! {
     }
 
     /// What a member may do.
-    #[schema(as = UserRole::Role)]
     #[derive(Default)]
-    pub enum UserRoleRole {
+    pub enum UserRoleRole as "UserRole.Role" {
         #[default]
         Invalid = "INVALID",
         Owner = "OWNER",

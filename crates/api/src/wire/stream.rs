@@ -58,6 +58,30 @@ tram_types::message! {
         pub exit_code: i64,
     }
 
+    /// The end of a command, or why it could not run.
+    pub struct StreamResultOfExecCommandReply {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub result: Option<ExecCommandReply>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub error: Option<RpcStatus>,
+    }
+
+    /// A line of a log that is followed, or why following ended.
+    pub struct StreamResultOfLogEntry {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub result: Option<LogEntry>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub error: Option<RpcStatus>,
+    }
+
+    /// What went wrong, as streams tell it.
+    #[schema(as = google::rpc::Status)]
+    pub struct RpcStatus {
+        pub code: i64,
+        pub message: String,
+        pub details: Vec<BTreeMap<String, serde_json::Value>>,
+    }
+
     /// Size of a terminal, in characters.
     #[schema(as = ExecCommandRequest::TerminalSize)]
     pub struct ExecCommandRequestTerminalSize {

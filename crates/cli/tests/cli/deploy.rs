@@ -160,6 +160,24 @@ fn programs_get_everything_as_json() {
 }
 
 #[test]
+fn what_a_deployment_waits_for_is_told() {
+    let server = empty();
+    let down = "cannot reach the registry; trying again";
+    server.answer(DEPLOYMENT, deployment("PROVISIONING", &[down]));
+    Tram::of(&server.url)
+        .run("deploy shop:1 -n web --app shop --timeout 1s")
+        .expect(
+            1,
+            "",
+            "creating app `shop`\ncreating service `shop/web`\npulling the image\n\
+         cannot reach the registry; trying again\n\
+         error: deployment d0000000 of `shop/web` is still PROVISIONING after 1s\n  \
+         cannot reach the registry; trying again\n\
+         hint: it goes on by itself; look with `tram services get shop/web`, wait longer with `--timeout`\n",
+        );
+}
+
+#[test]
 fn a_failure_shows_its_cause_and_the_end_of_the_log() {
     let server = empty();
     server.answers(

@@ -45,6 +45,8 @@ pub(crate) struct Progress {
     printer: Printer,
     bar: Option<ProgressBar>,
     phase: Option<Phase>,
+    /// The newest word of the platform about the deployment; empty when all goes as it should.
+    told: String,
 }
 
 impl Progress {
@@ -61,6 +63,7 @@ impl Progress {
             printer: printer.clone(),
             bar,
             phase: None,
+            told: String::new(),
         }
     }
 
@@ -71,8 +74,32 @@ impl Progress {
         }
         self.phase = Some(phase);
         match &self.bar {
-            Some(bar) => bar.set_message(phase.words()),
+            Some(_) => self.show(),
             None => self.printer.note(phase.words()),
+        }
+    }
+
+    /// Shows what the platform says about the deployment on its way: once for each message.
+    pub(crate) fn tell(&mut self, message: &str) {
+        if self.told == message {
+            return;
+        }
+        message.clone_into(&mut self.told);
+        match &self.bar {
+            Some(_) => self.show(),
+            None if message.is_empty() => {}
+            None => self.printer.note(message),
+        }
+    }
+
+    fn show(&self) {
+        let (Some(bar), Some(phase)) = (&self.bar, self.phase) else {
+            return;
+        };
+        if self.told.is_empty() {
+            bar.set_message(phase.words());
+        } else {
+            bar.set_message(format!("{}: {}", phase.words(), self.told));
         }
     }
 

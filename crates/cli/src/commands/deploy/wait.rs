@@ -39,7 +39,10 @@ pub struct Waiting {
 enum End {
     Healthy(Value),
     Failed(Value),
-    Late(String),
+    Late {
+        status: String,
+        messages: Vec<String>,
+    },
     Interrupted,
 }
 
@@ -67,10 +70,11 @@ pub(crate) async fn until_healthy(
             Ok(EXIT_SUCCESS)
         }
         End::Failed(deployment) => Err(failure(client, service, &deployment).await),
-        End::Late(status) => Err(Error::NotReady {
+        End::Late { status, messages } => Err(Error::NotReady {
             service: service.path(),
             short: short(id),
             status,
+            messages,
             after: timeout,
         }),
         End::Interrupted => {
@@ -90,6 +94,7 @@ async fn watch(client: &Client, id: &str, deadline: Instant, progress: &mut Prog
     let path = format!("/v1/deployments/{id}");
     let mut lost = false;
     let mut status = "PENDING".to_owned();
+    let mut messages = Vec::new();
     loop {
         match client.get(&path, &[]).await {
             Ok(mut reply) => {
@@ -108,6 +113,8 @@ async fn watch(client: &Client, id: &str, deadline: Instant, progress: &mut Prog
                         None => return Ok(End::Failed(deployment)),
                     },
                 }
+                messages = texts(&deployment, "messages");
+                progress.tell(messages.last().map_or("", String::as_str));
             }
             // The work goes on without us: a server that restarts is waited for.
             Err(error) if error.is_passing() => {
@@ -119,7 +126,7 @@ async fn watch(client: &Client, id: &str, deadline: Instant, progress: &mut Prog
             Err(error) => return Err(error.into()),
         }
         if Instant::now() >= deadline {
-            return Ok(End::Late(status));
+            return Ok(End::Late { status, messages });
         }
         sleep(POLL_INTERVAL.min(deadline.saturating_duration_since(Instant::now()))).await;
     }
