@@ -4,7 +4,7 @@
     TRAM_API_REPLIES=/tmp/replies.json cargo nextest run -p tram-api every_endpoint_succeeds
     python3 tests/openapi/sdk.py /tmp/replies.json
 
-Needs `pip install koyeb-sdk==1.5.5`. The file holds, by operation, the name of the message and one answer of each
+Needs `pip install koyeb-sdk==1.5.5`; that test runs it by itself where `scripts/setup test` has installed the SDK. The file holds, by operation, the name of the message and one answer of each
 endpoint that succeeds. Beside decoding, a member that the model does not know is told, since it would be lost.
 """
 

@@ -105,7 +105,7 @@ pub enum ServerArguments {
     Up(Box<Flags>),
     /// Say what this machine can and cannot do, and how to mend it
     Doctor(Box<Flags>),
-    /// Have this machine trust the certificates of its own authority
+    /// Make this machine trust the HTTPS certificates of its own cloud
     Trust(trust::Arguments),
     /// Images kept on this machine
     Images(images::Arguments),

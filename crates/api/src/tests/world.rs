@@ -1,6 +1,9 @@
 //! One of everything, and every endpoint called with it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
 use http::Method;
 use serde_json::{Value, json};
@@ -187,9 +190,40 @@ async fn every_endpoint_succeeds_for_its_owner() {
             }
         }
     }
+    let replies = serde_json::to_vec_pretty(&replies).unwrap();
     if let Some(path) = std::env::var_os("TRAM_API_REPLIES") {
-        std::fs::write(path, serde_json::to_vec_pretty(&replies).unwrap()).unwrap();
+        std::fs::write(path, &replies).unwrap();
     }
+    read_with_the_sdk(&replies);
+}
+
+/// Has the models of the official SDK read every answer. `scripts/setup test` installs it.
+fn read_with_the_sdk(replies: &[u8]) {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
+    let environment = std::env::var_os("TRAM_VENV").map(PathBuf::from);
+    let python = environment
+        .or_else(|| cache.map(|cache| cache.join("tram/venv")))
+        .map(|environment| environment.join("bin/python"))
+        .filter(|python| python.exists());
+    let Some(python) = python else {
+        println!("skipped: the SDK is not installed; `scripts/setup test` does");
+        return;
+    };
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, replies).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/openapi/sdk.py");
+    let done = std::process::Command::new(python)
+        .arg(script)
+        .arg(file.path())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&done.stdout);
+    assert!(
+        done.status.success(),
+        "{told}{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
 }
 
 /// Objects of one organization are not there for another, whatever it calls.

@@ -33,16 +33,16 @@ pub struct Arguments {
     /// Name of its app; without it the service's name
     #[arg(long, value_name = "APP")]
     pub app: Option<String>,
-    /// What it is: web is reached from outside, worker is not
+    /// Kind of service: web (the usual one) is reached from outside, worker is not
     #[arg(long, value_enum, value_name = "TYPE")]
     pub r#type: Option<Type>,
     /// Port that the program listens on, with its protocol; several can be given
     #[arg(long = "port", short, value_name = "PORT[:http|http2|tcp]")]
     pub ports: Vec<Port>,
-    /// Path that leads to a port; several can be given
+    /// Path of the app's domain that leads to a port, such as /api:8000; several can be given
     #[arg(long = "route", value_name = "PATH:PORT")]
     pub routes: Vec<Route>,
-    /// Port that is reached by TCP from outside; several can be given
+    /// Port to publish by TCP, for programs that do not speak HTTP; several can be given
     #[arg(long = "proxy-port", value_name = "PORT")]
     pub proxy_ports: Vec<u16>,
     /// Variable of the program's environment; several can be given
@@ -51,13 +51,13 @@ pub struct Arguments {
     /// Variable that takes the value of a secret; several can be given
     #[arg(long, value_name = "KEY=SECRET")]
     pub secret: Vec<Variable>,
-    /// Variable that an existing service shall have no longer; several can be given
+    /// Variable to take away from an existing service; several can be given
     #[arg(long, value_name = "KEY")]
     pub unset_env: Vec<String>,
-    /// Size of an instance, from the catalog
+    /// Size of an instance, such as nano, micro or small; micro when nothing is said
     #[arg(long, value_name = "TYPE")]
     pub instance_type: Option<String>,
-    /// Region; several can be given
+    /// Where to run it; without it the first region of the server; several can be given
     #[arg(long, value_name = "REGION")]
     pub region: Vec<String>,
     /// Fewest instances; 0 lets the service sleep
@@ -72,7 +72,7 @@ pub struct Arguments {
     /// Sleep after so long without traffic, such as 5m; the next request wakes the service
     #[arg(long, value_name = "SPAN", value_parser = crate::age::parse_span)]
     pub sleep_after: Option<std::time::Duration>,
-    /// How health is told, such as http:8000:/health or tcp:5432; several can be given
+    /// Health check, such as http:8000:/health or tcp:5432; without it a TCP check of each port; several can be given
     #[arg(long = "check", value_name = "CHECK")]
     pub checks: Vec<Check>,
     /// Argument after the image's entrypoint; it is never split into words

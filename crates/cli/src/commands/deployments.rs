@@ -23,7 +23,7 @@ pub enum Action {
         /// Only those of this service
         #[arg(value_name = "SERVICE")]
         service: Option<String>,
-        /// Most that are listed
+        /// List at most so many
         #[arg(long, value_name = "N", default_value_t = LIST_ITEMS)]
         limit: usize,
     },

@@ -11,7 +11,7 @@ pub struct Arguments {
     /// Its name, app/name, its id, or at least eight characters of its id
     #[arg(value_name = "SERVICE")]
     pub service: String,
-    /// Most that are shown, the newest ones
+    /// Show at most so many, the newest ones
     #[arg(long, value_name = "N", default_value_t = EVENTS_ITEMS)]
     pub limit: usize,
 }

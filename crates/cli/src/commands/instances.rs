@@ -27,7 +27,7 @@ pub enum Action {
         /// Only those of this service
         #[arg(value_name = "SERVICE")]
         service: Option<String>,
-        /// Those that have ended, too
+        /// Include those that have ended
         #[arg(long, short)]
         all: bool,
     },

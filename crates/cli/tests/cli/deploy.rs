@@ -170,7 +170,6 @@ fn what_a_deployment_waits_for_is_told() {
             1,
             "",
             "creating app `shop`\ncreating service `shop/web`\npulling the image\n\
-         cannot reach the registry; trying again\n\
          error: deployment d0000000 of `shop/web` is still PROVISIONING after 1s\n  \
          cannot reach the registry; trying again\n\
          hint: it goes on by itself; look with `tram services get shop/web`, wait longer with `--timeout`\n",

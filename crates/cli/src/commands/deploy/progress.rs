@@ -1,6 +1,6 @@
 //! Progress on standard error: a spinner for people, a line per phase for logs.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -8,6 +8,10 @@ use crate::printer::Printer;
 
 /// How often the spinner turns.
 const TICK: Duration = Duration::from_millis(120);
+
+/// How often a log gets a word about a deployment on its way: often enough to see that it goes on or why it does not,
+/// rarely enough that a slow pull does not fill the log.
+const NOTE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +51,8 @@ pub(crate) struct Progress {
     phase: Option<Phase>,
     /// The newest word of the platform about the deployment; empty when all goes as it should.
     told: String,
+    /// When a log got its last word.
+    noted_at: Instant,
 }
 
 impl Progress {
@@ -64,6 +70,7 @@ impl Progress {
             bar,
             phase: None,
             told: String::new(),
+            noted_at: Instant::now(),
         }
     }
 
@@ -79,12 +86,13 @@ impl Progress {
         }
     }
 
-    /// Shows what the platform says about the deployment on its way: once for each message.
+    /// Shows what the platform says about the deployment on its way.
     pub(crate) fn tell(&mut self, message: &str) {
-        if self.told == message {
+        if self.told == message || (self.bar.is_none() && self.noted_at.elapsed() < NOTE_INTERVAL) {
             return;
         }
         message.clone_into(&mut self.told);
+        self.noted_at = Instant::now();
         match &self.bar {
             Some(_) => self.show(),
             None if message.is_empty() => {}
