@@ -103,3 +103,13 @@ impl Paths {
         Ok(())
     }
 }
+
+/// Replaces a file: a process that is killed meanwhile leaves the old text or the new one, never a half.
+///
+/// # Errors
+/// When the file cannot be written or put in place.
+pub fn write_whole(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let beside = file.with_extension("new");
+    std::fs::write(&beside, bytes)?;
+    std::fs::rename(beside, file)
+}

@@ -386,7 +386,8 @@ fn remember_network(state_dir: &Path, wanted: Ipv4Network, in_use: bool) -> Resu
     match before {
         Some(running) if running == wanted => Ok(()),
         Some(running) if in_use => Err(Error::Changed { running, wanted }),
-        _ => std::fs::write(&file, format!("{wanted}\n")).map_err(Error::files("write the network down")),
+        _ => host::write_whole(&file, format!("{wanted}\n").as_bytes())
+            .map_err(Error::files("write the network down")),
     }
 }
 

@@ -137,7 +137,14 @@ fn write_list(file: &Path, names: &[String]) -> io::Result<()> {
     if let Some(directory) = file.parent() {
         fs::create_dir_all(directory)?;
     }
-    fs::write(file, serde_json::to_vec(names).map_err(io::Error::other)?)
+    write_whole(file, &serde_json::to_vec(names).map_err(io::Error::other)?)
+}
+
+/// A process that is killed while it writes must leave the old text or the new one.
+pub(super) fn write_whole(file: &Path, bytes: &[u8]) -> io::Result<()> {
+    let beside = file.with_extension("new");
+    fs::write(&beside, bytes)?;
+    fs::rename(beside, file)
 }
 
 /// Undoes [`prepare`].
