@@ -85,7 +85,7 @@ class Cloud:
 
     def start(self):
         self.launch()
-        wait_for("tram up answers", self._answers)
+        wait_for("tram up answers", self.answers)
         return self
 
     def launch(self):
@@ -102,7 +102,7 @@ class Cloud:
             stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL, env=self.environment,
         )
 
-    def _answers(self):
+    def answers(self):
         if self.process.poll() is not None:
             raise AssertionError(f"tram up left with {self.process.returncode}:\n{self.logs()}")
         try:

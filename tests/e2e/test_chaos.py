@@ -12,16 +12,14 @@ the middle, starts again what does not start by itself, and then holds the cloud
 
 import collections
 import contextlib
-import http.client
 import json
 import os
 import pathlib
 import random
 import signal
 import threading
-import time
-import urllib.error
 
+from asker import NO_ANSWER, Asker
 from cloud import wait_for
 from leaks import Footprint
 
@@ -31,41 +29,7 @@ SEED = int(os.environ.get("TRAM_CHAOS_SEED", str(random.SystemRandom().randrange
 SUBJECTS_MAX = 4
 # An intent comes true within this, also right after a restart and with a crash's back-off in between.
 PATIENCE_SECONDS = 60
-# No answer: the process was killed while it worked on the request, or it is not there.
-NO_ANSWER = (OSError, http.client.HTTPException, urllib.error.URLError, json.JSONDecodeError)
 VERSIONS = {"1": b"Hello from version 1\n", "2": b"Hello from version 2\n"}
-
-
-class Asker:
-    """Asks a service without a pause and remembers what was not a good answer."""
-
-    def __init__(self, cloud, host):
-        self.cloud, self.host = cloud, host
-        self.good, self.bad = 0, []
-        # The data plane itself is being killed: a lost connection is no failure then.
-        self.may_lose = threading.Event()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._ask)
-        self._thread.start()
-
-    def _ask(self):
-        while not self._stop.is_set():
-            excused = self.may_lose.is_set()
-            try:
-                status, _, body = self.cloud.get(self.host)
-                if status == 200 and body in VERSIONS.values():
-                    self.good += 1
-                else:
-                    self.bad.append((time.time(), status, body[:300]))
-            except NO_ANSWER as error:
-                if not (excused or self.may_lose.is_set()):
-                    self.bad.append((time.time(), repr(error)))
-                # Nobody listens: do not take the processor from whoever comes back.
-                self._stop.wait(0.02)
-
-    def stop(self):
-        self._stop.set()
-        self._thread.join()
 
 
 class Subject:
@@ -99,7 +63,7 @@ class Chaos:
         self.count, self.subjects, self.history = 0, [], collections.Counter()
         self.reference = self.make("reference", instances=2)
         self.sleeper = self.make("sleeper", sleeps=True)
-        self.asker = Asker(cloud, self.reference.host)
+        self.asker = Asker(cloud, self.reference.host, VERSIONS.values())
 
     def make(self, name, **more):
         subject = Subject(name, self.image, "1", **more)
