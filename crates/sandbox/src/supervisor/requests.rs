@@ -112,10 +112,11 @@ impl Supervisor {
             kind,
             kill_at_boottime_ms: kill_at,
         };
-        instance
-            .dir
-            .write_stop(&order)
-            .map_err(|error| internal("record the order", &error))?;
+        if let Err(error) = instance.dir.write_stop(&order) {
+            // A full disk must not keep anything running. Only a supervisor that dies within the grace would have
+            // read it, and whoever ordered the stop knows why the program ends.
+            tracing::error!(instance = %id, %error, "cannot record the order to stop");
+        }
         let Phase::Running(running) = &mut instance.phase else {
             // It has no program yet that could handle a signal.
             return self
