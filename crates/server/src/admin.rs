@@ -18,9 +18,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::net::UnixListener;
 use tokio_util::io::{StreamReader, SyncIoBridge};
-use tram_image::{CollectPolicy, ImageStore, Progress, Reference};
+use tram_image::{CollectReport, ImageStore, Progress, Reference};
+use tram_site_local::LocalSite;
 
-use crate::{data_plane::EdgeLink, metrics::Metrics};
+use crate::{collector, data_plane::EdgeLink, metrics::Metrics};
 
 /// Name of the socket in the data directory.
 pub const SOCKET: &str = "admin.sock";
@@ -30,6 +31,8 @@ pub const SOCKET: &str = "admin.sock";
 pub struct Admin {
     /// The images of this machine.
     pub images: ImageStore,
+    /// This machine, which knows what its images are needed for.
+    pub site: Arc<LocalSite>,
     /// The edge, for its metrics.
     pub edge: Arc<EdgeLink>,
     /// The control plane's own metrics.
@@ -125,7 +128,11 @@ async fn import(
 }
 
 async fn prune(State(admin): State<Admin>) -> Result<Json<Pruned>, Failure> {
-    Ok(Json(prune_all(&admin.images).await?))
+    match collector::collect(&admin.images, &admin.site, &collector::everything()).await {
+        Ok(report) => Ok(Json(report.into())),
+        Err(collector::Error::Images(error)) => Err(error.into()),
+        Err(error @ collector::Error::InUse(_)) => Err(Failure(crate::chain(&error))),
+    }
 }
 
 async fn metrics(State(admin): State<Admin>) -> String {
@@ -172,19 +179,12 @@ pub async fn import_from(
         .collect())
 }
 
-/// Removes what no image and no running instance needs.
-///
-/// # Errors
-/// When the store cannot be read or changed.
-pub async fn prune_all(images: &ImageStore) -> Result<Pruned, tram_image::Error> {
-    let policy = CollectPolicy {
-        unused_for: Some(std::time::Duration::ZERO),
-        ..CollectPolicy::default()
-    };
-    let report = images.collect(&[], &policy).await?;
-    Ok(Pruned {
-        images: report.images.iter().map(ToString::to_string).collect(),
-        layers: report.layers,
-        freed_bytes: report.freed_bytes,
-    })
+impl From<CollectReport> for Pruned {
+    fn from(report: CollectReport) -> Self {
+        Self {
+            images: report.images.iter().map(ToString::to_string).collect(),
+            layers: report.layers,
+            freed_bytes: report.freed_bytes,
+        }
+    }
 }

@@ -9,7 +9,7 @@ use tram_controller::data_plane::{DataPlane, Error, Event, ServiceActivity};
 use tram_edge::link;
 use tram_types::{InstanceId, ServiceId, Timestamp, routing::RoutingTable};
 
-use crate::figures::Figures;
+use crate::{figures::Figures, metrics::Metrics, wakes::Wakes};
 
 /// Pause before the edge is looked for again. Short: an edge that is being started again is back in milliseconds,
 /// and the attempt is one connect on a Unix socket.
@@ -22,20 +22,30 @@ const EVENTS_MAX: usize = 256;
 pub struct EdgeLink {
     client: Arc<RwLock<Option<Arc<link::Client>>>>,
     events: Mutex<mpsc::Receiver<Event>>,
+    wakes: Arc<Wakes>,
+    metrics: Arc<Metrics>,
     stop: CancellationToken,
 }
 
 impl EdgeLink {
-    /// Keeps a link to the edge that listens on `socket`; what it reports also goes into `figures`.
+    /// Keeps a link to the edge that listens on `socket`; what it reports also goes into `figures`,
+    /// and how long wakes take into `metrics`.
     #[must_use]
-    pub fn start(socket: PathBuf, figures: Arc<Figures>) -> Self {
+    pub fn start(socket: PathBuf, figures: Arc<Figures>, metrics: Arc<Metrics>) -> Self {
         let client = Arc::new(RwLock::new(None));
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let stop = CancellationToken::new();
-        tokio::spawn(follow(socket, figures, Arc::clone(&client), sender, stop.clone()));
+        let wakes = Arc::new(Wakes::default());
+        let seen = Seen {
+            figures,
+            wakes: Arc::clone(&wakes),
+        };
+        tokio::spawn(follow(socket, seen, Arc::clone(&client), sender, stop.clone()));
         Self {
             client,
             events: Mutex::new(events),
+            wakes,
+            metrics,
             stop,
         }
     }
@@ -58,9 +68,16 @@ impl Drop for EdgeLink {
     }
 }
 
+/// Who else wants to know what the edge reports.
+#[derive(Debug)]
+struct Seen {
+    figures: Arc<Figures>,
+    wakes: Arc<Wakes>,
+}
+
 async fn follow(
     socket: PathBuf,
-    figures: Arc<Figures>,
+    seen: Seen,
     shared: Arc<RwLock<Option<Arc<link::Client>>>>,
     sender: mpsc::Sender<Event>,
     stop: CancellationToken,
@@ -68,7 +85,7 @@ async fn follow(
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = one_link(&socket, &figures, &shared, &sender) => {}
+            () = one_link(&socket, &seen, &shared, &sender) => {}
         }
         let was_up = shared.write().await.take().is_some();
         if was_up {
@@ -87,7 +104,7 @@ async fn follow(
 /// From one connect to its end.
 async fn one_link(
     socket: &std::path::Path,
-    figures: &Figures,
+    seen: &Seen,
     shared: &RwLock<Option<Arc<link::Client>>>,
     sender: &mpsc::Sender<Event>,
 ) {
@@ -106,8 +123,12 @@ async fn one_link(
         return;
     }
     while let Some(event) = events.next().await {
+        if let link::Event::Wake(demand) = &event {
+            seen.wakes
+                .demanded(demand.service_id, demand.traceparent.as_deref());
+        }
         if let link::Event::Report(report) = &event {
-            figures.traffic(edge, report);
+            seen.figures.traffic(edge, report);
             for port in &report.closed_ports {
                 tracing::warn!(
                     port = port.public_port,
@@ -164,7 +185,11 @@ impl DataPlane for EdgeLink {
         client.push_table(table).await.map_err(|error| match error {
             link::Error::Refused { held, reason, .. } => Error::Refused { held, reason },
             other => Error::Lost(Some(Box::new(other))),
-        })
+        })?;
+        for ended in self.wakes.in_force(table) {
+            self.metrics.woke(ended);
+        }
+        Ok(())
     }
 
     async fn next_event(&self) -> Option<Event> {

@@ -365,6 +365,7 @@ mod tests {
             at: at.jiff(),
             table_version: 1,
             complete: false,
+            busy_instances: Vec::new(),
             closed_ports: Vec::new(),
             services: vec![ServiceReport {
                 service_id: service,

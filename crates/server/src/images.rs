@@ -15,6 +15,7 @@ use tram_image::ImageStore;
 
 use crate::{
     admin::{self, ImageRow, Pruned},
+    collector,
     paths::Paths,
 };
 
@@ -57,9 +58,12 @@ pub async fn run(settings: &Settings, action: ImagesAction, printer: &Printer) -
             let pruned: Pruned = if running {
                 ask(&socket, Method::POST, "/images/prune", empty()).await?
             } else {
-                admin::prune_all(&open(settings, &paths)?)
-                    .await
-                    .map_err(for_user)?
+                let images = open(settings, &paths)?;
+                // The site is not open, but its records say what the next start needs.
+                let in_use = tram_site_local::images_in_use_at(&paths.site())
+                    .context("cannot tell which images are needed, so none was removed")?;
+                let report = images.collect(&in_use, &collector::everything()).await;
+                report.map_err(for_user)?.into()
             };
             let value = serde_json::to_value(&pruned)?;
             printer.value(&value, || {

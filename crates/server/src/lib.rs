@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod bootstrap;
+pub mod collector;
 pub mod data_plane;
 pub mod doctor;
 pub mod figures;
@@ -18,13 +19,16 @@ pub mod invoker;
 pub mod logging;
 pub mod metrics;
 pub mod network;
+pub mod observe;
 pub mod paths;
 pub mod processes;
 pub mod roles;
 pub mod sampler;
+pub mod traces;
 pub mod trust;
 pub mod up;
 pub mod verifier;
+pub mod wakes;
 
 use std::{ffi::OsString, process::ExitCode};
 

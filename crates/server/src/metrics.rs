@@ -1,18 +1,27 @@
 //! Prometheus metrics of the control plane, with the edge's beside them.
 
-use std::{sync::Mutex, sync::PoisonError, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
+use tokio::sync::Mutex;
 use tram_controller::{Observer, Outcome};
+use tram_store::{
+    Store,
+    filter::{Organizations, PAGE_ITEMS_MAX, Page},
+};
 
-use crate::data_plane::EdgeLink;
+use crate::{data_plane::EdgeLink, wakes};
 
 /// Upper bounds of the time that a run of a reconciler takes, in seconds.
 const RUN_SECONDS: [f64; 8] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0];
+/// Upper bounds of the time to the head of an API call's answer, in seconds.
+const CALL_SECONDS: [f64; 8] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 10.0];
+/// Upper bounds of the time of a wake, in seconds: from a thaw to the deadline of those who wait.
+const WAKE_SECONDS: [f64; 11] = [0.002, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReconcilerLabel {
@@ -25,18 +34,50 @@ struct OutcomeLabel {
     outcome: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StatusLabel {
+    status: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabel {
+    method: &'static str,
+    route: String,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabel {
+    method: &'static str,
+    route: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WakeLabel {
+    outcome: &'static str,
+}
+
 /// The control plane's metrics.
 #[derive(Debug)]
 pub struct Metrics {
+    store: Store,
+    /// Locked for a whole exposition, so that two scrapers do not see each other's half-read counts.
     registry: Mutex<Registry>,
+    services: Family<StatusLabel, Gauge>,
+    instances: Family<StatusLabel, Gauge>,
+    calls: Family<CallLabel, Counter>,
+    call_seconds: Family<RouteLabel, Histogram>,
+    wake_seconds: Family<WakeLabel, Histogram>,
     runs: Family<OutcomeLabel, Counter>,
     run_seconds: Family<ReconcilerLabel, Histogram>,
     backlog: Gauge,
     edge_connected: Gauge,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
+impl Metrics {
+    /// Nothing happened yet; what there is, is asked of the store at each scrape.
+    #[must_use]
+    pub fn new(store: Store) -> Self {
         let mut registry = Registry::with_prefix("tram");
         let runs = Family::default();
         registry.register("reconciler_runs", "Runs of a reconciler", runs.clone());
@@ -59,17 +100,114 @@ impl Default for Metrics {
             "Whether the link to the edge is up",
             edge_connected.clone(),
         );
+        let services = Family::<StatusLabel, Gauge>::default();
+        registry.register("services", "Services by status", services.clone());
+        let instances = Family::<StatusLabel, Gauge>::default();
+        registry.register("instances", "Instances by status", instances.clone());
+        let calls = Family::<CallLabel, Counter>::default();
+        registry.register(
+            "api_requests",
+            "Calls of the API by route and status",
+            calls.clone(),
+        );
+        let call_seconds =
+            Family::<RouteLabel, Histogram>::new_with_constructor(|| Histogram::new(CALL_SECONDS));
+        registry.register(
+            "api_request_seconds",
+            "From a call of the API to the head of its answer",
+            call_seconds.clone(),
+        );
+        let wake_seconds =
+            Family::<WakeLabel, Histogram>::new_with_constructor(|| Histogram::new(WAKE_SECONDS));
+        registry.register(
+            "wake_seconds",
+            "From the demand of a wake to the routing table that lets its callers go",
+            wake_seconds.clone(),
+        );
         Self {
+            store,
             registry: Mutex::new(registry),
+            services,
+            instances,
+            calls,
+            call_seconds,
+            wake_seconds,
             runs,
             run_seconds,
             backlog,
             edge_connected,
         }
     }
-}
 
-impl Metrics {
+    /// A call of the API was answered. `route` is a template.
+    pub fn called(&self, method: &'static str, route: &str, status: u16, took: Duration) {
+        let route = route.to_owned();
+        self.call_seconds
+            .get_or_create(&RouteLabel {
+                method,
+                route: route.clone(),
+            })
+            .observe(took.as_secs_f64());
+        self.calls
+            .get_or_create(&CallLabel {
+                method,
+                route,
+                status,
+            })
+            .inc();
+    }
+
+    /// A wake is over.
+    pub fn woke(&self, ended: wakes::Ended) {
+        let outcome = match ended.outcome {
+            wakes::Outcome::Ready => "ready",
+            wakes::Outcome::Failed => "failed",
+        };
+        self.wake_seconds
+            .get_or_create(&WakeLabel { outcome })
+            .observe(ended.took.as_secs_f64());
+    }
+
+    /// Asks the store how many there are of what.
+    async fn count(&self) -> Result<(), tram_store::Error> {
+        let mut services = BTreeMap::<&str, u64>::new();
+        let mut instances = BTreeMap::<&str, u64>::new();
+        let mut page = Page {
+            limit: PAGE_ITEMS_MAX,
+            offset: 0,
+        };
+        loop {
+            let found = self
+                .store
+                .list_organizations_unscoped(&Organizations::default(), page)
+                .await?;
+            for organization in &found.items {
+                let counts = self.store.counts(organization.id).await?;
+                for (status, count) in counts.services {
+                    *services.entry(status.as_str()).or_default() += count;
+                }
+                for (status, count) in counts.instances {
+                    *instances.entry(status.as_str()).or_default() += count;
+                }
+            }
+            page.offset = page.offset.saturating_add(page.limit);
+            if found.items.is_empty() || u64::from(page.offset) >= found.count {
+                break;
+            }
+        }
+        for (family, counts) in [(&self.services, services), (&self.instances, instances)] {
+            family.clear();
+            for (status, count) in counts {
+                family
+                    .get_or_create(&StatusLabel {
+                        status: status.to_owned(),
+                    })
+                    .set(i64::try_from(count).unwrap_or(i64::MAX));
+            }
+        }
+        Ok(())
+    }
+
     /// How many services wait to be looked at.
     pub fn set_backlog(&self, waiting: usize) {
         self.backlog.set(i64::try_from(waiting).unwrap_or(i64::MAX));
@@ -99,14 +237,25 @@ impl Observer for Metrics {
 /// Everything in Prometheus' text format: ours, then the edge's.
 pub async fn exposition(metrics: &Metrics, edge: &EdgeLink) -> String {
     metrics.edge_connected.set(i64::from(edge.is_connected().await));
-    let mut text = String::new();
-    // Writing into a string cannot fail.
-    let _ = encode(
-        &mut text,
-        &metrics.registry.lock().unwrap_or_else(PoisonError::into_inner),
-    );
+    let ours = metrics.encode().await;
     match edge.metrics().await {
-        Some(of_edge) => format!("{}{of_edge}", text.strip_suffix("# EOF\n").unwrap_or(&text)),
-        None => text,
+        Some(of_edge) => format!("{}{of_edge}", ours.strip_suffix("# EOF\n").unwrap_or(&ours)),
+        None => ours,
+    }
+}
+
+impl Metrics {
+    async fn encode(&self) -> String {
+        let registry = self.registry.lock().await;
+        if let Err(error) = self.count().await {
+            // The old counts would pass for true ones.
+            self.services.clear();
+            self.instances.clear();
+            tracing::warn!(error = %crate::chain(&error), "services and instances could not be counted for metrics");
+        }
+        let mut text = String::new();
+        // Writing into a string cannot fail.
+        let _ = encode(&mut text, &registry);
+        text
     }
 }

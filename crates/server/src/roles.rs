@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::processes::DirectoryLock;
+use crate::{processes::DirectoryLock, traces::Traces};
 
 /// Name of the lock that a helper holds on its state directory.
 pub const LOCK_NAME: &str = "process.lock";
@@ -31,6 +31,9 @@ pub struct EdgeSettings {
     pub tcp: Vec<IpAddr>,
     /// Where finished requests are written.
     pub access_log: PathBuf,
+    /// Where traces are sent; empty: nowhere.
+    #[serde(default)]
+    pub otlp_endpoint: String,
 }
 
 impl EdgeSettings {
@@ -45,7 +48,7 @@ impl EdgeSettings {
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&self, state_dir: &Path) -> std::io::Result<()> {
-        std::fs::write(state_dir.join(EDGE_SETTINGS), serde_json::to_vec_pretty(self)?)
+        crate::paths::write_whole(&state_dir.join(EDGE_SETTINGS), &serde_json::to_vec_pretty(self)?)
     }
 }
 
@@ -90,6 +93,8 @@ pub fn edge(arguments: &[OsString]) -> ExitCode {
         return ExitCode::FAILURE;
     };
     with_lock(&directory, "edge", || {
+        let traces =
+            Traces::start(&settings.otlp_endpoint, "tram-edge").map_err(|error| crate::chain(&error))?;
         let config = tram_edge::Config {
             state_dir: directory.clone(),
             http: settings.http,
@@ -98,6 +103,7 @@ pub fn edge(arguments: &[OsString]) -> ExitCode {
             metrics: None,
             workers: 0,
             access_log: tram_edge::AccessLog::File(settings.access_log),
+            traces: traces.is_some(),
             drain: tram_edge::config::DEFAULT_DRAIN,
         };
         // The workers have runtimes of their own; this one carries the control link.
@@ -105,9 +111,13 @@ pub fn edge(arguments: &[OsString]) -> ExitCode {
             .enable_all()
             .build()
             .map_err(|error| crate::chain(&error))?;
-        runtime
+        let outcome = runtime
             .block_on(tram_edge::run(config))
-            .map_err(|error| crate::chain(&error))
+            .map_err(|error| crate::chain(&error));
+        if let Some(traces) = traces {
+            traces.finish();
+        }
+        outcome
     })
 }
 

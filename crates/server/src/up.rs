@@ -31,15 +31,17 @@ use tram_types::{Clock, SystemClock, catalog::Catalog};
 
 use crate::{
     admin::{self, Admin},
-    bootstrap,
+    bootstrap, collector,
     data_plane::EdgeLink,
     figures::{Figures, KEPT},
     host, invoker, logging,
     metrics::Metrics,
+    observe::{self, Observed},
     paths::Paths,
     processes::{DirectoryLock, Helper, Keeper},
     roles::{self, EdgeSettings},
     sampler,
+    traces::Traces,
     verifier::Verifier,
 };
 
@@ -59,6 +61,8 @@ const INSTANCE_GRACE: Duration = Duration::from_secs(10);
 const INSTANCES_PATIENCE: Duration = Duration::from_secs(30);
 /// The supervisor leaves at once when told.
 const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(5);
+/// How often the figure of the backlog is brought up to date; scrapers come about as often.
+const BACKLOG_LOOK: Duration = Duration::from_secs(5);
 
 /// Runs the whole cloud on this machine until SIGTERM or Ctrl-C.
 ///
@@ -72,6 +76,7 @@ pub async fn run(settings: Settings, printer: &Printer) -> anyhow::Result<()> {
              Run `sudo tram up`; the other commands need no root"
         );
     }
+    let traces = Traces::start(&settings.otlp_endpoint, "tram-control-plane")?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let starting = Box::pin(Running::start(&settings, printer));
@@ -84,12 +89,18 @@ pub async fn run(settings: Settings, printer: &Printer) -> anyhow::Result<()> {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        never = running.watch_backlog() => match never {},
     }
     printer.note(match settings.on_stop {
         OnStop::Stop => "stopping: finishing open requests, then instances",
         OnStop::Keep => "stopping the control plane; the edge and the instances go on",
     });
     Box::pin(running.stop()).await;
+    if let Some(traces) = traces
+        && let Err(error) = tokio::task::spawn_blocking(move || traces.finish()).await
+    {
+        tracing::warn!(error = %crate::chain(&error), "the last traces were not sent");
+    }
     Ok(())
 }
 
@@ -105,6 +116,7 @@ struct Running {
     controller: ControllerHandle,
     api: tokio::task::JoinHandle<()>,
     stop: CancellationToken,
+    metrics: Arc<Metrics>,
     on_stop: OnStop,
 }
 
@@ -168,6 +180,7 @@ struct Started {
     controller: ControllerHandle,
     api: tokio::task::JoinHandle<()>,
     stop: CancellationToken,
+    metrics: Arc<Metrics>,
 }
 
 impl Started {
@@ -182,6 +195,7 @@ impl Started {
             controller: self.controller,
             api: self.api,
             stop: self.stop,
+            metrics: self.metrics,
             on_stop,
         }
     }
@@ -203,7 +217,7 @@ impl Inside {
         let images = crate::images::open(settings, paths)?;
         let mut site_config = tram_site_local::Config::new(paths.site());
         site_config.supervisor_dir = paths.supervisor();
-        let site = crate::network::open_site(site_config, images.clone(), &settings.network).await?;
+        let site = crate::network::open_site(paths, site_config, images.clone(), &settings.network).await?;
         let sites = Sites::single(settings.region.clone(), Arc::clone(&site) as Arc<dyn Site>);
         let catalog = Arc::new(Catalog::local(
             &settings.region,
@@ -213,10 +227,11 @@ impl Inside {
         ));
 
         let figures = Arc::new(Figures::default());
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::new(Metrics::new(store.clone()));
         let link = Arc::new(EdgeLink::start(
             tram_edge::link::socket_path(&paths.edge()),
             Arc::clone(&figures),
+            Arc::clone(&metrics),
         ));
         let controller = Controller::start(Deps {
             store: store.clone(),
@@ -243,6 +258,12 @@ impl Inside {
             Arc::clone(&figures),
             stop.clone(),
         ));
+        tokio::spawn(collector::run(
+            images.clone(),
+            Arc::clone(&site),
+            store.clone(),
+            stop.clone(),
+        ));
         let state = ApiState::new(
             store.clone(),
             sites,
@@ -254,11 +275,21 @@ impl Inside {
             }),
             figures,
         );
-        let api = serve_api(api_listener, tram_api::router(state), stop.clone());
+        let observed = Observed {
+            store: store.clone(),
+            edge: Arc::clone(&link),
+            metrics: Arc::clone(&metrics),
+        };
+        let api = serve_api(
+            api_listener,
+            observe::around(tram_api::router(state), observed),
+            stop.clone(),
+        );
         serve_door(
             door,
             Admin {
                 images,
+                site: Arc::clone(&site),
                 edge: link,
                 metrics: Arc::clone(&metrics),
             },
@@ -273,11 +304,21 @@ impl Inside {
             controller,
             api,
             stop,
+            metrics,
         })
     }
 }
 
 impl Running {
+    /// Keeps the figure of the backlog up to date.
+    async fn watch_backlog(&self) -> std::convert::Infallible {
+        let mut tick = tokio::time::interval(BACKLOG_LOOK);
+        loop {
+            tick.tick().await;
+            self.metrics.set_backlog(self.controller.backlog());
+        }
+    }
+
     /// Stops in the reverse order: no new intents, no new decisions, no new requests, then what runs.
     async fn stop(self) {
         self.stop.cancel();
@@ -332,6 +373,7 @@ async fn keep_edge(settings: &Settings, paths: &Paths) -> anyhow::Result<Keeper>
         https: on(settings.https_port),
         tcp: settings.http_listen.clone(),
         access_log: paths.access_log(),
+        otlp_endpoint: settings.otlp_endpoint.clone(),
     };
     let helper = Helper {
         role: "edge",
