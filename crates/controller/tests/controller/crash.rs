@@ -149,3 +149,36 @@ async fn a_service_at_rest_keeps_its_appointments_across_a_restart() {
     world.pass(Duration::from_secs(600)).await;
     world.gone(service).await;
 }
+
+#[tokio::test]
+async fn a_clock_that_jumps_ends_nothing_and_holds_nothing_up() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let world = World::new().await;
+    let service = world.create("web", web("v1", 2)).await.service.id;
+    world.service_becomes(service, S::Healthy).await;
+    for to in [world.now().minus(DAY), world.now().plus(DAY)] {
+        let before = world
+            .until("the old version is gone", async || {
+                let running = world.site.running();
+                if running.len() == 2 { Ok(running) } else { Err(format!("{running:?}")) }
+            })
+            .await;
+        world.clock.set(to);
+        world.pass(Duration::from_secs(20)).await;
+        world.service_becomes(service, S::Healthy).await;
+        assert_eq!(world.site.running(), before);
+        // A crash is made good at the new time's pace, and a new intent is carried out.
+        world.site.end(before[0], EndCause::Exited { code: 1 });
+        world.service_becomes(service, S::Degraded).await;
+        world.clock.set(to.minus(DAY));
+        world.pass(Duration::from_secs(2)).await;
+        world.service_becomes(service, S::Healthy).await;
+        let next = world.deploy(service, web("v1", 2)).await;
+        world.deployment_becomes(next, D::Healthy).await;
+        // The old version goes on until its last requests are answered.
+        world.pass(Duration::from_secs(60)).await;
+    }
+    world.want(service, Desired::Delete).await;
+    world.gone(service).await;
+    assert!(world.site.is_empty());
+}
