@@ -58,6 +58,8 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 const LOCK_LOOK: Duration = Duration::from_millis(5);
 /// Somebody else's launch is looked at again so often until it is done.
 const RECHECK: Duration = Duration::from_millis(10);
+/// Killed processes are gone within this, unless one is stuck in the kernel.
+const CGROUPS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a supervisor is told at its start.
 #[derive(Debug, Clone)]
@@ -108,6 +110,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let mut supervisor = Supervisor::start(config)?;
     tracing::info!(state_dir = %supervisor.state.root().display(), instances = supervisor.instances.len(), "supervisor ready");
     let result = supervisor.serve().map_err(Error::Loop);
+    supervisor.finish_cgroups();
     // Clients see at once that nobody listens.
     let _ = fs::remove_file(supervisor.state.root().join(SOCKET_NAME));
     result
@@ -223,6 +226,18 @@ impl Supervisor {
             self.on_time();
         }
         Ok(())
+    }
+
+    /// Gives the cgroups of instances that have just ended a moment to become empty, so that a clean exit leaves
+    /// none.
+    fn finish_cgroups(&mut self) {
+        let deadline = Instant::now() + CGROUPS_TIMEOUT;
+        while !self.busy_cgroups.is_empty() && Instant::now() < deadline {
+            if sys::poll(&mut [], Some(RECHECK)).is_err() {
+                return;
+            }
+            self.on_time();
+        }
     }
 
     fn wait(&self) -> io::Result<Vec<Ready>> {

@@ -89,8 +89,8 @@ impl Site for LocalSite {
             }
             entry.record.stop_ordered = true;
             entry.stop_grace = Some(grace);
-            let save = self.shared.store.save(&entry.record);
-            save.map_err(|error| Error::unavailable("cannot write the order down", error))?;
+            // A full disk must not keep anything running: if this is lost too, the order comes again.
+            self.shared.save(&entry.record);
             self.shared.refresh_name(entry);
             let running = matches!(entry.live, Live::Up(_));
             if !running {
