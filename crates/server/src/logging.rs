@@ -1,4 +1,7 @@
 //! Where log lines go: standard error, as text or JSON, filtered as the settings say.
+//!
+//! A line that cannot be written is lost in silence: the usual cause is a full disk, and the library's complaint
+//! about it would go the same way, where failing to print ends the process.
 
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 use tram_cli::settings::LogFormat;
@@ -18,11 +21,17 @@ pub fn control_plane(filter: &str, format: LogFormat) -> Result<(), String> {
                 fmt::layer()
                     .json()
                     .flatten_event(true)
+                    .log_internal_errors(false)
                     .with_writer(std::io::stderr),
             )
             .try_init(),
         LogFormat::Text => registry
-            .with(fmt::layer().with_ansi(false).with_writer(std::io::stderr))
+            .with(
+                fmt::layer()
+                    .with_ansi(false)
+                    .log_internal_errors(false)
+                    .with_writer(std::io::stderr),
+            )
             .try_init(),
     };
     started.map_err(|error| format!("logging was started before: {error}"))
@@ -33,6 +42,7 @@ pub fn helper() {
     let _ = fmt()
         .with_env_filter(EnvFilter::new("info"))
         .with_ansi(false)
+        .log_internal_errors(false)
         .with_writer(std::io::stderr)
         .try_init();
 }

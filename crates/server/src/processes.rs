@@ -30,6 +30,8 @@ const RESTART_PAUSE: Duration = Duration::from_millis(50);
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Largest process id file that is read, in bytes: a number and a line feed.
 const PID_FILE_MAX_BYTES: u64 = 32;
+/// Digits of the largest process id.
+const PID_DIGITS_MAX: usize = 10;
 
 /// What went wrong with a helper process.
 #[derive(Debug, thiserror::Error)]
@@ -100,9 +102,12 @@ impl DirectoryLock {
             }
             Err(errno) => return Err(at("lock")(errno.into())),
         }
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "{}", std::process::id()))
+        // Always of one length and written over what was there: it needs no room on a full disk but the first time,
+        // and is never empty for a reader.
+        let text = format!("{:>width$}\n", std::process::id(), width = PID_DIGITS_MAX);
+        file.rewind()
+            .and_then(|()| file.write_all(text.as_bytes()))
+            .and_then(|()| file.set_len(u64::try_from(text.len()).unwrap_or(PID_FILE_MAX_BYTES)))
             .map_err(at("write"))?;
         Ok(Ok(Self { _file: file }))
     }
