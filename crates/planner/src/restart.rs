@@ -87,10 +87,11 @@ pub(crate) fn last_failure(region: &Region, replica: u32) -> Option<String> {
     (end != End::Ordered).then(|| cause(instance))
 }
 
-/// The same, if that instance was made at or after `since`.
+/// The same, if that instance was made at or after `since` and failed by itself: a start that was cut in half by the
+/// machine or the control plane says nothing about the program.
 pub(crate) fn last_failure_since(region: &Region, replica: u32, since: Timestamp) -> Option<String> {
     let (instance, end) = ended(region, replica).into_iter().next()?;
-    (end != End::Ordered && instance.created_at >= since).then(|| cause(instance))
+    (end == End::Failed && instance.created_at >= since).then(|| cause(instance))
 }
 
 fn cause(instance: &Instance) -> String {
@@ -116,9 +117,16 @@ pub(crate) fn verdict(region: &Region, replica: u32, policy: &Policy, now: Times
             break;
         }
     }
-    let Some((last, _)) = ended.first().filter(|_| in_a_row > 0) else {
+    let Some((last, end)) = ended.first().filter(|_| in_a_row > 0) else {
         return Verdict::Start;
     };
+    if in_a_row == 1 && *end == End::Interrupted {
+        // Somebody may be waiting for it, and it did nothing wrong. Again and again would be another matter.
+        return Verdict::TryAgain {
+            attempt: 2,
+            cause: cause(last),
+        };
+    }
     let doublings = (in_a_row - 1).min(DOUBLINGS_MAX);
     let delay = policy
         .restart_delay_min
