@@ -243,7 +243,7 @@ impl Keeper {
         &self.helper
     }
 
-    /// Whether the helper has ended by itself since it was adopted or started here.
+    /// Whether a helper that was started here has ended by itself.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.ends.load(Ordering::Relaxed) > 0
@@ -308,7 +308,10 @@ async fn watch(helper: Helper, mut running: Running, ends: Arc<AtomicU32>, stop:
             }
             () = wait(&mut running) => {}
         }
-        ends.fetch_add(1, Ordering::Relaxed);
+        // An adopted one may have been dying when it was found: that says nothing about the next.
+        if matches!(running, Running::Child(_)) {
+            ends.fetch_add(1, Ordering::Relaxed);
+        }
         tracing::warn!(role = helper.role, "a helper process ended; starting it again");
         if since.elapsed() > RESTART_PAUSE_MAX {
             pause = RESTART_PAUSE;
