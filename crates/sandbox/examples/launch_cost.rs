@@ -1,10 +1,10 @@
 //! What a launch costs: from the request on the socket to the exec'd program, and back.
 //!
-//! `launch_cost [COUNT] [GAP_MS] [memory]` starts a supervisor of its own on a temporary directory, launches
+//! `launch_cost [COUNT] [GAP_MS] [memory|disk]` starts a supervisor of its own on a temporary directory, launches
 //! COUNT instances one after the other (each with its own namespaces, cgroups, overlay and filter),
 //! and prints the median and the 99th percentile in milliseconds. GAP_MS is idleness between them:
 //! without it, costs that only show after a pause stay hidden. With `memory` the writable layers are
-//! tmpfs: then the disk's part is small.
+//! tmpfs: then the disk's part is small. With `disk` each has a disk of its own, as instances have.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -42,7 +42,9 @@ fn main() -> Result<()> {
         .next()
         .map_or(Ok(COUNT_DEFAULT), |count| count.parse())?;
     let gap = Duration::from_millis(arguments.next().map_or(Ok(0), |gap| gap.parse())?);
-    let upper_bytes_max = arguments.next().map(|_| 64 << 20);
+    let kind = arguments.next();
+    let upper_bytes_max = kind.as_deref().filter(|kind| *kind == "memory").map(|_| 64 << 20);
+    let disk_bytes_max = kind.as_deref().filter(|kind| *kind == "disk").map(|_| 2560 << 20);
     let dir = tempfile::tempdir()?;
     let lower = image(dir.path())?;
     let state = dir.path().join("state");
@@ -57,6 +59,7 @@ fn main() -> Result<()> {
         let argv = vec!["/bin/busybox".into(), "sleep".into(), "1000".into()];
         let mut spec = LaunchSpec::new(id.clone(), 1, vec![lower.clone()], argv);
         spec.upper_bytes_max = upper_bytes_max;
+        spec.disk_bytes_max = disk_bytes_max;
         spec.limits = Limits {
             memory_bytes: Some(256 << 20),
             cpu_millis: Some(1000),

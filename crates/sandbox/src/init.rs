@@ -15,6 +15,7 @@ mod rootfs;
 
 use std::convert::Infallible;
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 
 use crate::cgroup::{Attach, View};
 use crate::protocol::{Capability, LaunchFailure, LaunchSpec, Network, User};
@@ -59,6 +60,7 @@ pub(crate) fn namespaces(network: &Network) -> i32 {
 pub(crate) fn become_instance(
     spec: &LaunchSpec,
     dir: &InstanceDir,
+    disk: Option<&OwnedFd>,
     attach: Attach,
     view: View,
     filter: &Filter,
@@ -68,7 +70,7 @@ pub(crate) fn become_instance(
     enter_cgroups(procs)?;
     enter_network(&spec.network)?;
     rustix::system::sethostname(spec.hostname.as_bytes()).during(|| "set the hostname".into())?;
-    rootfs::build(spec, dir)?;
+    rootfs::build(spec, dir, disk)?;
     // Now, because the setting up was in a hurry and the program is not: its session, its priority and
     // its share of the CPU begin here.
     rustix::process::setsid().during(|| "make a session".into())?;

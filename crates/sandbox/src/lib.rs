@@ -23,6 +23,7 @@ pub mod protocol;
 pub mod supervisor;
 
 mod cgroup;
+mod disk;
 mod init;
 mod seccomp;
 mod shim;

@@ -53,6 +53,13 @@ pub fn facts() -> Vec<Fact> {
             seccomp(),
         ),
         user_namespaces(),
+        tried(
+            "disk limits",
+            false,
+            "Install e2fsprogs (for mke2fs), load the kernel module loop and give tram /dev/loop-control. Without it \
+             what instances write is measured, but not limited.",
+            disks(),
+        ),
     ]);
     facts
 }
@@ -83,6 +90,14 @@ fn root() -> Fact {
         uid.is_root(),
         format!("user id {}", uid.as_raw()),
     )
+}
+
+fn disks() -> io::Result<String> {
+    let directory = std::env::temp_dir().join(format!("tram-probe-{}", uuid::Uuid::new_v4()));
+    fs::create_dir(&directory)?;
+    let made = crate::disk::make(&directory, crate::protocol::DISK_BYTES_MIN);
+    fs::remove_dir_all(&directory)?;
+    made.map(|_| "a file system on a loop device for each instance".to_owned())
 }
 
 /// What the launcher uses. CAP_SYS_RESOURCE is not among them: limits are then only lowered.

@@ -18,7 +18,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use spec::{
-    BindMount, Capability, ConfigFile, InstanceId, InvalidSpec, LaunchSpec, Limits, LogLimits, Network,
+    BindMount, Capability, ConfigFile, DISK_BYTES_MIN, InstanceId, InvalidSpec, LaunchSpec, Limits,
+    LogLimits, Network,
 };
 
 /// Raised when a message changes so that an older peer would misread it.

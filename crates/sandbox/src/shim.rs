@@ -19,6 +19,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Attach, Driver};
+use crate::disk;
 use crate::init;
 use crate::logs::{Stream, Writer};
 use crate::protocol::{ExitCause, ExitRecord, ExitStatus, LaunchFailure, LaunchSpec, frame};
@@ -64,6 +65,8 @@ pub(crate) struct Order<'a> {
     pub(crate) report: OwnedFd,
     /// Held, never read.
     pub(crate) lock: File,
+    /// For its writable layer; made here when one is wanted and there was none in stock.
+    pub(crate) disk: Option<OwnedFd>,
 }
 
 /// The body of the shim process. Returns its exit code.
@@ -109,10 +112,19 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
         .map(AsFd::as_fd),
     );
     keep.extend(attach.fds());
+    keep.extend(order.disk.as_ref().map(AsFd::as_fd));
     sys::close_all_except(&keep)?;
     sys::set_stdio(null.as_fd(), null.as_fd(), null.as_fd())?;
 
     let own = own_identity()?;
+    let made = match order.spec.disk_bytes_max {
+        // Without a disk of its own the writable layer is not bounded; whoever measures it says so.
+        Some(bytes) if order.disk.is_none() => disk::make(&order.dir.disks(), bytes).ok(),
+        _ => None,
+    };
+    let disk = order.disk.as_ref().or(made.as_ref());
+    // Held to the end, so that the disk's own end comes after the instance's and can be a short one.
+    let held = disk.map(disk::open).transpose()?;
     let Attach { born_in, procs, cpu } = attach;
     let child = sys::clone3(
         init::namespaces(&order.spec.network),
@@ -124,7 +136,7 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
                 procs,
                 cpu,
             };
-            let Err(failure) = first_process(order, attach, stdio, &child_verdict);
+            let Err(failure) = first_process(order, disk, attach, stdio, &child_verdict);
             // Nobody listens when the shim is gone; then there is nobody to tell either.
             let _ = File::from(child_verdict).write_all(&serde_json::to_vec(&failure).unwrap_or_default());
             1
@@ -169,7 +181,11 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
     let streams = [(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
     pump::Pump::new(streams, writer, &order.spec.logs)?.run(&child.pidfd)?;
     let status = sys::wait_pidfd(&child.pidfd)?;
-    order.dir.write_exit(&exit_record(order, status))
+    order.dir.write_exit(&exit_record(order, status))?;
+    if let Some(held) = held {
+        disk::abandon(held.as_fd());
+    }
+    Ok(())
 }
 
 /// Out of the supervisor's session, and hard to kill by accident.
@@ -193,6 +209,7 @@ fn own_identity() -> io::Result<ProcessIdentity> {
 /// In the child: on the way to the program.
 fn first_process(
     order: &Order<'_>,
+    disk: Option<&OwnedFd>,
     attach: Attach,
     [stdin, stdout, stderr]: [std::os::fd::BorrowedFd<'_>; 3],
     verdict: &OwnedFd,
@@ -205,6 +222,7 @@ fn first_process(
     init::become_instance(
         order.spec,
         order.dir,
+        disk,
         attach,
         order.driver.view(),
         order.filter,

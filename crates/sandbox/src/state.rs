@@ -3,6 +3,7 @@
 //! ```text
 //! <state>/supervisor.sock   <state>/supervisor.lock   <state>/trash/
 //! <state>/spare/  instance directories made in advance (making files is the dearest part of a launch)
+//! <state>/disks/  empty file systems to copy, named by their size
 //! <state>/root/   where each instance mounts its root, in its own mount namespace
 //! <state>/instances/<id>/
 //!     spec.json   the order, written before anything is done about it; locked by the shim
@@ -85,7 +86,7 @@ impl StateDir {
             .create(root)?;
         // Absolute, because shims change their directory and cgroups are named after it.
         let root = root.canonicalize()?;
-        for name in ["instances", "trash", "root", "spare"] {
+        for name in ["instances", "trash", "root", "spare", "disks"] {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(DIRECTORY_MODE)
@@ -100,6 +101,11 @@ impl StateDir {
 
     pub(crate) fn trash(&self) -> PathBuf {
         self.root.join("trash")
+    }
+
+    /// Where empty file systems are, one of each size, named by their bytes.
+    pub(crate) fn disks(&self) -> PathBuf {
+        self.root.join("disks")
     }
 
     pub(crate) fn instance(&self, id: &InstanceId) -> InstanceDir {
@@ -165,6 +171,7 @@ impl StateDir {
 
 fn make_instance_dir(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path)?;
+    // The upper directory gets its mode and owner when the image is known.
     for name in ["logs", "upper", "work"] {
         fs::DirBuilder::new()
             .mode(DIRECTORY_MODE)
@@ -177,11 +184,7 @@ fn make_instance_dir(path: &Path) -> io::Result<()> {
             .mode(FILE_MODE)
             .open(path.join(format!("{name}.new")))?;
     }
-    // The upper directory's mode becomes that of the instance's `/`.
-    fs::set_permissions(
-        path.join("upper"),
-        std::os::unix::fs::PermissionsExt::from_mode(0o755),
-    )
+    Ok(())
 }
 
 /// One instance's directory.
@@ -202,6 +205,11 @@ impl InstanceDir {
 
     pub(crate) fn work(&self) -> PathBuf {
         self.path.join("work")
+    }
+
+    /// Where disks are made for it when there is none in stock.
+    pub(crate) fn disks(&self) -> PathBuf {
+        self.mount_point.with_file_name("disks")
     }
 
     /// Where the shim's child mounts the root: one directory for all, because each does it in a mount

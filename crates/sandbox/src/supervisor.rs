@@ -38,6 +38,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 pub use crate::cgroup::Freezer;
 use crate::cgroup::{self, Driver};
+use crate::disk::Stock;
 use crate::protocol::{Event, InstanceId, Reply};
 use crate::seccomp::Filter;
 use crate::state::{StateDir, ignore_missing};
@@ -128,6 +129,7 @@ struct Supervisor {
     execs: BTreeMap<u64, PendingExec>,
     next_exec: u64,
     sweeper: Sweeper,
+    stock: Stock,
     /// Cgroups that were still busy when their instance ended.
     busy_cgroups: Vec<InstanceId>,
     stopping: bool,
@@ -200,6 +202,7 @@ impl Supervisor {
             execs: BTreeMap::new(),
             next_exec: 0,
             sweeper: Sweeper::default(),
+            stock: Stock::new(&state),
             busy_cgroups: Vec::new(),
             stopping: false,
             _lock: lock,
@@ -207,6 +210,9 @@ impl Supervisor {
             state,
         };
         supervisor.adopt_all().map_err(setup("adopt the instances"))?;
+        if supervisor.stock.is_low() {
+            supervisor.sweep();
+        }
         Ok(supervisor)
     }
 
@@ -356,9 +362,16 @@ impl Supervisor {
             }
         }
         let reaped = sys::reap_children();
-        if self.sweeper.reaped(&reaped) {
-            self.sweeper.start(&self.state);
+        let again = self.sweeper.reaped(&reaped);
+        self.stock.receive();
+        if again {
+            self.sweep();
         }
+    }
+
+    /// Have the trash emptied and the stocks filled.
+    fn sweep(&mut self) {
+        self.sweeper.start(&self.state, &mut self.stock);
     }
 
     fn broadcast(&mut self, event: &Event) {

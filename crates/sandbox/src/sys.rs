@@ -185,6 +185,63 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, set: u64, recursive: bool) ->
     })
 }
 
+/// `struct loop_config` of `linux/loop.h`.
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    size_limit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    names_and_keys: [u8; 64 + 64 + 32],
+    init: [u64; 2],
+    reserved: [u64; 8],
+}
+
+/// The number of a loop device that nobody used a moment ago.
+pub(crate) fn free_loop_device(control: BorrowedFd<'_>) -> io::Result<i64> {
+    const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
+    // SAFETY: needed because no wrapper offers it. Takes no argument and answers with a number.
+    let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
+    check(number.into())?;
+    Ok(number.into())
+}
+
+/// Make a loop device show a file, until nobody has the device open or mounted any more.
+pub(crate) fn configure_loop_device(
+    device: BorrowedFd<'_>,
+    file: BorrowedFd<'_>,
+    block_bytes: u32,
+) -> io::Result<()> {
+    const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
+    const LO_FLAGS_AUTOCLEAR: u32 = 4;
+    /// Past the machine's page cache: the instance has its own. Ignored where the file system cannot.
+    const LO_FLAGS_DIRECT_IO: u32 = 16;
+    // SAFETY: `loop_config` is plain integers; zero is "not given" for each of them.
+    let mut config: LoopConfig = unsafe { std::mem::zeroed() };
+    config.fd = file.as_raw_fd().cast_unsigned();
+    config.block_size = block_bytes;
+    config.flags = LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO;
+    // SAFETY: needed because no wrapper offers it. Sound because it reads one `loop_config`, whose layout is the
+    // kernel's and which outlives the call.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) }.into())
+}
+
+/// Make a file system refuse everything from now on and forget what it has not written.
+pub(crate) fn shut_down_file_system(directory: BorrowedFd<'_>) -> io::Result<()> {
+    const SHUTDOWN: libc::Ioctl = 0x8004_587D;
+    const WITHOUT_FLUSH: u32 = 2;
+    let how = WITHOUT_FLUSH;
+    // SAFETY: needed because no wrapper offers it. Sound because it reads one integer, which outlives the call.
+    check(unsafe { libc::ioctl(directory.as_raw_fd(), SHUTDOWN, &raw const how) }.into())
+}
+
 /// Bring up the loopback interface of this process's network namespace.
 pub(crate) fn loopback_up() -> io::Result<()> {
     let socket = rustix::net::socket(

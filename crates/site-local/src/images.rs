@@ -4,17 +4,19 @@
 //! on the deployment runs what the name stood for at that time, also after the tag has moved.
 
 use std::collections::HashMap;
+use std::io;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tram_image::registry::Credentials;
-use tram_image::{Image, ImageStore, Phase, Progress, PullPolicy, PullRequest, Reference};
+use tram_image::{Digest, Image, ImageStore, Phase, Progress, PullPolicy, PullRequest, Reference};
 use tram_site::{Changed, Error, ImageSpec, ObservedImage};
-use tram_types::DeploymentId;
+use tram_types::{DeploymentId, InstanceId};
 
 use crate::record::{PinnedImage, Store};
 
@@ -33,6 +35,8 @@ pub(crate) struct Images {
     states: Mutex<HashMap<DeploymentId, State>>,
     pulls: Semaphore,
     changed: broadcast::Sender<Changed>,
+    /// A pull failed because the disk is full.
+    space: Notify,
     end: CancellationToken,
 }
 
@@ -40,6 +44,8 @@ pub(crate) struct Images {
 enum State {
     Pulling {
         progress: watch::Receiver<Progress>,
+        /// Nobody wants it any more.
+        released: CancellationToken,
     },
     Ready {
         image: Box<Image>,
@@ -65,6 +71,7 @@ impl Images {
             states: Mutex::default(),
             pulls: Semaphore::new(PULLS_MAX),
             changed,
+            space: Notify::new(),
             end,
         }
     }
@@ -85,13 +92,16 @@ impl Images {
             None => {}
         }
         let (progress, receiver) = Progress::channel();
-        let state = State::Pulling { progress: receiver };
+        let released = self.end.child_token();
+        let state = State::Pulling {
+            progress: receiver,
+            released: released.clone(),
+        };
         let now = observed(&state);
         remember(&mut states, spec.deployment, state);
         drop(states);
         let (images, spec) = (Arc::clone(self), spec.clone());
-        let end = self.end.clone();
-        tokio::spawn(end.run_until_cancelled_owned(async move {
+        tokio::spawn(released.clone().run_until_cancelled_owned(async move {
             let result = images.pull(&reference, &spec, &progress).await;
             let state = match result {
                 Ok(image) => State::Ready {
@@ -104,6 +114,9 @@ impl Images {
                         error = crate::chain(&error),
                         "an image cannot be had"
                     );
+                    if is_full_disk(&error) {
+                        images.space.notify_one();
+                    }
                     State::Failed {
                         message: error.user_message(),
                         retryable: error.retryable(),
@@ -111,11 +124,41 @@ impl Images {
                     }
                 }
             };
-            remember(&mut images.lock(), spec.deployment, state);
+            {
+                let mut states = images.lock();
+                if released.is_cancelled() {
+                    images.unpin(spec.deployment);
+                    return;
+                }
+                remember(&mut states, spec.deployment, state);
+            }
             // Nobody may be listening.
             let _unheard = images.changed.send(Changed::Image(spec.reference));
         }));
         Ok(now)
+    }
+
+    /// Lets go of the image of a deployment, and ends a pull for it.
+    pub(crate) fn release(&self, deployment: DeploymentId) -> Result<(), Error> {
+        let mut states = self.lock();
+        if let Some(State::Pulling { released, .. }) = states.remove(&deployment) {
+            released.cancel();
+        }
+        // Under the lock, so that a pull that has just finished sees it or is seen.
+        self.records
+            .unpin_image(deployment)
+            .map_err(|error| Error::unavailable("cannot let an image go", error))
+    }
+
+    fn unpin(&self, deployment: DeploymentId) {
+        if let Err(error) = self.records.unpin_image(deployment) {
+            tracing::warn!(%deployment, %error, "cannot let an image go");
+        }
+    }
+
+    /// Waits until a pull fails because the disk is full. One that failed since the last call counts.
+    pub(crate) async fn space_wanted(&self) {
+        self.space.notified().await;
     }
 
     /// The image of a deployment that was made ready before. The error is for the user.
@@ -196,6 +239,60 @@ impl Images {
     }
 }
 
+/// Whether there was no room on the disk.
+fn is_full_disk(error: &(dyn std::error::Error + 'static)) -> bool {
+    let full = |error: &io::Error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    };
+    std::iter::successors(Some(error), |error| error.source())
+        .any(|error| error.downcast_ref::<io::Error>().is_some_and(full))
+}
+
+/// The manifests to keep: of what is pinned, and of instances (id, deployment, image if it is known).
+pub(crate) fn in_use(
+    pinned: &HashMap<DeploymentId, PinnedImage>,
+    live: Vec<(InstanceId, DeploymentId, Option<Digest>)>,
+) -> io::Result<Vec<Digest>> {
+    let mut digests: Vec<Digest> = Vec::new();
+    for image in pinned.values() {
+        digests.push(image.manifest_digest.parse().map_err(io::Error::other)?);
+    }
+    for (instance, deployment, image) in live {
+        match image {
+            Some(digest) => digests.push(digest),
+            None if pinned.contains_key(&deployment) => {}
+            None => {
+                return Err(io::Error::other(format!(
+                    "instance {instance} runs and its image is not on record"
+                )));
+            }
+        }
+    }
+    digests.sort_unstable();
+    digests.dedup();
+    Ok(digests)
+}
+
+/// The manifests of all images that a site which is not open must find again.
+///
+/// # Errors
+/// As [`crate::LocalSite::images_in_use`].
+pub fn images_in_use_at(state_dir: &Path) -> io::Result<Vec<Digest>> {
+    let Some(records) = Store::look(state_dir) else {
+        return Ok(Vec::new());
+    };
+    let live = records
+        .load()?
+        .into_iter()
+        .filter(|record| record.end.is_none())
+        .map(|record| (record.spec.id, record.spec.image.deployment, None))
+        .collect();
+    in_use(&records.pinned_images()?, live)
+}
+
 fn remember(states: &mut HashMap<DeploymentId, State>, deployment: DeploymentId, state: State) {
     if states.len() >= REMEMBERED_MAX && !states.contains_key(&deployment) {
         let oldest = states
@@ -241,7 +338,7 @@ fn meant_for(host: &str, registry: &str) -> bool {
 
 fn observed(state: &State) -> ObservedImage {
     match state {
-        State::Pulling { progress } => {
+        State::Pulling { progress, .. } => {
             let progress = progress.borrow();
             let layers = progress.blobs.len();
             let ready = progress.blobs.iter().filter(|blob| blob.ready).count();

@@ -7,7 +7,9 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use tram_image::ImageConfig;
-use tram_sandbox::protocol::{ConfigFile, InstanceId, InvalidSpec, LaunchSpec, Limits, Network, User};
+use tram_sandbox::protocol::{
+    ConfigFile, DISK_BYTES_MIN, InstanceId, InvalidSpec, LaunchSpec, Limits, Network, User,
+};
 use tram_site::InstanceSpec;
 
 use crate::config::Config;
@@ -93,6 +95,7 @@ pub(crate) fn launch_spec(
         nofile: Some(config.open_files_max),
         ..Limits::default()
     };
+    launch.disk_bytes_max = Some(spec.limits.disk_bytes.max(DISK_BYTES_MIN));
     launch.logs = config.logs.clone();
     if let Some(signal) = image.config.stop_signal.as_deref().and_then(signal_number) {
         launch.stop_signal = signal;

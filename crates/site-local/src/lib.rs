@@ -34,6 +34,7 @@ mod supervisor;
 mod testing;
 
 pub use config::{Config, NetworkConfig};
+pub use images::images_in_use_at;
 pub use network::Ipv4Network;
 pub use site::{LocalSite, OpenError};
 

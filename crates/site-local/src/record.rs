@@ -15,6 +15,7 @@
 //! beside, then renamed) but are not synced: they must survive the end of the process, and when the machine goes
 //! down its instances end with it.
 
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -76,6 +77,12 @@ impl Store {
         Ok(Self {
             root: root.canonicalize()?,
         })
+    }
+
+    /// The store as an earlier process left it, for looking only. `None` when there never was one.
+    pub(crate) fn look(state_dir: &Path) -> Option<Self> {
+        let root = state_dir.join("local");
+        root.join("images").is_dir().then_some(Self { root })
     }
 
     /// Keeps other processes out. `None` when one has the site open.
@@ -174,6 +181,35 @@ impl Store {
 
     pub(crate) fn pin_image(&self, deployment: DeploymentId, pinned: &PinnedImage) -> io::Result<()> {
         write_whole(&self.image_path(deployment), pinned)
+    }
+
+    /// Forgets which image a deployment runs.
+    pub(crate) fn unpin_image(&self, deployment: DeploymentId) -> io::Result<()> {
+        ignore_missing(fs::remove_file(self.image_path(deployment)))
+    }
+
+    /// Every image that is pinned. One that cannot be read is an error: what must be kept is then not known.
+    pub(crate) fn pinned_images(&self) -> io::Result<HashMap<DeploymentId, PinnedImage>> {
+        let mut pinned = HashMap::new();
+        for entry in fs::read_dir(self.root.join("images"))? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                // Written beside and never renamed, or about to be.
+                continue;
+            }
+            let name = path
+                .file_stem()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
+            let deployment = name.parse::<DeploymentId>().map_err(io::Error::other)?;
+            match read(&path) {
+                Ok(image) => pinned.insert(deployment, image),
+                // Released meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+        }
+        Ok(pinned)
     }
 
     pub(crate) fn pinned_image(&self, deployment: DeploymentId) -> Option<PinnedImage> {

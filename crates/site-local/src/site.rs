@@ -21,10 +21,10 @@ use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tram_image::ImageStore;
+use tram_image::{Digest, ImageStore};
 use tram_sandbox::protocol as wire;
 use tram_site::{Changed, Error};
-use tram_types::{Clock, InstanceId, SystemClock, Timestamp};
+use tram_types::{Clock, DeploymentId, InstanceId, SystemClock, Timestamp};
 
 use self::entries::{Entry, Live, Up};
 use crate::config::Config;
@@ -161,6 +161,43 @@ impl LocalSite {
         }))
     }
 
+    /// The manifests of all images that must be kept: those pinned for a deployment that was not released, and those
+    /// of instances. Known in full from the moment the site is open.
+    ///
+    /// # Errors
+    /// When a record cannot be read, or an instance runs whose image is not on record: nothing may be collected then.
+    pub async fn images_in_use(&self) -> io::Result<Vec<Digest>> {
+        let (pinned, live) = {
+            // A start that comes in between holds its image in memory, which the store of images sees.
+            let entries = self.shared.lock();
+            let live: Vec<_> = entries
+                .values()
+                .filter(|entry| !matches!(entry.live, Live::Over))
+                .map(|entry| {
+                    let image = entry.image.as_ref().map(|image| image.manifest_digest);
+                    (entry.record.spec.id, entry.record.spec.image.deployment, image)
+                })
+                .collect();
+            (self.shared.store.clone(), live)
+        };
+        tokio::task::spawn_blocking(move || crate::images::in_use(&pinned.pinned_images()?, live)).await?
+    }
+
+    /// Deployments whose image is kept.
+    ///
+    /// # Errors
+    /// When a record cannot be read.
+    pub async fn pinned_deployments(&self) -> io::Result<Vec<DeploymentId>> {
+        let store = self.shared.store.clone();
+        let pinned = tokio::task::spawn_blocking(move || store.pinned_images()).await??;
+        Ok(pinned.into_keys().collect())
+    }
+
+    /// Waits until a pull fails because the disk is full. One that failed since the last call counts.
+    pub async fn space_wanted(&self) {
+        self.shared.images.space_wanted().await;
+    }
+
     /// Ends the site's tasks and removes what no instance uses: with no instance left, also the firewall's table
     /// and the machine's address in the private network. Instances go on.
     ///
@@ -237,6 +274,7 @@ impl Shared {
             ..View::default()
         };
         entry.live = Live::Up(Up {
+            pid,
             started_at,
             known_since: now,
             view,
@@ -371,14 +409,20 @@ async fn measure_disks(shared: Weak<Shared>) {
     loop {
         tokio::time::sleep(disk::INTERVAL).await;
         let Some(shared) = shared.upgrade() else { return };
-        let running: Vec<(InstanceId, u64)> = shared
+        let running: Vec<disk::Running> = shared
             .lock()
             .iter()
-            .filter(|(_, entry)| matches!(entry.live, Live::Up(_)))
-            .map(|(id, entry)| (*id, entry.record.spec.limits.disk_bytes))
+            .filter_map(|(id, entry)| match &entry.live {
+                Live::Up(up) => Some(disk::Running {
+                    id: *id,
+                    pid: up.pid,
+                    limit_bytes: entry.record.spec.limits.disk_bytes,
+                }),
+                _ => None,
+            })
             .collect();
         for (id, line) in over.measure(&shared.config.supervisor_dir, running).await {
-            tracing::warn!(instance = %id, line, "an instance uses too much disk");
+            tracing::warn!(instance = %id, line, "an instance has no disk left");
             shared.write_lines(id, vec![line]).await;
         }
     }

@@ -15,7 +15,7 @@ pub mod spec;
 pub mod streams;
 
 use async_trait::async_trait;
-use tram_types::{Generation, InstanceId};
+use tram_types::{DeploymentId, Generation, InstanceId};
 
 pub use observed::{EndCause, InstancePhase, Observation, ObservedImage, ObservedInstance, Usage};
 pub use sites::Sites;
@@ -98,6 +98,13 @@ pub trait Site: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`Error::Refused`] when the reference is none; [`Error::Unavailable`] when the site cannot work now.
     async fn ensure_image(&self, image: &ImageSpec) -> Result<ObservedImage, Error>;
+
+    /// Lets go of what is kept for a deployment that is over: its image may be collected then, and a later
+    /// [`Site::ensure_image`] for it looks its name up anew. Releasing one unknown succeeds.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] while an instance of it runs, [`Error::Unavailable`].
+    async fn release_image(&self, deployment: DeploymentId) -> Result<(), Error>;
 
     /// Begins to run an instance. The image must be ready.
     ///

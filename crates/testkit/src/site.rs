@@ -7,7 +7,7 @@
 mod instance;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -21,7 +21,7 @@ use tram_site::{
     Usage,
     streams::{EXEC_CHANNEL_FRAMES, ExecInput, ExecOutput},
 };
-use tram_types::{Clock, Generation, InstanceId};
+use tram_types::{Clock, DeploymentId, Generation, InstanceId};
 
 use crate::behaviour::{Behaviour, ImageBehaviour, Life};
 use instance::FakeInstance;
@@ -35,6 +35,8 @@ const NEWS_CAPACITY: usize = 16 * 1024;
 pub struct Calls {
     /// `ensure_image`.
     pub ensure_image: u64,
+    /// `release_image`.
+    pub release_image: u64,
     /// `start`.
     pub start: u64,
     /// `stop`.
@@ -66,6 +68,8 @@ struct State {
     /// The newest generation seen, of forgotten instances too.
     generations: BTreeMap<InstanceId, Generation>,
     image_asks: BTreeMap<String, u32>,
+    /// Deployments whose image is kept.
+    pinned: BTreeSet<DeploymentId>,
     logs: BTreeMap<InstanceId, Vec<LogEntry>>,
     calls: Calls,
     unreachable: bool,
@@ -154,6 +158,12 @@ impl FakeSite {
             .filter(|(_, instance)| !instance.phase.is_ended())
             .map(|(id, _)| *id)
             .collect()
+    }
+
+    /// Deployments whose image the site keeps: asked for and not released.
+    #[must_use]
+    pub fn pinned(&self) -> Vec<DeploymentId> {
+        self.lock().pinned.iter().copied().collect()
     }
 
     /// How many instances the site keeps, ended ones included.
@@ -286,6 +296,7 @@ impl Site for FakeSite {
         let (observed, silent) = {
             let mut state = self.reachable()?;
             state.calls.ensure_image += 1;
+            state.pinned.insert(image.deployment);
             let asked = {
                 let asks = state.image_asks.entry(image.reference.clone()).or_default();
                 *asks += 1;
@@ -322,6 +333,19 @@ impl Site for FakeSite {
         };
         self.announce(silent, Changed::Image(image.reference.clone()));
         Ok(observed)
+    }
+
+    async fn release_image(&self, deployment: DeploymentId) -> Result<(), Error> {
+        let mut state = self.reachable()?;
+        state.calls.release_image += 1;
+        let runs = |it: &FakeInstance| it.spec.deployment_id == deployment && !it.phase.is_ended();
+        if state.instances.values().any(runs) {
+            return Err(Error::Refused {
+                message: format!("an instance of deployment {deployment} still runs: stop it first"),
+            });
+        }
+        state.pinned.remove(&deployment);
+        Ok(())
     }
 
     async fn start(&self, spec: &InstanceSpec, generation: Generation) -> Result<(), Error> {

@@ -9,7 +9,7 @@ use tram_store::{
     intent::{InstanceSet, Update},
     record::{self, Desired},
 };
-use tram_types::{AppId, DeploymentId, InstanceId};
+use tram_types::{AppId, DeploymentId, InstanceId, status::DeploymentStatus};
 
 use super::{
     Reconciler, ServiceReport,
@@ -92,8 +92,43 @@ impl Reconciler {
                 }
             }
         }
+        self.release_images(seen, plan, &forgotten).await;
         self.record_forgotten(seen, forgotten).await?;
         Ok(done)
+    }
+
+    /// Lets the images go of deployments that are over and that no site has anything of any more, when this plan
+    /// made them so. What is missed here is found by whoever collects images.
+    async fn release_images(&self, seen: &Seen, plan: &Plan, forgotten: &[Update]) {
+        let gone = |id: InstanceId| {
+            forgotten
+                .iter()
+                .any(|update| matches!(update, Update::Instance { id: other, .. } if *other == id))
+        };
+        for deployment in &seen.view.deployments {
+            let ended = plan.writes.iter().find_map(|write| match write {
+                Write::Deployment { id, to, .. } if *id == deployment.id => Some(*to),
+                _ => None,
+            });
+            let status = ended.unwrap_or(deployment.status);
+            let news = ended.is_some() || deployment.instances().any(|instance| gone(instance.id));
+            let left = deployment
+                .instances()
+                .any(|instance| !instance.forgotten && !gone(instance.id));
+            if !news || left || !status.is_final() || status == DeploymentStatus::Stashed {
+                continue;
+            }
+            for (region, site) in self.deps.sites.iter() {
+                if let Err(error) = site.release_image(deployment.id).await {
+                    tracing::debug!(
+                        deployment = %deployment.id,
+                        region,
+                        error = &error as &dyn std::error::Error,
+                        "an image is kept for a deployment that is over"
+                    );
+                }
+            }
+        }
     }
 
     /// Writes the cause of every failure into the log of the instance, where its owner looks first. Nothing depends

@@ -17,6 +17,7 @@ use rustix::mount::{
 use super::files::{Owner, Root, is_directory};
 use super::{During, Step};
 use crate::cgroup::View;
+use crate::disk;
 use crate::protocol::{BindMount, LaunchSpec};
 use crate::state::InstanceDir;
 use crate::sys;
@@ -59,10 +60,10 @@ const READONLY: [&str; 5] = [
 ];
 
 /// Put the root together and make it ours.
-pub(super) fn build(spec: &LaunchSpec, dir: &InstanceDir) -> Step<()> {
+pub(super) fn build(spec: &LaunchSpec, dir: &InstanceDir, disk: Option<&OwnedFd>) -> Step<()> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).during(|| "make the mounts private".into())?;
-    let overlay = overlay(spec, dir)?;
+    let overlay = overlay(spec, dir, disk)?;
     attach(overlay.as_fd(), CWD, &dir.root()).during(|| "mount the root".into())?;
     let root = Root::open(&dir.root())?;
 
@@ -102,11 +103,15 @@ pub(super) fn build(spec: &LaunchSpec, dir: &InstanceDir) -> Step<()> {
 }
 
 /// The image's layers with a writable one on top, not yet mounted anywhere.
-fn overlay(spec: &LaunchSpec, dir: &InstanceDir) -> Step<OwnedFd> {
+fn overlay(spec: &LaunchSpec, dir: &InstanceDir, disk: Option<&OwnedFd>) -> Step<OwnedFd> {
     let what = || "mount the image's layers".to_owned();
-    let (upper, work) = match spec.upper_bytes_max {
-        None => (dir.upper(), dir.work()),
-        Some(bytes) => {
+    let (upper, work) = match (spec.upper_bytes_max, disk) {
+        (None, None) => (dir.upper(), dir.work()),
+        (None, Some(disk)) => {
+            attach(disk.as_fd(), CWD, &dir.upper()).during(|| "mount the instance's disk".into())?;
+            (dir.upper().join(disk::UPPER), dir.upper().join(disk::WORK))
+        }
+        (Some(bytes), _) => {
             let size = bytes.to_string();
             let options = [("size", size.as_str()), ("mode", "0755")];
             let tmpfs = new_mount("tmpfs", &options, MountAttrFlags::empty())
@@ -131,6 +136,9 @@ fn overlay(spec: &LaunchSpec, dir: &InstanceDir) -> Step<OwnedFd> {
     for lower in &spec.lower_dirs {
         lowers.push(open(lower)?);
     }
+    if let Some(top) = lowers.first() {
+        like(&upper, top)?;
+    }
     let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).during(what)?;
     let set = |key: &str, value: &str| rustix::mount::fsconfig_set_string(&context, key, value);
     set("source", "overlay").during(what)?;
@@ -153,6 +161,18 @@ fn overlay(spec: &LaunchSpec, dir: &InstanceDir) -> Step<OwnedFd> {
     rustix::mount::fsconfig_create(&context).during(what)?;
     let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).during(what)
+}
+
+/// The upper directory's owner and mode become those of the instance's `/`: the image decides them.
+fn like(upper: &OwnedFd, top: &OwnedFd) -> Step<()> {
+    let what = || "give the root the image's owner and mode".to_owned();
+    let wanted = rustix::fs::fstat(top).during(what)?;
+    let owner = rustix::fs::Uid::from_raw(wanted.st_uid);
+    let group = rustix::fs::Gid::from_raw(wanted.st_gid);
+    // The descriptors are of paths only; the calls go through their names.
+    let name = name_of(upper);
+    rustix::fs::chown(&name, Some(owner), Some(group)).during(what)?;
+    rustix::fs::chmod(&name, Mode::from_raw_mode(wanted.st_mode & 0o7777)).during(what)
 }
 
 fn overlay_by_mount(lower: &str, upper: &str, work: &str, dir: &InstanceDir) -> Result<OwnedFd, Errno> {

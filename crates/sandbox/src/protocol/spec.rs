@@ -24,6 +24,8 @@ const LIST_LENGTH_MAX: usize = 4096;
 const SIGNAL_MAX: i32 = 64;
 /// The kernel gives a process of its own at least this much; below it nothing starts.
 const MEMORY_BYTES_MIN: u64 = 4 << 20;
+/// A file system with less has hardly room for its own records.
+pub const DISK_BYTES_MIN: u64 = 16 << 20;
 /// A quota below one millisecond in each period of 100 is refused by the kernel.
 const CPU_MILLIS_MIN: u32 = 10;
 
@@ -91,6 +93,10 @@ pub struct LaunchSpec {
     /// Present: it is a tmpfs of this size, and what is written counts as the instance's memory.
     #[serde(default)]
     pub upper_bytes_max: Option<u64>,
+    /// Present: the writable layer is on a disk of its own of this size, which ends with the instance. Where the
+    /// machine cannot make one (it takes `mke2fs` and loop devices), it is as if this were absent.
+    #[serde(default)]
+    pub disk_bytes_max: Option<u64>,
     /// The program and its arguments. A program without a slash is searched in the `PATH` of `env`.
     pub argv: Vec<String>,
     /// The whole environment, exactly as given.
@@ -293,6 +299,7 @@ impl LaunchSpec {
             generation,
             lower_dirs,
             upper_bytes_max: None,
+            disk_bytes_max: None,
             argv,
             env: Vec::new(),
             cwd: root_path(),
@@ -356,6 +363,12 @@ impl LaunchSpec {
         }
         if let Network::Namespace { path } = &self.network {
             absolute("network path", path)?;
+        }
+        if self.upper_bytes_max.is_some() && self.disk_bytes_max.is_some() {
+            return refuse("upper_bytes_max and disk_bytes_max exclude each other".to_owned());
+        }
+        if self.disk_bytes_max.is_some_and(|bytes| bytes < DISK_BYTES_MIN) {
+            return refuse(format!("disk_bytes_max must be at least {DISK_BYTES_MIN}"));
         }
         self.limits.validate()?;
         if self.logs.segments_max < 2 || self.logs.segment_bytes == 0 || self.logs.bytes_per_second == 0 {

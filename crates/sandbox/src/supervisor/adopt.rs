@@ -50,7 +50,7 @@ impl Supervisor {
                 self.remove_cgroup(&id);
             }
         }
-        self.sweeper.start(&self.state);
+        self.sweep();
         Ok(())
     }
 

@@ -71,7 +71,7 @@ impl Instance {
             generation: spec.generation,
             labels: spec.labels.clone(),
             stop_signal: spec.stop_signal,
-            upper_on_disk: spec.upper_bytes_max.is_none(),
+            upper_on_disk: spec.upper_bytes_max.is_none() && spec.disk_bytes_max.is_none(),
             created_at,
             started_at: None,
             phase,

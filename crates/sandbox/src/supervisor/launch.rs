@@ -49,8 +49,8 @@ impl Supervisor {
         match self.start_shim(client, spec) {
             Ok(instance) => {
                 self.instances.insert(spec.id.clone(), instance);
-                if self.state.wants_spares() {
-                    self.sweeper.start(&self.state);
+                if self.state.wants_spares() || self.stock.is_low() {
+                    self.sweep();
                 }
                 Ok(())
             }
@@ -59,14 +59,14 @@ impl Supervisor {
                 let dir = self.state.instance(&spec.id);
                 self.remove_cgroup(&spec.id);
                 if self.state.discard(&dir).is_ok() {
-                    self.sweeper.start(&self.state);
+                    self.sweep();
                 }
                 Err(internal("start the instance", &error))
             }
         }
     }
 
-    fn start_shim(&self, client: u64, spec: &LaunchSpec) -> io::Result<Instance> {
+    fn start_shim(&mut self, client: u64, spec: &LaunchSpec) -> io::Result<Instance> {
         let dir = self.state.instance(&spec.id);
         self.state.create_instance(&dir)?;
         dir.write_spec(spec)?;
@@ -81,6 +81,7 @@ impl Supervisor {
             SocketFlags::CLOEXEC,
             None,
         )?;
+        let disk = spec.disk_bytes_max.and_then(|bytes| self.stock.take(bytes));
         let order = shim::Order {
             dir: &dir,
             spec,
@@ -89,6 +90,7 @@ impl Supervisor {
             boot_id: &self.boot_id,
             report: shim_report,
             lock,
+            disk,
         };
         let pid = sys::fork(move || shim::run(order))?;
         // It is not reaped before this loop's next turn, so the pid is still its own.

@@ -181,7 +181,7 @@ impl Supervisor {
             .discard(&dir)
             .map_err(|error: io::Error| internal("remove the directory", &error))?;
         self.instances.remove(id);
-        self.sweeper.start(&self.state);
+        self.sweep();
         Ok(())
     }
 }

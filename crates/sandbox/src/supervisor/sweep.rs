@@ -2,9 +2,11 @@
 //! layer may hold a million files, and the supervisor must not wait for them.
 
 use std::fs;
+use std::os::fd::AsFd;
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::disk::{self, Stock};
 use crate::state::StateDir;
 use crate::sys;
 
@@ -16,19 +18,31 @@ pub(super) struct Sweeper {
 }
 
 impl Sweeper {
-    /// Empty the trash and fill up the spares, soon. One process at a time.
-    pub(super) fn start(&mut self, state: &StateDir) {
+    /// Empty the trash and fill up the spares and the stock of disks, soon. One process at a time.
+    pub(super) fn start(&mut self, state: &StateDir, stock: &mut Stock) {
         if self.pid.is_some() {
             self.again = true;
             return;
         }
         self.again = false;
+        let order = match stock.order() {
+            Ok((missing, to)) => Some((missing, to)),
+            Err(error) => {
+                tracing::warn!(%error, "cannot have disks made");
+                None
+            }
+        };
         let sweep = || {
             let sweep = || {
-                sys::close_all_except(&[])?;
+                let keep: Vec<_> = order.iter().map(|(_, to)| to.as_fd()).collect();
+                sys::close_all_except(&keep)?;
                 rustix::thread::set_name(c"tram-sweeper")?;
                 sys::hurry(false);
                 sys::reset_signals()?;
+                if let Some((missing, to)) = &order {
+                    // First, for the trash may take long. Where there can be none, launches do without.
+                    let _ = disk::deliver(state, missing, to);
+                }
                 // A sweeper of an earlier supervisor may still be at it; one of them must not take for
                 // whole what the other deletes.
                 let trash = fs::File::open(state.trash())?;

@@ -12,7 +12,7 @@ use tram_site::{
     Capabilities, Changed, Error, ExecRequest, ExecSession, ImageSpec, InstanceSpec, LogPage, LogQuery,
     Observation, ObservedImage, ObservedInstance, Site, Usage,
 };
-use tram_types::{Generation, InstanceId};
+use tram_types::{DeploymentId, Generation, InstanceId};
 
 use super::entries::{self, EARLY_LINES_MAX, Entry, Live};
 use super::{LocalSite, Shared, start};
@@ -31,6 +31,19 @@ impl Site for LocalSite {
 
     async fn ensure_image(&self, image: &ImageSpec) -> Result<ObservedImage, Error> {
         self.shared.images.ensure(image)
+    }
+
+    async fn release_image(&self, deployment: DeploymentId) -> Result<(), Error> {
+        let entries = self.shared.lock();
+        let runs = |entry: &Entry| {
+            entry.record.spec.image.deployment == deployment && !matches!(entry.live, Live::Over)
+        };
+        if entries.values().any(runs) {
+            return Err(Error::Refused {
+                message: format!("an instance of deployment {deployment} still runs: stop it first"),
+            });
+        }
+        self.shared.images.release(deployment)
     }
 
     async fn start(&self, instance: &InstanceSpec, generation: Generation) -> Result<(), Error> {

@@ -49,6 +49,8 @@ pub(crate) enum Live {
 /// The program runs.
 #[derive(Debug)]
 pub(crate) struct Up {
+    /// Its first process, if that is known.
+    pub(crate) pid: Option<i32>,
     pub(crate) started_at: Timestamp,
     /// When this process learnt that it runs: a list asked for earlier may lack it.
     pub(crate) known_since: Instant,

@@ -10,6 +10,8 @@
     reason = "helpers of tests fail like tests"
 )]
 
+mod disk;
+mod images;
 mod life;
 mod mesh;
 mod restart;

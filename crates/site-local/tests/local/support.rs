@@ -86,6 +86,22 @@ impl Machine {
         self.directory.path().join("images")
     }
 
+    pub(crate) fn images(&self) -> ImageStore {
+        self.images.clone().unwrap()
+    }
+
+    /// Whether this machine cannot do something; says so.
+    pub(crate) fn lacks(&self, fact: &str) -> bool {
+        let found = tram_sandbox::probe::facts()
+            .into_iter()
+            .find(|it| it.name == fact);
+        let lacks = found.is_none_or(|it| !it.ok);
+        if lacks {
+            println!("skipped: this machine has no {fact}");
+        }
+        lacks
+    }
+
     /// Lets another process have the image store, or takes it back.
     pub(crate) fn hand_images_over(&mut self, away: bool) {
         self.images = None;
@@ -354,7 +370,7 @@ fn push_image(directory: &Path, name: &str) {
     std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
     for tool in [
         "sh", "httpd", "wget", "nc", "cat", "echo", "sleep", "ping", "nslookup", "head", "ls", "env", "dd",
-        "tail", "hostname", "id", "kill", "true", "ip", "sed", "timeout",
+        "tail", "grep", "hostname", "id", "kill", "true", "ip", "sed", "timeout",
     ] {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(tool)).unwrap();
     }

@@ -1,0 +1,274 @@
+//! A disk for an instance: a file system of a fixed size, on which its writable layer lies.
+//!
+//! Made by the sweeper in advance and handed to the supervisor, or by a shim when there is none in stock; mounted in
+//! the instance's mount namespace. A loop device and a mount take the kernel some 12 ms (it waits for every
+//! processor), which is why there is a stock.
+//!
+//! The one design choice to know: nothing has a name. The file is unlinked as soon as it is open, the mount is never
+//! attached outside an instance, and the loop device lets go by itself. So whoever dies, and however, the last
+//! descriptor takes everything with it, and there is nothing to clean up. The size is exact, so that what was
+//! written and deleted again cannot make the file grow beyond it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::fs::{Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use crate::protocol::frame;
+use crate::state::StateDir;
+use crate::sys;
+
+/// Directories on every disk: what overlayfs wants.
+pub(crate) const UPPER: &str = "upper";
+pub(crate) const WORK: &str = "work";
+const FILE_MODE: u32 = 0o600;
+/// What the tools and the kernel agree on everywhere; also what direct access to the file asks for.
+const BLOCK_BYTES: u32 = 4096;
+/// In stock of each size: a burst of launches; what comes after it waits for its own. Each costs the kernel some
+/// 200 KiB and one loop device.
+const STOCK: usize = 6;
+/// Sizes in stock, the most recently used: one machine runs few instance types at a time.
+const SIZES: usize = 3;
+/// Another process may take the free device first.
+const ATTEMPTS: usize = 32;
+/// One copy of metadata at a time.
+const COPY_BYTES: usize = 1 << 16;
+
+/// Make a disk: a mount that is attached nowhere.
+pub(crate) fn make(directory: &Path, bytes: u64) -> io::Result<OwnedFd> {
+    let template = template(directory, bytes)?;
+    let name = directory.join(uuid::Uuid::new_v4().to_string());
+    let file = new_file(&name)?;
+    fs::remove_file(&name)?;
+    copy(&template, &file, bytes)?;
+    let device = attach(&file)?;
+    let mount = mount(&device)?;
+    for name in [UPPER, WORK] {
+        rustix::fs::mkdirat(&mount, name, Mode::from_raw_mode(0o755))?;
+    }
+    Ok(mount)
+}
+
+/// Forget what was not written yet, so that the end of the disk does not wait for it. For when nobody will read it
+/// again.
+pub(crate) fn abandon(directory: BorrowedFd<'_>) {
+    if let Err(error) = sys::shut_down_file_system(directory) {
+        // Then it is written, which takes longer.
+        tracing::debug!(%error, "cannot shut an instance's file system down");
+    }
+}
+
+/// The mount's top directory as something that can be given orders.
+pub(crate) fn open(mount: impl AsFd) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(mount, ".", flags, Mode::empty())?)
+}
+
+/// An empty file system of this size, made once.
+fn template(directory: &Path, bytes: u64) -> io::Result<File> {
+    let path = directory.join(bytes.to_string());
+    match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        other => return other,
+    }
+    let unfinished = directory.join(format!("{}.new", uuid::Uuid::new_v4()));
+    let made = new_file(&unfinished)
+        .and_then(|file| file.set_len(bytes))
+        .and_then(|()| format(&unfinished))
+        .and_then(|()| fs::rename(&unfinished, &path));
+    if let Err(error) = made {
+        let _ = fs::remove_file(&unfinished);
+        return Err(error);
+    }
+    File::open(&path)
+}
+
+fn format(path: &Path) -> io::Result<()> {
+    // No journal: the disk ends with the instance. Inode tables need not be cleared: the file reads as zeroes.
+    let output = Command::new("mke2fs")
+        .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0"])
+        .args(["-O", "^has_journal,^resize_inode"])
+        .args(["-E", "lazy_itable_init=1,nodiscard"])
+        .arg(path)
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin",
+        )
+        .stdin(Stdio::null())
+        .output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("mke2fs failed: {}", said.trim())))
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(FILE_MODE)
+        .open(path)
+}
+
+/// Copy what is written of a file, and leave its holes.
+fn copy(from: &File, to: &File, bytes: u64) -> io::Result<()> {
+    to.set_len(bytes)?;
+    let mut buffer = vec![0; COPY_BYTES];
+    let mut at = 0;
+    loop {
+        let begin = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+            Ok(begin) => begin,
+            Err(Errno::NXIO) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        };
+        let end = rustix::fs::seek(from, SeekFrom::Hole(begin))?;
+        at = begin;
+        while at < end {
+            let wanted = usize::try_from(end - at).unwrap_or(COPY_BYTES).min(COPY_BYTES);
+            let part = buffer.get_mut(..wanted).unwrap_or_default();
+            from.read_exact_at(part, at)?;
+            to.write_all_at(part, at)?;
+            at += wanted as u64;
+        }
+    }
+}
+
+/// A loop device on the file, which lets go when nobody uses it.
+fn attach(file: &File) -> io::Result<LoopDevice> {
+    let control = File::options().read(true).write(true).open("/dev/loop-control")?;
+    for _ in 0..ATTEMPTS {
+        let path = PathBuf::from(format!("/dev/loop{}", sys::free_loop_device(control.as_fd())?));
+        let device = File::options().read(true).write(true).open(&path)?;
+        match sys::configure_loop_device(device.as_fd(), file.as_fd(), BLOCK_BYTES) {
+            Ok(()) => {
+                return Ok(LoopDevice {
+                    path,
+                    _device: device,
+                });
+            }
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::from(io::ErrorKind::ResourceBusy))
+}
+
+struct LoopDevice {
+    path: PathBuf,
+    /// Keeps it until it is mounted.
+    _device: File,
+}
+
+fn mount(device: &LoopDevice) -> io::Result<OwnedFd> {
+    let context = rustix::mount::fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_set_string(&context, "source", &device.path)?;
+    // Nothing of it is read after a power cut.
+    for flag in ["nobarrier", "noinit_itable"] {
+        rustix::mount::fsconfig_set_flag(&context, flag)?;
+    }
+    rustix::mount::fsconfig_create(&context)?;
+    let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOATIME;
+    Ok(rustix::mount::fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        flags,
+    )?)
+}
+
+/// Disks made in advance.
+#[derive(Debug, Default)]
+pub(crate) struct Stock {
+    disks: BTreeMap<u64, Vec<OwnedFd>>,
+    /// The most recently used first.
+    sizes: VecDeque<u64>,
+    /// Where they arrive from the process that makes them.
+    arriving: Option<OwnedFd>,
+}
+
+impl Stock {
+    /// Empty; sizes used before are asked for at once.
+    pub(crate) fn new(state: &StateDir) -> Self {
+        let entries = fs::read_dir(state.disks()).into_iter().flatten().flatten();
+        let sizes = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        Self {
+            sizes: sizes.take(SIZES).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// A disk of this size, if there is one.
+    pub(crate) fn take(&mut self, bytes: u64) -> Option<OwnedFd> {
+        self.sizes.retain(|size| *size != bytes);
+        self.sizes.push_front(bytes);
+        for size in self.sizes.split_off(SIZES.min(self.sizes.len())) {
+            self.disks.remove(&size);
+        }
+        self.receive();
+        self.disks.get_mut(&bytes)?.pop()
+    }
+
+    /// Whether some should be made.
+    pub(crate) fn is_low(&self) -> bool {
+        self.sizes.iter().any(|size| self.count(*size) <= STOCK / 2)
+    }
+
+    fn count(&self, size: u64) -> usize {
+        self.disks.get(&size).map_or(0, Vec::len)
+    }
+
+    /// What is missing, and where to send it.
+    pub(crate) fn order(&mut self) -> io::Result<(Vec<u64>, OwnedFd)> {
+        self.receive();
+        let mut missing = Vec::new();
+        for size in &self.sizes {
+            missing.extend(std::iter::repeat_n(
+                *size,
+                STOCK.saturating_sub(self.count(*size)),
+            ));
+        }
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        self.arriving = Some(ours);
+        Ok((missing, theirs))
+    }
+
+    /// Take in what has arrived.
+    pub(crate) fn receive(&mut self) {
+        let Some(socket) = &self.arriving else { return };
+        loop {
+            let (mut decoder, mut fds) = (frame::Decoder::default(), Vec::new());
+            match frame::receive(socket, &mut decoder, &mut fds) {
+                Ok(1..) => {}
+                Ok(0) => break,
+                Err(_) => return,
+            }
+            if let (Ok(Some(size)), Some(disk)) = (decoder.decode::<u64>(), fds.pop()) {
+                self.disks.entry(size).or_default().push(disk);
+            }
+        }
+        self.arriving = None;
+    }
+}
+
+/// In the process that makes them: make what was ordered. Stops at the first that cannot be had.
+pub(crate) fn deliver(state: &StateDir, missing: &[u64], to: &OwnedFd) -> io::Result<()> {
+    for size in missing {
+        let disk = make(&state.disks(), *size)?;
+        let message = frame::encode(size).map_err(io::Error::other)?;
+        frame::send(to.as_fd(), &message, &[disk.as_fd()])?;
+    }
+    Ok(())
+}
