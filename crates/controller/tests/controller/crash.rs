@@ -160,7 +160,11 @@ async fn a_clock_that_jumps_ends_nothing_and_holds_nothing_up() {
         let before = world
             .until("the old version is gone", async || {
                 let running = world.site.running();
-                if running.len() == 2 { Ok(running) } else { Err(format!("{running:?}")) }
+                if running.len() == 2 {
+                    Ok(running)
+                } else {
+                    Err(format!("{running:?}"))
+                }
             })
             .await;
         world.clock.set(to);
