@@ -13,6 +13,10 @@ def fnv1a(text, basis, prime, bits):
     return value
 
 
+def said(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 class Footprint:
     """Everything of one cloud outside of its data directory, and the files of its instances inside."""
 
@@ -24,9 +28,8 @@ class Footprint:
         short = fnv1a(self.site, 0x811C9DC5, 0x01000193, 32)
         self.hash = f"{(short >> 24) ^ (short & 0xFFFFFF):06x}"
         network = (self.site / "network").read_text().strip()
-        first, prefix = network.split("/")
+        first = network.split("/")[0]
         self.gateway = f"{first.rsplit('.', 1)[0]}.{int(first.rsplit('.', 1)[1]) + 1}/32"
-        self.prefix = prefix
 
     def left(self):
         """One line for each thing that is there."""
@@ -53,22 +56,20 @@ class Footprint:
                 yield f"mount {line}"
 
     def _network(self):
-        links = subprocess.run(["ip", "-j", "link"], capture_output=True, text=True, check=True).stdout
-        for link in json.loads(links):
+        for link in json.loads(said("ip", "-j", "link")):
             if link["ifname"].startswith(f"tr{self.hash}-"):
                 yield f"interface {link['ifname']}"
         for entry in (self.site / "netns").iterdir():
             yield f"network namespace {entry}"
-        tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
-        if f"tram_{self.hash}" in tables:
+        if f"tram_{self.hash}" in said("nft", "list", "tables"):
             yield f"nft table tram_{self.hash}"
-        addresses = subprocess.run(["ip", "-j", "address", "show", "dev", "lo"], capture_output=True, text=True, check=True)
-        for address in json.loads(addresses.stdout)[0]["addr_info"]:
+        addresses = said("ip", "-j", "address", "show", "dev", "lo")
+        for address in json.loads(addresses)[0]["addr_info"]:
             if f"{address['local']}/{address['prefixlen']}" == self.gateway:
                 yield f"address {self.gateway}"
 
     def _files(self):
-        """A finished instance keeps how it ended and what it said until it is forgotten; nothing may look unfinished."""
+        """A finished instance keeps how it ended and what it said until it is forgotten: none may look unfinished."""
         for instance in (self.supervisor / "instances").iterdir():
             if not (instance / "exit.json").exists():
                 yield f"instance without an end {instance}"

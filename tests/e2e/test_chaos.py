@@ -282,9 +282,12 @@ def test_whatever_is_killed_no_promise_is_broken(own_cloud, registry):
     assert chaos.asker.good > 10 * ROUNDS
     footprint = Footprint(own_cloud)
     assert footprint.left(), "the look for leaks finds nothing while everything runs"
-    present = {one["id"] for subject in [chaos.reference, chaos.sleeper, *chaos.subjects]
-               for one in own_cloud.instances(subject.id)}
-    unknown = {path.name for path in (own_cloud.data / "supervisor" / "instances").iterdir()} - present
-    assert not unknown, f"directories of instances that nobody knows: {unknown}"
+
+    def only_known():
+        known = {one["id"] for subject in [chaos.reference, chaos.sleeper, *chaos.subjects]
+                 for one in own_cloud.instances(subject.id)}
+        return {path.name for path in (own_cloud.data / "supervisor" / "instances").iterdir()} <= known
+
+    wait_for("no instance has a directory that nobody knows", only_known)
     assert own_cloud.stop() == 0
     assert footprint.left() == []
