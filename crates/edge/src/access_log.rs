@@ -1,11 +1,13 @@
 //! One line of JSON for each finished request, written by a thread of its own so that a slow disk delays nobody.
 //!
-//! The queue is bounded; lines that do not fit are dropped and counted. Query strings and routing keys are secrets
+//! A log in a file is bounded in size: a full file is set aside, and the oldest of those set aside goes. The queue
+//! is bounded too; lines that do not fit are dropped and counted. Query strings and routing keys are secrets
 //! often enough and are left out.
 
-use std::fs::OpenOptions;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -25,6 +27,12 @@ const QUEUE_MAX: usize = 32 * 1024;
 /// Bytes gathered before a write.
 const BUFFER_BYTES: usize = 64 * 1024;
 
+/// A file of this size is set aside: some 200,000 requests.
+const SEGMENT_MAX_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Files set aside that are kept, `.1` the newest. With the current one they bound the log to 320 MiB.
+const SEGMENTS_KEPT: u32 = 4;
+
 /// Where finished requests go.
 #[derive(Debug, Clone)]
 pub(crate) struct AccessLog {
@@ -38,17 +46,13 @@ impl AccessLog {
         let sink: Box<dyn Write + Send> = match setting {
             config::AccessLog::Off => return Ok(None),
             config::AccessLog::Stdout => Box::new(io::stdout()),
-            config::AccessLog::File(path) => Box::new(
-                OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .open(path)
-                    .map_err(|source| Error::File {
-                        doing: "open",
-                        path: path.clone(),
-                        source,
-                    })?,
-            ),
+            config::AccessLog::File(path) => Box::new(Segments::open(path, SEGMENT_MAX_BYTES).map_err(
+                |source| Error::File {
+                    doing: "open",
+                    path: path.clone(),
+                    source,
+                },
+            )?),
         };
         let (lines, queue) = sync_channel(QUEUE_MAX);
         std::thread::Builder::new()
@@ -64,6 +68,63 @@ impl AccessLog {
     /// Lines lost because the disk was too slow.
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped.load(Relaxed)
+    }
+}
+
+/// A file that begins anew when it is full. Whoever writes must write whole lines.
+#[derive(Debug)]
+struct Segments {
+    path: PathBuf,
+    file: File,
+    length_bytes: u64,
+    max_bytes: u64,
+}
+
+impl Segments {
+    fn open(path: &Path, max_bytes: u64) -> io::Result<Self> {
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        let meta = file.metadata()?;
+        Ok(Self {
+            path: path.to_owned(),
+            length_bytes: meta.len(),
+            // A pipe or a terminal is never full and cannot be set aside.
+            max_bytes: if meta.is_file() { max_bytes } else { u64::MAX },
+            file,
+        })
+    }
+
+    fn set_aside(&mut self) -> io::Result<()> {
+        let aside = |number: u32| {
+            let mut name = self.path.clone().into_os_string();
+            name.push(format!(".{number}"));
+            PathBuf::from(name)
+        };
+        for number in (1..SEGMENTS_KEPT).rev() {
+            match fs::rename(aside(number), aside(number + 1)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        fs::rename(&self.path, aside(1))?;
+        *self = Self::open(&self.path, self.max_bytes)?;
+        Ok(())
+    }
+}
+
+impl Write for Segments {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let more = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        if self.length_bytes > 0 && self.length_bytes.saturating_add(more) > self.max_bytes {
+            self.set_aside()?;
+        }
+        // Whole, so that a line is never torn between two files.
+        self.file.write_all(bytes)?;
+        self.length_bytes = self.length_bytes.saturating_add(more);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }
 
@@ -223,6 +284,23 @@ fn without_key(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_file_is_set_aside_between_lines_and_the_oldest_goes() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("access.log");
+        for number in 0..8 {
+            // Opened anew each time, as after a restart: what is there counts.
+            let mut log = Segments::open(&path, 20).expect("opens");
+            log.write_all(format!("line number {number}\n").as_bytes())
+                .expect("writes");
+        }
+        let text = |name: &str| fs::read_to_string(dir.path().join(name)).expect("is there");
+        assert_eq!(text("access.log"), "line number 7\n");
+        assert_eq!(text("access.log.1"), "line number 6\n");
+        assert_eq!(text("access.log.4"), "line number 3\n");
+        assert_eq!(fs::read_dir(dir.path()).expect("reads").count(), 5);
+    }
 
     #[test]
     fn routing_keys_stay_out_of_the_log() {

@@ -26,6 +26,8 @@ pub struct Config {
     pub workers: usize,
     /// Where finished requests are written.
     pub access_log: AccessLog,
+    /// Whether each request becomes a span of the process's global OpenTelemetry tracer provider.
+    pub traces: bool,
     /// See [`DEFAULT_DRAIN`].
     pub drain: Duration,
 }
@@ -38,7 +40,7 @@ pub enum AccessLog {
     Off,
     /// Standard output.
     Stdout,
-    /// A file, appended to.
+    /// A file, appended to. Full at 64 MiB it is set aside as `.1`, and the one before that as `.2`, up to `.4`.
     File(PathBuf),
 }
 
@@ -60,6 +62,7 @@ impl Config {
             metrics: None,
             workers: 0,
             access_log: AccessLog::Off,
+            traces: false,
             drain: DEFAULT_DRAIN,
         }
     }

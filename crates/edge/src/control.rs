@@ -302,6 +302,7 @@ impl Control {
         Message::Wake(WakeDemand {
             service_id: live.id,
             waiting: u32::try_from(live.queue.len()).unwrap_or(u32::MAX),
+            traceparent: live.queue.cause(),
         })
     }
 }

@@ -26,6 +26,7 @@ use crate::config::Config;
 use crate::control::{self, Control};
 use crate::error::Error;
 use crate::table::{Registry, Table, TableError};
+use crate::trace::Tracer;
 use crate::worker::{Running, Service, Shared};
 use crate::{ca, keep, link, listen, metrics};
 
@@ -127,6 +128,7 @@ impl Edge {
             table,
             signals: Arc::clone(&signals),
             log,
+            tracer: config.traces.then(Tracer::new),
             unrouted: AtomicU64::new(0),
             tls: Arc::new(certificates::server_config(Arc::clone(&certificates))?),
             stop: CancellationToken::new(),

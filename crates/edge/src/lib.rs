@@ -23,6 +23,8 @@ mod edge;
 mod error;
 mod forward;
 mod forwarded;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod keep;
 pub mod link;
 mod listen;
@@ -34,6 +36,7 @@ mod route;
 pub mod secret;
 mod table;
 mod tcp;
+mod trace;
 mod tunnel;
 mod wake;
 mod worker;

@@ -86,6 +86,9 @@ pub struct WakeDemand {
     pub service_id: Uuid,
     /// How many wait now.
     pub waiting: u32,
+    /// The span of the caller who caused it, as the value of a `traceparent` header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
 }
 
 /// What services do. Sent at once when one goes busy or idle and after each table, every second while any is busy, and

@@ -22,6 +22,7 @@ use crate::forwarded::{self, Client, X_REQUEST_ID, X_ROUTING_KEY};
 use crate::page::{self, Refusal};
 use crate::pool::{Http1, Seat};
 use crate::table::{Gate, Route};
+use crate::trace::RequestSpan;
 use crate::worker::Worker;
 use crate::{admit, forward, route, tunnel, wake};
 
@@ -37,6 +38,7 @@ pub(crate) struct Context {
 struct Trace {
     live: Option<Arc<Live>>,
     entry: Option<Box<Entry>>,
+    span: Option<Box<RequestSpan>>,
 }
 
 /// A request's future, apart from its connection's: hyper keeps the place of a service's future for as long as the
@@ -60,6 +62,12 @@ pub(crate) async fn handle(
     let mut trace = Trace {
         live: None,
         entry: log.map(|log| Box::new(Entry::new(log, &request, &context.client, &id, started))),
+        span: context
+            .worker
+            .shared
+            .tracer
+            .as_ref()
+            .map(|tracer| tracer.begin(&request, &context.client, &id)),
     };
     let mut response = match serve(&context, request, &id, started, &mut trace).await {
         Ok(response) => response,
@@ -82,6 +90,9 @@ fn refuse(
         live.latency.observe(started.elapsed());
     } else {
         context.worker.shared.unrouted.fetch_add(1, Relaxed);
+    }
+    if let Some(mut span) = trace.span {
+        span.refused(status);
     }
     if let Some(mut entry) = trace.entry {
         entry.status = status;
@@ -123,6 +134,9 @@ async fn serve(
         id,
         route.protocol,
     );
+    if let Some(span) = &trace.span {
+        span.inject(request.headers_mut());
+    }
     let on_client = upgrade.map(|protocol| {
         request
             .headers_mut()
@@ -172,9 +186,20 @@ async fn serve(
         progress,
         bytes_out: 0,
         entry: trace.entry.take(),
+        span: trace.span.take(),
         complete: false,
     });
-    respond(context, &route, answer.response, exchange, on_client, started)
+    match respond(context, answer.response, exchange, on_client, started) {
+        Ok(response) => Ok(response),
+        Err(mut exchange) => {
+            // It is told as a refusal, not as the exchange that it did not become.
+            trace.entry = exchange.entry.take();
+            trace.span = exchange.span.take();
+            Err(Refusal::BadAnswer {
+                name: route.service.spec.name.clone(),
+            })
+        }
+    }
 }
 
 /// Route, admit and wake, over and over until one table lets the request through as a whole.
@@ -211,6 +236,9 @@ async fn admit(
                 entry.service = Some(spec.id);
             }
             trace.live = Some(Arc::clone(&route.service.live));
+            if let Some(span) = &mut trace.span {
+                span.routed(spec.id, &spec.name, &route.prefix);
+            }
         }
         if let Some(security) = &route.security {
             admit::authorise(security, request.headers())?;
@@ -241,13 +269,22 @@ async fn admit(
             }
             Gate::Hold => {
                 let deadline = started + Duration::from_millis(spec.hold_deadline_ms);
-                Box::pin(wake::hold(
+                let cause = trace.span.as_mut().and_then(|span| {
+                    span.held();
+                    span.traceparent()
+                });
+                let held = Box::pin(wake::hold(
                     &route.service,
                     version,
                     || shared.table.load().version,
                     deadline,
+                    cause,
                 ))
-                .await?;
+                .await;
+                if let Some(span) = &mut trace.span {
+                    span.released();
+                }
+                held?;
             }
             Gate::Refuse => return Err(refusal_of(&route)),
         }
@@ -302,25 +339,25 @@ fn prepare(
     })
 }
 
+/// Gives the exchange back when the instance switched to a protocol that nobody asked for.
 fn respond(
     context: &Context,
-    route: &Route,
     mut response: Response<Incoming>,
     mut exchange: Box<Exchange>,
     on_client: Option<OnUpgrade>,
     started: Instant,
-) -> Result<Response<EdgeBody>, Refusal> {
+) -> Result<Response<EdgeBody>, Box<Exchange>> {
     let status = response.status();
     let switched = status == StatusCode::SWITCHING_PROTOCOLS;
     let upgrade = forwarded::strip_hop_by_hop(response.headers_mut());
     if switched && on_client.is_none() {
-        exchange.entry = None;
-        return Err(Refusal::BadAnswer {
-            name: route.service.spec.name.clone(),
-        });
+        return Err(exchange);
     }
     exchange.in_flight.live().count(status.as_u16());
     exchange.in_flight.live().latency.observe(started.elapsed());
+    if let Some(span) = &mut exchange.span {
+        span.answered(status.as_u16(), exchange.seat.endpoint.instance_id);
+    }
     if let Some(entry) = &mut exchange.entry {
         entry.status = status.as_u16();
         entry.instance = Some(exchange.seat.endpoint.instance_id);
@@ -351,6 +388,7 @@ pub(crate) struct Exchange {
     progress: Option<Arc<Progress>>,
     pub(crate) bytes_out: u64,
     entry: Option<Box<Entry>>,
+    span: Option<Box<RequestSpan>>,
     complete: bool,
 }
 
@@ -387,6 +425,9 @@ impl Drop for Exchange {
             .map_or(0, |progress| progress.bytes.load(Relaxed));
         live.bytes_in.fetch_add(bytes_in, Relaxed);
         live.bytes_out.fetch_add(self.bytes_out, Relaxed);
+        if let Some(mut span) = self.span.take() {
+            span.finish(bytes_in, self.bytes_out, self.complete);
+        }
         if let Some(mut entry) = self.entry.take() {
             entry.bytes_in = bytes_in;
             entry.bytes_out = self.bytes_out;

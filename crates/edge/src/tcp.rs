@@ -81,7 +81,13 @@ async fn admit(shared: &Shared, client: &TcpStream, port: u16) -> Option<(Arc<Ro
             }
             Gate::Hold => {
                 let deadline = started + Duration::from_millis(spec.hold_deadline_ms);
-                let held = wake::hold(&route.service, version, || shared.table.load().version, deadline);
+                let held = wake::hold(
+                    &route.service,
+                    version,
+                    || shared.table.load().version,
+                    deadline,
+                    None,
+                );
                 let outcome = tokio::select! {
                     outcome = held => outcome,
                     () = hang_up(client) => return None,

@@ -32,6 +32,8 @@ struct Waiting {
     callers: BTreeMap<u64, oneshot::Sender<()>>,
     /// When the first of the present callers came.
     since: Option<Instant>,
+    /// The trace that the wake belongs to, as a `traceparent`.
+    cause: Option<String>,
     /// Running mean of what a wake took.
     usual: Option<Duration>,
 }
@@ -47,6 +49,7 @@ impl Queue {
     pub(crate) fn release(&self, woken: bool) {
         let (callers, since) = {
             let mut waiting = self.lock();
+            waiting.cause = None;
             (std::mem::take(&mut waiting.callers), waiting.since.take())
         };
         if let (true, Some(since)) = (woken, since) {
@@ -85,7 +88,13 @@ impl Queue {
         waiting.callers.remove(&number);
         if waiting.callers.is_empty() {
             waiting.since = None;
+            waiting.cause = None;
         }
+    }
+
+    /// The trace of the first caller who has one.
+    pub(crate) fn cause(&self) -> Option<String> {
+        self.lock().cause.clone()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
@@ -106,12 +115,14 @@ impl Drop for Place<'_> {
 }
 
 /// Waits until a table newer than `version` may have changed the service's state, or until `deadline`.
+/// `cause`: the caller's `traceparent`, for the wake's work to appear in the same trace.
 /// Cancel-safe: a dropped future leaves the queue.
 pub(crate) async fn hold(
     service: &Service,
     version: u64,
     current: impl Fn() -> u64,
     deadline: Instant,
+    cause: Option<String>,
 ) -> Result<(), Refusal> {
     let live: &Arc<Live> = &service.live;
     let (number, released, first) =
@@ -127,6 +138,9 @@ pub(crate) async fn hold(
         return Ok(());
     }
     live.holds.fetch_add(1, Relaxed);
+    if let Some(cause) = cause {
+        live.queue.lock().cause.get_or_insert(cause);
+    }
     if first {
         live.signals().want(live);
     }

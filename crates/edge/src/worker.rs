@@ -18,6 +18,7 @@ use crate::access_log::AccessLog;
 use crate::account::Signals;
 use crate::error::Error;
 use crate::table::Table;
+use crate::trace::Tracer;
 use crate::{accept, tcp};
 
 /// What all workers and the control tasks share.
@@ -26,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) table: Arc<ArcSwap<Table>>,
     pub(crate) signals: Arc<Signals>,
     pub(crate) log: Option<AccessLog>,
+    /// Only when requests are traced.
+    pub(crate) tracer: Option<Tracer>,
     /// Requests that no service answers for.
     pub(crate) unrouted: AtomicU64,
     pub(crate) tls: Arc<rustls::ServerConfig>,

@@ -18,3 +18,5 @@ mod protocols;
 mod tcp;
 #[path = "edge/tls.rs"]
 mod tls;
+#[path = "edge/trace.rs"]
+mod trace;
