@@ -1,0 +1,24 @@
+//! Image references: whatever is accepted says the same when it is written and read again.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use tram_image::Reference;
+
+fuzz_target!(|text: &str| {
+    let Ok(reference) = text.parse::<Reference>() else {
+        return;
+    };
+    let again: Reference = reference
+        .to_string()
+        .parse()
+        .expect("the full form of a reference is a reference");
+    assert_eq!(again, reference);
+    let familiar: Reference = reference
+        .familiar()
+        .parse()
+        .expect("the short form of a reference is a reference");
+    assert_eq!(familiar, reference, "the short form means something else");
+    assert!(!reference.target().contains("..") || reference.repository().contains(".."));
+    assert!(!reference.registry().is_empty() && !reference.repository().is_empty());
+});
