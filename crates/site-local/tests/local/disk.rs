@@ -16,8 +16,8 @@ async fn a_full_disk_is_refused_inside_and_explained_in_the_log() {
     let mut greedy = machine.spec("shop", "greedy");
     greedy.limits.disk_bytes = 32 * MIB;
     let address = up(&site, &greedy).await;
-    let write = "dd if=/dev/zero of=/home/app/big bs=65536 count=1600 2>&1 | grep -c 'No space left'";
-    let user = format!("{write}; ls -l /home/app/big");
+    let write = "dd if=/dev/zero of=/tmp/big bs=65536 count=1600 2>&1 | grep -c 'No space left'";
+    let user = format!("{write}; ls -l /tmp/big");
     let (said, _) = shell(&site, greedy.id, &user).await;
     assert!(said.starts_with("1\n"), "{said}");
     let line = "koyeb: the disk of the instance is full: its instance type has 32 MiB";
