@@ -13,6 +13,7 @@ use tram_store::{
     Store,
     filter::{Organizations, PAGE_ITEMS_MAX, Page},
 };
+use tram_types::status::{InstanceStatus, ServiceStatus};
 
 use crate::{data_plane::EdgeLink, wakes};
 
@@ -170,8 +171,15 @@ impl Metrics {
 
     /// Asks the store how many there are of what.
     async fn count(&self) -> Result<(), tram_store::Error> {
-        let mut services = BTreeMap::<&str, u64>::new();
-        let mut instances = BTreeMap::<&str, u64>::new();
+        // Every status is there from the start: a series that comes and goes is hard to alert on.
+        let mut services: BTreeMap<&str, u64> = ServiceStatus::ALL
+            .iter()
+            .map(|status| (status.as_str(), 0))
+            .collect();
+        let mut instances: BTreeMap<&str, u64> = InstanceStatus::ALL
+            .iter()
+            .map(|status| (status.as_str(), 0))
+            .collect();
         let mut page = Page {
             limit: PAGE_ITEMS_MAX,
             offset: 0,
