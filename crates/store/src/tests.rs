@@ -13,6 +13,7 @@ mod fixture;
 mod past;
 mod schema;
 mod tenants;
+mod tls;
 
 macro_rules! cases {
     ($($module:ident::$case:ident),+ $(,)?) => {

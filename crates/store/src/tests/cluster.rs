@@ -22,11 +22,28 @@ const USER: &str = "postgres";
 pub(super) struct Cluster {
     server: Child,
     directory: tempfile::TempDir,
+    /// Set where it listens on TCP too, with TLS alone.
+    tls_port: Option<u16>,
+}
+
+/// A certificate and its key, as PEM.
+pub(super) struct Certificate {
+    pub(super) certificate: String,
+    pub(super) key: String,
 }
 
 impl Cluster {
     /// `None` when the tests were told to do without.
     pub(super) async fn start() -> Option<Self> {
+        Self::launch(None).await
+    }
+
+    /// One that is also reached at `127.0.0.1`, and there by nobody without TLS.
+    pub(super) async fn start_with_tls(certificate: &Certificate) -> Option<Self> {
+        Self::launch(Some(certificate)).await
+    }
+
+    async fn launch(certificate: Option<&Certificate>) -> Option<Self> {
         if std::env::var_os("TRAM_SKIP_POSTGRES").is_some() {
             println!("skipped: TRAM_SKIP_POSTGRES is set");
             return None;
@@ -58,17 +75,30 @@ impl Cluster {
             "initdb: {}",
             String::from_utf8_lossy(&made.stderr)
         );
-        let server = command(&programs.join("postgres"), identity)
+        let mut server = command(&programs.join("postgres"), identity);
+        let tls_port = certificate.map(|certificate| {
+            for (name, content) in [
+                ("server.crt", certificate.certificate.as_str()),
+                ("server.key", certificate.key.as_str()),
+                (
+                    "pg_hba.conf",
+                    "local all all trust\nhostssl all all 127.0.0.1/32 trust\n",
+                ),
+            ] {
+                write(&data.join(name), content, identity);
+            }
+            let port = free_port();
+            server.args(["-c", "ssl=on", "-c", "listen_addresses=127.0.0.1", "-c"]);
+            server.arg(format!("port={port}"));
+            port
+        });
+        if tls_port.is_none() {
+            server.args(["-c", "listen_addresses="]);
+        }
+        let server = server
             .arg("-D")
             .arg(&data)
-            .args([
-                "-c",
-                "listen_addresses=",
-                "-c",
-                "fsync=off",
-                "-c",
-                "full_page_writes=off",
-            ])
+            .args(["-c", "fsync=off", "-c", "full_page_writes=off"])
             .args(["-c", "max_connections=200", "-c", "shared_buffers=16MB"])
             .arg("-k")
             .arg(directory.path())
@@ -77,7 +107,11 @@ impl Cluster {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let cluster = Self { server, directory };
+        let cluster = Self {
+            server,
+            directory,
+            tls_port,
+        };
         sqlx::any::install_default_drivers();
         let deadline = Instant::now() + START_DEADLINE;
         loop {
@@ -93,10 +127,18 @@ impl Cluster {
     }
 
     fn url(&self, database: &str) -> String {
+        let port = self.tls_port.map(|port| format!("&port={port}"));
         format!(
-            "postgres://postgres@localhost/{database}?host={}",
-            self.directory.path().display()
+            "postgres://postgres@localhost/{database}?host={}{}",
+            self.directory.path().display(),
+            port.unwrap_or_default()
         )
+    }
+
+    /// Its address on TCP, with `options` of the URL.
+    pub(super) fn tcp_url(&self, options: &str) -> String {
+        let port = self.tls_port.unwrap();
+        format!("postgres://postgres@127.0.0.1:{port}/postgres?{options}")
     }
 
     pub(super) async fn new_database(&self, name: &str) -> String {
@@ -124,6 +166,21 @@ impl Drop for Cluster {
             .arg(self.server.id().to_string())
             .status();
         let _ = self.server.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// A file that PostgreSQL accepts as its own.
+fn write(path: &Path, content: &str, identity: Option<(u32, u32)>) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::write(path, content).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    if let Some((user, group)) = identity {
+        chown(path, Some(user), Some(group)).unwrap();
     }
 }
 
