@@ -94,13 +94,10 @@ struct FrameInput {
 }
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
-    vec![Endpoint::stream::<Target, _, _>(
-        "/v1/streams/instances/exec",
-        "ExecCommand",
-        Access::Write,
-        exec,
-    )
-    .giving::<StreamResultOfExecCommandReply>()]
+    vec![
+        Endpoint::stream::<Target, _, _>("/v1/streams/instances/exec", "ExecCommand", Access::Write, exec)
+            .giving::<StreamResultOfExecCommandReply>(),
+    ]
 }
 
 async fn exec(mut incoming: Incoming) -> Result<Response, Error> {

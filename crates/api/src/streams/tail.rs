@@ -56,13 +56,10 @@ const PING_EVERY: Duration = Duration::from_secs(20);
 const MESSAGE_MAX_BYTES: usize = 4 * 1024;
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
-    vec![Endpoint::stream::<Lines, _, _>(
-        "/v1/streams/logs/tail",
-        "TailLogs",
-        Access::Read,
-        tail,
-    )
-    .giving::<StreamResultOfLogEntry>()]
+    vec![
+        Endpoint::stream::<Lines, _, _>("/v1/streams/logs/tail", "TailLogs", Access::Read, tail)
+            .giving::<StreamResultOfLogEntry>(),
+    ]
 }
 
 async fn tail(mut incoming: Incoming) -> Result<Response, Error> {

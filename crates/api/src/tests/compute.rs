@@ -42,7 +42,8 @@ async fn an_app_gets_a_domain_and_its_name_is_taken() {
 #[tokio::test]
 async fn a_domain_on_another_port_says_its_url() {
     let mut fixture = Fixture::new().await;
-    let app = fixture.app("shop").await;
+    let path = format!("/v1/apps/{}", fixture.app("shop").await);
+    let app = fixture.get(&path).await.good()["app"].clone();
     assert!(app["domains"][0].get("url").is_none());
     let settings = crate::Settings {
         https_port: 8443,
@@ -52,7 +53,7 @@ async fn a_domain_on_another_port_says_its_url() {
     fixture.router = crate::router::build(fixture.api.clone(), crate::resources::endpoints());
     let name = text(&app["domains"][0]["name"]);
     let url = json!(format!("https://{name}:8443"));
-    let shown = fixture.get(&format!("/v1/apps/{}", text(&app["id"]))).await.good();
+    let shown = fixture.get(&path).await.good();
     assert_eq!(shown["app"]["domains"][0]["url"], url);
     let listed = fixture.get("/v1/domains").await.good();
     assert_eq!(listed["domains"][0]["url"], url);

@@ -340,7 +340,10 @@ async fn a_command_without_an_upgrade_is_told_in_one_answer() {
     assert_eq!(result["stderr"]["data"], "");
     let service = text(&live.service["id"]);
     let by_service = path(&format!("id={service}&id_type=SERVICE_ID&body.command=ls"));
-    assert_eq!(live.fixture.get(&by_service).await.good()["result"]["exited"], true);
+    assert_eq!(
+        live.fixture.get(&by_service).await.good()["result"]["exited"],
+        true
+    );
     for (query, status, field) in [
         (format!("id={instance}"), 400, Some("body.command")),
         ("body.command=ls".to_owned(), 400, Some("id")),

@@ -44,7 +44,11 @@ pub(crate) fn item(settings: &Settings, app: &record::App, domains: &[Domain]) -
     }
 }
 
-fn domains_of(settings: &Settings, app: &record::App, domains: &[Domain]) -> Vec<crate::wire::domain::Domain> {
+fn domains_of(
+    settings: &Settings,
+    app: &record::App,
+    domains: &[Domain],
+) -> Vec<crate::wire::domain::Domain> {
     domains
         .iter()
         .filter(|domain| domain.app_id == Some(app.id))

@@ -49,14 +49,12 @@ pub(super) async fn exec(
         ..Frame::default()
     };
     let (session, input) = start(api, organization, &target, frame).await?;
-    let reply = timeout(TIME_MAX, collect(session, input))
-        .await
-        .map_err(|_| {
-            Error::Precondition(format!(
-                "the command ran for more than {} seconds and was ended: run longer ones over a WebSocket",
-                TIME_MAX.as_secs()
-            ))
-        })??;
+    let reply = timeout(TIME_MAX, collect(session, input)).await.map_err(|_| {
+        Error::Precondition(format!(
+            "the command ran for more than {} seconds and was ended: run longer ones over a WebSocket",
+            TIME_MAX.as_secs()
+        ))
+    })??;
     Ok(Json(StreamResultOfExecCommandReply {
         result: Some(reply),
         error: None,
