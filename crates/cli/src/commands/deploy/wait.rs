@@ -39,10 +39,7 @@ pub struct Waiting {
 enum End {
     Healthy(Value),
     Failed(Value),
-    Late {
-        status: String,
-        messages: Vec<String>,
-    },
+    Late { status: String, messages: Vec<String> },
     Interrupted,
 }
 
