@@ -1,7 +1,11 @@
 //! What operators see: the metrics that are documented are the metrics that are there, and one request is one trace
 //! across the edge and the control plane.
 
-#![expect(clippy::expect_used, clippy::panic, reason = "a test that cannot go on says why and fails")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on says why and fails"
+)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
