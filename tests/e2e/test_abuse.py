@@ -205,17 +205,20 @@ def test_a_registry_that_takes_the_call_and_says_nothing(cloud, name, neighbour)
 
 
 def test_a_registry_that_comes_back(cloud, name, neighbour, tmp_path):
-    port = free_port()
+    # It has the image before it is there: one that does not have it is a final answer.
+    directory, elsewhere, port = tmp_path / "registry", free_port(), free_port()
+    subprocess.run([IMAGES / "registry", "start", directory, str(elsewhere)], check=True)
+    subprocess.run([IMAGES / "registry", "push", str(elsewhere), "hello=hello:1"], check=True)
+    subprocess.run([IMAGES / "registry", "stop", directory], check=True)
     cloud.tram("deploy", f"127.0.0.1:{port}/hello:1", "--name", name, "--port", "8000", "--no-wait")
     wait_for("its owner is told", lambda: f"127.0.0.1:{port}" in messages(cloud, name))
     assert "trying again" in messages(cloud, name)
-    subprocess.run([IMAGES / "registry", "start", tmp_path / "registry", str(port)], check=True)
+    subprocess.run([IMAGES / "registry", "start", directory, str(port)], check=True)
     try:
-        subprocess.run([IMAGES / "registry", "push", str(port), "hello=hello:1"], check=True)
         cloud.wait_status(cloud.service(name)["id"], "HEALTHY")
         assert cloud.get(cloud.host(name))[2] == HELLO
     finally:
-        subprocess.run([IMAGES / "registry", "stop", tmp_path / "registry"], check=False)
+        subprocess.run([IMAGES / "registry", "stop", directory], check=False)
 
 
 @pytest.fixture
