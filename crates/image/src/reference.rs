@@ -1,7 +1,7 @@
 //! Image names: the standard Docker reference rules, and the operator's aliases.
 //!
-//! `nginx` means `docker.io/library/nginx:latest`; the first part is a registry when it has a dot, a port or
-//! upper-case letters, or is `localhost`. A [`Reference`] is always complete, so that no other code has to know
+//! `nginx` means `docker.io/library/nginx:latest`; the first part is a registry when it has a dot or a port, or is
+//! `localhost`. A [`Reference`] is always complete, so that no other code has to know
 //! the defaults. The API server and the store parse with it; nothing here does I/O.
 
 use std::collections::BTreeMap;
@@ -297,8 +297,11 @@ fn has_tag_or_digest(text: &str) -> bool {
 }
 
 /// Whether the first part of a name is a registry rather than part of a repository on Docker Hub.
+///
+/// Upper-case letters alone do not make one, unlike with Docker: a name is kept in lower case, where it would then
+/// mean another image.
 fn is_registry(first: &str) -> bool {
-    first == "localhost" || first.contains(['.', ':']) || first.bytes().any(|byte| byte.is_ascii_uppercase())
+    first.eq_ignore_ascii_case("localhost") || first.contains(['.', ':'])
 }
 
 fn is_host_and_port(text: &str) -> bool {

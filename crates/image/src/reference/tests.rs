@@ -79,6 +79,7 @@ fn refusals_say_what_to_write() {
     assert!(refused("https://ghcr.io/a/b").contains("write `ghcr.io/a/b`"));
     assert!(refused("docker://nginx").contains("write `nginx`"));
     assert!(refused("Nginx").contains("write `nginx`"));
+    assert!(refused("Team/nginx").contains("write `team/nginx`"));
     assert!(refused("nginx:").contains("tag"));
     assert!(refused("nginx:-x").contains("tag"));
     assert!(refused(&format!("nginx:{}", "x".repeat(129))).contains("tag"));
