@@ -340,10 +340,11 @@ async fn wait(running: &mut Running) {
         Running::Child(child) => {
             let _ = child.wait().await;
         }
-        Running::Adopted(pid) => match Pid::from_raw(*pid) {
-            Some(pid) => ended(pid).await,
-            None => {}
-        },
+        Running::Adopted(pid) => {
+            if let Some(pid) = Pid::from_raw(*pid) {
+                ended(pid).await;
+            }
+        }
     }
 }
 
