@@ -14,7 +14,7 @@ def fastapi(cloud, registry):
 
 
 def test_websocket_through_fastapi(cloud, fastapi):
-    with connect(f"ws://{fastapi}/ws", host="127.0.0.1", port=cloud.http_port) as socket:
+    with connect(f"ws://{fastapi}/ws", sock=cloud.connection()) as socket:
         socket.send("one")
         assert socket.recv(timeout=10) == "echo one"
 
@@ -22,7 +22,7 @@ def test_websocket_through_fastapi(cloud, fastapi):
 def test_websocket_through_node(cloud, registry):
     cloud.tram("deploy", registry.image("node"), "--name", "edge-node", "--port", "8000")
     host = cloud.host("edge-node")
-    with connect(f"ws://{host}/ws", host="127.0.0.1", port=cloud.http_port) as socket:
+    with connect(f"ws://{host}/ws", sock=cloud.connection()) as socket:
         socket.send("two")
         assert socket.recv(timeout=10) == "echo two"
     assert json.loads(cloud.get(host, "/a/b")[2])["path"] == "/a/b"

@@ -20,13 +20,25 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let started = Instant::now();
     let reference = if Path::new(&image).is_file() {
         let imported = store.import_file(Path::new(&image), None, &progress).await?;
-        imported.into_iter().next().ok_or("the archive is empty")?.reference
+        imported
+            .into_iter()
+            .next()
+            .ok_or("the archive is empty")?
+            .reference
     } else {
         image.parse()?
     };
     let request = PullRequest::new(reference).policy(PullPolicy::IfNotPresent);
-    let image = store.ensure(&request, &progress).await.map_err(|error| error.user_message())?;
-    println!("{} ({:?}, {} bytes)", image.reference, started.elapsed(), image.size_bytes);
+    let image = store
+        .ensure(&request, &progress)
+        .await
+        .map_err(|error| error.user_message())?;
+    println!(
+        "{} ({:?}, {} bytes)",
+        image.reference,
+        started.elapsed(),
+        image.size_bytes
+    );
     for layer in &image.layers {
         println!("{}", layer.display());
     }

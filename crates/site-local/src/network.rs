@@ -13,6 +13,7 @@
 mod addresses;
 pub(crate) mod firewall;
 mod host;
+mod stale;
 mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -192,6 +193,7 @@ impl Network {
         remember_network(state_dir, network, !held.is_empty())?;
         let netlink = wire::connect().map_err(Error::files("speak to the kernel about links"))?;
         host::refuse_conflicts(network, &names.prefix)?;
+        stale::remove_tables(network, &names.table).await?;
         let uplinks = host::prepare(&netlink, network).await?;
         let mut made = BTreeMap::new();
         for place in held {

@@ -616,7 +616,7 @@ mod tests {
                 "definition.routes.0.path",
             ),
             (r#""scalings":[{"min":3,"max":1}]"#, "definition.scalings.0.max"),
-            (r#""scalings":[{"min":0,"max":99}]"#, "definition.scalings.0.max"),
+            (r#""scalings":[{"min":-1,"max":1}]"#, "definition.scalings.0.min"),
             (
                 r#""scalings":[{"min":1,"max":3}]"#,
                 "definition.scalings.0.targets",
