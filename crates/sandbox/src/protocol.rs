@@ -70,8 +70,8 @@ pub enum Reply {
         pid: i32,
     },
     Done,
-    /// The program was exec'd. File descriptors ride on this message, in the order of
-    /// [`ExecFds`]: a pidfd and the exit pipe, then the pty master, or stdin, stdout and stderr.
+    /// The program was exec'd. File descriptors ride on this message, in this order: a pidfd, the exit
+    /// pipe, then the pty master, or stdin, stdout and stderr.
     ExecStarted {
         pid: i32,
         tty: bool,
