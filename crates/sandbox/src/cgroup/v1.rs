@@ -188,7 +188,7 @@ impl Driver for V1 {
         }
         // Thousands of processes cannot die within a small share of a processor. None of them will run a line of its
         // own again, so the limit has nothing left to hold.
-        let _ = write(&self.cpu.join(name).join("cpu.cfs_quota_us"), "-1".to_owned());
+        let _ = write(&self.cpu.join(name).join("cpu.cfs_quota_us"), "-1");
         // A v1-frozen process dies only when it runs again.
         self.thaw_v1(name)
     }

@@ -88,7 +88,7 @@ impl Driver for V2 {
     fn kill(&self, name: &str) -> io::Result<()> {
         self.unified(name).kill()?;
         // Thousands of processes cannot die within a small share of a processor, and none will run on.
-        let _ = write(&self.path(name).join("cpu.max"), "max".to_owned());
+        let _ = write(&self.path(name).join("cpu.max"), "max");
         Ok(())
     }
 
