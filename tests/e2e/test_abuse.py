@@ -167,7 +167,8 @@ def test_a_program_that_never_becomes_healthy(cloud, registry, name, neighbour):
 
 def test_an_image_for_another_machine(cloud, registry, name, neighbour, tmp_path):
     registry.image("hello", "1")
-    cache = pathlib.Path(os.environ.get("TRAM_IMAGE_CACHE", pathlib.Path.home() / ".cache" / "tram" / "images"))
+    caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    cache = pathlib.Path(os.environ.get("TRAM_IMAGE_CACHE") or caches / "tram" / "images")
     other = "arm64" if os.uname().machine == "x86_64" else "amd64"
     layout = tmp_path / "other"
     shutil.copytree(cache / "hello", layout)
