@@ -10,7 +10,6 @@ import socket
 import subprocess
 import tempfile
 import time
-import tomllib
 import urllib.error
 import urllib.request
 
@@ -112,9 +111,17 @@ class Cloud:
             return False
 
     def _context(self):
+        """The current context. Read by hand, for Python has no TOML before 3.11: the file is tables of plain values."""
         path = self.directory / "config" / "tram" / "config.toml"
-        contexts = tomllib.loads(path.read_text())
-        return contexts["contexts"][contexts["current"]]
+        table = {}
+        tables = {"": table}
+        for line in path.read_text().splitlines():
+            if line.startswith("["):
+                table = tables.setdefault(line.strip('[]"'), {})
+            elif " = " in line:
+                key, value = line.split(" = ", 1)
+                table[key] = json.loads(value)
+        return tables[f"contexts.{tables['']['current']}"]
 
     def logs(self):
         return (self.directory / "up.log").read_text(errors="replace")
