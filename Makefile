@@ -1,6 +1,6 @@
 # The jobs of the project. Each installs what it needs and this machine lacks.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench build release format clean-demo
+.PHONY: help demo test check bench build release install format
 
 # Shared between clones, so that a fresh one does not build the world again.
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tram/target
@@ -31,6 +31,12 @@ build:  ## Build the binary for development
 release:  ## Build the binary for use
 	@scripts/setup build
 	cargo build --locked --release --bin tram
+	@echo $(CARGO_TARGET_DIR)/release/tram
+
+install:  ## Build the binary, put it into /usr/local/bin and install what it needs at run time
+	@scripts/setup install
+	cargo build --locked --release --bin tram
+	$(if $(filter-out 0,$(shell id -u)),sudo) install -m 0755 $(CARGO_TARGET_DIR)/release/tram /usr/local/bin/tram
 
 format:  ## Format all code
 	cargo fmt --all
