@@ -14,6 +14,7 @@ use serde_json::Value;
 
 pub(crate) use self::error::Error;
 pub(crate) use self::stream::{Receiver, Sender};
+use crate::printer::Printer;
 
 /// How long connecting may take: the server is near, or it is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,6 +27,9 @@ const PAGE_ITEMS: usize = 100;
 /// How many pages a list may have: a server that never ends its list must not hold us for ever.
 const PAGES_MAX: usize = 1000;
 
+/// Names what the server ignored of a request.
+const WARNING_HEADER: &str = "x-tram-warning";
+
 /// The query of a call.
 pub(crate) type Query<'q> = &'q [(&'q str, &'q str)];
 
@@ -35,11 +39,13 @@ pub(crate) struct Client {
     http: reqwest::Client,
     base: Url,
     token: String,
+    /// Where the server's warnings are said.
+    printer: Printer,
 }
 
 impl Client {
     /// A client of the server at `base`; an empty token sends none.
-    pub(crate) fn new(base: &str, token: &str) -> Result<Self, Error> {
+    pub(crate) fn new(base: &str, token: &str, printer: &Printer) -> Result<Self, Error> {
         let url = Url::parse(base.trim_end_matches('/')).map_err(|source| Error::Address {
             url: base.to_owned(),
             reason: source.to_string(),
@@ -64,6 +70,7 @@ impl Client {
             http: builder.build().map_err(Error::Build)?,
             base: url,
             token: token.to_owned(),
+            printer: printer.clone(),
         })
     }
 
@@ -149,6 +156,12 @@ impl Client {
             .send()
             .await
             .map_err(|source| self.transport(path, source))?;
+        for warning in response.headers().get_all(WARNING_HEADER) {
+            self.printer.warning(format_args!(
+                "the server {}",
+                warning.to_str().unwrap_or_default()
+            ));
+        }
         self.body(path, response).await
     }
 

@@ -142,6 +142,11 @@ impl Printer {
         }
     }
 
+    /// Says that something was done which may not be what was meant, unless asked to be quiet.
+    pub fn warning(&self, text: impl Display) {
+        self.note(format_args!("warning: {text}"));
+    }
+
     /// Says something only when asked to be verbose.
     pub fn detail(&self, text: impl Display) {
         if self.verbose && !self.quiet {

@@ -40,7 +40,11 @@ impl Session {
             "using {} (from {})",
             resolved.context.url, resolved.origin
         ));
-        Ok(Client::new(&resolved.context.url, &resolved.context.token)?)
+        Ok(Client::new(
+            &resolved.context.url,
+            &resolved.context.token,
+            &self.printer,
+        )?)
     }
 
     /// The file of contexts.

@@ -45,7 +45,7 @@ pub(crate) async fn run(mut session: Session, arguments: Arguments) -> Result<()
             "`tram up` prints one at its first start; later ones come from the API's credentials",
         ));
     }
-    let client = Client::new(&url, &token)?;
+    let client = Client::new(&url, &token, &session.printer)?;
     let mut reply = client.get("/v1/account/organization", &[]).await?;
     let organization = take(&mut reply, "organization");
     let name = arguments.name.unwrap_or_else(|| name_of(&url));

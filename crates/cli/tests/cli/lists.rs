@@ -134,6 +134,22 @@ fn orders_reach_the_service() {
 }
 
 #[test]
+fn what_the_server_ignored_is_told() {
+    let server = Server::start().with_shop();
+    let line = format!("POST /v1/services/{SERVICE_ID}/pause");
+    server.answer(&line, json!({}));
+    server.warn(&line, "ignored unknown members: colour");
+    let tram = Tram::of(&server.url);
+    tram.run("pause web").expect(
+        0,
+        "",
+        "warning: the server ignored unknown members: colour\n\
+         pausing service `shop/web`; start it again with `tram resume shop/web`\n",
+    );
+    tram.run("pause web -q").expect(0, "", "");
+}
+
+#[test]
 fn new_bounds_are_a_new_definition() {
     let server = Server::start().with_shop();
     let line = format!("PUT /v1/services/{SERVICE_ID}");

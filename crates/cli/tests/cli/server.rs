@@ -34,6 +34,7 @@ pub(crate) struct Call {
 #[derive(Default)]
 struct State {
     answers: HashMap<String, Vec<(u16, Value)>>,
+    warnings: HashMap<String, String>,
     sockets: HashMap<String, Play>,
     calls: Vec<Call>,
 }
@@ -103,6 +104,12 @@ impl Server {
             .insert(line.to_owned(), answers);
     }
 
+    /// Warns of a call so, every time.
+    pub(crate) fn warn(&self, line: &str, warning: &str) {
+        let mut state = self.state.lock().unwrap();
+        state.warnings.insert(line.to_owned(), warning.to_owned());
+    }
+
     /// Plays the other end of a WebSocket at this path.
     pub(crate) fn socket(&self, path: &str, play: impl FnMut(Socket) + Send + 'static) {
         self.state
@@ -170,10 +177,13 @@ fn serve(stream: TcpStream, state: &Mutex<State>) {
                 ),
             }
         };
+        let warning = state.lock().unwrap().warnings.get(&call.line).cloned();
+        let warning = warning.map_or(String::new(), |text| format!("X-Tram-Warning: {text}\r\n"));
         let body = body.to_string();
         let sent = write!(
             &stream,
-            "HTTP/1.1 {status} Whatever\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            "HTTP/1.1 {status} Whatever\r\nContent-Type: application/json\r\n{warning}Content-Length: {}\r\n\r\n\
+             {body}",
             body.len()
         );
         if sent.is_err() {
