@@ -142,6 +142,18 @@ impl Printer {
         }
     }
 
+    /// Says that an order was taken. Programs get `value` of it as data; people have all of it in `said`.
+    ///
+    /// # Errors
+    /// When standard output cannot be written.
+    pub fn done(&self, value: &Value, said: impl Display) -> Result<(), Error> {
+        self.note(said);
+        match self.output {
+            Output::Table => Ok(()),
+            Output::Json | Output::Yaml => self.value(value, String::new),
+        }
+    }
+
     /// Says that something was done which may not be what was meant, unless asked to be quiet.
     pub fn warning(&self, text: impl Display) {
         self.note(format_args!("warning: {text}"));

@@ -1,6 +1,8 @@
 //! Small typed views of the API's JSON: absent, `null` and of another type all read as empty.
 
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use crate::resolve::names_id;
 
 /// The text of a member.
 pub(crate) fn text<'v>(value: &'v Value, member: &str) -> &'v str {
@@ -35,6 +37,16 @@ pub(crate) fn texts(value: &Value, member: &str) -> Vec<String> {
 /// A member, taken out; `null` when it is not there.
 pub(crate) fn take(value: &mut Value, member: &str) -> Value {
     value.get_mut(member).map(Value::take).unwrap_or_default()
+}
+
+/// What programs get of an order that the API answers with nothing: what was done to which thing. `given` is what the
+/// user called it; where that was its id, no name is known and none is told.
+pub(crate) fn acted(action: &str, id: &str, given: &str) -> Value {
+    if names_id(given, id) {
+        json!({ "id": id, "action": action })
+    } else {
+        json!({ "id": id, "name": given, "action": action })
+    }
 }
 
 /// How many characters of an id people are shown: enough to be told apart, and what the API takes as a prefix.

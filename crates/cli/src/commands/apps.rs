@@ -8,7 +8,7 @@ use crate::{
     printer::pairs,
     resolve::{self, APP},
     session::Session,
-    view::{list, short, take, text, texts},
+    view::{acted, list, short, take, text, texts},
 };
 
 /// What to do with apps.
@@ -85,20 +85,26 @@ pub(crate) async fn run(session: Session, action: Action) -> Result<(), Error> {
         Action::Delete(target) => {
             let id = resolve::id(&client, APP, &target.app).await?;
             client.delete(&format!("/v1/apps/{id}")).await?;
-            printer.note(format_args!("deleting app `{}` and its services", target.app));
-            Ok(())
+            printer.done(
+                &acted("delete", &id, &target.app),
+                format_args!("deleting app `{}` and its services", target.app),
+            )
         }
         Action::Pause(target) => {
             let id = resolve::id(&client, APP, &target.app).await?;
             client.post(&format!("/v1/apps/{id}/pause"), &json!({})).await?;
-            printer.note(format_args!("pausing app `{}`", target.app));
-            Ok(())
+            printer.done(
+                &acted("pause", &id, &target.app),
+                format_args!("pausing app `{}`", target.app),
+            )
         }
         Action::Resume(target) => {
             let id = resolve::id(&client, APP, &target.app).await?;
             client.post(&format!("/v1/apps/{id}/resume"), &json!({})).await?;
-            printer.note(format_args!("resuming app `{}`", target.app));
-            Ok(())
+            printer.done(
+                &acted("resume", &id, &target.app),
+                format_args!("resuming app `{}`", target.app),
+            )
         }
     }
 }

@@ -75,8 +75,10 @@ pub(crate) fn run(session: &Session, action: Action) -> Result<(), Error> {
             contexts.named(&name)?;
             contexts.current = name;
             contexts.write(&path)?;
-            printer.note(format_args!("the current context is now `{}`", contexts.current));
-            Ok(())
+            printer.done(
+                &json!({ "name": contexts.current, "action": "use" }),
+                format_args!("the current context is now `{}`", contexts.current),
+            )
         }
         Action::Delete { name } => {
             contexts.named(&name)?;
@@ -85,8 +87,10 @@ pub(crate) fn run(session: &Session, action: Action) -> Result<(), Error> {
                 contexts.current.clear();
             }
             contexts.write(&path)?;
-            printer.note(format_args!("deleted context `{name}`"));
-            Ok(())
+            printer.done(
+                &json!({ "name": name, "action": "delete" }),
+                format_args!("deleted context `{name}`"),
+            )
         }
     }
 }

@@ -106,8 +106,10 @@ pub(crate) async fn run(session: Session, action: Action) -> Result<(), Error> {
             client
                 .post(&format!("/v1/deployments/{id}/cancel"), &json!({}))
                 .await?;
-            printer.note(format_args!("canceling deployment {}", short(&id)));
-            Ok(())
+            printer.done(
+                &json!({ "id": id, "action": "cancel" }),
+                format_args!("canceling deployment {}", short(&id)),
+            )
         }
     }
 }

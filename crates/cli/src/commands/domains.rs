@@ -8,7 +8,7 @@ use crate::{
     printer::pairs,
     resolve::{self, APP, DOMAIN},
     session::Session,
-    view::{short, take, text, texts},
+    view::{acted, short, take, text, texts},
 };
 
 /// What to do with domains.
@@ -121,28 +121,33 @@ pub(crate) async fn run(session: Session, action: Action) -> Result<(), Error> {
             } else {
                 format!(": {}", messages.join(", "))
             };
-            printer.note(format_args!(
-                "domain `{}` is {}{reason}",
-                text(&domain, "name"),
-                text(&domain, "status")
-            ));
-            Ok(())
+            printer.value(&domain, || {
+                format!(
+                    "domain `{}` is {}{reason}",
+                    text(&domain, "name"),
+                    text(&domain, "status")
+                )
+            })
         }
         Action::Attach { domain, app } => {
             let id = resolve::id(&client, DOMAIN, &domain).await?;
             let app_id = resolve::id(&client, APP, &app).await?;
             let query = [("update_mask", "app_id")];
-            client
+            let mut reply = client
                 .patch(&format!("/v1/domains/{id}"), &query, &json!({ "app_id": app_id }))
                 .await?;
-            printer.note(format_args!("app `{app}` answers under `{domain}`"));
-            Ok(())
+            printer.done(
+                &take(&mut reply, "domain"),
+                format_args!("app `{app}` answers under `{domain}`"),
+            )
         }
         Action::Delete(target) => {
             let id = resolve::id(&client, DOMAIN, &target.domain).await?;
             client.delete(&format!("/v1/domains/{id}")).await?;
-            printer.note(format_args!("deleting domain `{}`", target.domain));
-            Ok(())
+            printer.done(
+                &acted("delete", &id, &target.domain),
+                format_args!("deleting domain `{}`", target.domain),
+            )
         }
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::services::Target;
-use crate::{error::Error, resolve, session::Session};
+use crate::{error::Error, resolve, session::Session, view::acted};
 
 pub(crate) async fn run(session: Session, target: Target) -> Result<(), Error> {
     let client = session.client()?;
@@ -11,8 +11,8 @@ pub(crate) async fn run(session: Session, target: Target) -> Result<(), Error> {
     client
         .post(&format!("/v1/services/{}/resume", service.id), &json!({}))
         .await?;
-    session
-        .printer
-        .note(format_args!("resuming service `{}`", service.path()));
-    Ok(())
+    session.printer.done(
+        &acted("resume", &service.id, &service.name),
+        format_args!("resuming service `{}`", service.path()),
+    )
 }

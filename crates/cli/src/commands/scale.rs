@@ -10,7 +10,7 @@ use crate::{
     error::Error,
     resolve,
     session::Session,
-    view::{take, text},
+    view::{acted, take, text},
 };
 
 /// Arguments of `scale`.
@@ -41,15 +41,21 @@ pub(crate) async fn run(session: Session, arguments: Arguments) -> Result<(), Er
     let scale = format!("/v1/services/{}/scale", service.id);
     if arguments.auto {
         client.delete(&scale).await?;
-        session
-            .printer
-            .note(format_args!("service `{path}` scales as its definition says"));
+        session.printer.done(
+            &acted("scale", &service.id, &service.name),
+            format_args!("service `{path}` scales as its definition says"),
+        )
     } else if let Some(instances) = arguments.instances {
         let body = json!({ "scalings": [{ "scopes": [], "instances": instances }] });
         client.put(&scale, &body).await?;
-        session
-            .printer
-            .note(format_args!("scaling service `{path}` to {}", counted(instances)));
+        let mut scaled = acted("scale", &service.id, &service.name);
+        if let Some(scaled) = scaled.as_object_mut() {
+            scaled.insert("instances".to_owned(), json!(instances));
+        }
+        session.printer.done(
+            &scaled,
+            format_args!("scaling service `{path}` to {}", counted(instances)),
+        )
     } else {
         let mut reply = client.get(&format!("/v1/services/{}", service.id), &[]).await?;
         let current = take(&mut reply, "service");
@@ -62,14 +68,16 @@ pub(crate) async fn run(session: Session, arguments: Arguments) -> Result<(), Er
             )
             .await?;
         let updated = take(&mut reply, "service");
-        session.printer.note(format_args!(
-            "scaling service `{path}` between {} and {}; deployment {}",
-            bounds.0,
-            counted(bounds.1),
-            crate::view::short(text(&updated, "latest_deployment_id"))
-        ));
+        session.printer.done(
+            &updated,
+            format_args!(
+                "scaling service `{path}` between {} and {}; deployment {}",
+                bounds.0,
+                counted(bounds.1),
+                crate::view::short(text(&updated, "latest_deployment_id"))
+            ),
+        )
     }
-    Ok(())
 }
 
 fn counted(instances: u16) -> String {

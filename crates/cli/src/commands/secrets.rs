@@ -11,7 +11,7 @@ use crate::{
     printer::pairs,
     resolve::{self, SECRET},
     session::Session,
-    view::{short, take, text},
+    view::{acted, short, take, text},
 };
 
 /// What to do with secrets.
@@ -131,20 +131,24 @@ pub(crate) async fn run(mut session: Session, action: Action) -> Result<(), Erro
             }
             body.insert("name".to_owned(), json!(text(&existing, "name")));
             let id = text(&existing, "id");
-            client
+            let mut reply = client
                 .patch(&format!("/v1/secrets/{id}"), &[], &Value::Object(body))
                 .await?;
-            printer.note(format_args!(
-                "updated secret `{}`; services see it after `tram redeploy`",
-                text(&existing, "name")
-            ));
-            Ok(())
+            printer.done(
+                &take(&mut reply, "secret"),
+                format_args!(
+                    "updated secret `{}`; services see it after `tram redeploy`",
+                    text(&existing, "name")
+                ),
+            )
         }
         Action::Delete(target) => {
             let id = resolve::id(&client, SECRET, &target.secret).await?;
             client.delete(&format!("/v1/secrets/{id}")).await?;
-            printer.note(format_args!("deleted secret `{}`", target.secret));
-            Ok(())
+            printer.done(
+                &acted("delete", &id, &target.secret),
+                format_args!("deleted secret `{}`", target.secret),
+            )
         }
     }
 }

@@ -70,6 +70,8 @@ fn contexts_are_listed_chosen_and_deleted() {
         "",
         "error: there is no context `hoem`\nhint: `tram context list` shows what there is; `tram login` adds one\n",
     );
+    let chosen = "{\n  \"action\": \"use\",\n  \"name\": \"home\"\n}\n";
+    tram.run("context use home -q -o json").expect(0, chosen, "");
     tram.run("context delete home")
         .expect(0, "", "deleted context `home`\n");
     tram.run("context list -o json").expect(

@@ -134,6 +134,87 @@ fn orders_reach_the_service() {
 }
 
 #[test]
+fn programs_get_an_object_for_every_order() {
+    const OTHER_ID: &str = "e0000000-0000-4000-8000-000000000001";
+    let server = Server::start().with_shop();
+    let service_path = format!("/v1/services/{SERVICE_ID}");
+    let app_path = format!("/v1/apps/{APP_ID}");
+    let domain = json!({ "id": OTHER_ID, "name": "shop.example.org", "type": "CUSTOM", "status": "ACTIVE" });
+    let secret = json!({ "id": OTHER_ID, "name": "token", "type": "SIMPLE" });
+    server.answer("GET /v1/domains", page("domains", json!([domain])));
+    server.answer("GET /v1/secrets", page("secrets", json!([secret])));
+    server.answer(
+        &format!("GET /v1/domains/{OTHER_ID}"),
+        json!({ "domain": domain }),
+    );
+    server.answer(
+        &format!("PATCH /v1/domains/{OTHER_ID}"),
+        json!({ "domain": domain }),
+    );
+    server.answer(
+        &format!("PATCH /v1/secrets/{OTHER_ID}"),
+        json!({ "secret": secret }),
+    );
+    server.answer(&format!("PUT {service_path}"), json!({ "service": service() }));
+    for line in [
+        format!("POST {service_path}/pause"),
+        format!("POST {service_path}/resume"),
+        format!("PUT {service_path}/scale"),
+        format!("DELETE {service_path}/scale"),
+        format!("DELETE {service_path}"),
+        format!("POST {app_path}/pause"),
+        format!("POST {app_path}/resume"),
+        format!("DELETE {app_path}"),
+        format!("POST /v1/deployments/{DEPLOYMENT_ID}/cancel"),
+        format!("POST /v1/domains/{OTHER_ID}/refresh"),
+        format!("DELETE /v1/domains/{OTHER_ID}"),
+        format!("DELETE /v1/secrets/{OTHER_ID}"),
+    ] {
+        server.answer(&line, json!({}));
+    }
+    let acted = |action, id, name| json!({ "id": id, "name": name, "action": action });
+    let tram = Tram::of(&server.url);
+    for (line, expected) in [
+        ("pause web", acted("pause", SERVICE_ID, "web")),
+        ("services resume web", acted("resume", SERVICE_ID, "web")),
+        (
+            "scale web 3",
+            json!({ "id": SERVICE_ID, "name": "web", "action": "scale", "instances": 3 }),
+        ),
+        ("scale web --auto", acted("scale", SERVICE_ID, "web")),
+        ("scale web --min 1 --max 2", service()),
+        ("delete web", acted("delete", SERVICE_ID, "web")),
+        ("apps pause shop", acted("pause", APP_ID, "shop")),
+        ("apps resume shop", acted("resume", APP_ID, "shop")),
+        ("apps delete shop", acted("delete", APP_ID, "shop")),
+        // Its name is not known where its id was given.
+        (
+            "apps delete a0000000",
+            json!({ "id": APP_ID, "action": "delete" }),
+        ),
+        (
+            "deployments cancel d0000000-0000-4000-8000-000000000001",
+            json!({ "id": DEPLOYMENT_ID, "action": "cancel" }),
+        ),
+        ("domains refresh shop.example.org", domain.clone()),
+        ("domains attach shop.example.org shop", domain.clone()),
+        (
+            "domains delete shop.example.org",
+            acted("delete", OTHER_ID, "shop.example.org"),
+        ),
+        ("secrets update token --value x", secret.clone()),
+        ("secrets delete token", acted("delete", OTHER_ID, "token")),
+    ] {
+        let ran = tram.run(&format!("{line} -o json -q"));
+        assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{line}");
+        let got: serde_json::Value = serde_json::from_str(&ran.out).unwrap_or_default();
+        assert_eq!(got, expected, "{line}: {}", ran.out);
+    }
+    tram.run("pause web -o yaml -q")
+        .expect(0, &format!("action: pause\nid: {SERVICE_ID}\nname: web\n"), "");
+}
+
+#[test]
 fn what_the_server_ignored_is_told() {
     let server = Server::start().with_shop();
     let line = format!("POST /v1/services/{SERVICE_ID}/pause");
@@ -280,8 +361,8 @@ fn domains_are_created_with_advice_and_attached() {
     );
     tram.run("domains refresh shop.example.org").expect(
         0,
-        "",
         "domain `shop.example.org` is ERROR: the DNS has no address for `shop.example.org`\n",
+        "",
     );
     tram.run("domains attach shop.example.org shop").expect(
         0,
