@@ -5,7 +5,7 @@
 
 use std::{io, time::Duration};
 
-use crate::{EXIT_FAILURE, EXIT_USAGE, client, context, settings};
+use crate::{EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, client, context, settings};
 
 /// A command's failure.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +95,9 @@ pub enum Error {
         /// How long the command waited.
         after: Duration,
     },
+    /// Ctrl-C, before anything was done.
+    #[error("interrupted")]
+    Interrupted,
     /// The remote program could not be run or the connection to it was lost.
     #[error("{0}")]
     Exec(String),
@@ -134,9 +137,12 @@ impl Error {
             Self::NotReady { service, .. } => Some(format!(
                 "it goes on by itself; look with `tram services get {service}`, wait longer with `--timeout`"
             )),
-            Self::Read { .. } | Self::Output(_) | Self::Terminal(_) | Self::Runtime(_) | Self::Exec(_) => {
-                None
-            }
+            Self::Read { .. }
+            | Self::Output(_)
+            | Self::Terminal(_)
+            | Self::Runtime(_)
+            | Self::Interrupted
+            | Self::Exec(_) => None,
         }
     }
 
@@ -145,14 +151,19 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Input { .. } | Self::Settings(_) => EXIT_USAGE,
+            Self::Interrupted => EXIT_INTERRUPTED,
             _ => EXIT_FAILURE,
         }
     }
 
-    /// Whether nothing needs to be said: the reader of our output left, as `head` does.
+    /// Whether nothing needs to be said: the reader of our output left, as `head` does, or the user stopped us.
     #[must_use]
     pub fn is_silent(&self) -> bool {
-        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+        match self {
+            Self::Interrupted => true,
+            Self::Output(error) => error.kind() == io::ErrorKind::BrokenPipe,
+            _ => false,
+        }
     }
 }
 

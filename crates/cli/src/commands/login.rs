@@ -73,20 +73,25 @@ fn name_of(url: &str) -> String {
 
 /// Reads the token; what is typed at a terminal is not shown.
 async fn ask(session: &mut Session) -> Result<String, Error> {
-    let hidden = if session.host.stdin_is_terminal {
+    let is_terminal = session.host.stdin_is_terminal;
+    if is_terminal {
         session.printer.error_bytes(b"token: ");
-        Some(Hidden::new()?)
-    } else {
-        None
+    }
+    let interrupt = session.host.interrupt.clone();
+    let line = tokio::select! {
+        // First, so that Ctrl-C never ends the process by itself, which would leave the terminal silent.
+        biased;
+        () = interrupt.wait() => Err(Error::Interrupted),
+        line = read_line(&mut session.host) => line,
     };
-    let line = read_line(&mut session.host).await;
-    if hidden.is_some() {
+    if is_terminal {
         session.printer.error_bytes(b"\n");
     }
     line
 }
 
 async fn read_line(host: &mut Host) -> Result<String, Error> {
+    let _hidden = host.stdin_is_terminal.then(Hidden::new).transpose()?;
     let mut line = String::new();
     BufReader::new((&mut host.stdin).take(TOKEN_MAX_BYTES))
         .read_line(&mut line)

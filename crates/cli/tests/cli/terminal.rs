@@ -6,6 +6,7 @@ use std::{
     os::fd::OwnedFd,
     process::{Child, Command},
     sync::mpsc,
+    time::{Duration, Instant},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
@@ -22,6 +23,8 @@ use crate::server::{Server, Socket, deployment};
 
 /// Divides arguments in the variable that hands them to the child.
 pub(crate) const DIVIDER: char = '\u{1f}';
+/// How long the command may take to hide what is typed.
+const HIDDEN_DEADLINE: Duration = Duration::from_secs(30);
 /// The variable.
 pub(crate) const ARGUMENTS: &str = "TRAM_TEST_CHILD_ARGUMENTS";
 
@@ -173,6 +176,21 @@ fn exec_gives_the_command_a_terminal_and_puts_ours_back() {
         json!({ "body": { "tty_size": { "height": 50, "width": 120 } } })
     );
     assert_eq!(terminal.end(), (7, true));
+}
+
+#[test]
+fn ctrl_c_at_the_token_leaves_a_terminal_that_shows_what_is_typed() {
+    let server = Server::start();
+    let mut terminal = Terminal::run(&server, &["login"]);
+    terminal.until("token: ");
+    // What is typed is hidden a moment after it was asked for.
+    let deadline = Instant::now() + HIDDEN_DEADLINE;
+    while terminal.is_cooked() {
+        assert!(Instant::now() < deadline, "the token would be shown");
+        std::thread::yield_now();
+    }
+    terminal.controller.write_all(b"\x03").unwrap();
+    assert_eq!(terminal.end(), (130, true));
 }
 
 #[test]
