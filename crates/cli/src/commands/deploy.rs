@@ -63,10 +63,11 @@ pub struct Arguments {
     /// Fewest instances; 0 lets the service sleep
     #[arg(long, value_name = "N")]
     pub min: Option<u16>,
-    /// Most instances
+    /// Most instances; kept, but without effect until --scale-on has one
     #[arg(long, value_name = "N")]
     pub max: Option<u16>,
-    /// What to scale on between --min and --max: cpu, memory, requests-per-second or concurrent-requests
+    /// What to scale on between --min and --max: cpu, memory, requests-per-second or concurrent-requests; kept, but
+    /// not acted on yet
     #[arg(long, value_name = "WHAT=VALUE")]
     pub scale_on: Vec<ScaleOn>,
     /// Sleep after so long without traffic, such as 5m; the next request wakes the service
@@ -111,9 +112,9 @@ pub enum Strategy {
     Rolling,
     /// The old version stops at once.
     Immediate,
-    /// A part of the traffic first.
+    /// Kept, but carried out as rolling for now.
     Canary,
-    /// All new instances first, then all traffic at once.
+    /// Kept, but carried out as rolling for now.
     BlueGreen,
 }
 
