@@ -11,7 +11,10 @@ pub(crate) mod wait;
 use serde_json::{Value, json};
 use tram_types::definition::DeploymentDefinition;
 
-use self::specs::{Check, Port, Route, ScaleOn, Variable};
+use self::{
+    specs::{Check, Port, Route, ScaleOn, Variable},
+    wait::Before,
+};
 use crate::{
     EXIT_SUCCESS,
     client::{self, Client},
@@ -142,6 +145,7 @@ pub(crate) async fn run(session: Session, arguments: Arguments) -> Result<u8, Er
     if definition.regions.is_empty() {
         definition.regions = vec![default_region(&client).await?];
     }
+    let is_new = existing.is_none();
     let (service, was) = match existing {
         Some(value) => {
             let body = json!({ "definition": definition });
@@ -153,19 +157,22 @@ pub(crate) async fn run(session: Session, arguments: Arguments) -> Result<u8, Er
             (take(&mut client.put(&path, &body).await?, "service"), was)
         }
         None => {
-            let app_id = match app {
-                Some(app) => text(&app, "id").to_owned(),
+            let creating = format!("creating service `{app_name}/{}`", arguments.name);
+            let service = match app {
+                Some(app) => {
+                    session.printer.note(creating);
+                    let body = json!({ "app_id": text(&app, "id"), "definition": definition });
+                    take(&mut client.post("/v1/services", &body).await?, "service")
+                }
                 None => {
                     check(&client, &definition).await?;
-                    create_app(&session, &client, &app_name).await?
+                    session
+                        .printer
+                        .note(format_args!("creating app `{app_name}`\n{creating}"));
+                    create_with_app(&client, &app_name, &definition).await?
                 }
             };
-            let body = json!({ "app_id": app_id, "definition": definition });
-            session
-                .printer
-                .note(format_args!("creating service `{app_name}/{}`", arguments.name));
-            let created = client.post("/v1/services", &body).await;
-            (take(&mut created?, "service"), String::new())
+            (service, String::new())
         }
     };
     let service = Service {
@@ -195,11 +202,17 @@ pub(crate) async fn run(session: Session, arguments: Arguments) -> Result<u8, Er
         session.printer.value(&service.value, || deployment_id.clone())?;
         return Ok(EXIT_SUCCESS);
     }
+    let before = match (is_new, deployment_id == was) {
+        (true, _) => Before::Nothing,
+        (false, false) => Before::Former,
+        (false, true) => Before::Same,
+    };
     wait::until_healthy(
         &session,
         &client,
         &service,
         &deployment_id,
+        before,
         arguments.waiting.timeout,
     )
     .await
@@ -218,7 +231,7 @@ async fn find_service(client: &Client, app_id: &str, name: &str) -> Result<Optio
         .find(|service| text(service, "name") == name && text(service, "app_id") == app_id))
 }
 
-/// Has the server check the definition before anything is made, so that a refusal leaves no empty app behind.
+/// Has the server check the definition before anything is made, so that a refusal names members of the definition.
 async fn check(client: &Client, definition: &DeploymentDefinition) -> Result<(), Error> {
     let no_app_yet = uuid::Uuid::new_v4().to_string();
     let body = json!({ "app_id": no_app_yet, "definition": definition });
@@ -226,12 +239,26 @@ async fn check(client: &Client, definition: &DeploymentDefinition) -> Result<(),
     Ok(())
 }
 
-/// Makes an app that goes away with its last service, since nobody asked for it by itself.
-async fn create_app(session: &Session, client: &Client, name: &str) -> Result<String, Error> {
-    session.printer.note(format_args!("creating app `{name}`"));
-    let body = json!({ "name": name, "life_cycle": { "delete_when_empty": true } });
-    let app = take(&mut client.post("/v1/apps", &body).await?, "app");
-    Ok(text(&app, "id").to_owned())
+/// Makes an app that goes away with its last service, since nobody asked for it by itself, and its service: both or
+/// neither, so that no end of this command leaves an empty app behind.
+async fn create_with_app(
+    client: &Client,
+    name: &str,
+    definition: &DeploymentDefinition,
+) -> Result<Value, Error> {
+    let body = json!({
+        "app": { "name": name, "life_cycle": { "delete_when_empty": true } },
+        "services": [{ "definition": definition }],
+    });
+    let mut reply = client.post("/v1/compose", &body).await?;
+    match take(&mut reply, "services") {
+        Value::Array(services) if services.len() == 1 => Ok(services.into_iter().next().unwrap_or_default()),
+        _ => Err(client::Error::Unexpected {
+            url: format!("{}/v1/compose", client.base()),
+            what: "the reply has not the one service that was asked for".to_owned(),
+        }
+        .into()),
+    }
 }
 
 /// Starts a paused service with its new definition, and gives back the deployment that does so.

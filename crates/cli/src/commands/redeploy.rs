@@ -37,5 +37,13 @@ pub(crate) async fn run(session: Session, arguments: Arguments) -> Result<u8, Er
         session.printer.value(&deployment, || id.clone())?;
         return Ok(EXIT_SUCCESS);
     }
-    wait::until_healthy(&session, &client, &service, &id, arguments.waiting.timeout).await
+    wait::until_healthy(
+        &session,
+        &client,
+        &service,
+        &id,
+        wait::Before::Same,
+        arguments.waiting.timeout,
+    )
+    .await
 }

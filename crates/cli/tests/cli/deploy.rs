@@ -13,8 +13,11 @@ fn empty() -> Server {
     let server = Server::start().with_shop();
     server.answer("GET /v1/apps", page("apps", json!([])));
     server.answer("GET /v1/services", page("services", json!([])));
-    server.answer("POST /v1/apps", json!({ "app": app() }));
     server.answer("POST /v1/services", json!({ "service": service() }));
+    server.answer(
+        "POST /v1/compose",
+        json!({ "app": app(), "services": [service()] }),
+    );
     server
 }
 
@@ -39,18 +42,15 @@ fn a_new_service_ends_with_its_url() {
              healthy after TIME\n"
         )
     );
+    assert_eq!(server.calls("POST /v1/services")[0].query, "dry_run=true");
+    // App and service in one call, so that there is never the one without the other.
+    assert_eq!(server.changes(), ["POST /v1/services", "POST /v1/compose"]);
+    let body = &server.calls("POST /v1/compose")[0].body;
     assert_eq!(
-        server.calls("POST /v1/apps")[0].body,
+        body["app"],
         json!({ "name": "shop", "life_cycle": { "delete_when_empty": true } })
     );
-    let orders = server.calls("POST /v1/services");
-    assert_eq!(
-        (orders[0].query.as_str(), orders[1].query.as_str()),
-        ("dry_run=true", "")
-    );
-    let body = &orders[1].body;
-    let definition = &body["definition"];
-    assert_eq!(body["app_id"], APP_ID);
+    let definition = &body["services"][0]["definition"];
     assert_eq!(definition["type"], "WEB");
     assert_eq!(definition["regions"], json!(["local"]));
     assert_eq!(definition["docker"]["image"], "shop:1");
@@ -68,6 +68,21 @@ fn a_new_service_ends_with_its_url() {
         90
     );
     assert_eq!(definition["health_checks"][0]["http"]["path"], "/up");
+}
+
+#[test]
+fn a_new_service_of_an_app_that_is_there_goes_into_it() {
+    let server = empty();
+    server.answer("GET /v1/apps", page("apps", json!([app()])));
+    Tram::of(&server.url)
+        .run("deploy shop:1 -n web --app shop --no-wait")
+        .expect(
+            0,
+            &format!("{DEPLOYMENT_ID}\n"),
+            "creating service `shop/web`\nnot waiting; look with `tram deployments get d0000000`\n",
+        );
+    assert_eq!(server.changes(), ["POST /v1/services"]);
+    assert_eq!(server.calls("POST /v1/services")[0].body["app_id"], APP_ID);
 }
 
 #[test]
@@ -311,14 +326,65 @@ fn ctrl_c_stops_the_waiting_and_says_what_goes_on() {
     assert!(
         ran.err.ends_with(
             "stopped waiting; the deployment goes on\n\
-             hint: look with `tram deployments get d0000000`, undo with `tram deployments cancel d0000000` or \
-             `tram delete shop/web`\n"
+             hint: look with `tram deployments get d0000000`, undo with `tram delete shop/web`\n"
         ),
         "{}",
         ran.err
     );
-    assert_eq!(
-        server.changes(),
-        ["POST /v1/services", "POST /v1/apps", "POST /v1/services"]
+    assert_eq!(server.changes(), ["POST /v1/services", "POST /v1/compose"]);
+}
+
+#[test]
+fn ctrl_c_offers_the_undoing_that_the_server_would_take() {
+    let server = Server::start().with_shop();
+    let mut updated = service();
+    updated["latest_deployment_id"] = json!("d0000000-0000-4000-8000-000000000002");
+    server.answer(
+        &format!("PUT /v1/services/{SERVICE_ID}"),
+        json!({ "service": updated }),
     );
+    server.answer(
+        &format!("POST /v1/services/{SERVICE_ID}/redeploy"),
+        json!({ "deployment": { "id": "d0000000-0000-4000-8000-000000000002" } }),
+    );
+    let tram = Tram::of(&server.url);
+    for (line, status, undo) in [
+        (
+            "deploy shop:2 -n web --app shop",
+            "SCHEDULED",
+            ", undo with `tram deployments cancel d0000000`",
+        ),
+        (
+            "deploy shop:2 -n web --app shop",
+            "STARTING",
+            ", undo by deploying the former image again",
+        ),
+        (
+            "redeploy web",
+            "PENDING",
+            ", undo with `tram deployments cancel d0000000`",
+        ),
+        ("redeploy web", "ALLOCATING", ""),
+    ] {
+        server.answer(
+            "GET /v1/deployments/d0000000-0000-4000-8000-000000000002",
+            deployment(status, &[]),
+        );
+        // Ctrl-C as soon as the status was said.
+        let interrupt = tram.interrupt.clone();
+        let said = match status {
+            "STARTING" => "waiting for health\n",
+            "ALLOCATING" => "starting\n",
+            _ => "pulling the image\n",
+        };
+        let ran = tram.run_until(line, said, move || interrupt.notify_one());
+        assert_eq!(ran.code, Some(130), "{}", ran.err);
+        assert!(
+            ran.err.ends_with(&format!(
+                "hint: look with `tram deployments get d0000000`{undo}\n"
+            )),
+            "{line} at {status}: {}",
+            ran.err
+        );
+    }
 }

@@ -5,6 +5,7 @@ use std::{
     ffi::OsString,
     io::Write,
     sync::{Arc, Mutex, Once},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::Notify;
@@ -13,6 +14,9 @@ use tram_types::{Clock, Timestamp};
 
 /// What the time is in every test.
 pub(crate) const NOW: &str = "2026-03-01T12:00:00Z";
+
+/// How long a command may take to say what a test waits for.
+const SAID_DEADLINE: Duration = Duration::from_secs(30);
 
 /// What a command left behind.
 #[derive(Debug)]
@@ -121,9 +125,30 @@ impl Tram {
         self.run_words(line.split(' ').filter(|word| !word.is_empty()))
     }
 
+    /// Runs `tram <line>`, and calls `then` when standard error has `said`.
+    pub(crate) fn run_until(&self, line: &str, said: &str, then: impl FnOnce() + Send + 'static) -> Ran {
+        let stderr = Buffer::default();
+        let seen = stderr.clone();
+        let said = said.to_owned();
+        let deadline = Instant::now() + SAID_DEADLINE;
+        let watcher = std::thread::spawn(move || {
+            while !seen.text().contains(&said) {
+                assert!(Instant::now() < deadline, "`{said}` was not said");
+                std::thread::yield_now();
+            }
+            then();
+        });
+        let ran = self.run_into(stderr, line.split(' '));
+        watcher.join().unwrap();
+        ran
+    }
+
     /// Runs `tram` with these words.
     pub(crate) fn run_words<'w>(&self, words: impl IntoIterator<Item = &'w str>) -> Ran {
-        let stderr = Buffer::default();
+        self.run_into(Buffer::default(), words)
+    }
+
+    fn run_into<'w>(&self, stderr: Buffer, words: impl IntoIterator<Item = &'w str>) -> Ran {
         self.stdout.0.lock().unwrap().clear();
         let host = Host {
             variables: self.variables.clone(),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
+use tram_types::status::DeploymentStatus;
 
 use super::progress::{Phase, Progress};
 use crate::{
@@ -35,12 +36,29 @@ pub struct Waiting {
     pub timeout: Duration,
 }
 
+/// What was there before the deployment that is waited for, which decides how it is undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Before {
+    /// Nothing: the service is new.
+    Nothing,
+    /// The service with another definition.
+    Former,
+    /// The service with the same definition.
+    Same,
+}
+
 /// How waiting ended.
 enum End {
     Healthy(Value),
     Failed(Value),
-    Late { status: String, messages: Vec<String> },
+    Late,
     Interrupted,
+}
+
+/// What was last seen of a deployment.
+struct Seen {
+    status: String,
+    messages: Vec<String>,
 }
 
 /// Waits until deployment `id` of `service` is healthy, then writes its URL to standard output.
@@ -49,12 +67,17 @@ pub(crate) async fn until_healthy(
     client: &Client,
     service: &Service,
     id: &str,
+    before: Before,
     timeout: Duration,
 ) -> Result<u8, Error> {
     let started = Instant::now();
     let mut progress = Progress::new(&session.printer);
+    let mut seen = Seen {
+        status: "PENDING".to_owned(),
+        messages: Vec::new(),
+    };
     let end = tokio::select! {
-        end = watch(client, id, started + timeout, &mut progress) => end?,
+        end = watch(client, id, started + timeout, &mut progress, &mut seen) => end?,
         () = session.host.interrupt.wait() => End::Interrupted,
     };
     drop(progress);
@@ -67,31 +90,46 @@ pub(crate) async fn until_healthy(
             Ok(EXIT_SUCCESS)
         }
         End::Failed(deployment) => Err(failure(client, service, &deployment).await),
-        End::Late { status, messages } => Err(Error::NotReady {
+        End::Late => Err(Error::NotReady {
             service: service.path(),
             short: short(id),
-            status,
-            messages,
+            status: seen.status,
+            messages: seen.messages,
             after: timeout,
         }),
         End::Interrupted => {
             session.printer.note(format_args!(
-                "stopped waiting; the deployment goes on\n\
-                 hint: look with `tram deployments get {short}`, undo with `tram deployments cancel {short}` or \
-                 `tram delete {path}`",
-                short = short(id),
-                path = service.path()
+                "stopped waiting; the deployment goes on\nhint: look with `tram deployments get {}`{}",
+                short(id),
+                undo(service, id, before, &seen.status)
             ));
             Ok(EXIT_INTERRUPTED)
         }
     }
 }
 
-async fn watch(client: &Client, id: &str, deadline: Instant, progress: &mut Progress) -> Result<End, Error> {
+/// How a deployment on its way is undone; empty when there is nothing to go back to.
+fn undo(service: &Service, id: &str, before: Before, status: &str) -> String {
+    // Later the server refuses to cancel, and deleting a service takes away what serves.
+    let is_cancelable =
+        serde_json::from_value(status.into()).is_ok_and(|status: DeploymentStatus| status.is_cancelable());
+    match before {
+        Before::Nothing => format!(", undo with `tram delete {}`", service.path()),
+        _ if is_cancelable => format!(", undo with `tram deployments cancel {}`", short(id)),
+        Before::Former => ", undo by deploying the former image again".to_owned(),
+        Before::Same => String::new(),
+    }
+}
+
+async fn watch(
+    client: &Client,
+    id: &str,
+    deadline: Instant,
+    progress: &mut Progress,
+    seen: &mut Seen,
+) -> Result<End, Error> {
     let path = format!("/v1/deployments/{id}");
     let mut lost = false;
-    let mut status = "PENDING".to_owned();
-    let mut messages = Vec::new();
     loop {
         match client.get(&path, &[]).await {
             Ok(mut reply) => {
@@ -100,8 +138,8 @@ async fn watch(client: &Client, id: &str, deadline: Instant, progress: &mut Prog
                     lost = false;
                 }
                 let deployment = take(&mut reply, "deployment");
-                text(&deployment, "status").clone_into(&mut status);
-                match status.as_str() {
+                text(&deployment, "status").clone_into(&mut seen.status);
+                match seen.status.as_str() {
                     "HEALTHY" | "DEGRADED" | "SLEEPING" => return Ok(End::Healthy(deployment)),
                     // On its way to its end: the message that says why comes with the end.
                     "ERRORING" | "CANCELING" | "STOPPING" => {}
@@ -110,8 +148,8 @@ async fn watch(client: &Client, id: &str, deadline: Instant, progress: &mut Prog
                         None => return Ok(End::Failed(deployment)),
                     },
                 }
-                messages = texts(&deployment, "messages");
-                progress.tell(messages.last().map_or("", String::as_str));
+                seen.messages = texts(&deployment, "messages");
+                progress.tell(seen.messages.last().map_or("", String::as_str));
             }
             // The work goes on without us: a server that restarts is waited for.
             Err(error) if error.is_passing() => {
@@ -123,7 +161,7 @@ async fn watch(client: &Client, id: &str, deadline: Instant, progress: &mut Prog
             Err(error) => return Err(error.into()),
         }
         if Instant::now() >= deadline {
-            return Ok(End::Late { status, messages });
+            return Ok(End::Late);
         }
         sleep(POLL_INTERVAL.min(deadline.saturating_duration_since(Instant::now()))).await;
     }
