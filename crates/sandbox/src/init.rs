@@ -7,19 +7,24 @@
 //! The one design choice to know: while the root is put together, every path inside it is resolved
 //! by `openat2` against the root's descriptor, so a symlink in an image cannot lead out of it; and
 //! config files are written before /proc and /sys are there, so it cannot lead into the kernel either.
+//! Once the root is the instance's own, nothing of the machine stays open ([`leave_the_machine`]).
 
 mod files;
 mod privileges;
 mod program;
-mod rootfs;
+pub(crate) mod rootfs;
 
 use std::convert::Infallible;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 use crate::cgroup::{Attach, View};
 use crate::protocol::{Capability, LaunchFailure, LaunchSpec, Network, User};
 use crate::seccomp::Filter;
+use crate::shim::READY;
 use crate::state::InstanceDir;
 use crate::sys;
 
@@ -55,8 +60,7 @@ pub(crate) fn namespaces(network: &Network) -> i32 {
     flags
 }
 
-/// The body of an instance's first process. Returns only to say why there is no program. `ready` is
-/// called when nothing but the exec is left.
+/// The body of an instance's first process. Returns only to say why there is no program.
 pub(crate) fn become_instance(
     spec: &LaunchSpec,
     dir: &InstanceDir,
@@ -64,7 +68,7 @@ pub(crate) fn become_instance(
     attach: Attach,
     view: View,
     filter: &Filter,
-    ready: impl FnOnce(),
+    verdict: BorrowedFd<'_>,
 ) -> Step<Infallible> {
     let Attach { procs, cpu, .. } = attach;
     enter_cgroups(procs)?;
@@ -79,14 +83,14 @@ pub(crate) fn become_instance(
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
         .during(|| "make a cgroup namespace".into())?;
     rootfs::show_cgroups(view)?;
-    rustix::process::chdir(spec.cwd.as_str())
-        .during(|| format!("enter the working directory {}", spec.cwd))?;
+    leave_the_machine(verdict)?;
+    enter_directory(&spec.cwd)?;
     let identity = Identity {
         user: &spec.user,
         capabilities: &spec.capabilities,
         nofile: spec.limits.nofile,
     };
-    start_program(&identity, &spec.argv, &spec.env, filter, ready)
+    start_program(&identity, &spec.argv, &spec.env, filter, verdict)
 }
 
 /// Who a program runs as and what it may do.
@@ -96,26 +100,66 @@ pub(crate) struct Identity<'a> {
     pub(crate) nofile: Option<u64>,
 }
 
-/// The last steps, the same for a first process and for an exec.
+/// The last steps, the same for a first process and for an exec. `verdict` is told [`READY`] when nothing but the exec
+/// is left, and closes with it.
 pub(crate) fn start_program(
     identity: &Identity<'_>,
     argv: &[String],
     env: &[(String, String)],
     filter: &Filter,
-    ready: impl FnOnce(),
+    verdict: BorrowedFd<'_>,
 ) -> Step<Infallible> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     privileges::limit_resources(identity.nofile)?;
     let program = program::Program::prepare(argv, env)?;
     sys::reset_signals().during(|| "reset the signals".into())?;
-    sys::close_on_exec_from(3).during(|| "close inherited files".into())?;
     privileges::drop_to(identity.user, identity.capabilities)?;
     filter.apply().map_err(|_| LaunchFailure::Setup {
         what: "put on the system call filter".to_owned(),
         errno: UNKNOWN_ERRNO,
     })?;
-    ready();
+    // Should the parent be killed, so is the program: nobody would read its output or see its end. Set last, because
+    // changing the user clears it.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    let _ = rustix::io::write(verdict, READY);
     program.exec()
+}
+
+/// Closes everything but the standard streams and the way to say how it went. A descriptor of something outside the
+/// root is a way out of it (`/proc/self/fd/9/../..`) for as long as it is open, so this comes before the first path
+/// that the image or the instance has a say in.
+pub(crate) fn leave_the_machine(verdict: BorrowedFd<'_>) -> Step<()> {
+    let keep = [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+        verdict,
+    ];
+    sys::close_all_except(&keep).during(|| "close inherited files".into())
+}
+
+/// Enters the working directory, which is a path that the image or the instance chose: through symlinks, never
+/// through the links of /proc that lead to what a process has open, and never to a place outside the root.
+pub(crate) fn enter_directory(path: &str) -> Step<()> {
+    let what = || format!("enter the working directory {path}");
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = files::again(|| {
+        rustix::fs::openat2(
+            rustix::fs::CWD,
+            path,
+            flags,
+            Mode::empty(),
+            ResolveFlags::NO_MAGICLINKS,
+        )
+    })
+    .during(what)?;
+    rustix::process::fchdir(&directory).during(what)?;
+    // The kernel gives a directory that is not below the root a name that does not begin with a slash.
+    let name = rustix::process::getcwd(Vec::new()).during(what)?;
+    if !name.as_bytes().starts_with(b"/") {
+        return Err(Errno::ACCESS).during(what);
+    }
+    Ok(())
 }
 
 /// Move this process into the cgroups it was not born in.

@@ -226,12 +226,7 @@ fn first_process(
         attach,
         order.driver.view(),
         order.filter,
-        || {
-            // Should the shim be killed, so is the instance: nobody would read its output or see its end.
-            // Set last, because changing the user clears it.
-            let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-            let _ = rustix::io::write(verdict, READY);
-        },
+        verdict.as_fd(),
     )
 }
 

@@ -102,22 +102,17 @@ pub(crate) fn close_all_except(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut first = 0;
     for kept in keep {
         if kept > first {
-            close_range(first, kept - 1, 0)?;
+            close_range(first, kept - 1)?;
         }
         first = kept + 1;
     }
-    close_range(first, u32::MAX, 0)
+    close_range(first, u32::MAX)
 }
 
-/// Let every descriptor from `first` on vanish at the next exec.
-pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
-    close_range(first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
-}
-
-fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
+fn close_range(first: u32, last: u32) -> io::Result<()> {
     // SAFETY: needed because no wrapper offers it. It takes integers only; that the closed
     // descriptors are not used again is the promise of the callers above.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) })
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })
 }
 
 /// Make 0, 1 and 2 the null device, or the given descriptors.

@@ -15,6 +15,9 @@ use super::{During, Step};
 use crate::protocol::ConfigFile;
 
 const DIRECTORY_MODE: u32 = 0o755;
+/// Tries of a path while something on the machine is renamed or mounted: the kernel then cannot vouch for a `..` and
+/// asks for another try. Each takes microseconds; nobody can keep up a race for this many.
+const TRIES: usize = 128;
 
 /// The root of an instance that is being put together.
 #[derive(Debug)]
@@ -46,13 +49,15 @@ impl Root {
 
     /// Open a path inside, wherever its symlinks lead inside.
     fn resolve(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
-        rustix::fs::openat2(
-            &self.fd,
-            path,
-            flags | OFlags::PATH | OFlags::CLOEXEC,
-            Mode::empty(),
-            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-        )
+        again(|| {
+            rustix::fs::openat2(
+                &self.fd,
+                path,
+                flags | OFlags::PATH | OFlags::CLOEXEC,
+                Mode::empty(),
+                ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+            )
+        })
     }
 
     /// The directory at this path, made with its parents if missing.
@@ -133,6 +138,18 @@ impl Root {
             .during(|| format!("use the path {}", path.display()))?;
         Ok((self.ensure_dir(parent, Owner::ROOT)?, name.into()))
     }
+}
+
+/// Repeats what the kernel asks to repeat.
+pub(super) fn again<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    let mut result = call();
+    for _ in 1..TRIES {
+        match result {
+            Err(Errno::AGAIN) => result = call(),
+            other => return other,
+        }
+    }
+    result
 }
 
 fn own(fd: &OwnedFd, owner: Owner) -> Result<(), Errno> {

@@ -25,7 +25,7 @@ use crate::init::{self, Identity};
 use crate::protocol::frame::{self, Decoder};
 use crate::protocol::{ExecSpec, InstanceId, LaunchFailure, LaunchSpec, Refusal, Reply, TtySize};
 use crate::seccomp::Filter;
-use crate::shim::{READY, read_verdict};
+use crate::shim::read_verdict;
 use crate::sys;
 
 /// Programs on their way to their exec; each takes milliseconds.
@@ -360,19 +360,19 @@ impl Program<'_> {
             what: "settle in the instance".to_owned(),
             errno: error.raw_os_error().unwrap_or(libc::EIO),
         })?;
-        let cwd = self.exec.cwd.as_deref().unwrap_or(&self.spec.cwd);
-        rustix::process::chdir(cwd).map_err(|errno| LaunchFailure::Setup {
-            what: format!("enter the working directory {cwd}"),
-            errno: errno.raw_os_error(),
-        })?;
+        init::leave_the_machine(verdict.as_fd())?;
+        init::enter_directory(self.exec.cwd.as_deref().unwrap_or(&self.spec.cwd))?;
         let identity = Identity {
             user,
             capabilities: &self.spec.capabilities,
             nofile: self.spec.limits.nofile,
         };
-        init::start_program(&identity, &self.exec.argv, &self.exec.env, self.filter, || {
-            let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-            let _ = rustix::io::write(verdict, READY);
-        })
+        init::start_program(
+            &identity,
+            &self.exec.argv,
+            &self.exec.env,
+            self.filter,
+            verdict.as_fd(),
+        )
     }
 }

@@ -56,6 +56,30 @@ fn read_until(fd: &OwnedFd, text: &str) -> String {
 }
 
 #[test]
+fn a_link_that_the_instance_made_does_not_lead_an_exec_out() {
+    let Some(world) = World::new() else { return };
+    let mut spec = world.program(&[
+        "sh",
+        "-c",
+        "for fd in $(seq 3 24); do ln -s /proc/self/fd/$fd /tmp/$fd; done; echo ready; exec sleep 1000",
+    ]);
+    spec.limits.pids_max = Some(50);
+    let id = spec.id.clone();
+    world.client().launch(spec).unwrap();
+    world.wait_log(&id, "ready");
+    for fd in 3..24 {
+        let mut order = shell("pwd; ls -d ../../../../../usr");
+        order.cwd = Some(format!("/tmp/{fd}"));
+        assert!(world.client().exec(&id, order).is_err(), "descriptor {fd}");
+        let program = ExecSpec {
+            argv: vec![format!("/tmp/{fd}/../../../../../bin/true")],
+            ..shell("")
+        };
+        assert!(world.client().exec(&id, program).is_err(), "descriptor {fd}");
+    }
+}
+
+#[test]
 fn pipes_carry_all_three_streams_and_the_exit_code() {
     let Some(world) = World::new() else { return };
     let id = sleeper(&world);

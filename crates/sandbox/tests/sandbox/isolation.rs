@@ -127,6 +127,48 @@ fn only_what_was_given_is_open_and_in_the_environment() {
     );
 }
 
+/// The descriptors that a launch holds until its exec: the machine's cgroups, the disk, the lock, the report.
+const DESCRIPTORS: std::ops::Range<i32> = 3..24;
+
+#[test]
+fn a_working_directory_does_not_lead_out_through_an_open_descriptor() {
+    let Some(world) = World::new() else { return };
+    let places = DESCRIPTORS
+        .map(|fd| format!("/proc/self/fd/{fd}"))
+        .chain(["/proc/self/cwd", "/proc/1/root", "/proc/thread-self/fd/5"].map(str::to_owned));
+    for place in places {
+        let mut spec = world.shell("pwd; ls -d ../../../../../bin ../../../../../usr");
+        spec.cwd.clone_from(&place);
+        let id = spec.id.clone();
+        let refused = world.client().launch(spec).is_err();
+        assert!(refused, "{place}: {:#?}", world.logs(&id));
+    }
+    // A symlink of the image's to a place of its own is as good as the place.
+    symlink("/etc", world.lower.join("link")).unwrap();
+    let mut spec = world.shell("pwd -P");
+    spec.cwd = "/link".into();
+    assert_eq!(world.output(spec), ["/etc"]);
+}
+
+#[test]
+fn a_program_is_not_found_through_an_open_descriptor() {
+    let Some(world) = World::new() else { return };
+    for fd in DESCRIPTORS {
+        let spec = world.program(&[&format!("/proc/self/fd/{fd}/../../../../../bin/true")]);
+        let id = spec.id.clone();
+        let refused = world.client().launch(spec).is_err();
+        assert!(refused, "{fd}: {:#?}", world.logs(&id));
+    }
+}
+
+#[test]
+fn what_runs_an_instance_cannot_be_written_to() {
+    let Some(world) = World::new() else { return };
+    let program = format!("/proc/{}/exe", world.supervisor_pid());
+    let mount = rustix::fs::statvfs(program).unwrap();
+    assert!(mount.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+}
+
 #[test]
 fn dev_has_the_standard_nodes_and_no_more() {
     let Some(world) = World::new() else { return };
