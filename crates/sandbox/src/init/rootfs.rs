@@ -4,6 +4,7 @@
 //! is left behind when its last process is gone. The one design choice to know: mounts are made with
 //! descriptors (`fsopen`, `open_tree`, `move_mount`), not paths, until the root has been pivoted.
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -24,6 +25,8 @@ use crate::sys;
 
 /// `/dev` holds a handful of nodes and links.
 const DEV_BYTES: &str = "65536";
+/// What `mount(2)` reads of its options at most: a page less its end.
+const MOUNT_OPTIONS_MAX: usize = 4095;
 /// The group `tty` in every distribution.
 const TTY_GROUP: &str = "5";
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
@@ -139,28 +142,69 @@ fn overlay(spec: &LaunchSpec, dir: &InstanceDir, disk: Option<&OwnedFd>) -> Step
     if let Some(top) = lowers.first() {
         like(&upper, top)?;
     }
-    let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).during(what)?;
-    let set = |key: &str, value: &str| rustix::mount::fsconfig_set_string(&context, key, value);
-    set("source", "overlay").during(what)?;
-    match lowers
-        .iter()
-        .try_for_each(|lower| set("lowerdir+", &name_of(lower)))
-    {
-        // Kernels before 6.8 take all lower directories at once, and then at most a page of them.
-        Err(Errno::INVAL) => {
-            let joined: Vec<String> = lowers.iter().map(name_of).collect();
-            return overlay_by_mount(&joined.join(":"), &name_of(&upper), &name_of(&work), dir).during(what);
-        }
-        other => other.during(what)?,
+    make_overlay(&lowers, &upper, &work, &dir.root()).during(what)
+}
+
+/// An overlay, not yet mounted anywhere; `at` is used for a moment where the kernel asks for it.
+fn make_overlay(lowers: &[OwnedFd], upper: &OwnedFd, work: &OwnedFd, at: &Path) -> Result<OwnedFd, Errno> {
+    match overlay_by_descriptors(lowers, upper, work) {
+        Err(Errno::INVAL) => overlay_by_mount(lowers, upper, work, at),
+        other => other,
     }
-    set("upperdir", &name_of(&upper)).during(what)?;
-    set("workdir", &name_of(&work)).during(what)?;
+}
+
+/// Makes a small overlay as an instance's root is made, and lets it go again: whether this machine can.
+pub(crate) fn try_overlay() -> io::Result<()> {
+    let dir = std::env::temp_dir().join(format!("tram-probe-{}", uuid::Uuid::new_v4()));
+    std::fs::create_dir(&dir)?;
+    let at = dir.clone();
+    // A thread has a mount namespace and a working directory of its own once it asks, so nobody sees any of it.
+    let tried = std::thread::spawn(move || {
+        in_private(&at, |at| {
+            let open = |name: &str| -> io::Result<OwnedFd> {
+                let path = at.join(name);
+                std::fs::create_dir(&path)?;
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
+            };
+            let lowers = [open("layer-1")?, open("layer-2")?];
+            let (upper, work, root) = (open("upper")?, open("work")?, at.join("root"));
+            std::fs::create_dir(&root)?;
+            make_overlay(&lowers, &upper, &work, &root)?;
+            Ok(())
+        })
+    })
+    .join();
+    std::fs::remove_dir(&dir)?;
+    tried.unwrap_or_else(|_| Err(io::Error::other("the attempt itself failed")))
+}
+
+/// Runs on a file system in memory at `at` that only this thread sees.
+fn in_private<T>(at: &Path, run: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let tmpfs = new_mount("tmpfs", &[], MountAttrFlags::empty())?;
+    attach(tmpfs.as_fd(), CWD, at)?;
+    run(at)
+}
+
+/// The overlay by the newer calls, from kernel 6.8 on. Older ones answer EINVAL, at the first option (6.5) or only
+/// when the whole is made (before).
+fn overlay_by_descriptors(lowers: &[OwnedFd], upper: &OwnedFd, work: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let set = |key: &str, value: &str| rustix::mount::fsconfig_set_string(&context, key, value);
+    set("source", "overlay")?;
+    for lower in lowers {
+        set("lowerdir+", &name_of(lower))?;
+    }
+    set("upperdir", &name_of(upper))?;
+    set("workdir", &name_of(work))?;
     // The writable layer dies with the instance: never flush it. Without this the end of an instance
     // waits for the whole disk.
-    rustix::mount::fsconfig_set_flag(&context, "volatile").during(what)?;
-    rustix::mount::fsconfig_create(&context).during(what)?;
+    rustix::mount::fsconfig_set_flag(&context, "volatile")?;
+    rustix::mount::fsconfig_create(&context)?;
     let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).during(what)
+    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)
 }
 
 /// The upper directory's owner and mode become those of the instance's `/`: the image decides them.
@@ -175,14 +219,36 @@ fn like(upper: &OwnedFd, top: &OwnedFd) -> Step<()> {
     rustix::fs::chmod(&name, Mode::from_raw_mode(wanted.st_mode & 0o7777)).during(what)
 }
 
-fn overlay_by_mount(lower: &str, upper: &str, work: &str, dir: &InstanceDir) -> Result<OwnedFd, Errno> {
-    let options = format!("volatile,lowerdir={lower},upperdir={upper},workdir={work}");
+/// The overlay by `mount(2)`, on `at` and off again. All options must fit a page, and the kernel cuts what does not
+/// without a word, so the layers are named as short as can be: from within the directory of descriptors.
+fn overlay_by_mount(
+    lowers: &[OwnedFd],
+    upper: &OwnedFd,
+    work: &OwnedFd,
+    at: &Path,
+) -> Result<OwnedFd, Errno> {
+    let number = |fd: &OwnedFd| fd.as_raw_fd().to_string();
+    let lowers: Vec<String> = lowers.iter().map(number).collect();
+    let options = format!(
+        "volatile,lowerdir={},upperdir={},workdir={}",
+        lowers.join(":"),
+        number(upper),
+        number(work)
+    );
+    if options.len() > MOUNT_OPTIONS_MAX {
+        return Err(Errno::TOOBIG);
+    }
     let options = std::ffi::CString::new(options).map_err(|_| Errno::INVAL)?;
+    let at = std::path::absolute(at).map_err(|_| Errno::INVAL)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    rustix::mount::mount("overlay", dir.root(), "overlay", flags, options.as_c_str())?;
+    let here = rustix::fs::openat(CWD, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::process::chdir("/proc/self/fd")?;
+    let mounted = rustix::mount::mount("overlay", &at, "overlay", flags, options.as_c_str());
+    rustix::process::fchdir(&here)?;
+    mounted?;
     let tree = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let clone = rustix::mount::open_tree(CWD, dir.root(), tree)?;
-    rustix::mount::unmount(dir.root(), UnmountFlags::DETACH)?;
+    let clone = rustix::mount::open_tree(CWD, &at, tree)?;
+    rustix::mount::unmount(&at, UnmountFlags::DETACH)?;
     Ok(clone)
 }
 
@@ -351,4 +417,51 @@ fn hide() -> Step<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The way of older kernels, which the tests of whole instances do not take on a newer one.
+    #[test]
+    fn an_overlay_of_many_layers_is_made_by_mount_too() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir(&path).unwrap();
+            path
+        };
+        let open = |path: &Path| {
+            rustix::fs::openat(
+                CWD,
+                path,
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+            .unwrap()
+        };
+        let lowers: Vec<OwnedFd> = (0..200)
+            .map(|number| {
+                let layer = path(&format!("layer-{number}"));
+                std::fs::write(layer.join(format!("file-{number}")), "").unwrap();
+                std::fs::write(layer.join("name"), number.to_string()).unwrap();
+                open(&layer)
+            })
+            .collect();
+        let (upper, work, at) = (open(&path("upper")), open(&path("work")), path("root"));
+        let seen = std::thread::spawn(move || {
+            in_private(&at, |at| {
+                let overlay = overlay_by_mount(&lowers, &upper, &work, at)?;
+                attach(overlay.as_fd(), CWD, at)?;
+                let name = std::fs::read_to_string(at.join("name"))?;
+                Ok((std::fs::read_dir(at)?.count(), name))
+            })
+            .unwrap()
+        });
+        assert_eq!(seen.join().unwrap(), (201, "0".to_owned()));
+    }
 }
