@@ -3,6 +3,7 @@
 use tram_sandbox::supervisor::{Config, Freezer, run};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    tram_sandbox::ensure_sealed()?;
     let mut arguments = std::env::args_os().skip(1);
     let state_dir = arguments
         .next()

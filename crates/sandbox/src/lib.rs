@@ -22,9 +22,12 @@ pub mod probe;
 pub mod protocol;
 pub mod supervisor;
 
+pub use sealed::ensure_sealed;
+
 mod cgroup;
 mod disk;
 mod init;
+mod sealed;
 mod seccomp;
 mod shim;
 mod state;

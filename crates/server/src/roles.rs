@@ -68,7 +68,11 @@ fn state_dir(arguments: &[OsString]) -> Option<PathBuf> {
 /// The main of `tram supervise`. Must be called before the process has a second thread.
 #[must_use]
 pub fn supervise(arguments: &[OsString]) -> ExitCode {
+    let sealed = tram_sandbox::ensure_sealed();
     crate::logging::helper();
+    if let Err(error) = sealed {
+        tracing::warn!(%error, "cannot run from a read-only mount; the program's file is less protected from instances");
+    }
     let Some(directory) = state_dir(arguments) else {
         return usage("supervise");
     };
