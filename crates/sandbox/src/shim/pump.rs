@@ -98,8 +98,13 @@ impl Pump {
             if ended && drain_until.is_none() {
                 drain_until = Some(Instant::now() + DRAIN_TIMEOUT);
             }
-            for index in readable.into_iter().rev() {
-                self.read_from(index, &mut buffer);
+            // In their own order: what both have was, as far as anybody can tell, written to stdout first.
+            let over: Vec<usize> = readable
+                .into_iter()
+                .filter(|index| self.read_from(*index, &mut buffer))
+                .collect();
+            for index in over.into_iter().rev() {
+                self.sources.remove(index);
             }
             self.report_dropped(false);
             self.flush();
@@ -154,26 +159,24 @@ impl Pump {
         Ok((readable, fds.get(pipes).is_some_and(ready)))
     }
 
-    fn read_from(&mut self, index: usize, buffer: &mut [u8]) {
+    /// Reads once from a source; whether it is over.
+    fn read_from(&mut self, index: usize, buffer: &mut [u8]) -> bool {
         let Some(source) = self.sources.get_mut(index) else {
-            return;
+            return false;
         };
         let read = match rustix::io::read(source.pipe.as_fd(), &mut *buffer) {
             Ok(0) => {
                 // The last line may lack its newline.
-                let mut source = self.sources.remove(index);
-                source.lines.finish(|continued, text| {
-                    self.writer.push(Timestamp::now(), source.stream, continued, text)
-                });
-                return;
+                let (stream, writer) = (source.stream, &mut self.writer);
+                source
+                    .lines
+                    .finish(|continued, text| writer.push(Timestamp::now(), stream, continued, text));
+                return true;
             }
             Ok(read) => read,
             // Nothing there after all.
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return,
-            Err(_) => {
-                self.sources.remove(index);
-                return;
-            }
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return false,
+            Err(_) => return true,
         };
         let now = Instant::now();
         self.read.take(read as u64, now);
@@ -185,7 +188,7 @@ impl Pump {
             self.dropped += count_lines(bytes);
             source.skipping = !bytes.ends_with(b"\n");
             source.lines = LineSplitter::default();
-            return;
+            return false;
         }
         let bytes = if source.skipping {
             source.skipping = !bytes.contains(&b'\n');
@@ -204,6 +207,7 @@ impl Pump {
                 *dropped += 1;
             }
         });
+        false
     }
 
     fn report_dropped(&mut self, finally: bool) {
