@@ -170,6 +170,13 @@ pub(crate) fn driver(state_dir: &Path, freezer: Freezer) -> io::Result<Box<dyn D
     }
 }
 
+/// Keeps a part of the machine's process numbers out of the reach of all instances together: each has a limit of its
+/// own, but a few fork bombs that all reach theirs would leave the machine none.
+fn bound_processes(parent: &Path) -> io::Result<()> {
+    let machine: u64 = read_number(Path::new("/proc/sys/kernel/pid_max"))?;
+    write(&parent.join("pids.max"), (machine / 4 * 3).to_string())
+}
+
 /// A stable short name for a path (the hashers of the standard library promise no stability).
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {

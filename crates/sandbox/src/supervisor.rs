@@ -61,6 +61,8 @@ const LOCK_LOOK: Duration = Duration::from_millis(5);
 const RECHECK: Duration = Duration::from_millis(10);
 /// Killed processes are gone within this, unless one is stuck in the kernel.
 const CGROUPS_TIMEOUT: Duration = Duration::from_secs(1);
+/// The least that inotify must offer on a machine with many instances: what Kubernetes distributions set.
+const INOTIFY_LEAST: [(&str, u64); 2] = [("max_user_instances", 8192), ("max_user_watches", 524_288)];
 
 /// What a supervisor is told at its start.
 #[derive(Debug, Clone)]
@@ -169,6 +171,7 @@ impl Supervisor {
     fn start(config: &Config) -> Result<Self, Error> {
         sys::hurry_process(true);
         fill_stdio().map_err(setup("open the null device"))?;
+        raise_limits();
         let state = StateDir::ensure(&config.state_dir).map_err(setup("make the state directory"))?;
         let lock = lock(state.root())?;
         // Not offered by older kernels; launches are then slower.
@@ -380,6 +383,31 @@ impl Supervisor {
 
     fn reply(&mut self, client: u64, reply: &Reply, fds: Vec<OwnedFd>) {
         self.clients.reply(client, reply, fds);
+    }
+}
+
+/// Three descriptors an instance are held here, and the usual soft limit is 1024.
+fn raise_limits() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised) {
+        tracing::warn!(%error, limit = ?limit.current, "cannot raise the limit of open files");
+    }
+    // Counted per user, and root in an instance is the machine's: one instance must not use up what the machine's own
+    // programs and every other instance need. The kernel's default is 128.
+    for (name, least) in INOTIFY_LEAST {
+        let path = format!("/proc/sys/fs/inotify/{name}");
+        let now = fs::read_to_string(&path)
+            .ok()
+            .and_then(|text| text.trim().parse::<u64>().ok());
+        if now.is_some_and(|now| now < least)
+            && let Err(error) = fs::write(&path, least.to_string())
+        {
+            tracing::warn!(%error, name, "cannot raise a limit of inotify");
+        }
     }
 }
 

@@ -15,8 +15,8 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use super::unified::{Unified, open_procs};
 use super::{
-    Attach, CPU_PERIOD_USEC, Driver, FREEZE_TIMEOUT, Freezer, Layout, OomWatch, View, child_names,
-    ensure_dir, keyed, named, read, read_number, remove_tree, write,
+    Attach, CPU_PERIOD_USEC, Driver, FREEZE_TIMEOUT, Freezer, Layout, OomWatch, View, bound_processes,
+    child_names, ensure_dir, keyed, named, read, read_number, remove_tree, write,
 };
 use crate::protocol::{Limits, Stats};
 
@@ -61,10 +61,12 @@ impl V1 {
                 Ok(None)
             }
         };
+        let pids = parent("pids")?;
+        bound_processes(&pids)?;
         Ok(Self {
             memory: parent("memory")?,
             cpu: parent("cpu")?,
-            pids: parent("pids")?,
+            pids,
             cpuacct: wanted("cpuacct", unified.is_none())?,
             freezer: wanted("freezer", unified.is_none() || which_freezer == Freezer::V1)?,
             unified,

@@ -11,8 +11,8 @@ use rustix::event::PollFlags;
 
 use super::unified::Unified;
 use super::{
-    Attach, CPU_PERIOD_USEC, Driver, OomWatch, View, child_names, ensure_dir, keyed, read, read_number,
-    remove_tree, write,
+    Attach, CPU_PERIOD_USEC, Driver, OomWatch, View, bound_processes, child_names, ensure_dir, keyed, read,
+    read_number, remove_tree, write,
 };
 use crate::protocol::{Limits, Stats};
 
@@ -34,6 +34,9 @@ impl V2 {
             path.push(name);
             ensure_dir(&path)?;
             hand_down(&path, controllers)?;
+        }
+        if controllers.contains(&"pids") {
+            bound_processes(&path)?;
         }
         Ok(Self { parent: path })
     }
