@@ -303,7 +303,12 @@ impl Supervisor {
         }
         for instance in self.instances.values() {
             match &instance.phase {
-                Phase::Starting(starting) if starting.must_be_rechecked() => soon(RECHECK),
+                Phase::Starting(starting) if starting.must_be_rechecked() => {
+                    let left = starting
+                        .not_before
+                        .map(|at| at.saturating_duration_since(Instant::now()));
+                    soon(left.unwrap_or_default().max(RECHECK));
+                }
                 Phase::Running(running) => {
                     if let Some(at) = running.kill_at_boottime_ms {
                         soon(Duration::from_millis(at.saturating_sub(sys::boottime_ms())));
@@ -324,7 +329,12 @@ impl Supervisor {
         let mut look = Vec::new();
         for (id, instance) in &mut self.instances {
             match &mut instance.phase {
-                Phase::Starting(starting) if starting.must_be_rechecked() => recheck.push(id.clone()),
+                Phase::Starting(starting)
+                    if starting.must_be_rechecked()
+                        && starting.not_before.is_none_or(|at| at <= Instant::now()) =>
+                {
+                    recheck.push(id.clone());
+                }
                 Phase::Running(running) => {
                     if running.kill_at_boottime_ms.is_some_and(|at| at <= now) {
                         running.kill_at_boottime_ms = None;

@@ -161,14 +161,9 @@ pub(crate) fn try_overlay() -> io::Result<()> {
     // A thread has a mount namespace and a working directory of its own once it asks, so nobody sees any of it.
     let tried = std::thread::spawn(move || {
         in_private(&at, |at| {
-            let open = |name: &str| -> io::Result<OwnedFd> {
-                let path = at.join(name);
-                std::fs::create_dir(&path)?;
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
-            };
-            let lowers = [open("layer-1")?, open("layer-2")?];
-            let (upper, work, root) = (open("upper")?, open("work")?, at.join("root"));
+            let lowers = [new_directory(at, "layer-1")?, new_directory(at, "layer-2")?];
+            let (upper, work) = (new_directory(at, "upper")?, new_directory(at, "work")?);
+            let root = at.join("root");
             std::fs::create_dir(&root)?;
             make_overlay(&lowers, &upper, &work, &root)?;
             Ok(())
@@ -177,6 +172,13 @@ pub(crate) fn try_overlay() -> io::Result<()> {
     .join();
     std::fs::remove_dir(&dir)?;
     tried.unwrap_or_else(|_| Err(io::Error::other("the attempt itself failed")))
+}
+
+fn new_directory(at: &Path, name: &str) -> io::Result<OwnedFd> {
+    let path = at.join(name);
+    std::fs::create_dir(&path)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
 }
 
 /// Runs on a file system in memory at `at` that only this thread sees.
@@ -430,31 +432,19 @@ mod tests {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| {
-            let path = dir.path().join(name);
-            std::fs::create_dir(&path).unwrap();
-            path
-        };
-        let open = |path: &Path| {
-            rustix::fs::openat(
-                CWD,
-                path,
-                OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-                Mode::empty(),
-            )
-            .unwrap()
-        };
-        let lowers: Vec<OwnedFd> = (0..200)
-            .map(|number| {
-                let layer = path(&format!("layer-{number}"));
-                std::fs::write(layer.join(format!("file-{number}")), "").unwrap();
-                std::fs::write(layer.join("name"), number.to_string()).unwrap();
-                open(&layer)
-            })
-            .collect();
-        let (upper, work, at) = (open(&path("upper")), open(&path("work")), path("root"));
+        let at = dir.path().to_owned();
         let seen = std::thread::spawn(move || {
             in_private(&at, |at| {
+                let lowers: Vec<OwnedFd> = (0..200)
+                    .map(|number| {
+                        let name = format!("layer-{number}");
+                        let layer = new_directory(at, &name)?;
+                        std::fs::write(at.join(&name).join(format!("file-{number}")), "")?;
+                        std::fs::write(at.join(&name).join("name"), number.to_string())?;
+                        Ok(layer)
+                    })
+                    .collect::<io::Result<_>>()?;
+                let (upper, work) = (new_directory(at, "upper")?, new_directory(at, "work")?);
                 let overlay = overlay_by_mount(&lowers, &upper, &work, at)?;
                 attach(overlay.as_fd(), CWD, at)?;
                 let name = std::fs::read_to_string(at.join("name"))?;

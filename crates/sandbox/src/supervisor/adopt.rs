@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
@@ -15,6 +16,9 @@ use super::instance::{Instance, Phase, Starting};
 use crate::protocol::{Event, ExitCause, ExitRecord, InstanceId};
 use crate::state::{InstanceDir, ProcessIdentity};
 use crate::sys;
+
+/// An instance that cannot be examined is looked at again after this: long enough not to fill a log.
+const RECHECK_AFTER_ERROR: Duration = Duration::from_secs(5);
 
 /// What an instance directory and the kernel say together.
 enum Found {
@@ -36,9 +40,10 @@ impl Supervisor {
     pub(super) fn adopt_all(&mut self) -> io::Result<()> {
         let ids = self.state.instance_ids()?;
         for id in &ids {
-            if let Err(error) = self.adopt(id) {
-                tracing::error!(instance = %id, %error, "cannot adopt");
-            }
+            // One left out would be taken for gone, and be replaced while it runs. Without a supervisor nothing is
+            // concluded, and whoever keeps it tries again.
+            self.adopt(id)
+                .map_err(|error| io::Error::new(error.kind(), format!("instance {id}: {error}")))?;
         }
         // Cgroups whose directory is gone: a removal that was cut in half.
         let known: BTreeSet<&str> = ids.iter().map(InstanceId::as_str).collect();
@@ -56,22 +61,35 @@ impl Supervisor {
 
     fn adopt(&mut self, id: &InstanceId) -> io::Result<()> {
         let dir = self.state.instance(id);
-        let Ok(Some(spec)) = dir.spec() else {
-            // Cut off before the order was recorded, so nobody was promised anything.
-            let _ = self.driver.kill(id.as_str());
-            self.remove_cgroup(id);
-            return self.state.discard(&dir);
+        let spec = match dir.spec() {
+            Ok(Some(spec)) => spec,
+            Ok(None) => return self.discard_cut_off(id, &dir),
+            // A file that a power cut tore, of a process that is gone with it.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData && dir.try_lock_shim()?.is_some() => {
+                tracing::error!(instance = %id, %error, "its order cannot be read and nothing of it runs; removing it");
+                return self.discard_cut_off(id, &dir);
+            }
+            // It may well run: out of descriptors, a disk that fails, an order of another version of ours.
+            Err(error) => return Err(error),
         };
         let starting = Starting {
             report: None,
             shim: None,
             client: None,
+            not_before: None,
         };
         let created_at = dir.created_at()?;
         let instance = Instance::new(dir, &spec, created_at, Phase::Starting(starting));
         self.instances.insert(id.clone(), instance);
         self.recheck(id);
         Ok(())
+    }
+
+    /// Cut off before the order was recorded, so nobody was promised anything.
+    fn discard_cut_off(&mut self, id: &InstanceId, dir: &InstanceDir) -> io::Result<()> {
+        let _ = self.driver.kill(id.as_str());
+        self.remove_cgroup(id);
+        self.state.discard(dir)
     }
 
     /// Look at an instance that another supervisor began to launch.
@@ -83,6 +101,9 @@ impl Supervisor {
             Ok(found) => found,
             Err(error) => {
                 tracing::error!(instance = %id, %error, "cannot examine; will look again");
+                if let Phase::Starting(starting) = &mut instance.phase {
+                    starting.not_before = Some(Instant::now() + RECHECK_AFTER_ERROR);
+                }
                 return;
             }
         };
@@ -130,12 +151,13 @@ fn examine(dir: &InstanceDir, boot_id: &str) -> io::Result<Found> {
     if let Some(exit) = dir.exit()? {
         return Ok(Found::Ended(exit));
     }
-    let run = dir.run()?;
     if abandoned {
+        // A record that a power cut tore tells as much: it was begun when the program ran.
         return Ok(Found::Abandoned {
-            had_started: run.is_some(),
+            had_started: !matches!(dir.run(), Ok(None)),
         });
     }
+    let run = dir.run()?;
     // Not yet written.
     let Some(run) = run.filter(|run| run.boot_id == boot_id) else {
         return Ok(Found::Launching);

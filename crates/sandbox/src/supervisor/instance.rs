@@ -42,6 +42,8 @@ pub(super) struct Starting {
     pub(super) shim: Option<OwnedFd>,
     /// Who waits for the launch.
     pub(super) client: Option<u64>,
+    /// It could not be examined: not to be looked at again before this.
+    pub(super) not_before: Option<Instant>,
 }
 
 #[derive(Debug)]

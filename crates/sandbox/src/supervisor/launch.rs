@@ -101,6 +101,7 @@ impl Supervisor {
             report: Some(report),
             shim,
             client: Some(client),
+            not_before: None,
         };
         Ok(Instance::new(dir, spec, created_at, Phase::Starting(starting)))
     }
