@@ -15,7 +15,7 @@ use std::{
 
 pub use self::{
     resolve::{DEFAULT_FILE, Error},
-    value::{LogFormat, OnStop, PortRange},
+    value::{Aliases, Block, Blocks, LogFormat, OnStop, PortRange, Servers},
 };
 
 /// What is known of one setting, for the resolver and the reference.
@@ -107,14 +107,18 @@ settings! {
     api_listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 7080));
     /// Addresses on which services are reached from outside.
     http_listen: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-    /// Port for HTTP; 0 takes any that is free.
+    /// Port for HTTP.
     http_port: u16 = 80;
-    /// Port for HTTPS; 0 takes any that is free.
+    /// Port for HTTPS.
     https_port: u16 = 443;
     /// Ports given to services that are reached by TCP.
     proxy_ports: PortRange = PortRange { first: 30_000, last: 30_999 };
     /// Addresses of instances, such as `10.201.0.0/16`; empty takes the first block that this machine does not use.
     network: String = String::new();
+    /// Name servers that instances reach for names outside; none uses those of this machine.
+    name_servers: Servers = Servers::default();
+    /// Blocks of addresses outside that no instance may reach, such as `192.168.0.0/16`.
+    denied_networks: Blocks = Blocks::default();
     /// Domain under which apps get a name of their own.
     base_domain: String = "tram.localhost".to_owned();
     /// Id of the region that this machine is.
@@ -127,6 +131,9 @@ settings! {
     certificates_dir: PathBuf = PathBuf::new();
     /// Folder with mirrors and credentials for each registry host; empty uses none.
     registries_dir: PathBuf = PathBuf::new();
+    /// Image names that are taken from elsewhere, such as `koyeb/sandbox=registry.example.org/sandbox`; in the file
+    /// also a table of names.
+    image_aliases: Aliases = Aliases::default();
     /// What becomes of instances when `tram up` is told to stop: `stop` ends them, `keep` leaves them and the edge
     /// running for the next start, as for an upgrade.
     on_stop: OnStop = OnStop::Stop;

@@ -62,11 +62,19 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it is the caller who may not read the file.
+    fn is_denied(&self) -> bool {
+        matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+
     /// What the user can do about it.
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
             Self::Unknown { near: Some(near), .. } => Some(format!("did you mean `{near}`?")),
             Self::Unknown { near: None, .. } => Some("`tram up --help` lists the settings".to_owned()),
+            Self::Read { .. } if self.is_denied() => {
+                Some("run it with sudo, or name a file of yours with `--config`".to_owned())
+            }
             Self::Read { .. } | Self::Toml { .. } | Self::Value { .. } => None,
         }
     }
@@ -84,22 +92,38 @@ impl Given<'_> {
     /// The value of one setting, from the most particular place that has it.
     pub(super) fn find<S: Setting>(&self, name: &str, flag: Option<&str>) -> Result<Option<S>, Error> {
         let refused = |place: String| move |reason| Error::Value { place, reason };
+        // What is given by hand is relative to where the hand is, what is in the file to where the file is.
+        let here = || std::env::current_dir().unwrap_or_default();
         if let Some(text) = flag {
             let place = format!("--{}", name.replace('_', "-"));
-            return S::parse(text).map(Some).map_err(refused(place));
+            return S::parse(text)
+                .map(|value| Some(value.in_folder(&here())))
+                .map_err(refused(place));
         }
         let variable = format!("{VARIABLE_PREFIX}{}", name.to_ascii_uppercase());
         if let Some(text) = self.variables.get(&variable) {
-            return S::parse(text).map(Some).map_err(refused(variable));
+            return S::parse(text)
+                .map(|value| Some(value.in_folder(&here())))
+                .map_err(refused(variable));
         }
         match self.file.get(name) {
             Some(value) => {
                 let place = format!("{}: {name}", self.path.display());
-                S::of_toml(value).map(Some).map_err(refused(place))
+                let folder = here().join(self.path.parent().unwrap_or(Path::new("")));
+                S::of_toml(value)
+                    .map(|value| Some(value.in_folder(&folder)))
+                    .map_err(refused(place))
             }
             None => Ok(None),
         }
     }
+}
+
+/// How a file is read.
+pub(super) type Read = dyn Fn(&Path) -> io::Result<String>;
+
+fn read_file(path: &Path) -> io::Result<String> {
+    fs::read_to_string(path)
 }
 
 impl Settings {
@@ -111,6 +135,32 @@ impl Settings {
         Self::resolve_from(flags, variables, Path::new(DEFAULT_FILE))
     }
 
+    /// As [`Settings::resolve`], also when the file may not be read: then without it, and with what was in the way.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resolve_what_can_be_read(
+        flags: &Flags,
+        variables: &BTreeMap<String, String>,
+    ) -> Result<(Self, Option<Error>), Error> {
+        Self::resolve_what_reads(flags, variables, &read_file)
+    }
+
+    pub(super) fn resolve_what_reads(
+        flags: &Flags,
+        variables: &BTreeMap<String, String>,
+        read: &Read,
+    ) -> Result<(Self, Option<Error>), Error> {
+        let default = Path::new(DEFAULT_FILE);
+        match Self::resolve_by(flags, variables, default, read) {
+            Err(unread) if unread.is_denied() => {
+                let without = Self::resolve_by(flags, variables, default, &|_| Ok(String::new()))?;
+                Ok((without, Some(unread)))
+            }
+            other => other.map(|settings| (settings, None)),
+        }
+    }
+
     /// As [`Settings::resolve`], with another file to look for when none is named.
     ///
     /// # Errors
@@ -120,13 +170,22 @@ impl Settings {
         variables: &BTreeMap<String, String>,
         default_file: &Path,
     ) -> Result<Self, Error> {
+        Self::resolve_by(flags, variables, default_file, &read_file)
+    }
+
+    fn resolve_by(
+        flags: &Flags,
+        variables: &BTreeMap<String, String>,
+        default_file: &Path,
+        read: &Read,
+    ) -> Result<Self, Error> {
         refuse_unknown_variables(variables)?;
         let named = flags
             .config
             .clone()
             .or_else(|| variables.get("TRAM_CONFIG").map(PathBuf::from));
         let path = named.clone().unwrap_or_else(|| default_file.to_owned());
-        let text = match fs::read_to_string(&path) {
+        let text = match read(&path) {
             Ok(text) => text,
             Err(source) if named.is_none() && source.kind() == io::ErrorKind::NotFound => String::new(),
             Err(source) => return Err(Error::Read { path, source }),
@@ -173,7 +232,7 @@ impl Settings {
                 return wrong("base_domain", format!("part `{label}` {rule}"));
             }
         }
-        if self.http_port == self.https_port && self.http_port != 0 {
+        if self.http_port == self.https_port {
             return wrong(
                 "https_port",
                 format!("{} is the port for HTTP already", self.https_port),

@@ -123,7 +123,25 @@ fn values_that_make_no_sense_name_their_place() {
     for (file, expected) in [
         (
             "http_port = 70000",
-            "FOLDER/tram.toml: http_port: `70000` is not a port from 0 to 65535",
+            "FOLDER/tram.toml: http_port: `70000` is not a port from 1 to 65535",
+        ),
+        (
+            "https_port = 0",
+            "FOLDER/tram.toml: https_port: `0` is not a port from 1 to 65535",
+        ),
+        (
+            "name_servers = [\"dns.example.org\"]",
+            "FOLDER/tram.toml: name_servers: `dns.example.org` is not the address of a name server, such as 9.9.9.9 or \
+             [2620:fe::fe]:53",
+        ),
+        (
+            "denied_networks = [\"10.0.0.0/33\"]",
+            "FOLDER/tram.toml: denied_networks: `10.0.0.0/33` is not a block of IPv4 addresses, such as 192.168.0.0/16",
+        ),
+        (
+            "image_aliases = [\"koyeb/sandbox\"]",
+            "FOLDER/tram.toml: image_aliases: `koyeb/sandbox=` is not a name and its target, such as \
+             koyeb/sandbox=registry.example.org/sandbox",
         ),
         (
             "http_port = \"80\"",
@@ -169,7 +187,64 @@ fn values_that_make_no_sense_name_their_place() {
     );
     assert_eq!(
         Case::new("").variable("TRAM_HTTP_PORT", "").refusal().0,
-        "TRAM_HTTP_PORT: `` is not a port from 0 to 65535"
+        "TRAM_HTTP_PORT: `` is not a port from 1 to 65535"
+    );
+}
+
+#[test]
+fn paths_begin_where_they_were_written() {
+    let mut case = Case::new("data_dir = \"state\"\ncertificates_dir = \"./certificates\"\n")
+        .variable("TRAM_REGISTRIES_DIR", "registries");
+    let settings = case.resolve().unwrap();
+    assert_eq!(settings.data_dir, case.folder.path().join("state"));
+    assert_eq!(settings.certificates_dir, case.folder.path().join("certificates"));
+    let here = std::env::current_dir().unwrap();
+    assert_eq!(settings.registries_dir, here.join("registries"));
+    case.flags.data_dir = Some("other".to_owned());
+    assert_eq!(case.resolve().unwrap().data_dir, here.join("other"));
+}
+
+#[test]
+fn lists_are_read_from_the_file_and_from_words() {
+    let file = "name_servers = [\"9.9.9.9\", \"[2620:fe::fe]:5353\"]\n\
+                denied_networks = [\"192.168.0.0/16\", \"10.1.2.3\"]\n\
+                [image_aliases]\n\"koyeb/sandbox\" = \"registry.example.org/sandbox\"\n";
+    let settings = Case::new(file).resolve().unwrap();
+    let servers = ["9.9.9.9:53", "[2620:fe::fe]:5353"].map(|text| text.parse().unwrap());
+    assert_eq!(settings.name_servers, Servers(servers.to_vec()));
+    let blocks: Vec<String> = settings
+        .denied_networks
+        .0
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(blocks, ["192.168.0.0/16", "10.1.2.3/32"]);
+    let words = Case::new("").variable(
+        "TRAM_IMAGE_ALIASES",
+        "koyeb/sandbox=registry.example.org/sandbox, nginx=registry.example.org/nginx:1",
+    );
+    let aliases = words.resolve().unwrap().image_aliases.0;
+    assert_eq!(
+        settings.image_aliases.0.get("koyeb/sandbox"),
+        aliases.get("koyeb/sandbox")
+    );
+    assert_eq!(aliases.get("nginx").unwrap(), "registry.example.org/nginx:1");
+}
+
+#[test]
+fn a_file_that_may_not_be_read_is_told_of_and_the_rest_holds() {
+    let case = Case::new("").variable("TRAM_HTTP_PORT", "8080");
+    let denied = |_: &Path| Err(std::io::ErrorKind::PermissionDenied.into());
+    let (settings, unread) = Settings::resolve_what_reads(&case.flags, &case.variables, &denied).unwrap();
+    assert_eq!(settings.http_port, 8080);
+    let unread = unread.unwrap();
+    assert_eq!(
+        unread.to_string(),
+        "cannot read the settings in /etc/tram/tram.toml"
+    );
+    assert_eq!(
+        unread.hint().unwrap(),
+        "run it with sudo, or name a file of yours with `--config`"
     );
 }
 

@@ -1,9 +1,10 @@
 //! Kinds of settings: how each is read from text and from TOML, and how it is shown.
 
 use std::{
+    collections::BTreeMap,
     fmt,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
     str::FromStr,
 };
 
@@ -23,8 +24,38 @@ pub(super) trait Setting: Sized {
         }
     }
 
+    /// With what is relative made to begin at this folder.
+    fn in_folder(self, _folder: &Path) -> Self {
+        self
+    }
+
     /// As it would be written in the file.
     fn show(&self) -> String;
+}
+
+/// The strings of a list in the file, as an argument would have them.
+fn listed(value: &toml::Value) -> Result<String, String> {
+    let toml::Value::Array(items) = value else {
+        return Err(format!("must be a list of strings, is a {}", value.type_str()));
+    };
+    let texts = items
+        .iter()
+        .map(|item| {
+            item.as_str()
+                .ok_or_else(|| "must be a list of strings".to_owned())
+        })
+        .collect::<Result<Vec<&str>, String>>()?;
+    Ok(texts.join(","))
+}
+
+/// The parts of a list in an argument, or a string of the file.
+fn parts(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|part| !part.is_empty())
+}
+
+fn show_list(items: impl Iterator<Item = String>) -> String {
+    let texts: Vec<String> = items.map(|item| quoted(&item)).collect();
+    format!("[{}]", texts.join(", "))
 }
 
 fn quoted(text: &str) -> String {
@@ -50,6 +81,14 @@ impl Setting for PathBuf {
         Ok(Self::from(text))
     }
 
+    fn in_folder(self, folder: &Path) -> Self {
+        if self.as_os_str().is_empty() {
+            return self;
+        }
+        let joined = folder.join(self);
+        std::path::absolute(&joined).unwrap_or(joined)
+    }
+
     fn show(&self) -> String {
         quoted(&self.to_string_lossy())
     }
@@ -73,8 +112,11 @@ impl Setting for u16 {
     const KIND: &'static str = "PORT";
 
     fn parse(text: &str) -> Result<Self, String> {
-        text.parse()
-            .map_err(|_| format!("`{text}` is not a port from 0 to 65535"))
+        match text.parse() {
+            // What others are told to open must be known before it is opened.
+            Ok(0) | Err(_) => Err(format!("`{text}` is not a port from 1 to 65535")),
+            Ok(port) => Ok(port),
+        }
     }
 
     fn of_toml(value: &toml::Value) -> Result<Self, String> {
@@ -93,10 +135,7 @@ impl Setting for Vec<IpAddr> {
     const KIND: &'static str = "ADDRESS,…";
 
     fn parse(text: &str) -> Result<Self, String> {
-        let addresses = text
-            .split(',')
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
+        let addresses = parts(text)
             .map(|part| {
                 part.trim_start_matches('[')
                     .trim_end_matches(']')
@@ -111,22 +150,139 @@ impl Setting for Vec<IpAddr> {
     }
 
     fn of_toml(value: &toml::Value) -> Result<Self, String> {
-        let toml::Value::Array(items) = value else {
-            return Err(format!("must be a list of strings, is a {}", value.type_str()));
-        };
-        let texts = items
-            .iter()
-            .map(|item| {
-                item.as_str()
-                    .ok_or_else(|| "must be a list of strings".to_owned())
-            })
-            .collect::<Result<Vec<&str>, String>>()?;
-        Self::parse(&texts.join(","))
+        Self::parse(&listed(value)?)
     }
 
     fn show(&self) -> String {
-        let texts: Vec<String> = self.iter().map(|address| quoted(&address.to_string())).collect();
-        format!("[{}]", texts.join(", "))
+        show_list(self.iter().map(ToString::to_string))
+    }
+}
+
+/// Name servers, each with its port.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Servers(pub Vec<SocketAddr>);
+
+impl Setting for Servers {
+    const KIND: &'static str = "ADDRESS[:PORT],…";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        /// Where name servers listen.
+        const PORT: u16 = 53;
+        parts(text)
+            .map(|part| {
+                part.parse::<SocketAddr>()
+                    .or_else(|_| part.parse::<IpAddr>().map(|address| SocketAddr::new(address, PORT)))
+                    .map_err(|_| {
+                        format!("`{part}` is not the address of a name server, such as 9.9.9.9 or [2620:fe::fe]:53")
+                    })
+            })
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    fn of_toml(value: &toml::Value) -> Result<Self, String> {
+        Self::parse(&listed(value)?)
+    }
+
+    fn show(&self) -> String {
+        show_list(self.0.iter().map(ToString::to_string))
+    }
+}
+
+/// A block of IPv4 addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    /// One of its addresses.
+    pub address: Ipv4Addr,
+    /// How many bits its addresses share.
+    pub prefix: u8,
+}
+
+impl fmt::Display for Block {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.address, self.prefix)
+    }
+}
+
+/// Blocks of IPv4 addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Blocks(pub Vec<Block>);
+
+impl Setting for Blocks {
+    const KIND: &'static str = "ADDRESS/BITS,…";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let block = |part: &str| {
+            let (address, prefix) = part.split_once('/').unwrap_or((part, "32"));
+            let (address, prefix) = (address.parse().ok()?, prefix.parse().ok()?);
+            (prefix <= 32).then_some(Block { address, prefix })
+        };
+        parts(text)
+            .map(|part| {
+                block(part).ok_or_else(|| {
+                    format!("`{part}` is not a block of IPv4 addresses, such as 192.168.0.0/16")
+                })
+            })
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    fn of_toml(value: &toml::Value) -> Result<Self, String> {
+        Self::parse(&listed(value)?)
+    }
+
+    fn show(&self) -> String {
+        show_list(self.0.iter().map(ToString::to_string))
+    }
+}
+
+/// Image names and what is taken instead. The store of images reads the names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Aliases(pub BTreeMap<String, String>);
+
+impl Aliases {
+    fn add(&mut self, name: &str, target: &str) -> Result<(), String> {
+        let (name, target) = (name.trim(), target.trim());
+        if name.is_empty() || target.is_empty() {
+            return Err(format!(
+                "`{name}={target}` is not a name and its target, such as koyeb/sandbox=registry.example.org/sandbox"
+            ));
+        }
+        match self.0.insert(name.to_owned(), target.to_owned()) {
+            Some(_) => Err(format!("`{name}` is there twice")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Setting for Aliases {
+    const KIND: &'static str = "NAME=TARGET,…";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut aliases = Self::default();
+        for part in parts(text) {
+            let (name, target) = part.split_once('=').unwrap_or((part, ""));
+            aliases.add(name, target)?;
+        }
+        Ok(aliases)
+    }
+
+    fn of_toml(value: &toml::Value) -> Result<Self, String> {
+        let toml::Value::Table(table) = value else {
+            return Self::parse(&listed(value)?);
+        };
+        let mut aliases = Self::default();
+        for (name, target) in table {
+            let target = target
+                .as_str()
+                .ok_or_else(|| format!("the target of `{name}` must be a string"))?;
+            aliases.add(name, target)?;
+        }
+        Ok(aliases)
+    }
+
+    fn show(&self) -> String {
+        show_list(self.0.iter().map(|(name, target)| format!("{name}={target}")))
     }
 }
 
@@ -175,30 +331,46 @@ impl Setting for PortRange {
 }
 
 /// How log lines are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.
+    #[default]
     Text,
     /// One JSON object a line.
     Json,
 }
 
-impl Setting for LogFormat {
-    const KIND: &'static str = "text|json";
+impl FromStr for LogFormat {
+    type Err = String;
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
             other => Err(format!("`{other}` is neither `text` nor `json`")),
         }
     }
+}
 
-    fn show(&self) -> String {
-        quoted(match self {
+impl fmt::Display for LogFormat {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
             Self::Text => "text",
             Self::Json => "json",
         })
+    }
+}
+
+impl Setting for LogFormat {
+    const KIND: &'static str = "text|json";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse()
+    }
+
+    fn show(&self) -> String {
+        quoted(&self.to_string())
     }
 }
 

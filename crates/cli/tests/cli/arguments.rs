@@ -25,14 +25,14 @@ fn up_resolves_its_settings() {
     let expected = Settings {
         data_dir: PathBuf::from("/tmp/x"),
         http_port: 8080,
-        https_port: 0,
+        https_port: 8443,
         http_listen: vec!["0.0.0.0".parse().unwrap()],
         base_domain: "apps.example.org".to_owned(),
         ..Settings::default()
     };
     assert_eq!(
         handed_on(
-            "up --data-dir /tmp/x --http-port 8080 --https-port 0 --http-listen 0.0.0.0 --base-domain apps.example.org"
+            "up --data-dir /tmp/x --http-port 8080 --https-port 8443 --http-listen 0.0.0.0 --base-domain apps.example.org"
         ),
         ServerCommand::Up(expected)
     );
@@ -85,7 +85,7 @@ fn bad_settings_are_refused_with_a_hint() {
     Tram::new().run("up --http-port eighty").expect(
         2,
         "",
-        "error: --http-port: `eighty` is not a port from 0 to 65535\n",
+        "error: --http-port: `eighty` is not a port from 1 to 65535\n",
     );
     Tram::new().with("TRAM_BASE_DOMIAN", "x").run("up").expect(
         2,
