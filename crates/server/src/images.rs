@@ -2,24 +2,21 @@
 
 use std::path::Path;
 
-use anyhow::{Context, bail};
-use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};
-use hyper::{Method, Request, body::Bytes, body::Frame};
-use hyper_util::rt::TokioIo;
-use serde::de::DeserializeOwned;
+use anyhow::Context;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::{Method, body::Frame};
 use serde_json::json;
-use tokio::{io::AsyncRead, net::UnixStream};
+use tokio::io::AsyncRead;
 use tokio_util::io::ReaderStream;
 use tram_cli::{ImagesAction, Printer, Settings};
-use tram_image::ImageStore;
+use tram_image::{Aliases, ImageStore};
 
 use crate::{
     admin::{self, ImageRow, Pruned},
     collector,
+    door::{AnyBody, ask, empty},
     paths::Paths,
 };
-
-type AnyBody = BoxBody<Bytes, std::io::Error>;
 
 /// Carries out one of the commands on images.
 ///
@@ -84,7 +81,10 @@ pub async fn run(settings: &Settings, action: ImagesAction, printer: &Printer) -
 /// # Errors
 /// When it cannot be opened.
 pub fn open(settings: &Settings, paths: &Paths) -> anyhow::Result<ImageStore> {
-    let mut wanted = tram_image::Settings::default();
+    let mut wanted = tram_image::Settings {
+        aliases: aliases(settings)?,
+        ..tram_image::Settings::default()
+    };
     if !settings.registries_dir.as_os_str().is_empty() {
         wanted.registries = tram_image::RegistryConfig::from_directory(&settings.registries_dir);
     }
@@ -92,6 +92,15 @@ pub fn open(settings: &Settings, paths: &Paths) -> anyhow::Result<ImageStore> {
         return Err(source).with_context(|| format!("cannot make {}: are you root?", room.display()));
     }
     ImageStore::open(paths.images(), wanted).map_err(for_user)
+}
+
+/// The names that are taken from elsewhere.
+///
+/// # Errors
+/// When one is no name of an image.
+pub fn aliases(settings: &Settings) -> anyhow::Result<Aliases> {
+    Aliases::new(&settings.image_aliases.0)
+        .context("the setting `image_aliases` has a name that is none of an image")
 }
 
 fn for_user(error: tram_image::Error) -> anyhow::Error {
@@ -139,48 +148,6 @@ fn stream(reader: impl AsyncRead + Send + Sync + 'static) -> AnyBody {
     StreamBody::new(ReaderStream::new(reader).map_ok(Frame::data)).boxed()
 }
 
-fn empty() -> AnyBody {
-    http_body_util::Empty::new()
-        .map_err(|never| match never {})
-        .boxed()
-}
-
-/// One question to the control plane's door.
-async fn ask<T: DeserializeOwned>(
-    socket: &Path,
-    method: Method,
-    path: &str,
-    body: AnyBody,
-) -> anyhow::Result<T> {
-    let stream = UnixStream::connect(socket)
-        .await
-        .with_context(|| format!("cannot reach the running control plane at {}", socket.display()))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", "localhost")
-        .body(body)?;
-    let reply = sender
-        .send_request(request)
-        .await
-        .context("the control plane did not answer")?;
-    let status = reply.status();
-    let bytes = reply.into_body().collect().await?.to_bytes();
-    connection.abort();
-    if !status.is_success() {
-        let said: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        bail!(
-            "{}",
-            said["message"]
-                .as_str()
-                .unwrap_or("the control plane refused without a reason")
-        );
-    }
-    Ok(serde_json::from_slice(&bytes)?)
-}
-
 /// A value as part of a query.
 fn percent(value: &str) -> String {
     value
@@ -192,4 +159,29 @@ fn percent(value: &str) -> String {
             other => format!("%{other:02X}"),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tram_cli::settings;
+
+    use super::*;
+
+    fn with(name: &str, target: &str) -> Settings {
+        Settings {
+            image_aliases: settings::Aliases([(name.to_owned(), target.to_owned())].into()),
+            ..Settings::default()
+        }
+    }
+
+    #[test]
+    fn the_operators_names_reach_the_store_of_images() {
+        let aliases = aliases(&with("koyeb/sandbox", "registry.example.org/sandbox")).unwrap();
+        assert_eq!(
+            aliases.apply(&"koyeb/sandbox:1".parse().unwrap()).to_string(),
+            "registry.example.org/sandbox:1"
+        );
+        let refused = super::aliases(&with("https://koyeb/sandbox", "x")).unwrap_err();
+        assert!(refused.to_string().contains("image_aliases"), "{refused}");
+    }
 }

@@ -12,6 +12,7 @@ pub mod bootstrap;
 pub mod collector;
 pub mod data_plane;
 pub mod doctor;
+pub mod door;
 pub mod figures;
 pub mod host;
 pub mod images;

@@ -80,6 +80,19 @@ pub async fn open_site(
     )
 }
 
+/// What the operator denies to instances.
+///
+/// # Errors
+/// When a block is none.
+pub fn denied(settings: &tram_cli::Settings) -> anyhow::Result<Vec<Ipv4Network>> {
+    settings
+        .denied_networks
+        .0
+        .iter()
+        .map(|block| parse(&block.to_string()))
+        .collect()
+}
+
 fn parse(block: &str) -> anyhow::Result<Ipv4Network> {
     block
         .parse()

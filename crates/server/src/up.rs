@@ -122,6 +122,9 @@ struct Running {
 
 impl Running {
     async fn start(settings: &Settings, printer: &Printer) -> anyhow::Result<Self> {
+        // What was written wrong is told before anything is touched.
+        crate::images::aliases(settings)?;
+        crate::network::denied(settings)?;
         let paths = Paths::new(&settings.data_dir);
         if let Err((room, source)) = paths.ensure() {
             return Err(source).with_context(|| format!("cannot make {}", room.display()));
@@ -217,6 +220,11 @@ impl Inside {
         let images = crate::images::open(settings, paths)?;
         let mut site_config = tram_site_local::Config::new(paths.site());
         site_config.supervisor_dir = paths.supervisor();
+        site_config
+            .network
+            .name_servers
+            .clone_from(&settings.name_servers.0);
+        site_config.network.denied = crate::network::denied(settings)?;
         let site = crate::network::open_site(paths, site_config, images.clone(), &settings.network).await?;
         let sites = Sites::single(settings.region.clone(), Arc::clone(&site) as Arc<dyn Site>);
         let catalog = Arc::new(Catalog::local(
