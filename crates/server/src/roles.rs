@@ -12,7 +12,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{processes::DirectoryLock, traces::Traces};
+use crate::{
+    logging::{self, LogSettings},
+    processes::DirectoryLock,
+    traces::Traces,
+};
 
 /// Name of the lock that a helper holds on its state directory.
 pub const LOCK_NAME: &str = "process.lock";
@@ -34,6 +38,9 @@ pub struct EdgeSettings {
     /// Where traces are sent; empty: nowhere.
     #[serde(default)]
     pub otlp_endpoint: String,
+    /// What it logs. One that was told nothing logs as the settings do by default.
+    #[serde(default)]
+    pub log: LogSettings,
 }
 
 impl EdgeSettings {
@@ -52,30 +59,44 @@ impl EdgeSettings {
     }
 }
 
-/// The arguments of a helper: its state directory.
+/// The arguments of a helper: its state directory, and what it logs when no file there says so.
 #[must_use]
-pub fn arguments(state_dir: &Path) -> Vec<String> {
-    vec!["--state".to_owned(), state_dir.display().to_string()]
+pub fn arguments(state_dir: &Path, log: Option<&LogSettings>) -> Vec<String> {
+    let mut words = vec!["--state".to_owned(), state_dir.display().to_string()];
+    if let Some(log) = log {
+        words.extend(["--log-filter".to_owned(), log.filter.clone()]);
+        words.extend(["--log-format".to_owned(), log.format.to_string()]);
+    }
+    words
 }
 
-fn state_dir(arguments: &[OsString]) -> Option<PathBuf> {
-    match arguments {
-        [flag, directory] if flag == "--state" => Some(PathBuf::from(directory)),
-        _ => None,
+/// What [`arguments`] made.
+fn read_arguments(arguments: &[OsString]) -> Option<(PathBuf, LogSettings)> {
+    let (mut directory, mut log) = (None, LogSettings::default());
+    let mut words = arguments.iter();
+    while let Some(flag) = words.next() {
+        let value = words.next()?;
+        match flag.to_str()? {
+            "--state" => directory = Some(PathBuf::from(value)),
+            "--log-filter" => value.to_str()?.clone_into(&mut log.filter),
+            "--log-format" => log.format = value.to_str()?.parse().ok()?,
+            _ => return None,
+        }
     }
+    Some((directory?, log))
 }
 
 /// The main of `tram supervise`. Must be called before the process has a second thread.
 #[must_use]
 pub fn supervise(arguments: &[OsString]) -> ExitCode {
     let sealed = tram_sandbox::ensure_sealed();
-    crate::logging::helper();
+    let Some((directory, log)) = read_arguments(arguments) else {
+        return usage("supervise");
+    };
+    logging::helper(&log);
     if let Err(error) = sealed {
         tracing::warn!(%error, "cannot run from a read-only mount; the program's file is less protected from instances");
     }
-    let Some(directory) = state_dir(arguments) else {
-        return usage("supervise");
-    };
     with_lock(&directory, "supervise", || {
         let config = tram_sandbox::supervisor::Config {
             state_dir: directory.clone(),
@@ -88,11 +109,12 @@ pub fn supervise(arguments: &[OsString]) -> ExitCode {
 /// The main of `tram edge`.
 #[must_use]
 pub fn edge(arguments: &[OsString]) -> ExitCode {
-    crate::logging::helper();
-    let Some(directory) = state_dir(arguments) else {
+    let Some((directory, log)) = read_arguments(arguments) else {
         return usage("edge");
     };
-    let Some(settings) = EdgeSettings::read(&directory) else {
+    let settings = EdgeSettings::read(&directory);
+    logging::helper(settings.as_ref().map_or(&log, |settings| &settings.log));
+    let Some(settings) = settings else {
         tracing::error!(directory = %directory.display(), "the edge has no settings; `tram up` writes them");
         return ExitCode::FAILURE;
     };
@@ -147,6 +169,54 @@ fn with_lock(directory: &Path, role: &'static str, main: impl FnOnce() -> Result
 }
 
 fn usage(role: &'static str) -> ExitCode {
+    logging::helper(&LogSettings::default());
     tracing::error!(role, "started by `tram up`, with `--state DIRECTORY`");
     ExitCode::from(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use tram_cli::settings::LogFormat;
+
+    use super::*;
+
+    #[test]
+    fn what_a_helper_is_told_is_what_it_reads() {
+        let log = LogSettings {
+            filter: "warn,tram_edge=debug".to_owned(),
+            format: LogFormat::Json,
+        };
+        let read = |words: Vec<String>| {
+            let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
+            read_arguments(&words)
+        };
+        let place = Path::new("/var/lib/tram/supervisor");
+        assert_eq!(
+            read(arguments(place, Some(&log))),
+            Some((place.to_owned(), log.clone()))
+        );
+        // As an older control plane started it.
+        assert_eq!(
+            read(arguments(place, None)),
+            Some((place.to_owned(), LogSettings::default()))
+        );
+        assert_eq!(read(vec!["--state".to_owned()]), None);
+        let directory = tempfile::tempdir().unwrap();
+        let settings = EdgeSettings {
+            http: Vec::new(),
+            https: Vec::new(),
+            tcp: Vec::new(),
+            access_log: PathBuf::new(),
+            otlp_endpoint: String::new(),
+            log,
+        };
+        settings.write(directory.path()).unwrap();
+        assert_eq!(EdgeSettings::read(directory.path()), Some(settings));
+        let older = r#"{"http": [], "https": [], "tcp": [], "access_log": ""}"#;
+        std::fs::write(directory.path().join(EDGE_SETTINGS), older).unwrap();
+        assert_eq!(
+            EdgeSettings::read(directory.path()).unwrap().log,
+            LogSettings::default()
+        );
+    }
 }

@@ -34,7 +34,8 @@ use crate::{
     bootstrap, collector,
     data_plane::EdgeLink,
     figures::{Figures, KEPT},
-    host, invoker, logging,
+    host, invoker,
+    logging::{self, LogSettings},
     metrics::Metrics,
     observe::{self, Observed},
     paths::Paths,
@@ -69,7 +70,7 @@ const BACKLOG_LOOK: Duration = Duration::from_secs(5);
 /// # Errors
 /// With what is wrong, for the user.
 pub async fn run(settings: Settings, printer: &Printer) -> anyhow::Result<()> {
-    logging::control_plane(&settings.log_filter, settings.log_format).map_err(anyhow::Error::msg)?;
+    logging::control_plane(&log_settings(&settings)).map_err(anyhow::Error::msg)?;
     if !nix::unistd::geteuid().is_root() {
         bail!(
             "`tram up` needs root: instances get namespaces, cgroups, mounts and addresses of their own. \
@@ -141,7 +142,7 @@ impl Running {
             admin::bind(&paths.root().join(admin::SOCKET)).context("cannot make the operator's socket")?;
 
         let edge = keep_edge(settings, &paths).await?;
-        let supervisor = match keep_supervisor(&paths).await {
+        let supervisor = match keep_supervisor(settings, &paths).await {
             Ok(supervisor) => supervisor,
             Err(error) => {
                 edge.undo(EDGE_DRAIN).await;
@@ -382,10 +383,11 @@ async fn keep_edge(settings: &Settings, paths: &Paths) -> anyhow::Result<Keeper>
         tcp: settings.http_listen.clone(),
         access_log: paths.access_log(),
         otlp_endpoint: settings.otlp_endpoint.clone(),
+        log: log_settings(settings),
     };
     let helper = Helper {
         role: "edge",
-        arguments: roles::arguments(&paths.edge()),
+        arguments: roles::arguments(&paths.edge(), None),
         state_dir: paths.edge(),
         lock_name: roles::LOCK_NAME,
         log: paths.logs().join("edge.log"),
@@ -424,11 +426,11 @@ fn link_certificates(settings: &Settings, paths: &Paths) -> anyhow::Result<()> {
         .with_context(|| format!("cannot lead {} to the certificates", link.display()))
 }
 
-async fn keep_supervisor(paths: &Paths) -> anyhow::Result<Keeper> {
+async fn keep_supervisor(settings: &Settings, paths: &Paths) -> anyhow::Result<Keeper> {
     let directory = paths.supervisor();
     let keeper = Keeper::keep(Helper {
         role: "supervise",
-        arguments: roles::arguments(&directory),
+        arguments: roles::arguments(&directory, Some(&log_settings(settings))),
         state_dir: directory.clone(),
         lock_name: roles::LOCK_NAME,
         log: paths.logs().join("supervise.log"),
@@ -440,6 +442,13 @@ async fn keep_supervisor(paths: &Paths) -> anyhow::Result<Keeper> {
             .unwrap_or(false)
     })
     .await
+}
+
+fn log_settings(settings: &Settings) -> LogSettings {
+    LogSettings {
+        filter: settings.log_filter.clone(),
+        format: settings.log_format,
+    }
 }
 
 /// Waits until a helper answers; when it does not, its own last words say why.
