@@ -2,7 +2,8 @@
 //!
 //! What decides, in this order: `--context`; `TRAM_URL` and `TRAM_TOKEN`; `TRAM_CONTEXT`; the file's current
 //! context; the address that `tram up` listens on by default. A token kept for one server is never sent to
-//! another: with `TRAM_URL` alone, only a context of that same address lends its token.
+//! another: with `TRAM_URL` alone, only a context of that same address lends its token. Variables of other clouds'
+//! clients are not read, for their tokens are for other servers.
 
 use std::{
     collections::BTreeMap,
@@ -16,6 +17,8 @@ use serde::{Deserialize, Serialize};
 
 /// Where the API is when nothing says otherwise: `tram up`'s own default.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:7080";
+/// Name of the context of this machine's own installation; further ones are `local-2`, `local-3` …
+pub const LOCAL: &str = "local";
 /// The file's mode: it holds tokens.
 const FILE_MODE: u32 = 0o600;
 /// The mode of a folder made for it.
@@ -65,7 +68,8 @@ pub enum Error {
 
 impl Error {
     /// What the user can do about it.
-    pub(crate) fn hint(&self) -> Option<String> {
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
         match self {
             Self::NoHome => Some("set HOME, or use TRAM_URL and TRAM_TOKEN alone".to_owned()),
             Self::Malformed { .. } => Some("mend or remove the file, then `tram login` again".to_owned()),
@@ -75,7 +79,18 @@ impl Error {
             Self::Unknown { near: None, .. } => {
                 Some("`tram context list` shows what there is; `tram login` adds one".to_owned())
             }
-            Self::Read { .. } | Self::Write { .. } => None,
+            Self::Read { path, source } | Self::Write { path, source }
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                Some(format!(
+                    "make it yours with `sudo chown $(id -u):$(id -g) {}`, or set both TRAM_URL and TRAM_TOKEN",
+                    path.display()
+                ))
+            }
+            Self::Read { .. } => {
+                Some("remove it and `tram login` again, or set both TRAM_URL and TRAM_TOKEN".to_owned())
+            }
+            Self::Write { .. } => None,
         }
     }
 }
@@ -210,6 +225,40 @@ pub fn write_context(path: &Path, name: &str, url: &str, token: &str) -> Result<
     contexts.write(path)
 }
 
+/// Whether `tram up` gives contexts such a name: `local`, `local-2` …
+#[must_use]
+pub fn is_local_name(name: &str) -> bool {
+    match name.strip_prefix(LOCAL) {
+        Some("") => true,
+        Some(rest) => rest
+            .strip_prefix('-')
+            .is_some_and(|number| number.parse::<u32>().is_ok()),
+        None => false,
+    }
+}
+
+/// Keeps the token of an installation on this machine and makes its context the current one: `local`, or the next
+/// name when that is the context of an installation at another address, whose only token it may hold. Returns the
+/// name.
+///
+/// # Errors
+/// When the file cannot be read or written.
+pub fn write_local_context(path: &Path, url: &str, token: &str) -> Result<String, Error> {
+    let contexts = Contexts::read(path)?;
+    let is_free = |name: &str| match contexts.contexts.get(name) {
+        Some(there) => there.token.is_empty() || same_server(&there.url, url),
+        None => true,
+    };
+    let mut name = LOCAL.to_owned();
+    let mut number = 1_u32;
+    while !is_free(&name) {
+        number += 1;
+        name = format!("{LOCAL}-{number}");
+    }
+    write_context(path, &name, url, token)?;
+    Ok(name)
+}
+
 /// A context and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolved {
@@ -228,7 +277,11 @@ pub fn resolve<'v>(
     variable: impl Fn(&str) -> Option<&'v str>,
 ) -> Result<Resolved, Error> {
     let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+    let url = set("TRAM_URL");
+    let token = set("TRAM_TOKEN");
     let contexts = match path(&variable) {
+        // Nothing in the file matters then, not even that it cannot be read.
+        _ if flag.is_none() && url.is_some() && token.is_some() => Contexts::default(),
         Ok(path) => Contexts::read(&path)?,
         Err(_) => Contexts::default(),
     };
@@ -238,8 +291,6 @@ pub fn resolve<'v>(
             context: contexts.named(name)?.clone(),
         });
     }
-    let url = set("TRAM_URL");
-    let token = set("TRAM_TOKEN");
     let chosen = match (url, set("TRAM_CONTEXT")) {
         (Some(url), _) => Resolved {
             origin: "TRAM_URL".to_owned(),
@@ -269,12 +320,7 @@ pub fn resolve<'v>(
             },
         },
     };
-    let kept = Some(chosen.context.token.as_str()).filter(|token| !token.is_empty());
-    let token = token
-        .or(kept)
-        .or_else(|| set("KOYEB_TOKEN"))
-        .unwrap_or("")
-        .to_owned();
+    let token = token.unwrap_or(&chosen.context.token).to_owned();
     Ok(Resolved {
         context: Context {
             token,
@@ -284,7 +330,9 @@ pub fn resolve<'v>(
     })
 }
 
-fn same_server(one: &str, other: &str) -> bool {
+/// Whether two addresses are of one server.
+#[must_use]
+pub fn same_server(one: &str, other: &str) -> bool {
     one.trim_end_matches('/') == other.trim_end_matches('/')
 }
 

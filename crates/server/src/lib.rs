@@ -26,6 +26,7 @@ pub mod processes;
 pub mod roles;
 pub mod sampler;
 pub mod traces;
+pub mod stops;
 pub mod trust;
 pub mod up;
 pub mod verifier;

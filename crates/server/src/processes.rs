@@ -28,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 const RESTART_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause between two starts of a helper.
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// What is left of any time to stop once somebody is in a hurry: enough for what ends by itself.
+const AT_ONCE: Duration = Duration::from_millis(500);
 /// Largest process id file that is read, in bytes: a number and a line feed.
 const PID_FILE_MAX_BYTES: u64 = 32;
 /// Digits of the largest process id.
@@ -208,7 +210,8 @@ pub struct Keeper {
     stop: CancellationToken,
     ends: Arc<AtomicU32>,
     adopted: bool,
-    task: tokio::task::JoinHandle<()>,
+    /// Gives back a child that still runs when the watch is over.
+    task: tokio::task::JoinHandle<Option<Box<tokio::process::Child>>>,
 }
 
 impl Keeper {
@@ -249,20 +252,27 @@ impl Keeper {
         self.ends.load(Ordering::Relaxed) > 0
     }
 
-    /// Ends the helper by SIGTERM, waits for it at most `grace`, then ends it by force.
-    pub async fn stop(self, grace: Duration) {
+    /// Ends the helper by SIGTERM, waits for it at most `grace`, or hardly at all in a `hurry`, then ends it by force.
+    pub async fn stop(self, grace: Duration, hurry: &CancellationToken) {
         self.stop.cancel();
-        if self.task.await.is_err() {
+        let child = self.task.await.unwrap_or_else(|_| {
             tracing::warn!(
                 role = self.helper.role,
                 "the watch over a helper process ended early"
             );
-        }
-        let Some(pid) = self.helper.running().and_then(Pid::from_raw) else {
-            return;
-        };
+            None
+        });
+        // One that was started a moment ago has not said who it is yet.
+        let unheard = child.as_ref().and_then(|child| i32::try_from(child.id()?).ok());
+        let pid = self.helper.running().or(unheard).and_then(Pid::from_raw);
+        reap(child);
+        let Some(pid) = pid else { return };
         signal(pid, Signal::TERM, self.helper.role);
-        if tokio::time::timeout(grace, ended(pid)).await.is_err() {
+        let in_time = tokio::select! {
+            () = ended(pid) => true,
+            () = patience(grace, hurry) => false,
+        };
+        if !in_time {
             tracing::warn!(
                 role = self.helper.role,
                 "a helper process did not stop in time and is killed"
@@ -274,18 +284,30 @@ impl Keeper {
     }
 
     /// Takes back what [`Keeper::keep`] did: ends a helper that was started, leaves one that was adopted.
-    pub async fn undo(self, grace: Duration) {
+    pub async fn undo(self, grace: Duration, hurry: &CancellationToken) {
         if self.adopted {
             self.leave().await;
         } else {
-            self.stop(grace).await;
+            self.stop(grace, hurry).await;
         }
     }
 
     /// Leaves the helper running and stops watching it.
     pub async fn leave(self) {
         self.stop.cancel();
-        let _ = self.task.await;
+        reap(self.task.await.unwrap_or_default());
+    }
+}
+
+/// Comes back after `usual`, or soon after somebody is in a hurry.
+pub async fn patience(usual: Duration, hurry: &CancellationToken) {
+    let hurried = async {
+        hurry.cancelled().await;
+        tokio::time::sleep(AT_ONCE).await;
+    };
+    tokio::select! {
+        () = tokio::time::sleep(usual) => {}
+        () = hurried => {}
     }
 }
 
@@ -294,17 +316,21 @@ enum Running {
     Adopted(i32),
 }
 
-async fn watch(helper: Helper, mut running: Running, ends: Arc<AtomicU32>, stop: CancellationToken) {
+async fn watch(
+    helper: Helper,
+    mut running: Running,
+    ends: Arc<AtomicU32>,
+    stop: CancellationToken,
+) -> Option<Box<tokio::process::Child>> {
     let mut pause = RESTART_PAUSE;
     loop {
         let since = std::time::Instant::now();
         tokio::select! {
             () = stop.cancelled() => {
-                // A child that is left to itself must still be reaped when it ends before us.
-                if let Running::Child(mut child) = running {
-                    tokio::spawn(async move { child.wait().await });
-                }
-                return;
+                return match running {
+                    Running::Child(child) => Some(child),
+                    Running::Adopted(_) => None,
+                };
             }
             () = wait(&mut running) => {}
         }
@@ -318,7 +344,7 @@ async fn watch(helper: Helper, mut running: Running, ends: Arc<AtomicU32>, stop:
         }
         loop {
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return None,
                 () = tokio::time::sleep(pause) => {}
             }
             pause = (pause * 2).min(RESTART_PAUSE_MAX);
@@ -332,6 +358,13 @@ async fn watch(helper: Helper, mut running: Running, ends: Arc<AtomicU32>, stop:
                 }
             }
         }
+    }
+}
+
+/// A child that is left to itself must still be reaped when it ends before us.
+fn reap(child: Option<Box<tokio::process::Child>>) {
+    if let Some(mut child) = child {
+        tokio::spawn(async move { child.wait().await });
     }
 }
 
@@ -387,6 +420,19 @@ mod tests {
         assert_eq!(DirectoryLock::holder(directory.path(), "lock"), Some(holder));
         drop(first);
         assert!(DirectoryLock::take(directory.path(), "lock").unwrap().is_ok());
+    }
+
+    #[tokio::test]
+    async fn patience_is_short_in_a_hurry() {
+        let hurry = CancellationToken::new();
+        patience(Duration::ZERO, &hurry).await;
+        hurry.cancel();
+        tokio::time::timeout(
+            Duration::from_secs(30),
+            patience(Duration::from_secs(3600), &hurry),
+        )
+        .await
+        .unwrap();
     }
 
     #[tokio::test]

@@ -5,9 +5,9 @@
 //!   -> store -> images -> this machine as a site -> link to the edge -> controller -> API
 //! ```
 //!
-//! Whatever can fail for want of a port, a permission or a file fails before any work starts. SIGTERM and Ctrl-C stop
-//! in the reverse order and leave nothing running; kill -9 leaves the edge and the instances running, and the next
-//! start adopts them.
+//! Whatever can fail for want of a port, a permission or a file fails before any work starts. SIGTERM, Ctrl-C and the
+//! end of the terminal stop in the reverse order and leave nothing running; kill -9 leaves the edge and the instances
+//! running, and the next start adopts them.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -16,13 +16,10 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tram_api::ApiState;
-use tram_cli::{Printer, Settings, settings::OnStop};
+use tram_cli::{Printer, Settings, context, settings::OnStop};
 use tram_controller::{Controller, ControllerHandle, Deps};
 use tram_site::{Site, Sites};
 use tram_site_local::LocalSite;
@@ -39,9 +36,10 @@ use crate::{
     metrics::Metrics,
     observe::{self, Observed},
     paths::Paths,
-    processes::{DirectoryLock, Helper, Keeper},
+    processes::{DirectoryLock, Helper, Keeper, patience},
     roles::{self, EdgeSettings},
     sampler,
+    stops::{Stops, ToldToStop},
     traces::Traces,
     verifier::Verifier,
 };
@@ -65,7 +63,7 @@ const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(5);
 /// How often the figure of the backlog is brought up to date; scrapers come about as often.
 const BACKLOG_LOOK: Duration = Duration::from_secs(5);
 
-/// Runs the whole cloud on this machine until SIGTERM or Ctrl-C.
+/// Runs the whole cloud on this machine until SIGTERM, Ctrl-C or the end of the terminal.
 ///
 /// # Errors
 /// With what is wrong, for the user.
@@ -78,25 +76,21 @@ pub async fn run(settings: Settings, printer: &Printer) -> anyhow::Result<()> {
         );
     }
     let traces = Traces::start(&settings.otlp_endpoint, "tram-control-plane")?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let starting = Box::pin(Running::start(&settings, printer));
-    let running = tokio::select! {
-        started = starting => started?,
-        // Nothing is half done that the next start would not find.
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+    let stops = Stops::listen(printer)?;
+    let running = match Box::pin(Running::start(&settings, printer, &stops)).await {
+        // What was brought up is gone again.
+        Err(error) if error.is::<ToldToStop>() => return Ok(()),
+        started => started?,
     };
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = stops.asked.cancelled() => {}
         never = running.watch_backlog() => match never {},
     }
     printer.note(match settings.on_stop {
         OnStop::Stop => "stopping: finishing open requests, then instances",
         OnStop::Keep => "stopping the control plane; the edge and the instances go on",
     });
-    Box::pin(running.stop()).await;
+    Box::pin(running.stop(&stops.hurry)).await;
     if let Some(traces) = traces
         && let Err(error) = tokio::task::spawn_blocking(move || traces.finish()).await
     {
@@ -122,7 +116,7 @@ struct Running {
 }
 
 impl Running {
-    async fn start(settings: &Settings, printer: &Printer) -> anyhow::Result<Self> {
+    async fn start(settings: &Settings, printer: &Printer, stops: &Stops) -> anyhow::Result<Self> {
         // What was written wrong is told before anything is touched.
         crate::images::aliases(settings)?;
         crate::network::denied(settings)?;
@@ -141,11 +135,11 @@ impl Running {
         let door =
             admin::bind(&paths.root().join(admin::SOCKET)).context("cannot make the operator's socket")?;
 
-        let edge = keep_edge(settings, &paths).await?;
-        let supervisor = match keep_supervisor(settings, &paths).await {
+        let edge = keep_edge(settings, &paths, stops).await?;
+        let supervisor = match keep_supervisor(settings, &paths, stops).await {
             Ok(supervisor) => supervisor,
             Err(error) => {
-                edge.undo(EDGE_DRAIN).await;
+                edge.undo(EDGE_DRAIN, &stops.hurry).await;
                 return Err(error);
             }
         };
@@ -155,12 +149,12 @@ impl Running {
             api_address,
             door,
         };
-        match Box::pin(inside.start(settings, printer, &paths)).await {
+        match Box::pin(inside.start(settings, printer, &paths, &stops.asked)).await {
             Ok(started) => Ok(started.with(edge, supervisor, settings.on_stop)),
             Err(error) => {
                 // What this start brought up goes again; what it found running stays.
-                edge.undo(EDGE_DRAIN).await;
-                supervisor.undo(SUPERVISOR_PATIENCE).await;
+                edge.undo(EDGE_DRAIN, &stops.hurry).await;
+                supervisor.undo(SUPERVISOR_PATIENCE, &stops.hurry).await;
                 Err(error)
             }
         }
@@ -206,7 +200,13 @@ impl Started {
 }
 
 impl Inside {
-    async fn start(self, settings: &Settings, printer: &Printer, paths: &Paths) -> anyhow::Result<Started> {
+    async fn start(
+        self,
+        settings: &Settings,
+        printer: &Printer,
+        paths: &Paths,
+        asked: &CancellationToken,
+    ) -> anyhow::Result<Started> {
         let Self {
             lock,
             api_listener,
@@ -214,10 +214,11 @@ impl Inside {
             door,
         } = self;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let (store, leadership) = open_store(settings, paths, Arc::clone(&clock)).await?;
+        let (store, leadership) = tokio::select! {
+            opened = open_store(settings, paths, Arc::clone(&clock)) => opened?,
+            () = asked.cancelled() => return Err(ToldToStop.into()),
+        };
         let api_url = format!("http://{}", reachable(api_address));
-        let context_file = invoker::context_file()?;
-        let first = bootstrap::ensure(&store, &settings.organization, &api_url, &context_file).await?;
         let images = crate::images::open(settings, paths)?;
         let mut site_config = tram_site_local::Config::new(paths.site());
         site_config.supervisor_dir = paths.supervisor();
@@ -227,6 +228,21 @@ impl Inside {
             .clone_from(&settings.name_servers.0);
         site_config.network.denied = crate::network::denied(settings)?;
         let site = crate::network::open_site(paths, site_config, images.clone(), &settings.network).await?;
+        // A token is made when nothing that comes after can fail: it is shown once, at the end.
+        let access = if asked.is_cancelled() {
+            Err(ToldToStop.into())
+        } else {
+            bootstrap::ensure(&store, &settings.organization, &api_url, invoker::context_file)
+                .await
+                .context("cannot prepare the first organization")
+        };
+        let access = match access {
+            Ok(access) => access,
+            Err(error) => {
+                close_site(&site).await;
+                return Err(error);
+            }
+        };
         let sites = Sites::single(settings.region.clone(), Arc::clone(&site) as Arc<dyn Site>);
         let catalog = Arc::new(Catalog::local(
             &settings.region,
@@ -304,7 +320,7 @@ impl Inside {
             },
             stop.clone(),
         );
-        announce(settings, printer, &api_url, first.as_ref());
+        announce(settings, printer, &api_url, &access);
         Ok(Started {
             lock,
             leadership,
@@ -329,10 +345,14 @@ impl Running {
     }
 
     /// Stops in the reverse order: no new intents, no new decisions, no new requests, then what runs.
-    async fn stop(self) {
+    async fn stop(self, hurry: &CancellationToken) {
         self.stop.cancel();
         let api = self.api.abort_handle();
-        if tokio::time::timeout(API_DRAIN, self.api).await.is_err() {
+        let in_time = tokio::select! {
+            _ = self.api => true,
+            () = patience(API_DRAIN, hurry) => false,
+        };
+        if !in_time {
             tracing::warn!("open API calls were cut off");
             api.abort();
         }
@@ -343,13 +363,17 @@ impl Running {
             self.store.close().await;
             return;
         }
-        self.edge.stop(EDGE_DRAIN).await;
-        stop_instances(&self.site).await;
-        if let Err(error) = self.site.close().await {
-            tracing::warn!(error = %crate::chain(&error), "the private network could not be taken down");
-        }
-        self.supervisor.stop(SUPERVISOR_PATIENCE).await;
+        self.edge.stop(EDGE_DRAIN, hurry).await;
+        stop_instances(&self.site, hurry).await;
+        close_site(&self.site).await;
+        self.supervisor.stop(SUPERVISOR_PATIENCE, hurry).await;
         self.store.close().await;
+    }
+}
+
+async fn close_site(site: &LocalSite) {
+    if let Err(error) = site.close().await {
+        tracing::warn!(error = %crate::chain(&error), "the private network could not be taken down");
     }
 }
 
@@ -369,7 +393,7 @@ fn lock(paths: &Paths) -> anyhow::Result<DirectoryLock> {
 }
 
 /// The edge, adopted when it runs with these settings, else started; it has its ports when this returns.
-async fn keep_edge(settings: &Settings, paths: &Paths) -> anyhow::Result<Keeper> {
+async fn keep_edge(settings: &Settings, paths: &Paths, stops: &Stops) -> anyhow::Result<Keeper> {
     let on = |port: u16| {
         settings
             .http_listen
@@ -394,7 +418,7 @@ async fn keep_edge(settings: &Settings, paths: &Paths) -> anyhow::Result<Keeper>
     };
     if helper.running().is_some() && EdgeSettings::read(&paths.edge()).as_ref() != Some(&wanted) {
         tracing::info!("the settings of the edge changed; starting it again");
-        Keeper::keep(helper.clone())?.stop(EDGE_DRAIN).await;
+        Keeper::keep(helper.clone())?.stop(EDGE_DRAIN, &stops.hurry).await;
     }
     wanted
         .write(&paths.edge())
@@ -402,7 +426,7 @@ async fn keep_edge(settings: &Settings, paths: &Paths) -> anyhow::Result<Keeper>
     link_certificates(settings, paths)?;
     let keeper = Keeper::keep(helper)?;
     let socket = tram_edge::link::socket_path(&paths.edge());
-    wait_for_helper(keeper, "edge", || async {
+    wait_for_helper(keeper, "edge", stops, || async {
         tram_edge::link::Client::connect(&socket).await.is_ok()
     })
     .await
@@ -426,7 +450,7 @@ fn link_certificates(settings: &Settings, paths: &Paths) -> anyhow::Result<()> {
         .with_context(|| format!("cannot lead {} to the certificates", link.display()))
 }
 
-async fn keep_supervisor(settings: &Settings, paths: &Paths) -> anyhow::Result<Keeper> {
+async fn keep_supervisor(settings: &Settings, paths: &Paths, stops: &Stops) -> anyhow::Result<Keeper> {
     let directory = paths.supervisor();
     let keeper = Keeper::keep(Helper {
         role: "supervise",
@@ -435,7 +459,7 @@ async fn keep_supervisor(settings: &Settings, paths: &Paths) -> anyhow::Result<K
         lock_name: roles::LOCK_NAME,
         log: paths.logs().join("supervise.log"),
     })?;
-    wait_for_helper(keeper, "supervise", || async {
+    wait_for_helper(keeper, "supervise", stops, || async {
         let directory = directory.clone();
         tokio::task::spawn_blocking(move || tram_sandbox::client::Client::new(directory).ping().is_ok())
             .await
@@ -455,14 +479,19 @@ fn log_settings(settings: &Settings) -> LogSettings {
 async fn wait_for_helper<F: Future<Output = bool>>(
     keeper: Keeper,
     role: &str,
+    stops: &Stops,
     answers: impl Fn() -> F,
 ) -> anyhow::Result<Keeper> {
     let deadline = tokio::time::Instant::now() + HELPER_PATIENCE;
     while !answers().await {
+        if stops.asked.is_cancelled() {
+            keeper.undo(SUPERVISOR_PATIENCE, &stops.hurry).await;
+            return Err(ToldToStop.into());
+        }
         let ended = keeper.has_ended();
         if ended || tokio::time::Instant::now() > deadline {
             let words = keeper.helper().last_words();
-            keeper.stop(SUPERVISOR_PATIENCE).await;
+            keeper.stop(SUPERVISOR_PATIENCE, &stops.hurry).await;
             bail!("the `{role}` process does not come up; its last words:\n{words}");
         }
         tokio::time::sleep(HELPER_LOOK).await;
@@ -558,26 +587,53 @@ fn serve_door(listener: tokio::net::UnixListener, admin: Admin, stop: Cancellati
     });
 }
 
-fn announce(settings: &Settings, printer: &Printer, api_url: &str, first: Option<&bootstrap::FirstToken>) {
+fn announce(settings: &Settings, printer: &Printer, api_url: &str, access: &bootstrap::Access) {
     let https = port_suffix(settings.https_port, 443);
-    printer.note(format_args!("Tramontane is up"));
+    printer.note("Tramontane is up");
     printer.note(format_args!("  API       {api_url}"));
+    // As tram_types::names::auto_assigned_domain makes them.
     printer.note(format_args!(
-        "  services  https://<app>.{}{https}",
-        settings.base_domain
+        "  services  https://<app>-{}-<8 hex digits>.{}{https}",
+        access.organization, settings.base_domain
     ));
-    if let Some(first) = first {
-        invoker::hand_over(&first.context_file);
-        printer.note(format_args!("  token     {}", first.token));
-        printer.note(format_args!(
-            "The token is shown this once; it is kept for the command line in {}",
-            first.context_file.display()
-        ));
+    let Some(token) = &access.token else {
+        printer.note(match &access.kept {
+            Some(kept) => format!("  token     in context `{}` of {}", kept.context, kept.file.display()),
+            None => "  token     made by the first start; if it is lost, `sudo tram admin new-token` makes another".to_owned(),
+        });
+        return;
+    };
+    // Shown this once, and so in any case.
+    printer.error_bytes(format!("  token     {token}\n").as_bytes());
+    match (&access.kept, &access.trouble) {
+        (Some(kept), _) => {
+            printer.note(format_args!(
+                "The token is shown this once; it is kept for the command line as context `{}` in {}",
+                kept.context,
+                kept.file.display()
+            ));
+            if kept.context != context::LOCAL {
+                printer.note(format_args!(
+                    "Context `{}` is of another installation and stays; `tram context use NAME` goes from one to the other",
+                    context::LOCAL
+                ));
+            }
+        }
+        (None, trouble) => {
+            let why = trouble
+                .as_ref()
+                .map(|error| crate::chain(error))
+                .unwrap_or_default();
+            printer.error_bytes(
+                format!("Keep the token: it is shown this once, and could not be kept for the command line ({why})\n")
+                    .as_bytes(),
+            );
+        }
     }
 }
 
 /// Ends every instance of this machine. Their intents stay: the next start runs them again.
-async fn stop_instances(site: &Arc<LocalSite>) {
+async fn stop_instances(site: &Arc<LocalSite>, hurry: &CancellationToken) {
     let mut changed = site.changed();
     let stopping = async {
         loop {
@@ -592,8 +648,13 @@ async fn stop_instances(site: &Arc<LocalSite>) {
             if left.is_empty() {
                 return;
             }
+            let grace = if hurry.is_cancelled() {
+                Duration::ZERO
+            } else {
+                INSTANCE_GRACE
+            };
             for seen in left {
-                if let Err(error) = site.stop(seen.id, INSTANCE_GRACE, seen.generation).await {
+                if let Err(error) = site.stop(seen.id, grace, seen.generation).await {
                     tracing::warn!(instance = %seen.id, error = %crate::chain(&error), "cannot stop an instance");
                 }
             }

@@ -42,7 +42,7 @@ pub(crate) async fn run(mut session: Session, arguments: Arguments) -> Result<()
     if token.is_empty() || !token.chars().all(|character| character.is_ascii_graphic()) {
         return Err(Error::input(
             "that is not a token",
-            "`tram up` prints one at its first start; later ones come from the API's credentials",
+            "`tram up` prints one at its first start; on the server, `sudo tram admin new-token` makes another",
         ));
     }
     let client = Client::new(&url, &token, &session.printer)?;

@@ -52,10 +52,7 @@ fn the_nearest_word_decides() {
         expect("TRAM_URL", "http://one/", "token-one")
     );
     assert_eq!(
-        found(with(
-            &[home, ("TRAM_TOKEN", "mine"), ("KOYEB_TOKEN", "theirs")],
-            None
-        )),
+        found(with(&[home, ("TRAM_TOKEN", "mine")], None)),
         expect("two", "http://two", "mine")
     );
     assert_eq!(
@@ -74,14 +71,70 @@ fn the_nearest_word_decides() {
 }
 
 #[test]
-fn without_a_file_the_default_address_and_koyebs_token_serve() {
+fn without_a_file_the_default_address_serves_and_no_other_clouds_token_is_sent() {
     let folder = tempfile::tempdir().unwrap();
     let home = ("HOME", folder.path().to_str().unwrap());
     assert_eq!(found(with(&[home], None)), expect("default", DEFAULT_URL, ""));
     assert_eq!(
         found(with(&[("KOYEB_TOKEN", "theirs")], None)),
-        expect("default", DEFAULT_URL, "theirs")
+        expect("default", DEFAULT_URL, "")
     );
+    assert_eq!(
+        found(with(&[("KOYEB_TOKEN", "theirs"), ("TRAM_URL", "http://x")], None)),
+        expect("TRAM_URL", "http://x", "")
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_does_not_matter_when_variables_say_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = ("XDG_CONFIG_HOME", folder.path().to_str().unwrap());
+    // A folder in its place cannot be read as a file, not even by root.
+    fs::create_dir_all(folder.path().join("tram/config.toml")).unwrap();
+    assert_eq!(
+        found(with(
+            &[home, ("TRAM_URL", "http://x"), ("TRAM_TOKEN", "mine")],
+            None
+        )),
+        expect("TRAM_URL", "http://x", "mine")
+    );
+    let error = with(&[home, ("TRAM_URL", "http://x")], None).unwrap_err();
+    assert!(error.to_string().starts_with("cannot read "), "{error}");
+    assert!(error.hint().unwrap().contains("TRAM_TOKEN"), "{:?}", error.hint());
+    let denied = Error::Read {
+        path: PathBuf::from("/home/a/.config/tram/config.toml"),
+        source: io::ErrorKind::PermissionDenied.into(),
+    };
+    assert_eq!(
+        denied.hint().unwrap(),
+        "make it yours with `sudo chown $(id -u):$(id -g) /home/a/.config/tram/config.toml`, or set both TRAM_URL \
+         and TRAM_TOKEN"
+    );
+}
+
+#[test]
+fn a_second_installation_gets_a_context_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.toml");
+    let keep = |url: &str, token: &str| write_local_context(&file, url, token).unwrap();
+    assert_eq!(keep("http://127.0.0.1:7080", "first"), "local");
+    assert_eq!(keep("http://127.0.0.1:7090", "second"), "local-2");
+    assert_eq!(keep("http://127.0.0.1:7100", "third"), "local-3");
+    // Made anew at the same address.
+    assert_eq!(keep("http://127.0.0.1:7090", "again"), "local-2");
+    let contexts = Contexts::read(&file).unwrap();
+    assert_eq!(contexts.current, "local-2");
+    assert_eq!(contexts.named("local").unwrap().token, "first");
+    assert_eq!(contexts.named("local-2").unwrap().token, "again");
+    for (name, is_ours) in [
+        ("local", true),
+        ("local-2", true),
+        ("local-x", false),
+        ("locale", false),
+        ("a", false),
+    ] {
+        assert_eq!(is_local_name(name), is_ours, "{name}");
+    }
 }
 
 #[test]
