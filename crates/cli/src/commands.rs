@@ -2,6 +2,7 @@
 //!
 //! [`RemoteCommand`]s are carried out here; [`ServerArguments`] become [`ServerCommand`]s for the composition root.
 
+mod admin;
 mod apps;
 mod completion;
 mod context;
@@ -28,7 +29,7 @@ use std::ffi::OsString;
 
 use clap::Subcommand;
 
-pub use self::{images::ImagesAction, trust::TrustAction};
+pub use self::{admin::AdminAction, images::ImagesAction, trust::TrustAction};
 use crate::{EXIT_SUCCESS, error::Error, host::Host, session::Session, settings::Flags, settings::Settings};
 
 /// What to do.
@@ -109,6 +110,8 @@ pub enum ServerArguments {
     Trust(trust::Arguments),
     /// Images kept on this machine
     Images(images::Arguments),
+    /// For the operator of a running server, as root: tokens, keys, backups
+    Admin(admin::Arguments),
     /// Parent of instances; started by `tram up`
     #[command(hide = true)]
     Supervise(Raw),
@@ -151,6 +154,13 @@ pub enum ServerCommand {
     /// The data plane, with the arguments of whoever started it.
     Edge(Vec<OsString>),
 }
+    /// Ask something of the running control plane.
+    Admin {
+        /// The settings.
+        settings: Settings,
+        /// What to ask.
+        action: AdminAction,
+    },
 
 /// Resolves the settings of a command of the composition root.
 pub(crate) fn resolve_server(command: ServerArguments, host: &Host) -> Result<ServerCommand, Error> {
@@ -177,6 +187,10 @@ pub(crate) async fn run_remote(command: RemoteCommand, session: Session) -> Resu
         RemoteCommand::Deploy(arguments) => return Box::pin(deploy::run(session, *arguments)).await,
         RemoteCommand::Exec(arguments) => return Box::pin(exec::run(session, arguments)).await,
         RemoteCommand::Logs(arguments) => return Box::pin(logs::run(session, arguments)).await,
+        ServerArguments::Admin(admin) => ServerCommand::Admin {
+            settings: settings(&admin.place.flags())?,
+            action: admin.action,
+        },
         RemoteCommand::Apps(action) => apps::run(session, action).await?,
         RemoteCommand::Services(action) => return Box::pin(services::run(session, action)).await,
         RemoteCommand::Deployments(action) => deployments::run(session, action).await?,

@@ -30,7 +30,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 
 pub use crate::{
     arguments::Arguments,
-    commands::{ImagesAction, ServerCommand, TrustAction},
+    commands::{AdminAction, ImagesAction, ServerCommand, TrustAction},
     error::Error,
     host::{Host, Interrupt},
     printer::{Output, Printer},

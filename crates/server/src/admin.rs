@@ -1,7 +1,7 @@
 //! The operator's door: a Unix socket in the data directory, for commands that must reach the running control plane.
 //!
 //! Whoever can open it is root on this machine already, so there is no token. It carries what has no place in the
-//! public API: the store of images, and metrics.
+//! public API: the store of images, metrics, and what keeps an installation in its operator's hands: tokens, keys, backups.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -20,8 +20,9 @@ use tokio::net::UnixListener;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 use tram_image::{CollectReport, ImageStore, Progress, Reference};
 use tram_site_local::LocalSite;
+use tram_store::Store;
 
-use crate::{collector, data_plane::EdgeLink, metrics::Metrics};
+use crate::{bootstrap, collector, data_plane::EdgeLink, metrics::Metrics};
 
 /// Name of the socket in the data directory.
 pub const SOCKET: &str = "admin.sock";
@@ -37,6 +38,35 @@ pub struct Admin {
     pub edge: Arc<EdgeLink>,
     /// The control plane's own metrics.
     pub metrics: Arc<Metrics>,
+    /// The database.
+    pub store: Store,
+    /// Where clients on this machine reach the API.
+    pub api_url: String,
+}
+
+/// A token that was made for the operator.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NewToken {
+    /// The token; shown once.
+    pub token: String,
+    /// Where it is good for.
+    pub api_url: String,
+}
+
+/// What a rotation of the keys did.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RotatedKeys {
+    /// The key that secrets are under now.
+    pub key_id: String,
+    /// How many were encrypted anew.
+    pub secrets: u64,
+}
+
+/// What is to be copied where.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Backup {
+    /// The file to write, an absolute path.
+    pub file: PathBuf,
 }
 
 /// An image, as `tram images ls` shows it.
@@ -92,6 +122,9 @@ pub fn router(admin: Admin) -> Router {
         .route("/images/import", post(import))
         .route("/images/prune", post(prune))
         .route("/metrics", get(metrics))
+        .route("/tokens", post(new_token))
+        .route("/keys/rotate", post(rotate_keys))
+        .route("/backup", post(backup))
         .with_state(admin)
 }
 
@@ -109,6 +142,44 @@ impl From<tram_image::Error> for Failure {
     fn from(error: tram_image::Error) -> Self {
         Self(error.user_message())
     }
+}
+
+impl From<tram_store::Error> for Failure {
+    fn from(error: tram_store::Error) -> Self {
+        Self(crate::chain(&error))
+    }
+}
+
+async fn new_token(State(admin): State<Admin>) -> Result<Json<NewToken>, Failure> {
+    let Some(organization) = bootstrap::first_organization(&admin.store).await? else {
+        return Err(Failure("there is no organization yet".to_owned()));
+    };
+    let token = bootstrap::draw();
+    bootstrap::admit(
+        &admin.store,
+        organization.id,
+        &token,
+        "operator",
+        "Made by `tram admin new-token`",
+    )
+    .await?;
+    Ok(Json(NewToken {
+        token,
+        api_url: admin.api_url,
+    }))
+}
+
+async fn rotate_keys(State(admin): State<Admin>) -> Result<Json<RotatedKeys>, Failure> {
+    let rotated = admin.store.rotate_secrets().await?;
+    Ok(Json(RotatedKeys {
+        key_id: rotated.key_id,
+        secrets: rotated.secrets,
+    }))
+}
+
+async fn backup(State(admin): State<Admin>, Json(wanted): Json<Backup>) -> Result<Json<Backup>, Failure> {
+    admin.store.backup_to(&wanted.file).await?;
+    Ok(Json(wanted))
 }
 
 async fn list(State(admin): State<Admin>) -> Result<Json<Vec<ImageRow>>, Failure> {

@@ -2,7 +2,7 @@
 //!
 //! `tram` is one binary with several roles. Commands for people are carried out by `tram-cli`; the roles that need
 //! other rooms of the house come here: `up` (the control plane), `supervise` and `edge` (its helper processes),
-//! `doctor`, `trust`, `images`. Nothing is decided in this crate; it starts things in order, connects them, and stops
+//! `doctor`, `trust`, `images`, `admin`. Nothing is decided in this crate; it starts things in order, connects them, and stops
 //! them in the reverse order.
 //!
 //! Start reading at [`up`].
@@ -21,6 +21,7 @@ pub mod logging;
 pub mod metrics;
 pub mod network;
 pub mod observe;
+pub mod operate;
 pub mod paths;
 pub mod processes;
 pub mod roles;
@@ -64,6 +65,9 @@ fn serve(command: ServerCommand, printer: &Printer) -> ExitCode {
         }
     }
 }
+        ServerCommand::Admin { settings, action } => {
+            finish(printer, block_on(operate::run(&settings, action, printer)))
+        }
 
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

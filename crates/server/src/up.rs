@@ -317,6 +317,8 @@ impl Inside {
                 site: Arc::clone(&site),
                 edge: link,
                 metrics: Arc::clone(&metrics),
+                store: store.clone(),
+                api_url: api_url.clone(),
             },
             stop.clone(),
         );
