@@ -11,6 +11,7 @@
 //! health    when to probe and what it means            images   pulled once, pinned for a deployment
 //! record    what is written down                       supervisor  the line to the process that launches
 //! exec      commands in instances                      disk     what instances write, measured
+//! programs  where the machine's own programs are
 //! ```
 //!
 //! The one design choice to know: this process may end at any moment and its instances go on. What it wants is on
@@ -18,6 +19,7 @@
 
 pub mod config;
 pub mod network;
+pub mod programs;
 
 mod disk;
 mod dns;

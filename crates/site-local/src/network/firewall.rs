@@ -295,6 +295,7 @@ async fn run(script: &str) -> Result<(), Error> {
     };
     let mut child = tokio::process::Command::new("nft")
         .args(["-f", "-"])
+        .env("PATH", crate::programs::path())
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

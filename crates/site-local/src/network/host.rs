@@ -187,6 +187,7 @@ pub(super) async fn restore(handle: &Handle, network: Ipv4Network) -> Result<(),
 async fn another_installation() -> bool {
     let listed = tokio::process::Command::new("nft")
         .args(["list", "tables"])
+        .env("PATH", crate::programs::path())
         .output()
         .await;
     listed.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(" tram_"))

@@ -37,6 +37,7 @@ pub(super) async fn remove_tables(network: Ipv4Network, ours: &str) -> Result<()
 async fn nft(arguments: &[&str]) -> Result<String, Error> {
     let output = Command::new("nft")
         .args(arguments)
+        .env("PATH", crate::programs::path())
         .kill_on_drop(true)
         .output()
         .await
