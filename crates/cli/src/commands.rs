@@ -134,7 +134,12 @@ pub enum ServerCommand {
     /// Run the whole cloud on this machine.
     Up(Settings),
     /// Say what this machine can do.
-    Doctor(Settings),
+    Doctor {
+        /// The settings.
+        settings: Settings,
+        /// Why the file of settings was left out, if it was.
+        unread: Option<String>,
+    },
     /// Put the local authority into the system's store, take it out, or show it.
     Trust {
         /// The settings.
@@ -149,11 +154,6 @@ pub enum ServerCommand {
         /// What to do.
         action: ImagesAction,
     },
-    /// The parent of instances, with the arguments of whoever started it.
-    Supervise(Vec<OsString>),
-    /// The data plane, with the arguments of whoever started it.
-    Edge(Vec<OsString>),
-}
     /// Ask something of the running control plane.
     Admin {
         /// The settings.
@@ -161,13 +161,24 @@ pub enum ServerCommand {
         /// What to ask.
         action: AdminAction,
     },
+    /// The parent of instances, with the arguments of whoever started it.
+    Supervise(Vec<OsString>),
+    /// The data plane, with the arguments of whoever started it.
+    Edge(Vec<OsString>),
+}
 
 /// Resolves the settings of a command of the composition root.
 pub(crate) fn resolve_server(command: ServerArguments, host: &Host) -> Result<ServerCommand, Error> {
     let settings = |flags: &Flags| Settings::resolve(flags, &host.variables);
     Ok(match command {
         ServerArguments::Up(flags) => ServerCommand::Up(settings(&flags)?),
-        ServerArguments::Doctor(flags) => ServerCommand::Doctor(settings(&flags)?),
+        ServerArguments::Doctor(flags) => {
+            let (settings, unread) = Settings::resolve_what_can_be_read(&flags, &host.variables)?;
+            ServerCommand::Doctor {
+                settings,
+                unread: unread.map(|error| error.to_string()),
+            }
+        }
         ServerArguments::Trust(trust) => ServerCommand::Trust {
             settings: settings(&trust.place.flags())?,
             action: trust.action(),
@@ -175,6 +186,10 @@ pub(crate) fn resolve_server(command: ServerArguments, host: &Host) -> Result<Se
         ServerArguments::Images(images) => ServerCommand::Images {
             settings: settings(&images.place.flags())?,
             action: images.action,
+        },
+        ServerArguments::Admin(admin) => ServerCommand::Admin {
+            settings: settings(&admin.place.flags())?,
+            action: admin.action,
         },
         ServerArguments::Supervise(raw) => ServerCommand::Supervise(raw.arguments),
         ServerArguments::Edge(raw) => ServerCommand::Edge(raw.arguments),
@@ -187,10 +202,6 @@ pub(crate) async fn run_remote(command: RemoteCommand, session: Session) -> Resu
         RemoteCommand::Deploy(arguments) => return Box::pin(deploy::run(session, *arguments)).await,
         RemoteCommand::Exec(arguments) => return Box::pin(exec::run(session, arguments)).await,
         RemoteCommand::Logs(arguments) => return Box::pin(logs::run(session, arguments)).await,
-        ServerArguments::Admin(admin) => ServerCommand::Admin {
-            settings: settings(&admin.place.flags())?,
-            action: admin.action,
-        },
         RemoteCommand::Apps(action) => apps::run(session, action).await?,
         RemoteCommand::Services(action) => return Box::pin(services::run(session, action)).await,
         RemoteCommand::Deployments(action) => deployments::run(session, action).await?,

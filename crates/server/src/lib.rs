@@ -26,8 +26,8 @@ pub mod paths;
 pub mod processes;
 pub mod roles;
 pub mod sampler;
-pub mod traces;
 pub mod stops;
+pub mod traces;
 pub mod trust;
 pub mod up;
 pub mod verifier;
@@ -54,20 +54,22 @@ fn serve(command: ServerCommand, printer: &Printer) -> ExitCode {
         ServerCommand::Supervise(arguments) => roles::supervise(&arguments),
         ServerCommand::Edge(arguments) => roles::edge(&arguments),
         ServerCommand::Up(settings) => finish(printer, block_on(up::run(settings, printer))),
-        ServerCommand::Doctor(settings) => match block_on(doctor::run(&settings, printer)) {
-            Ok(true) => ExitCode::SUCCESS,
-            Ok(false) => ExitCode::FAILURE,
-            Err(error) => finish(printer, Err(error)),
-        },
+        ServerCommand::Doctor { settings, unread } => {
+            match block_on(doctor::run(&settings, unread.as_deref(), printer)) {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::FAILURE,
+                Err(error) => finish(printer, Err(error)),
+            }
+        }
         ServerCommand::Trust { settings, action } => finish(printer, trust::run(&settings, action, printer)),
         ServerCommand::Images { settings, action } => {
             finish(printer, block_on(images::run(&settings, action, printer)))
         }
-    }
-}
         ServerCommand::Admin { settings, action } => {
             finish(printer, block_on(operate::run(&settings, action, printer)))
         }
+    }
+}
 
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -90,9 +92,27 @@ fn finish(printer: &Printer, result: Result<(), anyhow::Error>) -> ExitCode {
             for cause in causes {
                 printer.error_bytes(format!("{cause}\n").as_bytes());
             }
+            if let Some(hint) = hint(&error, nix::unistd::geteuid().is_root()) {
+                printer.error_bytes(format!("hint: {hint}\n").as_bytes());
+            }
             ExitCode::FAILURE
         }
     }
+}
+
+/// What the user can do about it: what an error of the command line says, or to come back as root.
+fn hint(error: &anyhow::Error, is_root: bool) -> Option<String> {
+    error.chain().find_map(|cause| {
+        if let Some(error) = cause.downcast_ref::<tram_cli::Error>() {
+            return error.hint();
+        }
+        if let Some(error) = cause.downcast_ref::<tram_cli::context::Error>() {
+            return error.hint();
+        }
+        let denied = std::io::ErrorKind::PermissionDenied;
+        let error = cause.downcast_ref::<std::io::Error>()?;
+        (error.kind() == denied && !is_root).then(|| "run it with sudo".to_owned())
+    })
 }
 
 /// An error with its causes, in one line.
@@ -110,4 +130,24 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = next.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn an_error_for_want_of_rights_says_so() {
+        let denied = || Err::<(), _>(std::io::Error::from(std::io::ErrorKind::PermissionDenied));
+        let error = denied()
+            .context("cannot reach the running control plane")
+            .unwrap_err();
+        assert_eq!(hint(&error, false).unwrap(), "run it with sudo");
+        assert_eq!(hint(&error, true), None);
+        let home = anyhow::Error::new(tram_cli::context::Error::NoHome).context("cannot keep it");
+        assert!(hint(&home, true).unwrap().contains("HOME"));
+        assert_eq!(hint(&anyhow::anyhow!("no"), false), None);
+    }
 }

@@ -41,10 +41,18 @@ pub enum Error {
 /// The root certificate of the edge's authority, in PEM.
 ///
 /// # Errors
-/// [`Error::NoAuthority`] when `tram up` has never run on this data directory.
+/// [`Error::NoAuthority`] when `tram up` has never run on this data directory; [`Error::File`] when it may not be
+/// looked at.
 pub fn certificate(edge_state: &Path) -> Result<String, Error> {
     let path = tram_edge::ca::certificate_path(edge_state);
-    std::fs::read_to_string(&path).map_err(|_| Error::NoAuthority(edge_state.to_owned()))
+    std::fs::read_to_string(&path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => Error::NoAuthority(edge_state.to_owned()),
+        _ => Error::File {
+            doing: "read",
+            path,
+            source,
+        },
+    })
 }
 
 /// Adds the authority to the system's store. Adding it again changes nothing.
@@ -61,40 +69,35 @@ pub fn add(edge_state: &Path) -> Result<PathBuf, Error> {
     };
     std::fs::create_dir_all(SYSTEM_ROOTS).map_err(|source| at("make the folder of", source))?;
     std::fs::write(&path, certificate).map_err(|source| at("write", source))?;
-    update()?;
+    update(&[])?;
     Ok(path)
 }
 
-/// Takes the authority out of the system's store. Taking out one that is not there changes nothing.
+/// Takes the authority out of the system's store. False when it was not there, and nothing changed.
 ///
 /// # Errors
 /// When the store cannot be changed.
-pub fn remove(edge_state: &Path) -> Result<PathBuf, Error> {
+pub fn remove(edge_state: &Path) -> Result<bool, Error> {
     let path = system_path(edge_state);
     match std::fs::remove_file(&path) {
-        Ok(()) => update()?,
-        Err(source) if source.kind() == std::io::ErrorKind::NotFound => {}
-        Err(source) => {
-            return Err(Error::File {
-                doing: "remove",
-                path,
-                source,
-            });
-        }
+        // Made from nothing, or a link to the root that is gone stays in the folder that programs read.
+        Ok(()) => update(&["--fresh"]).map(|()| true),
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error::File {
+            doing: "remove",
+            path,
+            source,
+        }),
     }
-    Ok(path)
 }
 
 /// Whether the system trusts the authority.
-#[must_use]
-pub fn is_trusted(edge_state: &Path) -> bool {
-    match (
-        certificate(edge_state),
-        std::fs::read_to_string(system_path(edge_state)),
-    ) {
-        (Ok(ours), Ok(theirs)) => ours == theirs,
-        _ => false,
-    }
+///
+/// # Errors
+/// As [`certificate`].
+pub fn is_trusted(edge_state: &Path) -> Result<bool, Error> {
+    let ours = certificate(edge_state)?;
+    Ok(std::fs::read_to_string(system_path(edge_state)).is_ok_and(|theirs| theirs == ours))
 }
 
 /// One file for each data directory, so that two installations do not take each other's away.
@@ -104,8 +107,12 @@ fn system_path(edge_state: &Path) -> PathBuf {
     Path::new(SYSTEM_ROOTS).join(format!("tramontane-{}.crt", hex::encode(&digest[..4])))
 }
 
-fn update() -> Result<(), Error> {
-    let done = Command::new(UPDATE_COMMAND).output().map_err(Error::NoUpdate)?;
+fn update(arguments: &[&str]) -> Result<(), Error> {
+    let done = Command::new(UPDATE_COMMAND)
+        .args(arguments)
+        .env("PATH", tram_site_local::programs::path())
+        .output()
+        .map_err(Error::NoUpdate)?;
     if done.status.success() {
         Ok(())
     } else {
@@ -136,9 +143,37 @@ pub fn run(
             printer.note("programs with a store of their own, such as Firefox, must be told apart");
         }
         tram_cli::TrustAction::Remove => {
-            remove(&edge_state)?;
-            printer.note("this machine does not trust the local authority any more");
+            printer.note(if remove(&edge_state)? {
+                "this machine does not trust the local authority any more"
+            } else {
+                "this machine did not trust the local authority of this data directory; nothing was changed"
+            });
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn taking_out_what_was_never_trusted_changes_nothing_and_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(!remove(directory.path()).unwrap());
+    }
+
+    #[test]
+    fn an_authority_that_cannot_be_read_is_not_one_that_is_missing() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            certificate(directory.path()),
+            Err(Error::NoAuthority(_))
+        ));
+        // A folder in its place cannot be read, not even by root.
+        std::fs::create_dir_all(tram_edge::ca::certificate_path(directory.path())).unwrap();
+        let refused = certificate(directory.path()).unwrap_err();
+        assert!(matches!(refused, Error::File { doing: "read", .. }), "{refused}");
+        assert!(is_trusted(directory.path()).is_err());
+    }
 }

@@ -3,7 +3,7 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::CommandFactory as _;
-use tram_cli::{Arguments, ImagesAction, Outcome, ServerCommand, Settings, TrustAction};
+use tram_cli::{AdminAction, Arguments, ImagesAction, Outcome, ServerCommand, Settings, TrustAction};
 
 use crate::tram::Tram;
 
@@ -44,7 +44,26 @@ fn the_rest_of_the_servers_commands_are_handed_on() {
         data_dir: PathBuf::from("/tmp/x"),
         ..Settings::default()
     };
-    assert_eq!(handed_on("doctor"), ServerCommand::Doctor(Settings::default()));
+    assert_eq!(
+        handed_on("doctor"),
+        ServerCommand::Doctor {
+            settings: Settings::default(),
+            unread: None
+        }
+    );
+    for (line, action) in [
+        ("admin new-token --data-dir /tmp/x", AdminAction::NewToken),
+        ("admin --data-dir /tmp/x rotate-keys", AdminAction::RotateKeys),
+        (
+            "admin backup /tmp/copy.db --data-dir /tmp/x",
+            AdminAction::Backup {
+                file: PathBuf::from("/tmp/copy.db"),
+            },
+        ),
+    ] {
+        let settings = settings.clone();
+        assert_eq!(handed_on(line), ServerCommand::Admin { settings, action });
+    }
     for (line, action) in [
         ("trust --data-dir /tmp/x", TrustAction::Add),
         ("trust --remove --data-dir /tmp/x", TrustAction::Remove),
