@@ -5,6 +5,10 @@
     clippy::panic,
     reason = "a test that cannot go on says why and fails"
 )]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "between two looks at a condition, with a deadline"
+)]
 
 use std::{
     fs,
