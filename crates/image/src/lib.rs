@@ -53,7 +53,7 @@ pub use progress::{BlobProgress, Phase, Progress, ProgressSender};
 pub use reference::{Aliases, Reference};
 pub use registry::{Credentials, RegistryConfig};
 pub use store::{
-    CollectPolicy, CollectReport, Freshness, Image, ImageStore, ImageSummary, Imported, PullPolicy,
+    CollectPolicy, CollectReport, Freshness, Image, ImageStore, ImageSummary, Imported, Origin, PullPolicy,
     PullRequest, Settings, Verification, VerifyCode,
 };
 pub use user::{ResolvedUser, resolve_user};

@@ -51,6 +51,7 @@ pub use verify::{Verification, VerifyCode};
 
 use layout::Layout;
 use pins::{Pin, Pins};
+use records::Record;
 
 /// How a store works.
 #[derive(Debug, Clone, Default)]
@@ -110,6 +111,8 @@ pub struct Image {
     pub size_bytes: u64,
     /// Whether the registry was asked.
     pub freshness: Freshness,
+    /// Where it came from.
+    pub origin: Origin,
     _pin: Arc<Pin>,
 }
 
@@ -165,6 +168,18 @@ impl ImageStore {
         tokio::task::spawn_blocking(move || inner.layout.remove_record(&reference)).await?
     }
 
+    /// The name to look for, and what may be shown for it: a secret is for the registry that the user named, not for
+    /// one that an alias leads to.
+    fn aliased<'a>(
+        &self,
+        reference: &Reference,
+        credentials: Option<&'a Credentials>,
+    ) -> (Reference, Option<&'a Credentials>) {
+        let target = self.inner.settings.aliases.apply(reference);
+        let credentials = credentials.filter(|_| target.registry() == reference.registry());
+        (target, credentials)
+    }
+
     /// Credentials as they are remembered with a private image: a salted hash.
     fn holder(&self, reference: &Reference, credentials: Option<&Credentials>) -> Option<Digest> {
         credentials.map(|credentials| {
@@ -183,13 +198,8 @@ impl Inner {
     /// Puts an image together from what is on disk, or `None` when a part is missing.
     ///
     /// Lays out the layers top first, each once, and cut below one that hides all beneath it.
-    fn assemble(
-        &self,
-        reference: &Reference,
-        manifest_digest: Digest,
-        resolved_digest: Digest,
-        freshness: Freshness,
-    ) -> Result<Option<Image>, Error> {
+    fn assemble(&self, record: &Record, freshness: Freshness) -> Result<Option<Image>, Error> {
+        let manifest_digest = record.manifest_digest;
         let Some((manifest, config)) = self.layout.read_image(&manifest_digest)? else {
             return Ok(None);
         };
@@ -219,13 +229,14 @@ impl Inner {
             }
         }
         Ok(Some(Image {
-            reference: reference.clone(),
+            reference: record.reference.clone(),
             manifest_digest,
-            resolved_digest,
+            resolved_digest: record.resolved_digest,
             config,
             layers,
             size_bytes,
             freshness,
+            origin: record.origin,
             _pin: pin,
         }))
     }

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tram_image::registry::Credentials;
-use tram_image::{Digest, Image, ImageStore, Phase, Progress, PullPolicy, PullRequest, Reference};
+use tram_image::{Digest, Image, ImageStore, Origin, Phase, Progress, PullPolicy, PullRequest, Reference};
 use tram_site::{Changed, Error, ImageSpec, ObservedImage};
 use tram_types::{DeploymentId, InstanceId};
 
@@ -215,9 +215,11 @@ impl Images {
             pinned: spec.reference.clone(),
             manifest_digest: image.manifest_digest.to_string(),
         };
-        // Kept under its digest too, so that a tag that moves takes nothing away. An imported image has no registry
-        // that knows the digest, and nobody moves its name but the operator.
-        if let Ok(reference) = Reference::from_str(&by_digest) {
+        // Kept under its digest too, so that a tag that moves takes nothing away. Nobody moves the name of an imported
+        // image but the operator, and no registry need hear of it.
+        if image.origin == Origin::Registry
+            && let Ok(reference) = Reference::from_str(&by_digest)
+        {
             match self.kept(&reference, spec).await {
                 Ok(_) => pinned.pinned = by_digest,
                 Err(error) => tracing::info!(
@@ -317,8 +319,11 @@ fn parse(reference: &str) -> Result<Reference, Error> {
 
 fn request(reference: &Reference, spec: &ImageSpec) -> PullRequest {
     let request = PullRequest::new(reference.clone());
+    // A pinned name may be one that an alias led to.
+    let named =
+        Reference::from_str(&spec.reference).is_ok_and(|named| named.registry() == reference.registry());
     match &spec.credentials {
-        Some(given) if meant_for(&given.host, reference.registry()) => {
+        Some(given) if named && meant_for(&given.host, reference.registry()) => {
             request.credentials(Credentials::basic(&given.username, &given.password))
         }
         _ => request,
@@ -384,5 +389,20 @@ mod tests {
         ] {
             assert!(!meant_for(host, registry), "{host} {registry}");
         }
+    }
+
+    #[test]
+    fn credentials_for_any_host_do_not_follow_an_alias() {
+        let mut spec = crate::testing::instance_spec("app", "web").image;
+        spec.reference = "ghcr.io/team/app".to_owned();
+        spec.credentials = Some(tram_site::spec::RegistryCredentials {
+            host: String::new(),
+            username: "robot".to_owned(),
+            password: "secret".to_owned(),
+        });
+        let shown = |reference: &str| request(&parse(reference).unwrap(), &spec).credentials.is_some();
+        assert!(shown("ghcr.io/team/app"));
+        // What a deployment is pinned to after an alias was applied.
+        assert!(!shown("house.example/team/app"));
     }
 }

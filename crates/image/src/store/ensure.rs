@@ -24,7 +24,8 @@ use crate::unpack::Budget;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PullPolicy {
     /// Always, so that a moved tag is followed. If the registry cannot be reached, the kept image is used and
-    /// [`Freshness::Unconfirmed`] says so.
+    /// [`Freshness::Unconfirmed`] says so. An imported image is used without asking: its name may be another's on
+    /// a registry.
     #[default]
     Always,
     /// Only when the image is not here, or is private and these credentials have not been seen to open it.
@@ -36,7 +37,7 @@ pub enum PullPolicy {
 pub struct PullRequest {
     /// The name, before aliases.
     pub reference: Reference,
-    /// From the registry secret; go to the named registry alone.
+    /// From the registry secret; go to the named registry alone, and nowhere when an alias leads to another.
     pub credentials: Option<Credentials>,
     /// When to ask.
     pub policy: PullPolicy,
@@ -84,18 +85,20 @@ impl ImageStore {
     /// Many may ask for the same image, or for images that share layers, at the same time: each layer is
     /// fetched and unpacked once.
     pub async fn ensure(&self, request: &PullRequest, progress: &ProgressSender) -> Result<Image, Error> {
-        let reference = self.inner.settings.aliases.apply(&request.reference);
+        let (reference, credentials) = self.aliased(&request.reference, request.credentials.as_ref());
         progress.send_modify(|progress| progress.phase = Phase::Resolving);
-        let holder = self.holder(&reference, request.credentials.as_ref());
+        let holder = self.holder(&reference, credentials);
         let kept = self.kept(&reference).await?;
         let usable = kept.as_ref().filter(|(record, _)| record.allows(holder.as_ref()));
-        if let (PullPolicy::IfNotPresent, Some((_, image))) = (request.policy, usable) {
+        if let Some((record, image)) = usable
+            && (request.policy == PullPolicy::IfNotPresent || record.is_imported())
+        {
             return Ok(self.ready(image.clone(), progress));
         }
         let source = Source::new(
             Arc::clone(&self.inner.client),
             reference.clone(),
-            request.credentials.clone(),
+            credentials.cloned(),
         )?;
         let source = Arc::new(source);
         let resolved = match self.ask(&source, kept.as_ref().map(|(record, _)| record)).await {
@@ -354,12 +357,7 @@ impl ImageStore {
             inner.layout.write_blob(&manifest_bytes)?;
             inner.layout.write_record(&record)?;
             inner
-                .assemble(
-                    &record.reference,
-                    record.manifest_digest,
-                    record.resolved_digest,
-                    Freshness::Confirmed,
-                )?
+                .assemble(&record, Freshness::Confirmed)?
                 .ok_or_else(|| Error::Archive {
                     reason: "a layer vanished while the image was stored".to_owned(),
                 })

@@ -69,8 +69,7 @@ impl ImageStore {
     /// Imports every image of an archive. `name` is for archives that carry no complete name of their own, and
     /// replaces it for those that hold one image.
     ///
-    /// Imported images are found by [`super::PullPolicy::IfNotPresent`], and by `Always` when their registry
-    /// cannot be reached. No budget collects them.
+    /// Imported images are used without asking a registry, whatever the policy. No budget collects them.
     pub async fn import(
         &self,
         archive: impl Read + Send + 'static,

@@ -80,6 +80,11 @@ impl Record {
         self.holders.is_empty() || holder.is_some_and(|holder| self.holders.contains(holder))
     }
 
+    /// Whether only the operator may replace it: a registry that has something under its name has nothing to say.
+    pub(super) fn is_imported(&self) -> bool {
+        self.origin == Origin::Archive
+    }
+
     /// Notes that the registry let these credentials (or nobody in particular) have the same contents.
     /// Answers whether that changed anything.
     pub(super) fn admit(&mut self, holder: Option<Digest>) -> bool {
@@ -145,24 +150,14 @@ impl Inner {
         let Some(record) = self.layout.record(reference)? else {
             return Ok(None);
         };
-        let image = self.assemble(
-            reference,
-            record.manifest_digest,
-            record.resolved_digest,
-            Freshness::Present,
-        )?;
+        let image = self.assemble(&record, Freshness::Present)?;
         Ok(image.map(|image| (record, image)))
     }
 
     pub(super) fn summaries(&self) -> Result<Vec<ImageSummary>, Error> {
         let mut summaries = Vec::new();
         for (record, used_at) in self.layout.records()? {
-            let image = self.assemble(
-                &record.reference,
-                record.manifest_digest,
-                record.resolved_digest,
-                Freshness::Present,
-            )?;
+            let image = self.assemble(&record, Freshness::Present)?;
             summaries.push(ImageSummary {
                 reference: record.reference,
                 manifest_digest: record.manifest_digest,

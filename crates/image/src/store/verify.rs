@@ -127,8 +127,8 @@ impl VerifyCode {
 impl ImageStore {
     /// Checks that an image exists, may be pulled with these credentials, and runs on this machine.
     ///
-    /// Takes text, because a malformed name is one of the answers. An image that is kept here passes when its
-    /// registry cannot be reached: a deployment would use it too.
+    /// Takes text, because a malformed name is one of the answers. An image that was imported passes unasked, and
+    /// one that is kept here when its registry cannot be reached: a deployment would use it too.
     pub async fn verify(&self, image: &str, credentials: Option<&Credentials>) -> Verification {
         match self.try_verify(image, credentials).await {
             Ok(reason) => Verification { code: None, reason },
@@ -141,8 +141,13 @@ impl ImageStore {
 
     async fn try_verify(&self, image: &str, credentials: Option<&Credentials>) -> Result<String, Error> {
         let reference: Reference = image.parse()?;
-        let reference = self.inner.settings.aliases.apply(&reference);
+        let (reference, credentials) = self.aliased(&reference, credentials);
         let holder = self.holder(&reference, credentials);
+        if let Some((record, _)) = self.kept(&reference).await?
+            && record.is_imported()
+        {
+            return Ok("the image imported on this machine will be used".to_owned());
+        }
         let source = Source::new(
             Arc::clone(&self.inner.client),
             reference.clone(),

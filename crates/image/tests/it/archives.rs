@@ -5,7 +5,9 @@ use std::io::Cursor;
 use std::path::Path;
 use std::process::Command;
 
-use tram_image::{Digest, Error, Fault, Freshness, ImageStore, Progress, PullPolicy, unpack::UnpackError};
+use tram_image::{
+    Digest, Error, Fault, Freshness, ImageStore, Origin, Progress, PullPolicy, unpack::UnpackError,
+};
 
 use crate::support::{
     Archive, Compression, Registry, Scripted, TestImage, compress, host_architecture, is_root, pull,
@@ -106,7 +108,10 @@ async fn docker_save_is_imported_and_stands_in_for_its_registry() {
     );
     assert_eq!(fs::read(image.layers[1].join("j")).unwrap(), b"2");
     let kept = pull(&store, "127.0.0.1:1/house/app:v1").await.unwrap();
-    assert!(matches!(kept.freshness, Freshness::Unconfirmed { .. }));
+    assert_eq!(
+        (kept.freshness, kept.origin),
+        (Freshness::Present, Origin::Archive)
+    );
     assert!(store.verify("127.0.0.1:1/house/app:v1", None).await.success());
     let zipped = compress(&archive, Compression::Gzip);
     assert_eq!(import(&store, zipped, None).await.unwrap().len(), 2);
@@ -114,6 +119,40 @@ async fn docker_save_is_imported_and_stands_in_for_its_registry() {
     assert_eq!(
         import(&store, one, Some("renamed:9")).await.unwrap(),
         ["renamed:9"]
+    );
+}
+
+#[tokio::test]
+async fn whoever_owns_an_imported_name_on_a_registry_is_not_asked() {
+    if !is_root("whoever_owns_an_imported_name_on_a_registry_is_not_asked") {
+        return;
+    }
+    let theirs = TestImage::new(&[(Archive::new().file("theirs", b"x").build(), Compression::Gzip)]);
+    let served = theirs.clone();
+    let registry = Scripted::start(move |request| registry_reply(&served, request)).await;
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory);
+    let name = registry.name("house/app");
+    let archive = docker_save(
+        &[&format!("{name}:latest")],
+        &[Archive::new().file("ours", b"1").build()],
+    );
+    import(&store, archive, None).await.unwrap();
+    let image = pull(&store, &name).await.unwrap();
+    assert_ne!(image.manifest_digest, theirs.digest());
+    assert!(image.layers[0].join("ours").exists());
+    let verified = store.verify(&name, None).await;
+    assert!(
+        verified.success() && verified.reason.contains("imported"),
+        "{verified:?}"
+    );
+    assert!(registry.seen().is_empty(), "{:?}", registry.seen());
+
+    // Once the operator takes the name away, it is the registry's again.
+    assert!(store.remove(&name.parse().unwrap()).await.unwrap());
+    assert_eq!(
+        pull(&store, &name).await.unwrap().manifest_digest,
+        theirs.digest()
     );
 }
 
