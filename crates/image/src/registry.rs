@@ -17,7 +17,7 @@ mod retries;
 mod stream;
 
 pub(crate) use client::{Client, Resolved, Source};
-pub use hosts::{Endpoint, RegistryConfig};
+pub use hosts::{ClientCertificate, Endpoint, RegistryConfig};
 pub(crate) use retries::Retries;
 pub(crate) use stream::BlobStream;
 

@@ -1,7 +1,7 @@
 //! Requests to one repository: endpoints in order, authorisation, bounds on time and size, rounds of retries.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use super::answer::{error_text, range_start, retry_after, transport};
 use super::auth::{self, Authorization, Challenge, TokenAnswer};
 use super::retries::Retries;
 use super::stream::BlobStream;
-use super::{Credentials, Endpoint, RegistryConfig};
+use super::{ClientCertificate, Credentials, Endpoint, RegistryConfig};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::limits::{MAX_ANSWER_BYTES, MAX_BACK_OFF, MAX_MANIFEST_BYTES, MAX_REDIRECTS, Timeouts};
@@ -35,8 +35,8 @@ const IDLE_CONNECTION_LIFE: Duration = Duration::from_secs(30);
 pub(crate) struct Client {
     config: RegistryConfig,
     timeouts: Timeouts,
-    /// One set of connections for each set of trusted authorities.
-    connections: Mutex<HashMap<Trust, reqwest::Client>>,
+    /// One set of connections for each way to trust and to be trusted.
+    connections: Mutex<HashMap<Trust, Connections>>,
     tokens: Mutex<HashMap<TokenKey, Authorization>>,
 }
 
@@ -44,6 +44,15 @@ pub(crate) struct Client {
 struct Trust {
     skip_verify: bool,
     authorities: Vec<PathBuf>,
+    client: Option<ClientCertificate>,
+    dial_timeout: Option<Duration>,
+}
+
+/// Connections, and what the files were when they were made: certificates are renewed in place.
+#[derive(Debug)]
+struct Connections {
+    files: Digest,
+    client: reqwest::Client,
 }
 
 /// A token is good for one repository at one address, for whoever got it.
@@ -74,10 +83,23 @@ impl Client {
         let trust = Trust {
             skip_verify: endpoint.skip_verify,
             authorities: endpoint.authorities.clone(),
+            client: endpoint.client.clone(),
+            dial_timeout: endpoint.dial_timeout,
         };
+        let authorities = endpoint
+            .authorities
+            .iter()
+            .map(|path| read("reading the authority", path).map(|pem| (path, pem)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let identity = endpoint.client.as_ref().map(client_pem).transpose()?;
+        let contents = authorities.iter().map(|(_, pem)| pem).chain(&identity);
+        let files: Vec<u8> = contents
+            .flat_map(|pem| Digest::of(pem).hex().into_bytes())
+            .collect();
+        let files = Digest::of(&files);
         let mut all = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = all.get(&trust) {
-            return Ok(client.clone());
+        if let Some(kept) = all.get(&trust).filter(|kept| kept.files == files) {
+            return Ok(kept.client.clone());
         }
         // The process chooses its provider at start; a library user or a test may not have, and reqwest would
         // panic. An error means that one is there already.
@@ -85,10 +107,9 @@ impl Client {
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
         let mut builder = self
-            .builder()
+            .builder(endpoint)
             .tls_danger_accept_invalid_certs(endpoint.skip_verify);
-        for path in &endpoint.authorities {
-            let pem = std::fs::read(path).map_err(|error| Error::io("reading the authority", path, error))?;
+        for (path, pem) in authorities {
             let certificates =
                 reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| Error::Configuration {
                     path: path.clone(),
@@ -96,12 +117,24 @@ impl Client {
                 })?;
             builder = builder.tls_certs_merge(certificates);
         }
+        let unusable = |error: reqwest::Error| Error::Configuration {
+            path: endpoint
+                .client
+                .as_ref()
+                .map(|client| client.certificate.clone())
+                .unwrap_or_default(),
+            reason: format!("the client certificate cannot be used with its key: {error}"),
+        };
+        if let Some(pem) = &identity {
+            builder = builder.identity(reqwest::Identity::from_pem(pem).map_err(unusable)?);
+        }
         let client = match builder.build() {
             Ok(client) => client,
+            Err(error) if identity.is_some() => return Err(unusable(error)),
             // A host without any certificate authorities installed. Plain http must work there; https then
             // fails with the reason when it is tried.
             Err(_) => self
-                .builder()
+                .builder(endpoint)
                 .tls_certs_only([])
                 .build()
                 .map_err(|error| Error::Protocol {
@@ -109,14 +142,20 @@ impl Client {
                     reason: format!("TLS cannot be set up: {error}"),
                 })?,
         };
-        all.insert(trust, client.clone());
+        let kept = client.clone();
+        all.insert(trust, Connections { files, client: kept });
         Ok(client)
     }
 
-    fn builder(&self) -> reqwest::ClientBuilder {
+    /// How long a connection to it may take.
+    fn dial_limit(&self, endpoint: &Endpoint) -> Duration {
+        endpoint.dial_timeout.unwrap_or(self.timeouts.connect)
+    }
+
+    fn builder(&self, endpoint: &Endpoint) -> reqwest::ClientBuilder {
         reqwest::Client::builder()
             .user_agent(concat!("tramontane/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(self.timeouts.connect)
+            .connect_timeout(self.dial_limit(endpoint))
             .pool_max_idle_per_host(IDLE_CONNECTIONS_PER_HOST)
             .pool_idle_timeout(IDLE_CONNECTION_LIFE)
             .redirect(redirect::Policy::custom(|attempt| {
@@ -324,9 +363,7 @@ impl Source {
 
     /// Addresses that layers may be fetched from.
     pub(crate) fn layer_endpoints(&self) -> impl Iterator<Item = &Endpoint> {
-        self.endpoints
-            .iter()
-            .filter(|endpoint| endpoint.pull || endpoint.is_server)
+        self.endpoints.iter().filter(|endpoint| endpoint.pull)
     }
 
     /// Starts to fetch a layer from byte `offset`. The stream says where it really starts.
@@ -375,7 +412,6 @@ impl Source {
         attempt: impl Fn(&'a Endpoint) -> BoxFuture<'a, Result<T, Error>>,
     ) -> Result<T, Error> {
         let able = |endpoint: &&Endpoint| match capability {
-            _ if endpoint.is_server => true,
             Capability::Resolve => endpoint.resolve,
             Capability::Pull => endpoint.pull,
         };
@@ -392,7 +428,7 @@ impl Source {
             }
             let error = last.unwrap_or_else(|| Error::Protocol {
                 registry: self.registry().to_owned(),
-                reason: "no address is configured for it".to_owned(),
+                reason: "no address in its hosts.toml has the capability to answer this".to_owned(),
             });
             retries.pause(error).await?;
         }
@@ -436,8 +472,9 @@ impl Source {
             }
             let limit = self.client.timeouts.response;
             let response = match timeout(limit, request.send()).await {
-                Ok(outcome) => outcome
-                    .map_err(|error| transport(&endpoint.host, what, error, self.client.timeouts.connect))?,
+                Ok(outcome) => outcome.map_err(|error| {
+                    transport(&endpoint.host, what, error, self.client.dial_limit(endpoint))
+                })?,
                 Err(_) => {
                     return Err(Error::Timeout {
                         registry: endpoint.host.clone(),
@@ -517,7 +554,7 @@ impl Source {
                 doing,
                 limit,
             })?
-            .map_err(|error| transport(&host, doing, error, self.client.timeouts.connect))?;
+            .map_err(|error| transport(&host, doing, error, self.client.dial_limit(endpoint)))?;
         let answer = self.judge(endpoint, credentials.is_some(), answer, doing).await?;
         let bytes = self.body(endpoint, answer, MAX_ANSWER_BYTES, doing).await?;
         let answer: TokenAnswer = serde_json::from_slice(&bytes)
@@ -585,24 +622,23 @@ impl Source {
         what: &'static str,
     ) -> Result<Vec<u8>, Error> {
         let limit = self.client.timeouts.response;
-        let read = async {
-            let mut bytes = Vec::new();
-            while let Some(chunk) = response
-                .chunk()
-                .await
-                .map_err(|error| transport(&endpoint.host, what, error, self.client.timeouts.connect))?
-            {
-                if bytes.len() as u64 + chunk.len() as u64 > limit_bytes {
-                    let reason = format!("{what} is larger than {limit_bytes} bytes");
-                    return Err(Error::Protocol {
-                        registry: endpoint.host.clone(),
-                        reason,
-                    });
+        let read =
+            async {
+                let mut bytes = Vec::new();
+                while let Some(chunk) = response.chunk().await.map_err(|error| {
+                    transport(&endpoint.host, what, error, self.client.dial_limit(endpoint))
+                })? {
+                    if bytes.len() as u64 + chunk.len() as u64 > limit_bytes {
+                        let reason = format!("{what} is larger than {limit_bytes} bytes");
+                        return Err(Error::Protocol {
+                            registry: endpoint.host.clone(),
+                            reason,
+                        });
+                    }
+                    bytes.extend_from_slice(&chunk);
                 }
-                bytes.extend_from_slice(&chunk);
-            }
-            Ok(bytes)
-        };
+                Ok(bytes)
+            };
         match timeout(limit, read).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Error::Timeout {
@@ -612,6 +648,20 @@ impl Source {
             }),
         }
     }
+}
+
+fn read(doing: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|error| Error::io(doing, path, error))
+}
+
+/// Certificate and key in one text, as TLS wants them.
+fn client_pem(client: &ClientCertificate) -> Result<Vec<u8>, Error> {
+    let mut pem = read("reading the client certificate", &client.certificate)?;
+    if let Some(key) = &client.key {
+        pem.push(b'\n');
+        pem.extend(read("reading the key of the client certificate", key)?);
+    }
+    Ok(pem)
 }
 
 fn accept() -> HeaderMap {

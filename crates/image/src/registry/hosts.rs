@@ -6,6 +6,8 @@
 //!     [host."https://mirror.example.com"]
 //!       capabilities = ["pull", "resolve"]
 //!       ca = "/etc/tramontane/mirror.pem"
+//!       client = [["ours.pem", "ours.key"]]
+//!       dial_timeout = "3s"
 //! <directory>/docker.io/credentials.toml        # ours: containerd keeps these elsewhere
 //!     [host."mirror.example.com"]
 //!       username = "reader"
@@ -19,6 +21,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
@@ -59,10 +62,23 @@ pub struct Endpoint {
     pub skip_verify: bool,
     /// Authorities to trust beside the system's.
     pub authorities: Vec<PathBuf>,
+    /// The certificate to show it.
+    pub client: Option<ClientCertificate>,
+    /// To a connection, if not as long as everywhere.
+    pub dial_timeout: Option<Duration>,
     /// Sent with every request.
     pub headers: HeaderMap,
     /// What the operator configured for it.
     pub credentials: Option<Credentials>,
+}
+
+/// A certificate of ours, and its key, as PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ClientCertificate {
+    /// The certificate; the key as well when it has no file of its own.
+    pub certificate: PathBuf,
+    /// The key.
+    pub key: Option<PathBuf>,
 }
 
 impl RegistryConfig {
@@ -180,6 +196,15 @@ impl RegistryConfig {
             pull: capable("pull"),
             skip_verify: file.skip_verify,
             authorities: file.ca.list().iter().map(|path| directory.join(path)).collect(),
+            client: file.client.one(directory)?,
+            dial_timeout: file
+                .dial_timeout
+                .as_deref()
+                .map(|text| {
+                    go_duration(text)
+                        .ok_or_else(|| format!("dial_timeout `{text}` is not a time such as `5s`"))
+                })
+                .transpose()?,
             headers,
             credentials: credentials
                 .get(&host)
@@ -252,6 +277,9 @@ struct HostsFile {
     #[serde(default)]
     ca: Texts,
     #[serde(default)]
+    client: ClientFiles,
+    dial_timeout: Option<String>,
+    #[serde(default)]
     skip_verify: bool,
     #[serde(default)]
     override_path: bool,
@@ -264,6 +292,8 @@ impl HostsFile {
         HostFile {
             capabilities: self.capabilities.clone(),
             ca: self.ca.clone(),
+            client: self.client.clone(),
+            dial_timeout: self.dial_timeout.clone(),
             skip_verify: self.skip_verify,
             override_path: self.override_path,
             header: self.header.clone(),
@@ -303,6 +333,9 @@ struct HostFile {
     #[serde(default)]
     ca: Texts,
     #[serde(default)]
+    client: ClientFiles,
+    dial_timeout: Option<String>,
+    #[serde(default)]
     skip_verify: bool,
     #[serde(default)]
     override_path: bool,
@@ -339,6 +372,75 @@ impl Default for Texts {
     fn default() -> Self {
         Self::Many(Vec::new())
     }
+}
+
+/// One file, a list of files, or a list of certificates each with its key.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum ClientFiles {
+    One(String),
+    Many(Vec<Texts>),
+}
+
+impl ClientFiles {
+    fn one(&self, directory: &Path) -> Result<Option<ClientCertificate>, String> {
+        let files = match self {
+            Self::One(file) => std::slice::from_ref(file),
+            Self::Many(all) => match &all[..] {
+                [] => return Ok(None),
+                [one] => one.list(),
+                _ => {
+                    return Err(
+                        "it names several client certificates, and one can be shown: keep that one"
+                            .to_owned(),
+                    );
+                }
+            },
+        };
+        let (certificate, key) = match files {
+            [certificate] => (certificate, None),
+            // containerd's way of saying that the key is in the same file.
+            [certificate, key] => (certificate, Some(key).filter(|key| !key.is_empty())),
+            _ => return Err("`client` wants the file of a certificate and the file of its key".to_owned()),
+        };
+        Ok(Some(ClientCertificate {
+            certificate: directory.join(certificate),
+            key: key.map(|key| directory.join(key)),
+        }))
+    }
+}
+
+impl Default for ClientFiles {
+    fn default() -> Self {
+        Self::Many(Vec::new())
+    }
+}
+
+/// A time as Go writes it: `5s`, `1m30s`, `1.5h`. `None` for what is none, and for no time at all.
+fn go_duration(text: &str) -> Option<Duration> {
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|character: char| !character.is_ascii_digit() && character != '.')?;
+        let (number, after) = rest.split_at(digits);
+        let unit = after
+            .find(|character: char| character.is_ascii_digit() || character == '.')
+            .unwrap_or(after.len());
+        let (unit, after) = after.split_at(unit);
+        let seconds = match unit {
+            "ns" => 1e-9,
+            "us" | "µs" | "μs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        let part = Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()?;
+        total = total.checked_add(part)?;
+        rest = after;
+    }
+    Some(total).filter(|total| !total.is_zero())
 }
 
 fn read(path: &Path) -> Result<Option<String>, Error> {

@@ -416,6 +416,96 @@ async fn mirrors_come_first_and_never_see_the_pulls_credentials() {
 }
 
 #[tokio::test]
+async fn a_registry_without_the_capability_is_not_asked() {
+    if !is_root("a_registry_without_the_capability_is_not_asked") {
+        return;
+    }
+    let image = TestImage::new(&[(Archive::new().file("x", b"").build(), Compression::Gzip)]);
+    let served = image.clone();
+    let mirror = Scripted::start(move |request| registry_reply(&image, request)).await;
+    let server = Scripted::start(move |request| registry_reply(&served, request)).await;
+    let hosts = tempfile::tempdir().unwrap();
+    let place = hosts.path().join("images.example");
+    fs::create_dir(&place).unwrap();
+    let configure = |own: &str, of_mirror: &str| {
+        let text = format!(
+            "server = \"http://{}\"\ncapabilities = [{own}]\n[host.\"http://{}\"]\ncapabilities = [{of_mirror}]\n",
+            server.address, mirror.address
+        );
+        fs::write(place.join("hosts.toml"), text).unwrap();
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let store = store_with(&directory, RegistryConfig::from_directory(hosts.path()));
+    configure("\"resolve\"", "\"pull\"");
+    pull(&store, "images.example/app").await.unwrap();
+    assert!(
+        server
+            .seen()
+            .iter()
+            .all(|request| request.path.contains("/manifests/latest")),
+        "{:?}",
+        server.seen()
+    );
+    configure("", "\"resolve\"");
+    let error = pull(&store, "images.example/other").await.unwrap_err();
+    assert!(error.to_string().contains("capability"), "{error}");
+}
+
+#[tokio::test]
+async fn credentials_do_not_follow_an_alias_to_another_registry() {
+    if !is_root("credentials_do_not_follow_an_alias_to_another_registry") {
+        return;
+    }
+    let image = TestImage::new(&[(Archive::new().file("x", b"").build(), Compression::Gzip)]);
+    let registry = Scripted::start(
+        move |request| match request.headers.contains_key("authorization") {
+            true => registry_reply(&image, request),
+            false => Reply::new(401, "").header("www-authenticate", "Basic realm=\"x\""),
+        },
+    )
+    .await;
+    let target = registry.name("house/app");
+    let aliases = tram_image::Aliases::new([
+        ("images.example/app", target.as_str()),
+        (&registry.name("app"), target.as_str()),
+    ])
+    .unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let settings = tram_image::Settings {
+        aliases,
+        ..settings()
+    };
+    let store = tram_image::ImageStore::open(directory.path(), settings).unwrap();
+    let secret = Credentials::basic("robot", "secret");
+    let ensure = |name: &str| {
+        let wanted = request(name, PullPolicy::Always).credentials(secret.clone());
+        let store = store.clone();
+        async move { store.ensure(&wanted, &Progress::channel().0).await }
+    };
+    let refused = ensure("images.example/app").await;
+    assert!(
+        matches!(
+            refused,
+            Err(Error::AccessDenied {
+                authenticated: false,
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
+    let verified = store.verify("images.example/app", Some(&secret)).await;
+    assert_eq!(verified.code, Some(VerifyCode::AnonAccessDenied));
+    let seen = registry.seen();
+    assert!(!seen.is_empty());
+    assert!(
+        seen.iter()
+            .all(|request| !request.headers.contains_key("authorization")),
+        "the secret is for images.example"
+    );
+    ensure(&registry.name("app")).await.unwrap();
+}
+
+#[tokio::test]
 async fn verify_answers_with_the_codes_of_the_wire() {
     let image = TestImage::new(&[]);
     let foreign = TestImage::build(&[], "sparc", "{}", false);

@@ -7,25 +7,42 @@ use std::sync::Arc;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tram_image::{Error, RegistryConfig};
 
 use crate::support::{Archive, Compression, TestImage, is_root, pull, registry_reply, serve, store_with};
 
-/// A registry with a certificate for 127.0.0.1 from an authority of its own. Gives the authority as PEM.
-async fn start(image: TestImage) -> (SocketAddr, String, tokio::task::JoinSet<()>) {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+type Authority = CertifiedIssuer<'static, KeyPair>;
+
+fn authority() -> Authority {
     let mut authority = CertificateParams::new(Vec::new()).unwrap();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
+    CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap()
+}
+
+/// A registry with a certificate for 127.0.0.1 from `authority`, which may want one from its clients too.
+async fn start(
+    image: TestImage,
+    authority: &Authority,
+    wants_certificate: bool,
+) -> (SocketAddr, tokio::task::JoinSet<()>) {
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(["127.0.0.1".to_owned()])
         .unwrap()
-        .signed_by(&key, &authority)
+        .signed_by(&key, authority)
         .unwrap();
-    let config = ServerConfig::builder()
-        .with_no_client_auth()
+    let config = ServerConfig::builder();
+    let config = if wants_certificate {
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.der().clone()).unwrap();
+        config.with_client_cert_verifier(WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap())
+    } else {
+        config.with_no_client_auth()
+    };
+    let config = config
         .with_single_cert(
             vec![certificate.der().clone()],
             PrivateKeyDer::Pkcs8(key.serialize_der().into()),
@@ -47,7 +64,7 @@ async fn start(image: TestImage) -> (SocketAddr, String, tokio::task::JoinSet<()
             });
         }
     });
-    (address, authority.pem(), tasks)
+    (address, tasks)
 }
 
 #[tokio::test]
@@ -56,7 +73,8 @@ async fn a_strange_certificate_is_refused_until_the_operator_trusts_it() {
         return;
     }
     let image = TestImage::new(&[(Archive::new().file("x", b"").build(), Compression::Gzip)]);
-    let (address, pem, _tasks) = start(image).await;
+    let authority = authority();
+    let (address, _tasks) = start(image, &authority, false).await;
     let hosts = tempfile::tempdir().unwrap();
     let place = hosts.path().join("secure.example");
     fs::create_dir(&place).unwrap();
@@ -81,9 +99,56 @@ async fn a_strange_certificate_is_refused_until_the_operator_trusts_it() {
         "{}",
         error.user_message()
     );
-    fs::write(place.join("authority.pem"), pem).unwrap();
+    fs::write(place.join("authority.pem"), authority.pem()).unwrap();
     with("ca = \"authority.pem\"").await.unwrap();
     with("skip_verify = true").await.unwrap();
     let error = with("ca = \"missing.pem\"").await.unwrap_err();
     assert!(error.to_string().contains("missing.pem"), "{error}");
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_and_renewed_files_are_read() {
+    if !is_root("a_client_certificate_is_shown_and_renewed_files_are_read") {
+        return;
+    }
+    let image = TestImage::new(&[(Archive::new().file("x", b"").build(), Compression::Gzip)]);
+    let (authority, stranger) = (authority(), authority());
+    let (address, _tasks) = start(image, &authority, true).await;
+    let hosts = tempfile::tempdir().unwrap();
+    let place = hosts.path().join("secure.example");
+    fs::create_dir(&place).unwrap();
+    let show = |issuer: &Authority| {
+        let key = KeyPair::generate().unwrap();
+        let own = CertificateParams::new(["this-machine".to_owned()]).unwrap();
+        let own = own.signed_by(&key, issuer).unwrap();
+        fs::write(place.join("own.cert"), own.pem()).unwrap();
+        fs::write(place.join("own.key"), key.serialize_pem()).unwrap();
+    };
+    let configure = |lines: &str| {
+        let text = format!("server = \"https://{address}\"\nca = \"authority.pem\"\n{lines}\n");
+        fs::write(place.join("hosts.toml"), text).unwrap();
+    };
+    // One store throughout, as one control plane has.
+    let directory = tempfile::tempdir().unwrap();
+    let store = store_with(&directory, RegistryConfig::from_directory(hosts.path()));
+    fs::write(place.join("authority.pem"), authority.pem()).unwrap();
+    configure("");
+    let refused = pull(&store, "secure.example/app").await;
+    assert!(matches!(refused, Err(Error::Transport { .. })), "{refused:?}");
+    configure("client = [[\"own.cert\", \"own.key\"]]\ndial_timeout = \"1500ms\"");
+    show(&stranger);
+    let refused = pull(&store, "secure.example/app").await;
+    assert!(matches!(refused, Err(Error::Transport { .. })), "{refused:?}");
+    // Renewed in place, under the same names.
+    show(&authority);
+    pull(&store, "secure.example/app").await.unwrap();
+    fs::write(place.join("authority.pem"), stranger.pem()).unwrap();
+    let refused = pull(&store, "secure.example/other").await;
+    assert!(matches!(refused, Err(Error::Transport { .. })), "{refused:?}");
+    fs::write(place.join("own.key"), "no key").unwrap();
+    let refused = pull(&store, "secure.example/app").await.unwrap_err();
+    assert!(
+        matches!(refused, Error::Configuration { .. }) && refused.to_string().contains("own.cert"),
+        "{refused}"
+    );
 }

@@ -150,3 +150,45 @@ fn mistakes_are_named() {
     assert!(refused("b.example").contains("ftp://m.example"));
     assert!(refused("c.example").contains("hosts.toml"));
 }
+
+#[test]
+fn client_certificates_and_time_outs_as_containerd_writes_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let read = |lines: &str| {
+        write(directory.path(), "c.example", "hosts.toml", lines);
+        RegistryConfig::from_directory(directory.path())
+            .endpoints("c.example")
+            .map(|mut endpoints| endpoints.remove(0))
+            .map_err(|error| error.to_string())
+    };
+    let place = directory.path().join("c.example");
+    let pair = |certificate: &str, key: Option<&str>| {
+        Some(ClientCertificate {
+            certificate: place.join(certificate),
+            key: key.map(|key| place.join(key)),
+        })
+    };
+    for (client, expected) in [
+        ("\"one.pem\"", pair("one.pem", None)),
+        ("[\"one.pem\"]", pair("one.pem", None)),
+        ("[[\"one.cert\", \"one.key\"]]", pair("one.cert", Some("one.key"))),
+        ("[[\"one.pem\", \"\"]]", pair("one.pem", None)),
+        ("[]", None),
+    ] {
+        let own = read(&format!("client = {client}\n")).unwrap();
+        assert_eq!(own.client, expected, "{client}");
+        let mirror = read(&format!("[host.\"https://m.example\"]\nclient = {client}\n")).unwrap();
+        assert_eq!((mirror.client, mirror.is_server), (expected, false), "{client}");
+    }
+    let several = read("client = [\"one.pem\", \"two.pem\"]\n").unwrap_err();
+    assert!(several.contains("several client certificates"), "{several}");
+
+    let dial = |text: &str| read(&format!("dial_timeout = \"{text}\"\n")).map(|host| host.dial_timeout);
+    assert_eq!(dial("3s").unwrap(), Some(Duration::from_secs(3)));
+    assert_eq!(dial("1m30.5s").unwrap(), Some(Duration::from_millis(90_500)));
+    assert_eq!(dial("200ms").unwrap(), Some(Duration::from_millis(200)));
+    for bad in ["", "0s", "5", "-1s", "5 s", "s", "1e999h"] {
+        let error = dial(bad).unwrap_err();
+        assert!(error.contains("dial_timeout"), "{bad}: {error}");
+    }
+}
