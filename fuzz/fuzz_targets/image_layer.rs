@@ -20,6 +20,7 @@ const LIMITS: Limits = Limits {
     image_compressed_bytes: 1 << 20,
     image_unpacked_bytes: 1 << 20,
     image_entries: 64,
+    min_free_bytes: 0,
 };
 
 /// Pieces that names are made of, beside what the fuzzer thinks of.

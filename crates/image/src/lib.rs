@@ -44,6 +44,7 @@ pub mod unpack;
 pub mod user;
 
 mod flight;
+mod floor;
 
 pub use digest::Digest;
 pub use error::{Error, Fault};

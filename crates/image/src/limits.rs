@@ -49,6 +49,9 @@ pub const MAX_SYMLINKS: u32 = 40;
 /// `etc/passwd` or `etc/group` of an image.
 pub const MAX_USER_FILE_BYTES: u64 = 4 << 20;
 
+/// Share of the store's disk that images leave free, as file systems themselves do for root.
+pub const MIN_FREE_PERCENT: u64 = 5;
+
 /// Bounds on what one image may cost this machine. Zip bombs end here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -58,6 +61,9 @@ pub struct Limits {
     pub image_unpacked_bytes: u64,
     /// Files, directories and links in all layers of one image: inodes run out before bytes do.
     pub image_entries: u64,
+    /// Bytes that stay free on the disk of the store, or [`MIN_FREE_PERCENT`] of it if that is more. Never more than
+    /// half of what was free when the store was opened.
+    pub min_free_bytes: u64,
 }
 
 impl Limits {
@@ -67,6 +73,8 @@ impl Limits {
     pub const DEFAULT_IMAGE_UNPACKED_BYTES: u64 = 64 << 30;
     /// A full desktop distribution has some 400,000.
     pub const DEFAULT_IMAGE_ENTRIES: u64 = 1_500_000;
+    /// The database, the logs and what instances write need room while somebody cleans up.
+    pub const DEFAULT_MIN_FREE_BYTES: u64 = 2 << 30;
 }
 
 impl Default for Limits {
@@ -75,6 +83,7 @@ impl Default for Limits {
             image_compressed_bytes: Self::DEFAULT_IMAGE_COMPRESSED_BYTES,
             image_unpacked_bytes: Self::DEFAULT_IMAGE_UNPACKED_BYTES,
             image_entries: Self::DEFAULT_IMAGE_ENTRIES,
+            min_free_bytes: Self::DEFAULT_MIN_FREE_BYTES,
         }
     }
 }

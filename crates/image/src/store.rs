@@ -27,11 +27,12 @@ use tokio::sync::Semaphore;
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::flight::Flights;
+use crate::floor::Floor;
 use crate::limits::{CONCURRENT_UNPACKS, Limits, Timeouts};
 use crate::manifest::{ImageConfig, Platform};
 use crate::reference::{Aliases, Reference};
 use crate::registry::{Client, Credentials, RegistryConfig};
-use crate::unpack::LayerReport;
+use crate::unpack::{Budget, LayerReport};
 
 mod collect;
 mod download;
@@ -84,6 +85,7 @@ struct Inner {
     platform: Platform,
     client: Arc<Client>,
     pins: Arc<Pins>,
+    floor: Arc<Floor>,
     /// Layers being downloaded.
     downloads: Flights<Digest, ()>,
     /// Layers being downloaded and unpacked, by diff id and blob.
@@ -137,6 +139,7 @@ impl ImageStore {
     pub fn open(directory: impl AsRef<Path>, settings: Settings) -> Result<Self, Error> {
         let layout = Layout::open(directory.as_ref())?;
         let client = Arc::new(Client::new(settings.registries.clone(), settings.timeouts));
+        let floor = Arc::new(Floor::new(directory.as_ref(), &settings.limits)?);
         let platform = settings.platform.clone().unwrap_or_else(Platform::host);
         Ok(Self {
             inner: Arc::new(Inner {
@@ -145,6 +148,7 @@ impl ImageStore {
                 client,
                 settings,
                 pins: Arc::default(),
+                floor,
                 downloads: Flights::default(),
                 unpacks: Flights::default(),
                 unpack_permits: Arc::new(Semaphore::new(CONCURRENT_UNPACKS)),
@@ -195,6 +199,11 @@ impl ImageStore {
 }
 
 impl Inner {
+    /// What one image may still unpack to, and only while there is room for it.
+    fn budget(&self) -> Budget {
+        Budget::new(&self.settings.limits).above(Arc::clone(&self.floor))
+    }
+
     /// Puts an image together from what is on disk, or `None` when a part is missing.
     ///
     /// Lays out the layers top first, each once, and cut below one that hides all beneath it.

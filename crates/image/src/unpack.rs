@@ -35,6 +35,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::Digest;
+use crate::floor::{CHECK_BYTES, Floor};
 use crate::limits::Limits;
 
 pub(crate) use compression::decompress;
@@ -124,6 +125,8 @@ pub struct Budget {
     limits: Limits,
     left: Arc<Left>,
     cancelled: Arc<AtomicBool>,
+    /// What must stay free of the disk, if it is known which.
+    floor: Option<Arc<Floor>>,
 }
 
 #[derive(Debug)]
@@ -143,6 +146,15 @@ impl Budget {
                 entries: AtomicU64::new(limits.image_entries),
             }),
             cancelled: Arc::default(),
+            floor: None,
+        }
+    }
+
+    /// The same budget while the disk has room.
+    pub(crate) fn above(self, floor: Arc<Floor>) -> Self {
+        Self {
+            floor: Some(floor),
+            ..self
         }
     }
 
@@ -167,6 +179,16 @@ impl Budget {
             what: "bytes",
             limit: self.limits.image_unpacked_bytes,
         })
+    }
+
+    /// Asked once in a while: whether the disk has room for more.
+    pub(crate) fn check_room(&self) -> Result<(), UnpackError> {
+        match &self.floor {
+            Some(floor) => floor
+                .check()
+                .map_err(|error| UnpackError::io("making room for", b"what is unpacked", error)),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn take_entries(&self, entries: u64) -> Result<(), UnpackError> {
@@ -224,6 +246,7 @@ pub fn unpack_layer(
         inner: decompress(reader).map_err(UnpackError::Compression)?,
         hasher: Some(Sha256::new()),
         bytes: 0,
+        unchecked: CHECK_BYTES,
         budget,
         refused: None,
     };
@@ -265,6 +288,7 @@ pub(crate) fn read_archive(
         inner: decompress(reader).map_err(UnpackError::Compression)?,
         hasher: None,
         bytes: 0,
+        unchecked: CHECK_BYTES,
         budget,
         refused: None,
     };
@@ -299,6 +323,8 @@ struct Metered<'a, R> {
     /// Only for layers, whose digest is wanted.
     hasher: Option<Sha256>,
     bytes: u64,
+    /// Bytes since the disk was asked for its room.
+    unchecked: u64,
     budget: &'a Budget,
     refused: Option<UnpackError>,
 }
@@ -307,7 +333,13 @@ impl<R: Read> Read for Metered<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
         let (bytes, _) = buffer.split_at(count);
-        if let Err(refused) = self.budget.take_bytes(count as u64) {
+        self.unchecked += count as u64;
+        let mut allowed = self.budget.take_bytes(count as u64);
+        if self.unchecked >= CHECK_BYTES {
+            self.unchecked = 0;
+            allowed = allowed.and_then(|()| self.budget.check_room());
+        }
+        if let Err(refused) = allowed {
             self.refused = Some(refused);
             return Err(io::Error::other("over budget"));
         }

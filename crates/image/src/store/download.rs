@@ -18,6 +18,7 @@ use super::Inner;
 use super::layout;
 use crate::digest::Digest;
 use crate::error::Error;
+use crate::floor::{CHECK_BYTES, Floor};
 use crate::limits::{MAX_BLOB_CONNECTIONS, PROGRESS_BYTES};
 use crate::manifest::Descriptor;
 use crate::registry::{BlobStream, Retries, Source};
@@ -38,7 +39,8 @@ pub(super) async fn download(
     }
     let path = inner.layout.partial_path(&descriptor.digest);
     let size = descriptor.size;
-    let mut partial = blocking(move || Partial::open(path, size)).await?;
+    let floor = Arc::clone(&inner.floor);
+    let mut partial = blocking(move || Partial::open(path, size, floor)).await?;
     if inner.layout.has_blob(&descriptor.digest) {
         // Another writer held the lock and has finished.
         return Ok(());
@@ -186,11 +188,14 @@ struct Partial {
     file: File,
     hasher: Sha256,
     bytes: u64,
+    floor: Arc<Floor>,
+    /// Bytes since the disk was asked for its room.
+    unchecked: u64,
 }
 
 impl Partial {
     /// Opens what is there, waiting for another writer of this process to let go, and hashes it.
-    fn open(path: PathBuf, size: u64) -> Result<Self, Error> {
+    fn open(path: PathBuf, size: u64, floor: Arc<Floor>) -> Result<Self, Error> {
         loop {
             let failed = |error: io::Error| Error::io("opening", &path, error);
             let file = OpenOptions::new()
@@ -213,6 +218,8 @@ impl Partial {
                 file,
                 hasher: Sha256::new(),
                 bytes: 0,
+                floor,
+                unchecked: CHECK_BYTES,
             };
             partial.read_back()?;
             return if partial.bytes > size {
@@ -239,7 +246,12 @@ impl Partial {
     }
 
     fn append(mut self, bytes: &[u8]) -> Result<Self, Error> {
-        if let Err(error) = self.file.write_all(bytes) {
+        let mut room = Ok(());
+        if self.unchecked >= CHECK_BYTES {
+            self.unchecked = 0;
+            room = self.floor.check();
+        }
+        if let Err(error) = room.and_then(|()| self.file.write_all(bytes)) {
             let error = Error::io("writing", &self.path, error);
             if matches!(error, Error::DiskFull { .. }) {
                 // A full disk is worth more than a head start.
@@ -249,6 +261,7 @@ impl Partial {
         }
         self.hasher.update(bytes);
         self.bytes += bytes.len() as u64;
+        self.unchecked += bytes.len() as u64;
         Ok(self)
     }
 

@@ -18,7 +18,6 @@ use crate::manifest::{self, ImageConfig, ImageManifest, Manifest, ManifestError,
 use crate::progress::{BlobProgress, Phase, ProgressSender};
 use crate::reference::Reference;
 use crate::registry::{Credentials, Resolved, Source};
-use crate::unpack::Budget;
 
 /// When the registry is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -311,7 +310,7 @@ impl ImageStore {
             progress.phase = Phase::Pulling;
             progress.blobs = blobs.collect();
         });
-        let budget = Budget::new(&self.inner.settings.limits);
+        let budget = self.inner.budget();
         let layers = manifest.layers.iter().zip(&config.diff_ids).enumerate();
         let work = layers.map(|(index, (layer, diff_id))| {
             let on_bytes = move |bytes| progress.send_modify(|progress| progress.set_done(index, bytes));

@@ -22,7 +22,7 @@ use crate::limits::{MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES};
 use crate::manifest::{self, Descriptor, ImageManifest, IndexEntry, Manifest, ManifestError};
 use crate::progress::ProgressSender;
 use crate::reference::Reference;
-use crate::unpack::{ArchiveFile, Budget, UnpackError, read_archive};
+use crate::unpack::{ArchiveFile, UnpackError, read_archive};
 
 /// Files in an archive: a hundred images of a hundred layers, three files each.
 const MAX_FILES: usize = 50_000;
@@ -181,7 +181,7 @@ fn place(inner: &Inner, layer: &Stored, diff_id: &Digest) -> Result<(), Error> {
 
 fn spread(inner: &Inner, archive: impl Read) -> Result<Spread, Error> {
     let directory = inner.layout.temporary_directory()?;
-    let budget = Budget::new(&inner.settings.limits);
+    let budget = inner.budget();
     let mut spread = Spread {
         files: HashMap::new(),
         links: HashMap::new(),
@@ -217,7 +217,10 @@ fn spread(inner: &Inner, archive: impl Read) -> Result<Spread, Error> {
     if let Some(failure) = failure {
         return Err(failure);
     }
-    read.map_err(|error| refused(&format!("{error}")))?;
+    read.map_err(|error| match error {
+        UnpackError::Io { source, .. } => Error::io("writing", &base, source),
+        error => refused(&error.to_string()),
+    })?;
     Ok(spread)
 }
 

@@ -1,6 +1,7 @@
 //! Hostile archives: nothing they say touches anything outside their directory.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
@@ -551,4 +552,57 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn links_upwards_are_followed_while_others_rename() {
+    let place = Place::new();
+    fs::create_dir_all(place.layer("a/b")).unwrap();
+    std::os::unix::fs::symlink("a/../a/b", place.layer("link")).unwrap();
+    let directory = OwnedFd::from(fs::File::open(place.layer("")).unwrap());
+    let root = root::Root::new(directory);
+    let path = root::components(b"link").unwrap();
+    let done = AtomicBool::new(false);
+    let (one, two) = (place.base.path().join("one"), place.base.path().join("two"));
+    fs::write(&one, "").unwrap();
+    let failed = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                fs::rename(&one, &two).unwrap();
+                fs::rename(&two, &one).unwrap();
+            }
+        });
+        let failed: Vec<_> = (0..50_000)
+            .filter_map(|_| root.existing_directory(&path).err())
+            .take(1)
+            .collect();
+        done.store(true, Ordering::Relaxed);
+        failed
+    });
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[test]
+fn the_disk_is_asked_for_room_again_and_again() {
+    let place = Place::new();
+    let limits = Limits {
+        min_free_bytes: u64::MAX,
+        ..Limits::default()
+    };
+    let floor = Arc::new(Floor::new(place.base.path(), &limits).unwrap());
+    assert!(floor.check().is_ok(), "half of what is free now is enough");
+    let budget = Budget::new(&Limits::default()).above(Arc::new(floor.raised()));
+    let mut stream = Metered {
+        inner: io::repeat(0).take(4 * CHECK_BYTES),
+        hasher: None,
+        bytes: 0,
+        unchecked: 0,
+        budget: &budget,
+        refused: None,
+    };
+    io::copy(&mut stream, &mut io::sink()).unwrap_err();
+    assert!(stream.bytes < CHECK_BYTES && stream.bytes > CHECK_BYTES / 2);
+    assert!(
+        matches!(&stream.refused, Some(UnpackError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull)
+    );
 }

@@ -598,3 +598,44 @@ async fn a_full_disk_is_told_and_leaves_no_junk() {
         assert!(full && fault == Fault::Host && left == 0, "{text} ({left} left)");
     }
 }
+
+#[tokio::test]
+async fn room_is_left_on_the_disk() {
+    if !is_root("room_is_left_on_the_disk") {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let options = std::ffi::CString::new("size=8m").unwrap();
+    rustix::mount::mount(
+        "tmpfs",
+        place.path(),
+        "tmpfs",
+        rustix::mount::MountFlags::empty(),
+        Some(options.as_c_str()),
+    )
+    .expect("a small disk");
+    let zeros = |name: &str| {
+        let archive = Archive::new().file(name, &vec![0; 5 << 20]).build();
+        TestImage::new(&[(archive, Compression::Gzip)])
+    };
+    // The floor is more than the disk, so half of what is free at first stays free.
+    let store = tram_image::ImageStore::open(place.path().join("store"), settings()).unwrap();
+    let mut outcomes = Vec::new();
+    for image in [zeros("one"), zeros("two")] {
+        let registry = Scripted::start(move |request| registry_reply(&image, request)).await;
+        outcomes.push(
+            pull(&store, &registry.name("app"))
+                .await
+                .map(|image| image.size_bytes),
+        );
+    }
+    drop(store);
+    rustix::mount::unmount(place.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert!(outcomes[0].is_ok(), "{outcomes:?}");
+    let Err(error @ Error::DiskFull { .. }) = &outcomes[1] else {
+        panic!("{outcomes:?}")
+    };
+    let cause = std::error::Error::source(error).unwrap().to_string();
+    assert!(cause.contains("leave"), "before the disk is full: {cause}");
+    assert!(error.retryable());
+}
