@@ -44,6 +44,8 @@ pub const MAX_REDIRECTS: usize = 5;
 /// a stall.
 pub const MIN_BYTES_PER_STALL_WINDOW: u64 = 16 << 10;
 
+/// Longest path the kernel resolves, its final NUL left out.
+pub const MAX_PATH_BYTES: usize = 4095;
 /// Symbolic links followed while reading a file of an image, as the kernel's own limit.
 pub const MAX_SYMLINKS: u32 = 40;
 /// `etc/passwd` or `etc/group` of an image.

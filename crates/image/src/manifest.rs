@@ -11,7 +11,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
-use crate::limits::{MAX_CONFIG_BYTES, MAX_INDEX_ENTRIES, MAX_LAYERS, MAX_MANIFEST_BYTES};
+use crate::limits::{MAX_CONFIG_BYTES, MAX_INDEX_ENTRIES, MAX_LAYERS, MAX_MANIFEST_BYTES, MAX_PATH_BYTES};
 
 /// OCI image index.
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -73,6 +73,9 @@ pub enum ManifestError {
         /// In the configuration.
         diff_ids: usize,
     },
+    /// A `WORKDIR` that is no path.
+    #[error("its working directory {0}: set another WORKDIR and build it again")]
+    WorkingDirectory(&'static str),
     /// A size below zero or beyond reason.
     #[error("its manifest has a layer of impossible size")]
     Size,
@@ -176,7 +179,7 @@ pub struct ImageConfig {
     pub cmd: Vec<String>,
     /// `NAME=value`, in the image's order.
     pub env: Vec<String>,
-    /// `WORKDIR`; empty means `/`.
+    /// `WORKDIR`, absolute; empty means `/`.
     pub working_dir: String,
     /// `USER`; empty means root. See [`crate::user`].
     pub user: String,
@@ -313,7 +316,7 @@ pub fn parse_config(bytes: &[u8]) -> Result<ImageConfig, ManifestError> {
         entrypoint: run.entrypoint.map(Words::into_vec).unwrap_or_default(),
         cmd: run.cmd.map(Words::into_vec).unwrap_or_default(),
         env: run.env.unwrap_or_default(),
-        working_dir: run.working_dir.unwrap_or_default(),
+        working_dir: working_directory(run.working_dir.unwrap_or_default())?,
         user: run.user.unwrap_or_default(),
         exposed_ports,
         volumes: run.volumes.unwrap_or_default().into_keys().collect(),
@@ -322,6 +325,21 @@ pub fn parse_config(bytes: &[u8]) -> Result<ImageConfig, ManifestError> {
         architecture: document.architecture.unwrap_or_default(),
         os: document.os.unwrap_or_default(),
         diff_ids,
+    })
+}
+
+/// A relative directory is below `/`, as with Docker.
+fn working_directory(path: String) -> Result<String, ManifestError> {
+    if path.contains('\0') {
+        return Err(ManifestError::WorkingDirectory("holds a NUL byte"));
+    }
+    if path.len() >= MAX_PATH_BYTES {
+        return Err(ManifestError::WorkingDirectory("is longer than any path"));
+    }
+    Ok(if path.is_empty() || path.starts_with('/') {
+        path
+    } else {
+        format!("/{path}")
     })
 }
 

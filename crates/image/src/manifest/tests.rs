@@ -165,3 +165,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_working_directory_is_a_path_from_the_root() {
+    let read = |path: &str| {
+        let document = serde_json::json!({ "config": { "WorkingDir": path } });
+        parse_config(document.to_string().as_bytes()).map(|config| config.working_dir)
+    };
+    assert_eq!(read("").unwrap(), "");
+    assert_eq!(read("/srv").unwrap(), "/srv");
+    assert_eq!(read("srv/app").unwrap(), "/srv/app");
+    for bad in ["/srv\0", &"/a".repeat(4096)] {
+        let refused = read(bad);
+        assert!(
+            matches!(refused, Err(ManifestError::WorkingDirectory(_))),
+            "{refused:?}"
+        );
+    }
+}

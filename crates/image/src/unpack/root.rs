@@ -16,11 +16,10 @@ use rustix::io::Errno;
 
 use super::UnpackError;
 use super::archive::Entry;
+use crate::limits::MAX_PATH_BYTES;
 
 /// Longest component on every Linux file system.
 const MAX_NAME_BYTES: usize = 255;
-/// Longest path the kernel resolves, its final NUL left out.
-const MAX_PATH_BYTES: usize = 4095;
 /// A character device 0/0 is overlayfs's whiteout.
 const WHITEOUT_DEVICE: rustix::fs::Dev = 0;
 /// Marks a directory that hides the one below it.
@@ -30,6 +29,8 @@ const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_XDEV);
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::RDONLY).union(OFlags::CLOEXEC);
+/// Each fails only if something is renamed in the microseconds it takes; a busy machine may do that many times.
+const RESOLVE_ATTEMPTS: usize = 128;
 /// Directories nobody described.
 const IMPLIED_MODE: Mode = Mode::from_raw_mode(0o755);
 /// Files and directories while they are being filled.
@@ -87,7 +88,7 @@ impl Root {
     /// The directory at `path`, following links inside the layer. Makes what is missing.
     pub(super) fn ensure_directory(&self, path: &[Name<'_>]) -> Result<OwnedFd, UnpackError> {
         let joined = join(path);
-        match openat2(&self.directory, &joined[..], DIRECTORY, Mode::empty(), INSIDE) {
+        match self.open_inside(&joined) {
             Ok(directory) => return Ok(directory),
             Err(Errno::NOENT) => {}
             Err(Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {
@@ -119,10 +120,22 @@ impl Root {
         self.existing_directory(path)
     }
 
+    /// Resolves inside the layer. A link with `..` in it cannot be followed safely while anything on the machine is
+    /// being renamed; the kernel then says to try again.
+    fn open_inside(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        for _ in 1..RESOLVE_ATTEMPTS {
+            match openat2(&self.directory, path, DIRECTORY, Mode::empty(), INSIDE) {
+                Err(Errno::AGAIN) => {}
+                other => return other,
+            }
+        }
+        openat2(&self.directory, path, DIRECTORY, Mode::empty(), INSIDE)
+    }
+
     /// The directory at `path`, which must be there.
     pub(super) fn existing_directory(&self, path: &[Name<'_>]) -> Result<OwnedFd, UnpackError> {
         let joined = join(path);
-        openat2(&self.directory, &joined[..], DIRECTORY, Mode::empty(), INSIDE).map_err(|errno| match errno {
+        self.open_inside(&joined).map_err(|errno| match errno {
             Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV => {
                 UnpackError::name(&joined, "a part of it is not a directory in this layer")
             }
