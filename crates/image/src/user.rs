@@ -175,6 +175,10 @@ const DIRECTORY: OFlags = OFlags::DIRECTORY
 const OPAQUE_ATTRIBUTE: &str = "trusted.overlay.opaque";
 /// Components walked in all, links included, so that links that name long paths cannot keep us busy.
 const MAX_STEPS: usize = 4096;
+/// Directories on the way to a file, and all that are open for it in all layers: a process has only so many
+/// descriptors. Real images keep the files of users two or three directories deep.
+const MAX_DEPTH: usize = 32;
+const MAX_DIRECTORIES: usize = 1024;
 
 /// A directory as overlayfs merges it: the same directory of several layers, top first.
 type Merged = Vec<OwnedFd>;
@@ -199,6 +203,7 @@ fn open(layers: &[PathBuf], path: &[u8]) -> io::Result<Option<OwnedFd>> {
     let mut left: Vec<Vec<u8>> = components(path);
     let mut links = 0;
     let mut steps = 0;
+    let mut directories = layers.len();
     while let Some(name) = left.pop() {
         steps += 1;
         if steps > MAX_STEPS {
@@ -206,7 +211,7 @@ fn open(layers: &[PathBuf], path: &[u8]) -> io::Result<Option<OwnedFd>> {
         }
         if name == b".." {
             if way.len() > 1 {
-                way.pop();
+                directories -= way.pop().map_or(0, |left| left.len());
             }
             continue;
         }
@@ -215,7 +220,13 @@ fn open(layers: &[PathBuf], path: &[u8]) -> io::Result<Option<OwnedFd>> {
         };
         match look(directory, &name)? {
             Found::Nothing => return Ok(None),
-            Found::Directory(merged) => way.push(merged),
+            Found::Directory(merged) => {
+                directories += merged.len();
+                way.push(merged);
+                if way.len() > MAX_DEPTH || directories > MAX_DIRECTORIES {
+                    return Ok(None);
+                }
+            }
             Found::File(file) => return Ok(left.is_empty().then_some(file)),
             Found::Link(target) => {
                 links += 1;
@@ -224,6 +235,7 @@ fn open(layers: &[PathBuf], path: &[u8]) -> io::Result<Option<OwnedFd>> {
                 }
                 if target.starts_with(b"/") {
                     way.truncate(1);
+                    directories = layers.len();
                 }
                 left.extend(components(&target));
             }

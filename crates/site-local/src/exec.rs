@@ -42,17 +42,10 @@ pub(crate) async fn spec(
     let (config, home) = match image {
         None => (ImageConfig::default(), None),
         Some(image) => {
-            let config = image.config.clone();
-            let found = tokio::task::spawn_blocking(move || {
-                tram_image::resolve_user(&image.layers, &image.config.user)
-            })
-            .await;
             // The program runs already, so a user that cannot be found here only costs `HOME`.
-            let home = found
-                .ok()
-                .and_then(Result::ok)
-                .map(|user| user.home.to_string_lossy().into_owned());
-            (config, home)
+            let found = crate::images::user_of(&image).await.ok();
+            let home = found.map(|user| user.home.to_string_lossy().into_owned());
+            (image.config, home)
         }
     };
     let mut environment = launch::environment(instance, &config, home.as_deref());

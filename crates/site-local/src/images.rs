@@ -28,6 +28,9 @@ const RETRY_PAUSE: Duration = Duration::from_secs(5);
 /// costs a few small files.
 const REMEMBERED_MAX: usize = 256;
 
+/// Users looked up at once: each may hold a thousand open directories, and takes milliseconds.
+const LOOK_UPS_MAX: usize = 4;
+
 #[derive(Debug)]
 pub(crate) struct Images {
     store: ImageStore,
@@ -239,6 +242,19 @@ impl Images {
         let request = request(reference, spec).policy(PullPolicy::IfNotPresent);
         self.store.ensure(&request, &Progress::channel().0).await
     }
+}
+
+/// Who the program of an image runs as.
+pub(crate) async fn user_of(image: &Image) -> Result<tram_image::ResolvedUser, tram_image::Error> {
+    static LOOKING: Semaphore = Semaphore::const_new(LOOK_UPS_MAX);
+    let permit = LOOKING.acquire().await;
+    let image = image.clone();
+    let looked = tokio::task::spawn_blocking(move || {
+        // Held by the thread: who waits may go away before it is done.
+        let _permit = permit;
+        tram_image::resolve_user(&image.layers, &image.config.user)
+    });
+    looked.await?
 }
 
 /// Whether there was no room on the disk.

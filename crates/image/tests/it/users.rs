@@ -130,3 +130,25 @@ fn the_top_layer_wins_and_links_stay_inside() {
     assert!(resolve_user(&escaped, "app").is_err());
     assert_eq!(user::read_file(&escaped, "etc/passwd", 10).unwrap(), None);
 }
+
+#[test]
+fn deep_places_of_many_layers_do_not_use_up_descriptors() {
+    let directory = tempfile::tempdir().unwrap();
+    // Links, so that a path of the archive's own need not be deep.
+    let place = |layers: usize, depth: usize| {
+        let deep = "d/".repeat(depth);
+        let base = directory.path().join(format!("{layers}-{depth}"));
+        let paths: Vec<PathBuf> = (0..layers).map(|index| base.join(index.to_string())).collect();
+        for path in &paths {
+            std::fs::create_dir_all(path.join("etc")).unwrap();
+            std::fs::create_dir_all(path.join(&deep)).unwrap();
+            std::os::unix::fs::symlink(format!("/{deep}passwd"), path.join("etc/passwd")).unwrap();
+        }
+        std::fs::write(paths[layers - 1].join(&deep).join("passwd"), PASSWD).unwrap();
+        resolve_user(&paths, "app").ok().map(|user| user.uid)
+    };
+    assert_eq!(place(1, 20), Some(1000));
+    assert_eq!(place(40, 20), Some(1000));
+    assert_eq!(place(1, 60), None, "too deep");
+    assert_eq!(place(100, 20), None, "too many in all");
+}

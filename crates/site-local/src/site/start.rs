@@ -134,12 +134,8 @@ async fn prepare(
 /// The image, and who its program runs as.
 async fn image_and_account(shared: &Arc<Shared>, spec: &InstanceSpec) -> Result<(Image, Account), Failure> {
     let image = shared.images.ready(&spec.image).await.map_err(Failure::Message)?;
-    let resolving = image.clone();
-    let resolved = tokio::task::spawn_blocking(move || {
-        tram_image::resolve_user(&resolving.layers, &resolving.config.user)
-    });
-    match resolved.await {
-        Ok(Ok(found)) => {
+    match crate::images::user_of(&image).await {
+        Ok(found) => {
             let account = Account {
                 user: User {
                     uid: found.uid,
@@ -150,8 +146,10 @@ async fn image_and_account(shared: &Arc<Shared>, spec: &InstanceSpec) -> Result<
             };
             Ok((image, account))
         }
-        Ok(Err(error)) => Err(Failure::Message(error.user_message())),
-        Err(error) => Err(Failure::machine("look the user of an image up", &error)),
+        Err(error @ tram_image::Error::Interrupted { .. }) => {
+            Err(Failure::machine("look the user of an image up", &error))
+        }
+        Err(error) => Err(Failure::Message(error.user_message())),
     }
 }
 
