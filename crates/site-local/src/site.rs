@@ -114,7 +114,7 @@ impl LocalSite {
         let (supervisor, mut news) = Supervisor::start(&config.supervisor_dir, config.supervisor_patience)
             .map_err(files("start the thread that watches the supervisor"))?;
         let first = tokio::time::timeout(config.supervisor_patience, news.recv()).await;
-        let Ok(Some(supervisor::News::Present { instances, .. })) = first else {
+        let Ok(Some(supervisor::News::Present { instances, asked_at })) = first else {
             return Err(OpenError::NoSupervisor(config.supervisor_dir));
         };
 
@@ -146,8 +146,8 @@ impl LocalSite {
             end: end.clone(),
         });
         adopt::adopt(&shared, decided).await;
-        // Whatever it has that we have no record of.
-        news::remove_unknown(&shared, &instances);
+        // Whatever it has that we have no record of, or that runs although it is over on record.
+        news::reconcile(&shared, &instances, asked_at);
         tokio::spawn(
             end.clone()
                 .run_until_cancelled_owned(news::listen(Arc::downgrade(&shared), news)),

@@ -2,7 +2,7 @@
 //!
 //! | record | supervisor | then |
 //! |---|---|---|
-//! | ended | anything | ended, as recorded |
+//! | ended | anything | ended, as recorded; killed if it runs (see `news`) |
 //! | not ended | runs or frozen | goes on; health is asked again |
 //! | not ended | ended | ended, as the supervisor saw it |
 //! | not ended | has nothing | the start was cut in half: ended, interrupted |

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tram_sandbox::protocol::{self as wire, Event, InstanceInfo, InstanceState};
-use tram_site::EndCause;
+use tram_site::{EndCause, Error};
 use tram_types::{Clock, InstanceId, SystemClock};
 
 use super::Shared;
@@ -27,8 +27,8 @@ pub(super) async fn listen(shared: Weak<Shared>, mut news: mpsc::Receiver<News>)
     }
 }
 
-/// After a reconnection: everything that may have happened meanwhile.
-fn reconcile(shared: &Arc<Shared>, instances: &[InstanceInfo], asked_at: Instant) {
+/// When the line is there, at first or again: everything that may have happened meanwhile.
+pub(super) fn reconcile(shared: &Arc<Shared>, instances: &[InstanceInfo], asked_at: Instant) {
     let present: HashSet<InstanceId> = instances
         .iter()
         .filter_map(|info| instance_id(&info.id))
@@ -116,7 +116,7 @@ fn apply(shared: &Arc<Shared>, event: Event) {
 }
 
 /// Ends and removes instances of ours that no record speaks of.
-pub(super) fn remove_unknown(shared: &Arc<Shared>, instances: &[InstanceInfo]) {
+fn remove_unknown(shared: &Arc<Shared>, instances: &[InstanceInfo]) {
     for info in instances {
         let ours = info.labels.get(SITE_LABEL).is_some_and(|site| site == SITE_NAME);
         let known = instance_id(&info.id).is_some_and(|id| shared.lock().contains_key(&id));
@@ -125,6 +125,18 @@ pub(super) fn remove_unknown(shared: &Arc<Shared>, instances: &[InstanceInfo]) {
         }
         tracing::warn!(instance = %info.id, "removing an instance that no record speaks of");
         remove(shared, info.id.clone());
+    }
+}
+
+/// Kills what a start that was given up may have launched all the same. What it wrote stays until it is forgotten.
+pub(super) async fn end_given_up(shared: &Shared, id: InstanceId) {
+    match shared.call(id, |client, name| client.kill(name)).await {
+        // Not running is what is wanted.
+        Ok(()) | Err(Error::NoSuchInstance(_)) => {}
+        // The list that comes with the next connection shows it.
+        Err(error) => {
+            tracing::warn!(instance = %id, error = crate::chain(&error), "cannot end an instance that was given up");
+        }
     }
 }
 

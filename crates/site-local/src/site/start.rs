@@ -15,7 +15,7 @@ use tram_site::{EndCause, InstanceSpec};
 use tram_types::{Clock, Generation, InstanceId, SystemClock};
 
 use super::entries::Live;
-use super::{Shared, entries, wire_id};
+use super::{Shared, entries, news, wire_id};
 use crate::launch::{self, Account, ImageView, Place};
 use crate::network::Slot;
 use crate::record::End;
@@ -59,11 +59,17 @@ pub(super) async fn run(shared: Arc<Shared>, id: InstanceId) {
     let begun = Instant::now();
     let prepared = prepare(&shared, &spec, generation, slot).await;
     let prepared_after = begun.elapsed();
+    let mut ordered = false;
     let outcome = match prepared {
         Ok(_) if halt.is_cancelled() => Err(Failure::Halted),
-        Ok(launch) => start(&shared, id, launch, &halt).await,
+        Ok(launch) => {
+            ordered = true;
+            start(&shared, id, launch, &halt).await
+        }
         Err(failure) => Err(failure),
     };
+    // An order whose answer was lost may be carried out yet: it must not outlive its record's end.
+    let doubtful = ordered && !matches!(outcome, Ok(_) | Err(Failure::Launch(_)));
     let cause = match outcome {
         Ok(pid) => {
             tracing::debug!(
@@ -96,6 +102,9 @@ pub(super) async fn run(shared: Arc<Shared>, id: InstanceId) {
             at: SystemClock.now(),
         },
     );
+    if doubtful {
+        news::end_given_up(&shared, id).await;
+    }
 }
 
 /// Everything that can be made before the supervisor is asked.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tram_site::{EndCause, Error, InstancePhase, InstanceSpec, Site};
-use tram_types::Generation;
+use tram_types::{Clock, Generation};
 
 use crate::support::*;
 
@@ -114,6 +114,41 @@ async fn what_was_cut_in_half_is_cleaned_and_said() {
         );
         tokio::task::yield_now().await;
     }
+    machine.finish(site).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_over_on_record_and_runs_is_ended_and_can_be_forgotten() {
+    let Some(machine) = Machine::new().await else {
+        return;
+    };
+    let site = machine.open().await;
+    let web = machine.spec("shop", "web");
+    up(&site, &web).await;
+    drop(site);
+    // A start gave up because the answer was lost, and the supervisor carried the order out while nobody looked.
+    let path = machine.state().join(format!("local/instances/{}.json", web.id));
+    let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let cause = EndCause::FailedToStart {
+        message: "the answer was lost".to_owned(),
+    };
+    record["end"] = serde_json::json!({ "cause": cause, "at": tram_types::SystemClock.now() });
+    std::fs::write(&path, record.to_string()).unwrap();
+
+    let site = machine.open().await;
+    assert_eq!(ended(&site, web.id).await, cause, "as recorded");
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while let Err(error) = site.forget(web.id, Generation(2)).await {
+        assert!(tokio::time::Instant::now() < deadline, "it runs on: {error}");
+        tokio::task::yield_now().await;
+    }
+    site.remove_logs(web.id).await.unwrap();
+    assert!(
+        tram_sandbox::client::Client::new(machine.state())
+            .list()
+            .unwrap()
+            .is_empty()
+    );
     machine.finish(site).await;
 }
 
