@@ -177,10 +177,15 @@ impl Images {
             return Err(format!("the image {} is not on this machine yet", spec.reference));
         };
         let reference = parse(&pinned.pinned).map_err(|error| error.to_string())?;
-        let image = self
-            .kept(&reference, spec)
-            .await
-            .map_err(|error| error.user_message())?;
+        // The deployment has shown its right to it when it was pinned, and credentials are not written down.
+        let held = self.store.held(&reference).await;
+        let image = match held.map_err(|error| error.user_message())? {
+            Some(image) if image.manifest_digest.to_string() == pinned.manifest_digest => image,
+            _ => self
+                .kept(&reference, spec)
+                .await
+                .map_err(|error| error.user_message())?,
+        };
         let state = State::Ready {
             image: Box::new(image.clone()),
             at: Instant::now(),

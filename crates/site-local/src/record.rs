@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <state>/local/lock                      held while a process has the site open
-//! <state>/local/instances/<id>.json       the order as it came, the place in the network, and two facts
+//! <state>/local/instances/<id>.json       the order as far as it is needed again, the place in the network, and two facts
 //! <state>/local/kept/<id>/logs/           logs of a forgotten instance, until they are removed
 //! <state>/local/kept/<id>/generation      the newest generation seen, so that an old order cannot revive it
 //! <state>/local/images/<deployment>.json  which digest a deployment's image name stood for
@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use tram_site::{EndCause, InstanceSpec};
 use tram_types::{DeploymentId, Generation, InstanceId, Timestamp};
 
-/// Only root may look: environments hold secrets.
+/// Only root may look: environments, which commands in an instance get again after a restart, hold secrets.
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
@@ -118,8 +118,12 @@ impl Store {
         self.kept_path(id).join("logs")
     }
 
+    /// Writes a record, without what is only needed until the launch: nothing that was cut in half is launched again.
     pub(crate) fn save(&self, record: &Record) -> io::Result<()> {
-        write_whole(&self.record_path(record.spec.id), record)
+        let mut record = record.clone();
+        record.spec.image.credentials = None;
+        record.spec.files.clear();
+        write_whole(&self.record_path(record.spec.id), &record)
     }
 
     pub(crate) fn remove(&self, id: InstanceId) -> io::Result<()> {
@@ -250,5 +254,58 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use tram_site::spec::{FileSpec, RegistryCredentials};
+
+    use super::*;
+    use crate::testing::instance_spec;
+
+    #[test]
+    fn what_only_a_launch_needs_is_not_written_down_and_the_rest_is_roots() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let mut spec = instance_spec("app", "web");
+        spec.image.credentials = Some(RegistryCredentials {
+            host: String::new(),
+            username: "robot".to_owned(),
+            password: "of the registry".to_owned(),
+        });
+        spec.files.push(FileSpec {
+            path: "/key".to_owned(),
+            content: "of a file".to_owned(),
+            mode: 0o400,
+        });
+        spec.env.insert("KEY".to_owned(), "of the program".to_owned());
+        let record = Record {
+            spec,
+            generation: Generation(1),
+            slot: Some(1),
+            became_healthy: false,
+            stop_ordered: false,
+            end: None,
+        };
+        store.save(&record).unwrap();
+        let path = store.record_path(record.spec.id);
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(
+            !text.contains("of the registry") && !text.contains("of a file"),
+            "{text}"
+        );
+        let loaded = store.load().unwrap().remove(0);
+        assert_eq!(
+            loaded.spec.env, record.spec.env,
+            "commands get it after a restart"
+        );
+        assert_eq!(loaded.spec.image.reference, record.spec.image.reference);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(mode(path.parent().unwrap()), 0o700);
+        assert_eq!(mode(store.root()), 0o700);
     }
 }

@@ -146,6 +146,16 @@ impl ImageStore {
         Ok(self.ready(image, progress))
     }
 
+    /// The image that is kept under a name, whoever may have it: for a caller that was let have it before. Asks nobody.
+    pub async fn held(&self, reference: &Reference) -> Result<Option<Image>, Error> {
+        let reference = self.inner.settings.aliases.apply(reference);
+        let kept = self.kept(&reference).await?;
+        Ok(kept.map(|(_, image)| {
+            self.inner.layout.touch(&image.reference);
+            image
+        }))
+    }
+
     pub(super) async fn kept(&self, reference: &Reference) -> Result<Option<(Record, Image)>, Error> {
         let (inner, reference) = (Arc::clone(&self.inner), reference.clone());
         tokio::task::spawn_blocking(move || inner.kept(&reference)).await?

@@ -272,6 +272,12 @@ async fn missing_and_private_images_say_what_to_do() {
         Err(Error::AccessDenied { .. })
     ));
 
+    // But whoever was let have it before is not asked again.
+    let held = store.held(&name.parse().unwrap()).await.unwrap();
+    assert_eq!(held.map(|image| image.manifest_digest), Some(image.digest()));
+    let unknown = store.held(&"other".parse().unwrap()).await.unwrap();
+    assert!(unknown.is_none());
+
     let missing = request(&registry.name("team/none:9.99"), PullPolicy::Always).credentials(right);
     let error = store.ensure(&missing, &Progress::channel().0).await.unwrap_err();
     assert!(error.user_message().contains("was not found on"), "{error}");
