@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use self::answer::Verdict;
@@ -31,8 +31,13 @@ const DATAGRAM_BYTES_MAX: usize = 4096;
 const IN_FLIGHT_MAX: usize = 512;
 /// The same for one instance, so that one cannot use up everybody's.
 const IN_FLIGHT_PER_INSTANCE_MAX: usize = 64;
+/// Datagrams of one instance being answered: more than it may have forwarded, so that names of services are still
+/// found when the name servers outside are slow. What comes beyond is dropped; it will be asked again.
+const DATAGRAMS_PER_INSTANCE_MAX: usize = 128;
 /// Connections at once: TCP is for the rare answer that is too long.
 const CONNECTIONS_MAX: usize = 128;
+/// The same for one instance: what comes beyond is closed at once.
+const CONNECTIONS_PER_INSTANCE_MAX: usize = 8;
 /// A connection that says nothing for so long is closed.
 const CONNECTION_IDLE: Duration = Duration::from_secs(10);
 /// After a failed receive (out of memory, say) the server does not spin.
@@ -64,7 +69,9 @@ impl Server {
             forwarder: Forwarder::new(name_servers, address.ip()),
             directory,
             in_flight: Semaphore::new(IN_FLIGHT_MAX),
-            by_instance: std::sync::Mutex::default(),
+            forwarded: Shares::new(IN_FLIGHT_PER_INSTANCE_MAX),
+            datagrams: Shares::new(DATAGRAMS_PER_INSTANCE_MAX),
+            connections: Shares::new(CONNECTIONS_PER_INSTANCE_MAX),
         });
         tokio::spawn(
             end.clone()
@@ -97,49 +104,71 @@ struct Shared {
     forwarder: Forwarder,
     directory: Arc<Directory>,
     in_flight: Semaphore,
-    by_instance: std::sync::Mutex<std::collections::HashMap<IpAddr, usize>>,
+    /// Questions that are forwarded.
+    forwarded: Arc<Shares>,
+    datagrams: Arc<Shares>,
+    connections: Arc<Shares>,
 }
 
-/// One question under way of one instance.
-struct Turn<'a> {
-    shared: &'a Shared,
+/// Counts what each instance has of something, so that one cannot use up everybody's.
+#[derive(Debug)]
+struct Shares {
+    each: usize,
+    taken: std::sync::Mutex<std::collections::HashMap<IpAddr, usize>>,
+}
+
+/// One of an instance's share, given back when dropped.
+#[derive(Debug)]
+struct Share {
+    of: Arc<Shares>,
     source: IpAddr,
-    _permit: tokio::sync::SemaphorePermit<'a>,
 }
 
-impl Drop for Turn<'_> {
+impl Shares {
+    fn new(each: usize) -> Arc<Self> {
+        Arc::new(Self {
+            each,
+            taken: std::sync::Mutex::default(),
+        })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, std::collections::HashMap<IpAddr, usize>> {
+        self.taken
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// `None` when this instance has all that it may.
+    fn take(self: &Arc<Self>, source: IpAddr) -> Option<Share> {
+        let mut taken = self.lock();
+        let count = taken.entry(source).or_default();
+        if *count >= self.each {
+            return None;
+        }
+        *count += 1;
+        Some(Share {
+            of: Arc::clone(self),
+            source,
+        })
+    }
+}
+
+impl Drop for Share {
     fn drop(&mut self) {
-        let mut counts = self.shared.counts();
-        if let Some(count) = counts.get_mut(&self.source) {
+        let mut taken = self.of.lock();
+        if let Some(count) = taken.get_mut(&self.source) {
             *count -= 1;
             if *count == 0 {
-                counts.remove(&self.source);
+                taken.remove(&self.source);
             }
         }
     }
 }
 
 impl Shared {
-    fn counts(&self) -> std::sync::MutexGuard<'_, std::collections::HashMap<IpAddr, usize>> {
-        self.by_instance
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
     /// `None` when too many questions are under way: the asker will ask again.
-    fn turn(&self, source: IpAddr) -> Option<Turn<'_>> {
-        let permit = self.in_flight.try_acquire().ok()?;
-        let mut counts = self.counts();
-        let count = counts.entry(source).or_default();
-        if *count >= IN_FLIGHT_PER_INSTANCE_MAX {
-            return None;
-        }
-        *count += 1;
-        Some(Turn {
-            shared: self,
-            source,
-            _permit: permit,
-        })
+    fn turn(&self, source: IpAddr) -> Option<(SemaphorePermit<'_>, Share)> {
+        Some((self.in_flight.try_acquire().ok()?, self.forwarded.take(source)?))
     }
 
     /// The answer to one question, or `None` when there is none to give.
@@ -177,11 +206,13 @@ async fn serve_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>) {
                 continue;
             }
         };
+        let Some(share) = shared.datagrams.take(source.ip()) else {
+            continue;
+        };
         let question = buffer.get(..length).unwrap_or_default().to_vec();
         let (shared, socket) = (Arc::clone(&shared), Arc::clone(&socket));
-        // Local answers are cheap, and forwarded ones hold a turn: the number of tasks is bounded by the turns and
-        // by how fast this loop reads.
         tokio::spawn(async move {
+            let _share = share;
             if let Some(answer) = shared.answer(&question, source.ip(), Transport::Udp).await {
                 // A lost answer is asked for again.
                 let _lost = socket.send_to(&answer, source).await;
@@ -198,10 +229,13 @@ async fn serve_tcp(shared: Arc<Shared>, listener: TcpListener) {
         };
         match listener.accept().await {
             Ok((stream, source)) => {
+                let Some(share) = shared.connections.take(source.ip()) else {
+                    continue;
+                };
                 let shared = Arc::clone(&shared);
                 tokio::spawn(async move {
+                    let _held = (permit, share);
                     let _closed = converse(&shared, stream, source.ip()).await;
-                    drop(permit);
                 });
             }
             Err(error) => {

@@ -261,3 +261,49 @@ async fn a_silent_outside_is_a_failure_not_a_hang() {
         ResponseCode::ServFail
     );
 }
+
+#[tokio::test]
+async fn one_instance_cannot_use_up_what_is_for_all() {
+    let setup = setup().await;
+    let connect = |from: Ipv4Addr| {
+        let to = setup.server.address();
+        async move {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind((from, 0).into()).unwrap();
+            socket.connect(to).await.unwrap()
+        }
+    };
+    let ask = async |stream: &mut TcpStream| {
+        write_framed(stream, &question("database", RecordType::A)).await?;
+        read_framed(stream).await
+    };
+    let mut held = Vec::new();
+    for _ in 0..CONNECTIONS_PER_INSTANCE_MAX {
+        let mut stream = connect(STRANGER).await;
+        ask(&mut stream).await.unwrap().unwrap();
+        held.push(stream);
+    }
+    let mut refused = connect(STRANGER).await;
+    assert!(
+        !matches!(ask(&mut refused).await, Ok(Some(_))),
+        "closed without an answer"
+    );
+    ask(&mut connect(SHOP).await).await.unwrap().unwrap();
+    drop(held);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !matches!(ask(&mut connect(STRANGER).await).await, Ok(Some(_))) {
+        assert!(tokio::time::Instant::now() < deadline, "its share comes back");
+    }
+}
+
+#[test]
+fn a_share_comes_back_when_it_is_dropped() {
+    let shares = Shares::new(2);
+    let (one, other) = (IpAddr::V4(SHOP), IpAddr::V4(STRANGER));
+    let held = [shares.take(one), shares.take(one)];
+    assert!(held.iter().all(Option::is_some) && shares.take(one).is_none());
+    assert!(shares.take(other).is_some(), "everybody has their own");
+    drop(held);
+    assert!(shares.take(one).is_some());
+    assert!(shares.lock().is_empty(), "nobody is remembered for nothing");
+}

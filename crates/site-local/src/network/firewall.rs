@@ -9,7 +9,7 @@
 //! ```text
 //! instance -> machine    name server on the gateway address, answers to what the machine asked; else refused
 //! instance -> instance   same organization, both in the private network; else refused
-//! instance -> outside    not link-local, multicast or denied; all, or its allow list; masqueraded
+//! instance -> outside    not link-local, metadata, multicast or denied; all, or its allow list; masqueraded
 //! outside  -> instance   answers only
 //! machine  -> instance   everything
 //! ```
@@ -33,6 +33,10 @@ const QUEUE: usize = 1024;
 /// Changes in one transaction: keeps one bad run from failing everybody.
 const BATCH: usize = 64;
 
+/// Where clouds tell a machine who it is, and give it credentials, outside of the link-local block: Azure, Alibaba,
+/// Oracle.
+const METADATA: [&str; 3] = ["168.63.129.16", "100.100.100.200", "192.0.0.192"];
+
 /// An instance as the firewall knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Member {
@@ -52,7 +56,8 @@ pub(crate) struct Frame {
     pub(crate) interface_prefix: String,
     pub(crate) network: Ipv4Network,
     pub(crate) denied: Vec<Ipv4Network>,
-    /// Interfaces that forward only because we asked for it: no traffic may go from one to another of them.
+    /// Interfaces that forward only because we asked for it: nothing that comes in there is carried on, but answers
+    /// and what another program of this machine translated on purpose.
     pub(crate) uplinks: Vec<String>,
 }
 
@@ -222,10 +227,11 @@ fn frame_script(frame: &Frame) -> String {
         network.to_string(),
     ]
     .into_iter()
+    .chain(METADATA.map(str::to_owned))
     .chain(denied.iter().map(ToString::to_string))
     .map(|network| format!("        ip daddr {network} reject with icmpx admin-prohibited\n"))
     .collect::<String>();
-    let hairpin = if uplinks.is_empty() {
+    let closed = if uplinks.is_empty() {
         String::new()
     } else {
         let names = uplinks
@@ -233,7 +239,8 @@ fn frame_script(frame: &Frame) -> String {
             .map(|name| format!("\"{name}\""))
             .collect::<Vec<_>>()
             .join(", ");
-        format!("        iifname {{ {names} }} oifname {{ {names} }} drop\n")
+        // An answer was let through before. Translated is what somebody published, such as a port of a container.
+        format!("        iifname {{ {names} }} ct status dnat accept\n        iifname {{ {names} }} drop\n")
     };
     format!(
         r#"add table inet {table}
@@ -265,7 +272,7 @@ table inet {table} {{
         ct state established,related accept
         iifname {ours} jump from_instance
         oifname {ours} drop
-{hairpin}    }}
+{closed}    }}
     chain from_instance {{
         ct state invalid drop
         ip saddr != @outward ip saddr . ip daddr != @outward_allowed reject with icmpx admin-prohibited
@@ -397,6 +404,119 @@ mod tests {
         firewall.remove().await.unwrap();
         firewall.remove().await.unwrap();
         assert_eq!(list(&table).await, "");
+    }
+
+    /// A machine with an uplink and another network, in namespaces of its own. Removed with the value.
+    struct Router(String);
+
+    impl Router {
+        /// `None`, with the reason printed, where it cannot be.
+        fn new() -> Option<Self> {
+            for tool in ["nft", "busybox", "ip"] {
+                if !std::env::split_paths(&std::env::var_os("PATH")?).any(|path| path.join(tool).exists()) {
+                    println!("skipped: {tool} is not installed");
+                    return None;
+                }
+            }
+            let name = format!("tramrouter{}", std::process::id());
+            let router = Self(name.clone());
+            let line = format!(
+                "set -e; for n in {name} {name}up {name}in; do ip netns add $n; done; n=0; \
+                 for side in up in; do n=$((n + 1)); link=to$side; \
+                 ip -n {name} link add $link type veth peer name eth0 netns {name}$side; \
+                 ip -n {name} addr add 10.78.$n.1/24 dev $link; ip -n {name} link set $link up; \
+                 ip netns exec {name} sysctl -q -w net.ipv4.conf.$link.forwarding=1; \
+                 ip -n {name}$side addr add 10.78.$n.2/24 dev eth0; ip -n {name}$side link set eth0 up; \
+                 ip -n {name}$side route add default via 10.78.$n.1; done"
+            );
+            let (made, said) = router.shell(&line, "");
+            assert!(made, "{said}");
+            Some(router)
+        }
+
+        fn shell(&self, line: &str, input: &str) -> (bool, String) {
+            let mut child = std::process::Command::new("sh")
+                .args(["-c", line])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).unwrap();
+            let output = child.wait_with_output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            (output.status.success(), said)
+        }
+
+        fn reaches(&self, from: &str, address: &str) -> bool {
+            let Self(name) = self;
+            let ping = format!("ip netns exec {name}{from} busybox ping -c 1 -W 1 {address}");
+            self.shell(&ping, "").0
+        }
+    }
+
+    impl Drop for Router {
+        fn drop(&mut self) {
+            let Self(name) = self;
+            let line = format!("for n in {name} {name}up {name}in; do ip netns delete $n; done");
+            let _gone = self.shell(&line, "");
+        }
+    }
+
+    #[test]
+    fn a_machine_does_not_become_a_router_for_its_uplink() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        let Some(router) = Router::new() else { return };
+        assert!(router.reaches("up", "10.78.2.2"), "it forwards");
+        let mut frame = Frame {
+            table: "tram_test".to_owned(),
+            interface_prefix: "trtest-".to_owned(),
+            network: "10.77.0.0/24".parse().unwrap(),
+            denied: Vec::new(),
+            uplinks: vec!["toup".to_owned()],
+        };
+        let install = |script: &str| {
+            let nft = format!("ip netns exec {} nft -f -", router.0);
+            let (done, said) = router.shell(&nft, script);
+            assert!(done, "{said}");
+        };
+        install(&frame_script(&frame));
+        assert!(!router.reaches("up", "10.78.2.2"), "only because we asked");
+        assert!(router.reaches("in", "10.78.1.2"), "answers come in");
+        install(
+            "table inet other {\n chain published {\n type nat hook prerouting priority dstnat;\n \
+             ip daddr 10.78.9.9 dnat ip to 10.78.2.2\n }\n }\n",
+        );
+        assert!(router.reaches("up", "10.78.9.9"), "somebody let it in on purpose");
+        // It forwarded before us: other programs' affair.
+        frame.uplinks.clear();
+        install(&frame_script(&frame));
+        assert!(router.reaches("up", "10.78.2.2"));
+    }
+
+    #[test]
+    fn metadata_is_refused_wherever_a_cloud_has_it() {
+        let script = frame_script(&Frame {
+            table: "t".to_owned(),
+            interface_prefix: "tr-".to_owned(),
+            network: "10.77.0.0/24".parse().unwrap(),
+            denied: Vec::new(),
+            uplinks: Vec::new(),
+        });
+        for address in [
+            "169.254.0.0/16",
+            "168.63.129.16",
+            "100.100.100.200",
+            "192.0.0.192",
+        ] {
+            assert!(
+                script.contains(&format!("ip daddr {address} reject")),
+                "{address}: {script}"
+            );
+        }
     }
 
     async fn list(table: &str) -> String {
