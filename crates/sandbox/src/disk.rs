@@ -4,20 +4,20 @@
 //! the instance's mount namespace. A loop device and a mount take the kernel some 12 ms (it waits for every
 //! processor), which is why there is a stock.
 //!
-//! The one design choice to know: nothing has a name. The file is unlinked as soon as it is open, the mount is never
+//! The one design choice to know: nothing has a name. The file is made without one, the mount is never
 //! attached outside an instance, and the loop device lets go by itself. So whoever dies, and however, the last
 //! descriptor takes everything with it, and there is nothing to clean up. The size is exact, so that what was
 //! written and deleted again cannot make the file grow beyond it.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{Mode, OFlags, SeekFrom};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -29,7 +29,6 @@ use crate::sys;
 /// Directories on every disk: what overlayfs wants.
 pub(crate) const UPPER: &str = "upper";
 pub(crate) const WORK: &str = "work";
-const FILE_MODE: u32 = 0o600;
 /// What the tools and the kernel agree on everywhere; also what direct access to the file asks for.
 const BLOCK_BYTES: u32 = 4096;
 /// In stock of each size: a burst of launches; what comes after it waits for its own. Each costs the kernel some
@@ -45,9 +44,7 @@ const COPY_BYTES: usize = 1 << 16;
 /// Make a disk: a mount that is attached nowhere.
 pub(crate) fn make(directory: &Path, bytes: u64) -> io::Result<OwnedFd> {
     let template = template(directory, bytes)?;
-    let name = directory.join(uuid::Uuid::new_v4().to_string());
-    let file = new_file(&name)?;
-    fs::remove_file(&name)?;
+    let file = nameless_file(directory)?;
     copy(&template, &file, bytes)?;
     let device = attach(&file)?;
     let mount = mount(&device)?;
@@ -79,16 +76,16 @@ fn template(directory: &Path, bytes: u64) -> io::Result<File> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         other => return other,
     }
-    let unfinished = directory.join(format!("{}.new", uuid::Uuid::new_v4()));
-    let made = new_file(&unfinished)
-        .and_then(|file| file.set_len(bytes))
-        .and_then(|()| format(&unfinished))
-        .and_then(|()| fs::rename(&unfinished, &path));
-    if let Err(error) = made {
-        let _ = fs::remove_file(&unfinished);
-        return Err(error);
+    let file = nameless_file(directory)?;
+    file.set_len(bytes)?;
+    // A descriptor of ours that mke2fs, which does not inherit it, can still open.
+    let through = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    format(Path::new(&through))?;
+    match rustix::fs::linkat(CWD, &through, CWD, &path, AtFlags::SYMLINK_FOLLOW) {
+        // Somebody else made one meanwhile.
+        Ok(()) | Err(Errno::EXIST) => File::open(&path),
+        Err(errno) => Err(errno.into()),
     }
-    File::open(&path)
 }
 
 fn format(path: &Path) -> io::Result<()> {
@@ -111,13 +108,11 @@ fn format(path: &Path) -> io::Result<()> {
     Err(io::Error::other(format!("mke2fs failed: {}", said.trim())))
 }
 
-fn new_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(FILE_MODE)
-        .open(path)
+/// A file that never had a name: killed at any moment, we leave nothing.
+fn nameless_file(directory: &Path) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let mode = Mode::RUSR | Mode::WUSR;
+    Ok(File::from(rustix::fs::open(directory, flags, mode)?))
 }
 
 /// Copy what is written of a file, and leave its holes.

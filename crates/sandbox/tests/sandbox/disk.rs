@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
+use rustix::fs::inotify;
 use tram_sandbox::probe;
 use tram_sandbox::protocol::{InstanceId, InstanceState};
 
@@ -79,6 +80,34 @@ fn a_disk_is_as_large_as_it_was_said_to_be() {
     world.kill_supervisor();
     until("every device is free again", || devices(&state) == 0);
     world.start_supervisor();
+}
+
+#[test]
+fn making_a_disk_leaves_nothing_to_clean_up_at_any_moment() {
+    let Some(world) = World::new() else { return };
+    if !possible() {
+        return;
+    }
+    let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+    let watch = inotify::init(flags).unwrap();
+    let disks = world.state().join("disks");
+    inotify::add_watch(
+        &watch,
+        &disks,
+        inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO,
+    )
+    .unwrap();
+    let mut spec = world.shell("echo done");
+    spec.disk_bytes_max = Some(24 << 20);
+    assert_eq!(world.output(spec), ["done"]);
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    let mut events = inotify::Reader::new(&watch, &mut buffer);
+    let mut names = Vec::new();
+    while let Ok(event) = events.next() {
+        names.extend(event.file_name().map(|name| name.to_str().unwrap().to_owned()));
+    }
+    // What is there only for a moment would stay if we were killed in it.
+    assert_eq!(names, [(24 << 20).to_string()]);
 }
 
 #[test]
