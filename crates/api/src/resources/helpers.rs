@@ -3,11 +3,11 @@
 use axum::{Json, response::IntoResponse};
 use serde_json::Value;
 use tram_site::RegistryCredentials;
-use tram_store::record::Secret;
+use tram_store::record::{Role, Secret};
 use tram_types::{SecretId, status::SecretType};
 
 use crate::{
-    auth::Access,
+    auth::{Access, Caller},
     endpoint::{Call, Endpoint, get, post},
     error::Error,
     query::Nothing,
@@ -73,6 +73,12 @@ async fn verify(call: Call<Image>) -> Result<VerifyDockerImageReply, Error> {
     };
     let credentials = match call.query.secret_id.as_deref() {
         None => None,
+        // Who uses a login learns whether it is good, and has it sent: that is more than reading.
+        Some(_) if call.caller.role == Role::ReadOnly => {
+            return Err(Error::Forbidden(
+                "this API token may only read, and may not use secrets: leave out `secret_id`, or use a token whose role is owner",
+            ));
+        }
         Some(given) => Some(credentials(&call, given).await?),
     };
     Ok(match call.api.verifier.verify(image, credentials).await {
@@ -95,8 +101,7 @@ async fn credentials<Q, B>(call: &Call<Q, B>, given: &str) -> Result<RegistryCre
     let store = &call.api.store;
     let secret: Secret = match given.parse::<SecretId>() {
         Ok(id) => store.secret(organization, id).await?,
-        Err(_) => store
-            .secret_by_name(organization, call.caller.project, given)
+        Err(_) => named(call, given)
             .await?
             .ok_or_else(|| Error::not_found("secret", given))?,
     };
@@ -109,6 +114,22 @@ async fn credentials<Q, B>(call: &Call<Q, B>, given: &str) -> Result<RegistryCre
     let value: Value = serde_json::from_slice(&store.reveal_secret(organization, secret.id).await?)
         .map_err(|error| Error::internal("reading the value of a secret", error))?;
     Ok(registry(&value))
+}
+
+/// The secret with this name: the chosen project's, else one of the whole organization.
+async fn named<Q, B>(call: &Call<Q, B>, name: &str) -> Result<Option<Secret>, Error> {
+    let Caller {
+        organization,
+        project,
+        ..
+    } = call.caller;
+    let store = &call.api.store;
+    if project.is_some()
+        && let Some(found) = store.secret_by_name(organization, project, name).await?
+    {
+        return Ok(Some(found));
+    }
+    Ok(store.secret_by_name(organization, None, name).await?)
 }
 
 /// The login of a registry out of the JSON document that a secret holds.

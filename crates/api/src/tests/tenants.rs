@@ -319,3 +319,9 @@ async fn counters_and_limits_tell_what_is_there() {
         (&json!(1), &json!(90))
     );
 }
+        // A reader would have the login sent wherever the image's name says.
+        let path = format!("{verify}?image=private/app&secret_id={given}");
+        fixture
+            .send(Some(&fixture.acme.reader), Method::GET, &path, Vec::new())
+            .await
+            .bad(403);
