@@ -1,11 +1,13 @@
-//! The audit feed: every change that a client makes, noted in one place after it succeeded.
+//! The audit feed: every change that a client makes, noted in one place after it succeeded, and every token that
+//! is made and every command that is run.
 //!
+//! An endpoint whose query can ask for a check alone says so itself ([`crate::query::Query::only_checks`]).
 //! A note that cannot be kept does not undo the change, which is done; the failure is logged instead.
 
 use http::Method;
 use serde_json::{Value, json};
 use tram_store::intent::NewActivity;
-use tram_types::OrganizationId;
+use tram_types::{InstanceId, OrganizationId};
 
 use crate::{auth::Caller, endpoint::Incoming, serve::chain, state::ApiState};
 
@@ -17,6 +19,15 @@ pub(crate) struct Verb {
     /// Past tense, such as `paused`.
     verb: &'static str,
 }
+
+impl Verb {
+    const fn new(kind: &'static str, verb: &'static str) -> Self {
+        Self { kind, verb }
+    }
+}
+
+/// What running a command in an instance is called.
+const RAN_A_COMMAND: Verb = Verb::new("instance", "executed");
 
 /// What a request to this endpoint does, if it changes something worth a note.
 pub(crate) fn verb(method: &Method, path: &str) -> Option<Verb> {
@@ -30,6 +41,15 @@ pub(crate) fn verb(method: &Method, path: &str) -> Option<Verb> {
         "credentials" => "credential",
         "projects" => "project",
         "organizations" => "organization",
+        // Tokens that are made without a credential of their own.
+        "account" => {
+            return match (method.as_str(), parts.next()) {
+                ("POST", Some("session")) => Some(Verb::new("session", "created")),
+                ("PUT", Some("refresh")) => Some(Verb::new("session", "refreshed")),
+                _ => None,
+            };
+        }
+        "unscope_organization_token" => return Some(Verb::new("session", "created")),
         _ => return None,
     };
     let verb = match (method.as_str(), parts.nth(1)) {
@@ -49,6 +69,12 @@ pub(crate) fn verb(method: &Method, path: &str) -> Option<Verb> {
     Some(Verb { kind, verb })
 }
 
+/// Notes that a command was run in an instance. The command itself is not kept: it may hold secrets.
+pub(crate) async fn note_command(api: &ApiState, caller: &Caller, instance: InstanceId) {
+    let note = Note::new(api, caller, RAN_A_COMMAND, instance.to_string());
+    note.add(RAN_A_COMMAND, &note.id, "").await;
+}
+
 /// A note to be made when the change has succeeded.
 pub(crate) struct Note {
     api: ApiState,
@@ -59,49 +85,62 @@ pub(crate) struct Note {
 }
 
 impl Note {
-    /// `None` when the request only checks.
-    pub(crate) fn of(incoming: &Incoming, verb: Option<Verb>) -> Option<Self> {
-        let query = incoming.parts.uri.query().unwrap_or_default();
-        if query.split('&').any(|pair| pair == "dry_run=true") {
-            return None;
-        }
-        let caller = incoming.caller.as_ref()?;
-        Some(Self {
-            api: incoming.api.clone(),
+    fn new(api: &ApiState, caller: &Caller, verb: Verb, id: String) -> Self {
+        Self {
+            api: api.clone(),
             organization: caller.organization,
             actor: actor(caller),
-            verb: verb?,
-            id: incoming
-                .path
-                .first()
-                .map(|(_, value)| value.clone())
-                .unwrap_or_default(),
-        })
+            verb,
+            id,
+        }
     }
 
-    /// Keeps the note; the object's id and name are taken from the answer where it has them.
+    /// A note on this request; `None` when it does nothing that is noted.
+    pub(crate) fn of(incoming: &Incoming, verb: Option<Verb>) -> Option<Self> {
+        let caller = incoming.caller.as_ref()?;
+        let id = incoming.path.first().map(|(_, value)| value.clone());
+        Some(Self::new(&incoming.api, caller, verb?, id.unwrap_or_default()))
+    }
+
+    /// Keeps the note; the object's id and name are taken from the answer where it has them. Whatever else the
+    /// answer lists as made along with the object, as the services of a composition, is noted too.
     pub(crate) async fn keep(self, reply: &Value) {
         let object = reply
             .as_object()
             .and_then(|members| members.values().find(|member| member.get("id").is_some()));
-        let text = |member: &str| {
+        let text = |object: Option<&Value>, member: &str| {
             object
                 .and_then(|object| object.get(member)?.as_str())
                 .unwrap_or_default()
+                .to_owned()
         };
-        let id = match self.id.is_empty() {
-            true => text("id"),
-            false => self.id.as_str(),
+        let id = match (self.id.as_str(), self.verb.kind) {
+            // What the answer has as the id of a session is its token.
+            ("", "session") => String::new(),
+            ("", _) => text(object, "id"),
+            (id, _) => id.to_owned(),
         };
+        self.add(self.verb, &id, &text(object, "name")).await;
+        if self.verb.kind == "app" {
+            let services = reply.get("services").and_then(Value::as_array);
+            for service in services.into_iter().flatten() {
+                let service = Some(service);
+                let verb = Verb::new("service", "deployed");
+                self.add(verb, &text(service, "id"), &text(service, "name")).await;
+            }
+        }
+    }
+
+    async fn add(&self, verb: Verb, id: &str, name: &str) {
         let activity = NewActivity {
             organization_id: self.organization,
-            actor: self.actor,
-            verb: self.verb.verb.to_owned(),
+            actor: self.actor.clone(),
+            verb: verb.verb.to_owned(),
             object: json!({
                 "id": id,
-                "name": text("name"),
-                "type": self.verb.kind,
-                "deleted": self.verb.verb == "deleted",
+                "name": name,
+                "type": verb.kind,
+                "deleted": verb.verb == "deleted",
             }),
             metadata: json!({}),
         };
@@ -112,13 +151,18 @@ impl Note {
 }
 
 fn actor(caller: &Caller) -> Value {
+    let id = actor_id(caller);
     match caller.user.as_str() {
-        "" => json!({
-            "id": caller.credential.to_string(),
-            "name": caller.credential_name,
-            "type": "credential",
-        }),
-        user => json!({ "id": user, "name": user, "type": "user" }),
+        "" => json!({ "id": id, "name": caller.credential_name, "type": "credential" }),
+        user => json!({ "id": id, "name": user, "type": "user" }),
+    }
+}
+
+/// How the feed calls who did something: a user, or a token that speaks for none.
+pub(crate) fn actor_id(caller: &Caller) -> String {
+    match caller.user.as_str() {
+        "" => caller.credential.to_string(),
+        user => user.to_owned(),
     }
 }
 
@@ -147,6 +191,10 @@ mod tests {
                 "/v1/secrets/{id}/reveal",
                 Some(("secret", "revealed")),
             ),
+            (Method::POST, "/v1/account/session", Some(("session", "created"))),
+            (Method::PUT, "/v1/account/refresh", Some(("session", "refreshed"))),
+            (Method::DELETE, "/v1/account/logout", None),
+            (Method::PATCH, "/v1/account/settings", None),
             (Method::GET, "/v1/apps", None),
             (Method::POST, "/v1/services-autocomplete", None),
             (Method::POST, "/v1/test/auth", None),

@@ -194,7 +194,8 @@ impl Endpoint {
             Box::pin(async move {
                 let note = audit::Note::of(&incoming, verb);
                 let call = read::<Q, B>(incoming).await?;
-                let warning = warning(&call.unknown);
+                let note = note.filter(|_| !call.query.only_checks());
+                let warning = warning("members", &call.unknown);
                 let reply = handler(call).await?;
                 let mut response = match note {
                     None => Json(reply).into_response(),

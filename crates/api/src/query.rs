@@ -102,12 +102,20 @@ pub(crate) trait Query: Sized + Send {
 /// The type of one parameter.
 pub(crate) trait Parameter: Sized {
     fn read(name: &str, query: &RawQuery, wrong: &mut Vec<FieldViolation>) -> Self;
+    /// Whether they ask for a check that changes nothing: `dry_run`, for the endpoints that have it.
+    fn only_checks(&self) -> bool {
+        false
+    }
     fn describe(name: &str, out: &mut Vec<Description>);
 }
 
 fn parse<T>(name: &str, text: &str, wrong: &mut Vec<FieldViolation>) -> Option<T>
 where
     T: FromStr,
+    /// Whether it is a truth value and true.
+    fn is_true(&self) -> bool {
+        false
+    }
     T::Err: Display,
 {
     text.parse()
@@ -197,6 +205,10 @@ impl Default for Page {
 }
 
 impl Page {
+
+    fn is_true(&self) -> bool {
+        *self
+    }
     /// The part of `all` that is asked for, for lists that are in memory anyway.
     pub(crate) fn of<T>(self, all: Vec<T>) -> Vec<T> {
         let size = |number: i64| usize::try_from(number).unwrap_or(0);
@@ -360,6 +372,14 @@ query! {
         page: Page,
     }
 }
+
+            fn only_checks(&self) -> bool {
+                let given = [$( (
+                    stringify!($parameter),
+                    $crate::query::Parameter::is_true(&self.$parameter),
+                ) ),*];
+                given.contains(&("dry_run", true))
+            }
 
 #[cfg(test)]
 mod tests {

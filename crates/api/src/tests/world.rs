@@ -309,7 +309,7 @@ async fn every_change_is_in_the_audit_feed() {
     let reveal = format!("/v1/secrets/{}/reveal", world.ids["secrets"]);
     fixture.post(&reveal, json!({})).await.good();
     fixture
-        .post("/v1/services?dry_run=true", json!({"definition": web("a1","/")}))
+        .post("/v1/services?dry_run=false&dry_run=true", both)
         .await
         .good();
     let feed = fixture.get("/v1/activities").await.good()["activities"].clone();
@@ -337,9 +337,34 @@ async fn every_change_is_in_the_audit_feed() {
         matching.next().unwrap()["object"].clone()
     };
     assert_eq!(with("revealed", "secret")["id"], json!(world.ids["secrets"]));
-    assert_eq!(with("created", "service")["name"], "web");
+    let services = entries
+        .iter()
+        .filter(|entry| entry["verb"] == "created" && entry["object"]["type"] == "service");
+    let services: BTreeSet<String> = services.map(|entry| text(&entry["object"]["name"])).collect();
+    assert_eq!(services, BTreeSet::from(["both".to_owned(), "web".to_owned()]));
+    assert_eq!(with("deployed", "service")["name"], "part");
+    assert_eq!(with("created", "session")["id"], "");
     assert!(
         !feed.to_string().contains("\"v\""),
         "a secret's value is in the feed"
     );
 }
+    // A check is none, in whatever way it is asked for, and what has no checks cannot be hidden by asking for one.
+    for check in ["dry_run=true", "dry_run=1", "dry_run=True"] {
+        fixture
+            .post(
+                &format!("/v1/services?{check}"),
+                json!({"definition": web("a1","/")}),
+            )
+            .await
+            .good();
+    }
+    let hidden = json!({"name":"hidden","type":"SIMPLE","value":"v"});
+    fixture.post("/v1/secrets?dry_run=true", hidden).await.good();
+    let both = json!({"app_id":world.ids["apps"],"definition":web("both","/both")});
+        "app created",
+        "secret created",
+        "service created",
+        "service deployed",
+        "session created",
+        "session refreshed",
