@@ -85,6 +85,9 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A part of the world cannot answer now, which is nobody's fault here.
+    #[error("{0}")]
+    Unanswered(String),
     /// The store failed; what it merely answered (no such object, name taken) became one of the others.
     #[error("the store failed")]
     Store(#[source] tram_store::Error),
@@ -147,9 +150,9 @@ impl Error {
             }
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
-            Self::Unavailable { .. } | Self::Store(tram_store::Error::Unavailable { .. }) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Unavailable { .. }
+            | Self::Unanswered(_)
+            | Self::Store(tram_store::Error::Unavailable { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -168,7 +171,9 @@ impl Error {
             Self::InvalidParameters(_) => "invalid_parameter",
             Self::Precondition(_) => "failed_precondition",
             Self::NotImplemented(_) => "not_implemented",
-            Self::Unavailable { .. } | Self::Store(tram_store::Error::Unavailable { .. }) => "unavailable",
+            Self::Unavailable { .. }
+            | Self::Unanswered(_)
+            | Self::Store(tram_store::Error::Unavailable { .. }) => "unavailable",
             Self::Store(_) => "internal",
             Self::Internal { .. } => "internal",
         }
@@ -177,7 +182,7 @@ impl Error {
     /// Whether the fault is ours: the cause is then worth a line in the log.
     #[must_use]
     pub fn is_ours(&self) -> bool {
-        self.status().is_server_error() && !matches!(self, Self::NotImplemented(_))
+        self.status().is_server_error() && !matches!(self, Self::NotImplemented(_) | Self::Unanswered(_))
     }
 
     /// What the client may see. Our own faults are told by the request's id alone.

@@ -31,5 +31,6 @@ pub use auth::FailureLimit;
 pub use error::Error;
 pub use router::{openapi, router};
 pub use state::{
-    ApiState, ImageVerdict, ImageVerifier, MetricSeries, MetricsError, MetricsQuery, MetricsSource, Settings,
+    ApiState, DomainChecker, DomainVerdict, ImageVerdict, ImageVerifier, MetricSeries, MetricsError,
+    MetricsQuery, MetricsSource, Settings,
 };

@@ -1,14 +1,14 @@
 //! What the API needs of the rest of the house, given once at the start.
 //!
 //! The API knows the store and the contract of sites. Everything else it needs from outside is a trait here, which
-//! the composition root implements: whether an image can be had, and the figures that the edge and the sites
-//! measured.
+//! the composition root implements: whether an image can be had, whether a domain leads here, and the figures that the
+//! edge and the sites measured.
 
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tram_site::{RegistryCredentials, Sites};
-use tram_store::Store;
+use tram_store::{Store, record::Domain};
 use tram_types::{Clock, InstanceId, ServiceId, Timestamp, catalog::Catalog, status::MetricName};
 
 use crate::{auth::FailureLimit, wire::helper::VerifyDockerImageReplyErrCode};
@@ -29,6 +29,8 @@ pub struct ApiState {
     /// Says whether an image can be had.
     pub verifier: Arc<dyn ImageVerifier>,
     /// Has the figures.
+    /// Says whether custom domains lead here.
+    pub domains: Arc<dyn DomainChecker>,
     pub metrics: Arc<dyn MetricsSource>,
     /// How often tokens failed, by address.
     pub failures: Arc<FailureLimit>,
@@ -52,6 +54,7 @@ impl ApiState {
         Self {
             store,
             sites,
+        domains: Arc<dyn DomainChecker>,
             catalog,
             clock,
             settings: Arc::new(settings),
@@ -61,6 +64,7 @@ impl ApiState {
             deploying: Arc::default(),
         }
     }
+            domains,
 }
 
 /// What the operator chose, as far as the contract shows it.
@@ -111,6 +115,25 @@ pub trait MetricsSource: Send + Sync + Debug {
 }
 
 /// Which figures.
+/// Says whether a custom domain leads here, and records it: by the same rule, whoever asks.
+#[async_trait]
+pub trait DomainChecker: Send + Sync + Debug {
+    /// Looks a domain up now.
+    ///
+    /// # Errors
+    /// Those of the store.
+    async fn check(&self, domain: &Domain) -> Result<DomainVerdict, tram_store::Error>;
+}
+
+/// What a look at a domain gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DomainVerdict {
+    /// Its status is what was found.
+    Recorded,
+    /// The DNS gave no answer, and nothing was changed.
+    Unanswered,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MetricsQuery {
     /// What was measured.

@@ -1,8 +1,8 @@
 //! Custom domains become ACTIVE once they lead here.
 //!
 //! Whether one does is asked of a [`Resolver`]: it leads here when it has an address in common with the name its
-//! owner was told to point it to. Below `localhost` there is no DNS to ask: there any custom domain is active at
-//! once, since the machine's own resolver decides where names lead.
+//! owner was told to point it to. No answer says nothing: then everything stays as it is. Below `localhost` there is no
+//! DNS to ask: there any custom domain is active at once, since the machine's own resolver decides where names lead.
 
 use std::{collections::HashSet, fmt::Debug, net::IpAddr, sync::Arc, time::Duration};
 
@@ -29,8 +29,16 @@ const LOOKUP: Duration = Duration::from_secs(5);
 #[async_trait]
 pub trait Resolver: Send + Sync + Debug {
     /// The addresses of a host name; empty when it has none.
-    async fn addresses(&self, host: &str) -> Vec<IpAddr>;
+    ///
+    /// # Errors
+    /// [`Unanswered`], which says nothing about the name.
+    async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, Unanswered>;
 }
+
+/// The DNS gave no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the DNS gave no answer")]
+pub struct Unanswered;
 
 /// The machine's own resolver.
 #[derive(Debug, Clone, Copy, Default)]
@@ -38,11 +46,112 @@ pub struct SystemResolver;
 
 #[async_trait]
 impl Resolver for SystemResolver {
-    async fn addresses(&self, host: &str) -> Vec<IpAddr> {
+    async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, Unanswered> {
         let looked_up = tokio::time::timeout(LOOKUP, tokio::net::lookup_host((host, 443))).await;
         match looked_up {
-            Ok(Ok(found)) => found.map(|address| address.ip()).collect(),
-            Ok(Err(_)) | Err(_) => Vec::new(),
+            Ok(Ok(found)) => Ok(found.map(|address| address.ip()).collect()),
+            Ok(Err(error)) if is_no_answer(&error) => Err(Unanswered),
+            Ok(Err(_)) => Ok(Vec::new()),
+            Err(_) => Err(Unanswered),
+        }
+    }
+}
+
+/// Whether a failed look-up says that no server answered, not that there is no such name. The standard library keeps
+/// the resolver's words alone: these are those of glibc and musl for `EAI_AGAIN`
+/// and `EAI_FAIL`.
+fn is_no_answer(error: &std::io::Error) -> bool {
+    let words = error.to_string();
+    ["Temporary failure", "Non-recoverable", "Try again"]
+        .iter()
+        .any(|known| words.contains(known))
+}
+
+/// Whether a domain leads here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It does.
+    Here,
+    /// It does not.
+    Elsewhere,
+    /// The DNS gave no answer: whatever is known of the domain stays.
+    Unknown,
+}
+
+/// Finds out whether a custom domain leads here, and records it. The reconciler and who asks for a look at once
+/// share it.
+#[derive(Debug, Clone)]
+pub struct Checker {
+    store: Store,
+    resolver: Arc<dyn Resolver>,
+    clock: Arc<dyn Clock>,
+    /// Under `localhost` nothing is asked.
+    local: bool,
+}
+
+impl Checker {
+    /// For domains that lead to names below `base_domain`.
+    #[must_use]
+    pub fn new(store: Store, resolver: Arc<dyn Resolver>, clock: Arc<dyn Clock>, base_domain: &str) -> Self {
+        Self {
+            store,
+            resolver,
+            clock,
+            local: is_local(base_domain),
+        }
+    }
+
+    async fn verdict(&self, domain: &Domain) -> Result<Verdict, Unanswered> {
+        if self.local {
+            return Ok(Verdict::Here);
+        }
+        let ours = self.resolver.addresses(&domain.intended_cname).await?;
+        let ours: HashSet<IpAddr> = ours.into_iter().collect();
+        let theirs = self.resolver.addresses(&domain.name).await?;
+        match theirs.iter().any(|address| ours.contains(address)) {
+            true => Ok(Verdict::Here),
+            false => Ok(Verdict::Elsewhere),
+        }
+    }
+
+    /// Looks, and records what was found. One that leads here is active; one that was active and no longer does has
+    /// an error; one that never did goes on waiting.
+    ///
+    /// # Errors
+    /// Those of the store; a domain that is gone is none.
+    pub async fn check(&self, domain: &Domain) -> Result<Verdict, tram_store::Error> {
+        let Ok(verdict) = self.verdict(domain).await else {
+            return Ok(Verdict::Unknown);
+        };
+        let edit = if verdict == Verdict::Here {
+            DomainEdit {
+                status: Some(DomainStatus::Active),
+                messages: Some(Vec::new()),
+                verified_at: Some(Some(self.clock.now())),
+                ..DomainEdit::default()
+            }
+        } else {
+            let message = format!(
+                "{} does not lead here yet: add a CNAME record that points to {}",
+                domain.name, domain.intended_cname
+            );
+            let was_active = domain.status == DomainStatus::Active;
+            if domain.messages == [message.clone()] && !was_active {
+                return Ok(verdict);
+            }
+            DomainEdit {
+                status: was_active.then_some(DomainStatus::Error),
+                messages: Some(vec![message]),
+                ..DomainEdit::default()
+            }
+        };
+        match self
+            .store
+            .update_domain(domain.organization_id, domain.id, &edit)
+            .await
+        {
+            Ok(_) | Err(tram_store::Error::NotFound { .. }) => Ok(verdict),
+            Err(error) => Err(error),
         }
     }
 }
@@ -51,10 +160,7 @@ impl Resolver for SystemResolver {
 #[derive(Debug)]
 pub struct Reconciler {
     store: Store,
-    resolver: Arc<dyn Resolver>,
-    clock: Arc<dyn Clock>,
-    /// Under `localhost` nothing is asked.
-    local: bool,
+    checker: Checker,
 }
 
 /// What one run did.
@@ -83,56 +189,12 @@ impl Reconciler {
     pub fn new(deps: &Deps) -> Self {
         Self {
             store: deps.store.clone(),
-            resolver: Arc::clone(&deps.resolver),
-            clock: Arc::clone(&deps.clock),
-            local: is_local(&deps.settings.base_domain),
-        }
-    }
-
-    async fn leads_here(&self, domain: &Domain) -> bool {
-        if self.local {
-            return true;
-        }
-        let ours: HashSet<IpAddr> = self
-            .resolver
-            .addresses(&domain.intended_cname)
-            .await
-            .into_iter()
-            .collect();
-        let theirs = self.resolver.addresses(&domain.name).await;
-        theirs.iter().any(|address| ours.contains(address))
-    }
-
-    async fn check(&self, domain: &Domain) -> Result<bool, Error> {
-        let edit = if self.leads_here(domain).await {
-            DomainEdit {
-                status: Some(DomainStatus::Active),
-                messages: Some(Vec::new()),
-                verified_at: Some(Some(self.clock.now())),
-                ..DomainEdit::default()
-            }
-        } else {
-            let message = format!(
-                "{} does not lead here yet: add a CNAME record that points to {}",
-                domain.name, domain.intended_cname
-            );
-            if domain.messages == [message.clone()] {
-                return Ok(false);
-            }
-            DomainEdit {
-                messages: Some(vec![message]),
-                ..DomainEdit::default()
-            }
-        };
-        let active = edit.status.is_some();
-        match self
-            .store
-            .update_domain(domain.organization_id, domain.id, &edit)
-            .await
-        {
-            Ok(_) => Ok(active),
-            Err(tram_store::Error::NotFound { .. }) => Ok(false),
-            Err(error) => Err(Error::store("record the state of a domain")(error)),
+            checker: Checker::new(
+                deps.store.clone(),
+                Arc::clone(&deps.resolver),
+                Arc::clone(&deps.clock),
+                &deps.settings.base_domain,
+            ),
         }
     }
 }
@@ -162,10 +224,10 @@ impl driver::Reconciler for Reconciler {
             .map_err(Error::store("read the domains that wait"))?;
         let mut report = Report::default();
         for domain in &waiting.items {
-            if self.check(domain).await? {
-                report.activated += 1;
-            } else {
-                report.waiting += 1;
+            let checked = self.checker.check(domain).await;
+            match checked.map_err(Error::store("record the state of a domain"))? {
+                Verdict::Here => report.activated += 1,
+                Verdict::Elsewhere | Verdict::Unknown => report.waiting += 1,
             }
         }
         Ok(report)

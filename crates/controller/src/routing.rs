@@ -20,10 +20,10 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::time::Instant;
-use tram_store::{RoutedService, RoutingSnapshot};
+use tram_store::{RoutedDomain, RoutedService};
 use tram_types::{
     AppId, InstanceId, ServiceId,
-    routing::{Host, RoutingTable},
+    routing::{Host, REQUEST_TIMEOUT_SECONDS, RoutingTable},
 };
 
 pub use confirmed::Confirmed;
@@ -74,9 +74,29 @@ struct Known {
     version: u64,
     services: BTreeMap<ServiceId, table::Entry>,
     services_of: HashMap<AppId, BTreeSet<ServiceId>>,
-    hosts_of: BTreeMap<AppId, Vec<String>>,
+    hosts_of: BTreeMap<AppId, Vec<Name>>,
     pushed: Option<Instant>,
     pause: Duration,
+}
+
+/// A host name of an app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Name {
+    name: String,
+    /// What its owner chose, in milliseconds.
+    request_timeout_ms: Option<u64>,
+}
+
+impl From<RoutedDomain> for Name {
+    fn from(domain: RoutedDomain) -> Self {
+        let (least, most) = REQUEST_TIMEOUT_SECONDS.into_inner();
+        Self {
+            name: domain.name,
+            request_timeout_ms: domain
+                .request_timeout_seconds
+                .map(|seconds| u64::from(seconds.clamp(least, most)) * 1000),
+        }
+    }
 }
 
 /// What one run did.
@@ -207,7 +227,7 @@ impl Reconciler {
                 .routing_snapshot()
                 .await
                 .map_err(Error::store("read the routes"))?;
-            hosts_changed |= known.take_hosts(&snapshot);
+            hosts_changed |= known.take_hosts(&snapshot.domains);
             if dirty.everything {
                 let there: HashSet<ServiceId> = snapshot.services.iter().map(|service| service.id).collect();
                 let gone: Vec<ServiceId> = known
@@ -238,7 +258,7 @@ impl Reconciler {
                 .routed_domains_of_app(*app)
                 .await
                 .map_err(Error::store("read the domains of an app"))?;
-            hosts_changed |= known.set_hosts(*app, domains.into_iter().map(|domain| domain.name).collect());
+            hosts_changed |= known.set_hosts(*app, domains.into_iter().map(Name::from).collect());
         }
         let mut services = dirty.services.clone();
         if dirty.secrets {
@@ -269,7 +289,7 @@ impl Reconciler {
                             .routed_domains_of_app(service.app_id)
                             .await
                             .map_err(Error::store("read the domains of an app"))?;
-                        let names = domains.into_iter().map(|domain| domain.name).collect();
+                        let names = domains.into_iter().map(Name::from).collect();
                         hosts_changed |= known.set_hosts(service.app_id, names);
                     }
                     if self.take_service(known, &service).await? {
@@ -389,10 +409,13 @@ impl driver::Reconciler for Reconciler {
 }
 
 impl Known {
-    fn take_hosts(&mut self, snapshot: &RoutingSnapshot) -> bool {
-        let mut hosts: BTreeMap<AppId, Vec<String>> = BTreeMap::new();
-        for domain in &snapshot.domains {
-            hosts.entry(domain.app_id).or_default().push(domain.name.clone());
+    fn take_hosts(&mut self, domains: &[RoutedDomain]) -> bool {
+        let mut hosts: BTreeMap<AppId, Vec<Name>> = BTreeMap::new();
+        for domain in domains {
+            hosts
+                .entry(domain.app_id)
+                .or_default()
+                .push(domain.clone().into());
         }
         for app in self.services_of.keys() {
             hosts.entry(*app).or_default();
@@ -402,7 +425,7 @@ impl Known {
         !same
     }
 
-    fn set_hosts(&mut self, app: AppId, names: Vec<String>) -> bool {
+    fn set_hosts(&mut self, app: AppId, names: Vec<Name>) -> bool {
         let empty = names.is_empty();
         let before = self.hosts_of.insert(app, names);
         let same = before.as_ref() == self.hosts_of.get(&app) || (before.is_none() && empty);
@@ -461,16 +484,21 @@ impl Known {
                 .filter(|route| prefixes.insert(route.prefix.trim_end_matches('/').to_owned()))
                 .cloned()
                 .collect();
-            for name in names.iter().filter(|name| !taken.contains(*name)) {
+            for name in names.iter().filter(|name| !taken.contains(&name.name)) {
                 table.hosts.push(Host {
-                    name: name.clone(),
+                    name: name.name.clone(),
                     routes: routes.clone(),
                 });
             }
         }
         for entry in self.services.values() {
             let Some(service) = &entry.service else { continue };
-            table.services.push(service.clone());
+            let names = self.hosts_of.get(&entry.app_id).into_iter().flatten();
+            // The table has one time-out a service: the longest that any of its app's domains asks for.
+            let chosen = names.filter_map(|name| name.request_timeout_ms).max();
+            let mut service = service.clone();
+            service.request_timeout_ms = chosen.unwrap_or(service.request_timeout_ms);
+            table.services.push(service);
             table.routing_keys.extend(entry.routing_key.clone());
             table.tcp_ports.extend(entry.tcp_ports.iter().cloned());
         }

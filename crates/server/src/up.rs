@@ -20,7 +20,10 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tram_api::ApiState;
 use tram_cli::{Printer, Settings, context, settings::OnStop};
-use tram_controller::{Controller, ControllerHandle, Deps};
+use tram_controller::{
+    Controller, ControllerHandle, Deps,
+    domain::{Checker, Resolver, SystemResolver},
+};
 use tram_site::{Site, Sites};
 use tram_site_local::LocalSite;
 use tram_store::{Leadership, Options, Store, keyring};
@@ -41,7 +44,7 @@ use crate::{
     sampler,
     stops::{Stops, ToldToStop},
     traces::Traces,
-    verifier::Verifier,
+    verifier::{Domains, Verifier},
 };
 
 /// Name of the lock on the data directory; holds the process id of `tram up`.
@@ -258,11 +261,18 @@ impl Inside {
             Arc::clone(&figures),
             Arc::clone(&metrics),
         ));
+        let resolver: Arc<dyn Resolver> = Arc::new(SystemResolver);
+        let domains = Domains(Checker::new(
+            store.clone(),
+            Arc::clone(&resolver),
+            Arc::clone(&clock),
+            &settings.base_domain,
+        ));
         let controller = Controller::start(Deps {
             store: store.clone(),
             sites: sites.clone(),
             data_plane: Arc::clone(&link) as Arc<dyn tram_controller::DataPlane>,
-            resolver: Arc::new(tram_controller::domain::SystemResolver),
+            resolver,
             clock: Arc::clone(&clock),
             catalog: Arc::clone(&catalog),
             policy: tram_planner::Policy::default(),
@@ -298,6 +308,7 @@ impl Inside {
             Arc::new(Verifier {
                 images: images.clone(),
             }),
+            Arc::new(domains),
             figures,
         );
         let observed = Observed {

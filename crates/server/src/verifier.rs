@@ -9,6 +9,7 @@ use tram_api::{
 use tram_controller::domain::{Checker, Verdict};
 use tram_image::{Credentials, ImageStore, Reference};
 use tram_site::RegistryCredentials;
+use tram_store::record::Domain;
 
 /// Asks registries through the image store.
 #[derive(Debug)]

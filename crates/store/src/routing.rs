@@ -25,6 +25,8 @@ pub struct RoutedDomain {
     pub name: String,
     /// The app.
     pub app_id: AppId,
+    /// How long a request may wait for its answer to begin, where the domain's owner chose that.
+    pub request_timeout_seconds: Option<u32>,
 }
 
 /// A service as the routing table needs it.
@@ -202,18 +204,27 @@ impl Store {
     }
 }
 
-/// Domains that are not on their way out. One that waits for its CNAME is routed too: the CNAME may be there already,
-/// and nobody else can have the name.
+/// Domains that answer: those the platform gave and custom ones that were found to lead here. A name that nobody has
+/// shown to be theirs is not served.
 async fn routed_domains(condition: Sql, connection: &mut sqlx::AnyConnection) -> Result<Vec<RoutedDomain>> {
-    let mut sql = condition.behind("SELECT id, name, app_id FROM domains ");
-    sql.add(" AND status NOT IN ('DELETING', 'DELETED') ORDER BY name");
+    let mut sql = condition.behind("SELECT id, name, app_id, load_balancer FROM domains ");
+    sql.add(
+        " AND (status = 'ACTIVE' OR (kind = 'AUTOASSIGNED' AND status NOT IN ('DELETING', 'DELETED'))) \
+         ORDER BY name",
+    );
     let rows = sql.rows(connection, DOING).await?;
     rows.iter()
         .map(|row| {
+            let balancer: Value = read(row, "load_balancer", DOING)?;
             Ok(RoutedDomain {
                 id: read(row, "id", DOING)?,
                 name: read(row, "name", DOING)?,
                 app_id: read(row, "app_id", DOING)?,
+                request_timeout_seconds: balancer
+                    .pointer("/koyeb/request_timeout_seconds")
+                    .and_then(Value::as_u64)
+                    .filter(|seconds| *seconds > 0)
+                    .map(|seconds| u32::try_from(seconds).unwrap_or(u32::MAX)),
             })
         })
         .collect()

@@ -102,10 +102,10 @@ pub fn check_domain_name(name: &str) -> Result<(), String> {
     if labels.len() < 2 {
         return Err("must be a full domain name, such as `shop.example.org`".to_owned());
     }
-    for (index, label) in labels.iter().enumerate() {
-        if index == 0 && *label == "*" {
-            continue;
-        }
+    if labels.contains(&"*") {
+        return Err("must not be a wildcard: add each name by itself, such as `shop.example.org`".to_owned());
+    }
+    for label in labels {
         check_slug(label, 1, DNS_LABEL_MAX_CHARACTERS).map_err(|rule| format!("part `{label}` {rule}"))?;
     }
     Ok(())
@@ -148,7 +148,11 @@ mod tests {
         assert!(label.ends_with("-acme-1a2b3c4d"));
         assert_eq!(check_domain_name(&name), Ok(()));
         assert!(check_domain_name("localhost").is_err());
-        assert_eq!(check_domain_name("*.example.org"), Ok(()));
+        assert!(
+            check_domain_name("*.example.org")
+                .unwrap_err()
+                .contains("wildcard")
+        );
     }
 
     #[test]

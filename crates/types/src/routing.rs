@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -19,6 +20,9 @@ pub const DEFAULT_MAX_CONCURRENT_REQUESTS: u32 = 10_000;
 
 /// Time to the first byte of an answer; upstream's proxies give up after about this long too.
 pub const DEFAULT_REQUEST_TIMEOUT_MS: u64 = 100_000;
+
+/// Shortest and longest time-out that a domain may ask for, in seconds: the wire contract's.
+pub const REQUEST_TIMEOUT_SECONDS: RangeInclusive<u32> = 100..=900;
 
 /// How long a caller waits for a sleeping service: longer than a slow program's start,
 /// shorter than the minute after which most HTTP clients give up by themselves.

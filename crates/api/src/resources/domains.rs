@@ -1,16 +1,15 @@
-//! Domains: auto-assigned ones come with their app, custom ones are added here and verified by the DNS.
-
-use std::{net::IpAddr, time::Duration};
+//! Domains: auto-assigned ones come with their app, custom ones are added here and verified by the DNS, by a rule
+//! that [`crate::DomainChecker`] knows.
 
 use rand::RngExt;
 use tram_store::{
     filter,
     intent::{DomainEdit, NewDomain},
-    record,
 };
 use tram_types::{
     AppId, DomainId, FieldViolation, OrganizationId, ProjectId,
     names::{DNS_LABEL_MAX_CHARACTERS, auto_assigned_domain, check_domain_name, check_slug},
+    routing::REQUEST_TIMEOUT_SECONDS,
     status::{DomainStatus, DomainType},
 };
 
@@ -21,16 +20,13 @@ use crate::{
     error::Error,
     merge::masked,
     query::{Nothing, Page},
-    state::ApiState,
+    state::{ApiState, DomainVerdict},
     views::{self, count, domain::LoadBalancer},
     wire::domain::{
         CreateDomain, CreateDomainReply, DeleteDomainReply, DomainLoadBalancerCloudflare, GetDomainReply,
         ListDomainsReply, RefreshDomainStatusReply, UpdateDomain, UpdateDomainReply,
     },
 };
-
-/// How long a look into the DNS may take: a user waits for the answer.
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 crate::query! {
     /// Which domains.
@@ -144,6 +140,15 @@ async fn create(call: Call<Nothing, CreateDomain>) -> Result<CreateDomainReply, 
                 "names below `{}` are assigned by the platform: change the `subdomain` of an app's own domain",
                 call.api.settings.base_domain
             ),
+        ));
+    }
+    let seconds = body.koyeb.as_ref().map_or(0, |it| it.request_timeout_seconds);
+    // 0 is what a client sends that means "unset".
+    if seconds != 0 && !u32::try_from(seconds).is_ok_and(|given| REQUEST_TIMEOUT_SECONDS.contains(&given)) {
+        let (least, most) = REQUEST_TIMEOUT_SECONDS.into_inner();
+        wrong.push(FieldViolation::new(
+            "koyeb.request_timeout_seconds",
+            format!("must be between {least} and {most}"),
         ));
     }
     // AUTOASSIGNED is the zero member: a client that leaves the type out means a custom domain.
@@ -278,49 +283,20 @@ async fn remove(call: Call) -> Result<DeleteDomainReply, Error> {
     Ok(DeleteDomainReply {})
 }
 
-/// Looks into the DNS: a custom domain is ours when it leads where its intended name leads.
+/// Looks into the DNS at once, as the platform does by itself from time to time.
 async fn refresh(call: Call) -> Result<RefreshDomainStatusReply, Error> {
     let id: DomainId = call.id("id")?;
     let organization = call.caller.organization;
     let domain = call.api.store.domain(organization, id).await?;
-    if domain.kind == DomainType::Custom {
-        let edit = match verify(&domain).await {
-            Ok(()) => DomainEdit {
-                status: Some(DomainStatus::Active),
-                messages: Some(Vec::new()),
-                verified_at: Some(Some(call.api.clock.now())),
-                ..DomainEdit::default()
-            },
-            Err(message) => DomainEdit {
-                status: Some(DomainStatus::Error),
-                messages: Some(vec![message]),
-                ..DomainEdit::default()
-            },
-        };
-        call.api.store.update_domain(organization, id, &edit).await?;
+    if domain.kind == DomainType::Custom
+        && call.api.domains.check(&domain).await? == DomainVerdict::Unanswered
+    {
+        return Err(Error::Unanswered(format!(
+            "the DNS gave no answer for `{}`; its status stays {}: try again",
+            domain.name, domain.status
+        )));
     }
     Ok(RefreshDomainStatusReply {})
-}
-
-async fn verify(domain: &record::Domain) -> Result<(), String> {
-    let wanted = addresses(&domain.intended_cname).await?;
-    let found = addresses(&domain.name).await?;
-    if found.iter().any(|address| wanted.contains(address)) {
-        return Ok(());
-    }
-    Err(format!(
-        "`{}` leads elsewhere: make it a CNAME of `{}`",
-        domain.name, domain.intended_cname
-    ))
-}
-
-async fn addresses(name: &str) -> Result<Vec<IpAddr>, String> {
-    let lookup = tokio::net::lookup_host((name, 443));
-    match tokio::time::timeout(LOOKUP_TIMEOUT, lookup).await {
-        Ok(Ok(found)) => Ok(found.map(|address| address.ip()).collect()),
-        Ok(Err(_)) => Err(format!("the DNS has no address for `{name}`")),
-        Err(_) => Err(format!("the DNS gave no answer for `{name}` in time: try again")),
-    }
 }
 
 #[cfg(test)]

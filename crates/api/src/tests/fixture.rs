@@ -13,19 +13,21 @@ use tower::ServiceExt;
 use tram_site::{RegistryCredentials, Sites};
 use tram_store::{
     Options, Store,
-    intent::NewCredential,
+    intent::{DomainEdit, NewCredential},
     keyring,
-    record::{Organization, Role},
+    record::{Domain, Organization, Role},
 };
 use tram_testkit::{FakeClock, FakeSite};
 use tram_types::{
-    Clock, CredentialId, OrganizationId, ProjectId, Timestamp, catalog::Catalog, status::CredentialType,
+    Clock, CredentialId, OrganizationId, ProjectId, Timestamp,
+    catalog::Catalog,
+    status::{CredentialType, DomainStatus},
     units::GIB,
 };
 
 use crate::{
-    ApiState, ImageVerdict, ImageVerifier, MetricSeries, MetricsError, MetricsQuery, MetricsSource, Settings,
-    wire::helper::VerifyDockerImageReplyErrCode,
+    ApiState, DomainChecker, DomainVerdict, ImageVerdict, ImageVerifier, MetricSeries, MetricsError,
+    MetricsQuery, MetricsSource, Settings, wire::helper::VerifyDockerImageReplyErrCode,
 };
 
 /// One API with its store, and tokens to call it with.
@@ -36,6 +38,7 @@ pub(super) struct Fixture {
     pub(super) clock: Arc<FakeClock>,
     pub(super) acme: Tenant,
     pub(super) other: Tenant,
+    pub(super) dns: Arc<Dns>,
     _directories: (tempfile::TempDir, tempfile::TempDir),
 }
 
@@ -97,6 +100,30 @@ impl ImageVerifier for Verifier {
 #[derive(Debug, Default)]
 pub(super) struct Figures {
     pub(super) asked: Mutex<Vec<MetricsQuery>>,
+/// Finds that every domain leads here, as below `localhost`, unless the DNS is silent.
+#[derive(Debug)]
+pub(super) struct Dns {
+    store: Store,
+    pub(super) is_silent: std::sync::atomic::AtomicBool,
+}
+
+#[async_trait]
+impl DomainChecker for Dns {
+    async fn check(&self, domain: &Domain) -> Result<DomainVerdict, tram_store::Error> {
+        if self.is_silent.load(std::sync::atomic::Ordering::Relaxed) {
+            return Ok(DomainVerdict::Unanswered);
+        }
+        let edit = DomainEdit {
+            status: Some(DomainStatus::Active),
+            ..DomainEdit::default()
+        };
+        self.store
+            .update_domain(domain.organization_id, domain.id, &edit)
+            .await?;
+        Ok(DomainVerdict::Recorded)
+    }
+}
+
 }
 
 #[async_trait]
@@ -135,6 +162,10 @@ impl Fixture {
         let api = ApiState::new(
             store,
             Sites::single("fra", Arc::<FakeSite>::clone(&site)),
+        let dns = Arc::new(Dns {
+            store: store.clone(),
+            is_silent: false.into(),
+        });
             Arc::new(Catalog::local("fra", "Frankfurt", 4000, 8 * GIB)),
             Arc::<FakeClock>::clone(&clock),
             Settings {
@@ -151,12 +182,14 @@ impl Fixture {
         );
         Self {
             router: crate::router(api.clone()),
+            Arc::clone(&dns) as Arc<dyn DomainChecker>,
             api,
             site,
             clock,
             acme,
             other,
             _directories: directories,
+            dns,
         }
     }
 

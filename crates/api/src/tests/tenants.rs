@@ -103,13 +103,13 @@ async fn a_definition_may_only_name_secrets_that_are_there() {
 async fn domains_are_attached_renamed_and_verified() {
     let fixture = Fixture::new().await;
     let app = fixture.app("shop").await;
-    let custom = json!({"name":"Shop.Example.org","type":"CUSTOM","koyeb":{"request_timeout_seconds":30}});
+    let custom = json!({"name":"Shop.Example.org","type":"CUSTOM","koyeb":{"request_timeout_seconds":300}});
     let custom = fixture.post("/v1/domains", custom).await.good()["domain"].clone();
     assert_eq!(
         (&custom["name"], &custom["status"], &custom["app_id"]),
         (&json!("shop.example.org"), &json!("PENDING"), &json!(""))
     );
-    assert!(custom.get("cloudflare").is_none() && custom["koyeb"]["request_timeout_seconds"] == 30);
+    assert!(custom.get("cloudflare").is_none() && custom["koyeb"]["request_timeout_seconds"] == 300);
     assert!(text(&custom["intended_cname"]).ends_with(".cname.tram.localhost"));
     let path = format!("/v1/domains/{}", text(&custom["id"]));
     let attached = fixture
@@ -122,13 +122,14 @@ async fn domains_are_attached_renamed_and_verified() {
         .await
         .good();
     assert_eq!(detached["domain"]["app_id"], "");
-    assert_eq!(
-        fixture.post(&format!("{path}/refresh"), json!({})).await.good(),
-        json!({})
-    );
-    let checked = fixture.get(&path).await.good()["domain"].clone();
-    assert_eq!(checked["status"], "ERROR");
-    assert!(text(&checked["messages"][0]).contains("DNS"));
+    let refresh = format!("{path}/refresh");
+    fixture.dns.is_silent.store(true, Ordering::Relaxed);
+    let silent = fixture.post(&refresh, json!({})).await.bad(503);
+    assert!(text(&silent["message"]).contains("stays PENDING"), "{silent}");
+    assert_eq!(fixture.get(&path).await.good()["domain"]["status"], "PENDING");
+    fixture.dns.is_silent.store(false, Ordering::Relaxed);
+    assert_eq!(fixture.post(&refresh, json!({})).await.good(), json!({}));
+    assert_eq!(fixture.get(&path).await.good()["domain"]["status"], "ACTIVE");
     let auto = fixture
         .get(&format!("/v1/domains?app_ids={app}&types=AUTOASSIGNED"))
         .await
@@ -150,6 +151,154 @@ async fn domains_are_attached_renamed_and_verified() {
 async fn a_token_is_shown_once_works_and_is_revoked() {
     let fixture = Fixture::new().await;
     let made = json!({"name":"ci","type":"ORGANIZATION","role":"READ_ONLY"});
+#[tokio::test]
+async fn a_domain_that_could_never_be_served_is_refused() {
+    let fixture = Fixture::new().await;
+    for (body, field) in [
+        (json!({"name":"*.example.org","type":"CUSTOM"}), "name"),
+        (
+            json!({"name":"a.example.org","koyeb":{"request_timeout_seconds":-1}}),
+            "koyeb.request_timeout_seconds",
+        ),
+        (
+            json!({"name":"a.example.org","koyeb":{"request_timeout_seconds":901}}),
+            "koyeb.request_timeout_seconds",
+        ),
+    ] {
+        let refused = fixture.post("/v1/domains", body.clone()).await.bad(400);
+        assert_eq!(refused["fields"][0]["field"], field, "{body} {refused}");
+    }
+    let unset = json!({"name":"a.example.org","koyeb":{"request_timeout_seconds":0}});
+    fixture.post("/v1/domains", unset).await.good();
+}
+
+#[tokio::test]
+async fn a_token_is_narrowed_and_widened_within_the_life_of_the_one_that_asks() {
+    let fixture = Fixture::new().await;
+    let made = json!({"name":"ci","type":"ORGANIZATION"});
+    let made = fixture.post("/v1/credentials", made).await.good()["credential"].clone();
+    let (token, path) = (
+        text(&made["token"]),
+        format!("/v1/credentials/{}", text(&made["id"])),
+    );
+    let end = fixture.clock.now().plus(Duration::from_secs(3600));
+    let narrowed = json!({"role":"READ_ONLY","expires_at":end});
+    let narrowed = fixture.with(Method::PATCH, &path, narrowed).await.good()["credential"].clone();
+    assert_eq!(
+        (&narrowed["role"], &narrowed["expires_at"], &narrowed["name"]),
+        (&json!("READ_ONLY"), &json!(end), &json!("ci"))
+    );
+    fixture
+        .send(Some(&token), Method::POST, "/v1/apps", b"{}".to_vec())
+        .await
+        .bad(403);
+    // A client that does not know role and end keeps them.
+    let renamed = fixture
+        .with(Method::PUT, &path, json!({"name":"renamed"}))
+        .await
+        .good();
+    assert_eq!(
+        (
+            &renamed["credential"]["role"],
+            &renamed["credential"]["expires_at"]
+        ),
+        (&json!("READ_ONLY"), &json!(end))
+    );
+    let switch = format!("/v1/organizations/{}/switch", fixture.acme.organization.id);
+    let session = text(&fixture.post(&switch, json!({})).await.good()["token"]["id"]);
+    let later = fixture.clock.now().plus(Duration::from_secs(48 * 3600));
+    for (query, body, field) in [
+        ("", json!({"role":"ADMIN"}), "role"),
+        ("", json!({"expires_at":"2001-01-01T00:00:00Z"}), "expires_at"),
+        ("", json!({"expires_at":later}), "expires_at"),
+        ("?update_mask=expires_at", json!({}), "expires_at"),
+    ] {
+        let path = format!("{path}{query}");
+        let bytes = body.to_string().into_bytes();
+        let refused = fixture.send(Some(&session), Method::PATCH, &path, bytes).await;
+        assert_eq!(refused.bad(400)["fields"][0]["field"], field, "{query} {body}");
+    }
+    let path = format!("{path}?update_mask=expires_at,role");
+    let widened = fixture
+        .with(Method::PATCH, &path, json!({"role":"OWNER"}))
+        .await
+        .good();
+    assert_eq!(
+        (
+            &widened["credential"]["role"],
+            &widened["credential"]["expires_at"]
+        ),
+        (&json!("OWNER"), &Value::Null)
+    );
+}
+
+#[tokio::test]
+async fn a_member_is_not_hidden_by_the_sessions_of_another() {
+    let fixture = Fixture::new().await;
+    let user = Some(fixture.acme.user.as_str());
+    let path = "/v1/account/session";
+    for _ in 0..3 {
+        fixture.send(user, Method::POST, path, Vec::new()).await.good();
+    }
+    for name in ["bob", "carl"] {
+        let new = NewCredential {
+            id: CredentialId::random(),
+            organization_id: fixture.acme.organization.id,
+            user_id: name.to_owned(),
+            kind: CredentialType::User,
+            role: Role::Owner,
+            name: name.to_owned(),
+            description: String::new(),
+            token_sha256: tram_store::token_sha256(name),
+            expires_at: None,
+        };
+        fixture.api.store.create_credential(new).await.unwrap();
+    }
+    let members = fixture
+        .get("/v1/organization_members?limit=2&offset=1")
+        .await
+        .good();
+    let names: Vec<_> = members["members"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| text(&one["user_id"]))
+        .collect();
+    assert_eq!(
+        (&members["count"], names),
+        (&json!(3), vec!["bob".to_owned(), "carl".to_owned()])
+    );
+    let one = fixture.get("/v1/organization_members?user_id=carl").await.good();
+    assert_eq!(
+        (&one["count"], &one["members"][0]["user_id"]),
+        (&json!(1), &json!("carl"))
+    );
+}
+
+#[tokio::test]
+async fn the_project_of_a_header_is_honoured_or_refused() {
+    let fixture = Fixture::new().await;
+    let project = text(&fixture.post("/v1/projects", json!({"name":"p"})).await.good()["project"]["id"]);
+    let app = fixture.app("shop").await;
+    fixture.service(&app, "web", "/").await;
+    let body = json!({"app_id":app,"project_id":project,"definition":web("api","/api")});
+    let inside = fixture.post("/v1/services", body).await.good()["service"].clone();
+    let listed = fixture.get_in(&project, "/v1/deployments").await.good();
+    assert_eq!(
+        (&listed["count"], &listed["deployments"][0]["service_id"]),
+        (&json!(1), &inside["id"])
+    );
+    assert_eq!(fixture.get_in("", "/v1/deployments").await.good()["count"], 2);
+    let refused = fixture.get_in("p", "/v1/deployments").await.bad(400);
+    assert_eq!(refused["fields"][0]["field"], "x-koyeb-project-id");
+    // A secret of the whole organization is found by its name from inside a project.
+    let secret =
+        json!({"name":"hub","type":"REGISTRY","docker_hub_registry":{"username":"u","password":"p"}});
+    fixture.post("/v1/secrets", secret).await.good();
+    let path = "/v1/docker-helper/verify?image=private/app&secret_id=hub";
+    assert_eq!(fixture.get_in(&project, path).await.good()["success"], true);
+}
+
     let made = fixture.post("/v1/credentials", made).await.good()["credential"].clone();
     let token = text(&made["token"]);
     assert_eq!(token.len(), 64);

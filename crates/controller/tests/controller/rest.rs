@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use serde_json::json;
 use tram_controller::{
-    domain::{self, Resolver},
+    domain::{self, Checker, Resolver, Unanswered, Verdict},
     driver::Reconciler as _,
     orphan, retention,
 };
@@ -13,6 +13,7 @@ use tram_site::{ImageSpec, InstanceSpec, Site as _, spec::Limits};
 use tram_store::intent::NewDomain;
 use tram_types::{
     AppId, DeploymentId, DomainId, Generation, InstanceId, OrganizationId, RegionalDeploymentId, ServiceId,
+    routing::DEFAULT_REQUEST_TIMEOUT_MS,
     status::{DomainStatus, DomainType, ServiceStatus as S},
 };
 
@@ -87,8 +88,19 @@ struct Names(BTreeMap<String, IpAddr>);
 
 #[async_trait]
 impl Resolver for Names {
-    async fn addresses(&self, host: &str) -> Vec<IpAddr> {
-        self.0.get(host).copied().into_iter().collect()
+    async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, Unanswered> {
+        Ok(self.0.get(host).copied().into_iter().collect())
+    }
+}
+
+/// A DNS that answers nothing.
+#[derive(Debug)]
+struct Silence;
+
+#[async_trait]
+impl Resolver for Silence {
+    async fn addresses(&self, _host: &str) -> Result<Vec<IpAddr>, Unanswered> {
+        Err(Unanswered)
     }
 }
 
@@ -132,6 +144,68 @@ async fn a_custom_domain_is_active_once_it_leads_here() {
     let bad = world.store.domain(world.organization, bad).await.unwrap();
     assert_eq!(bad.status, DomainStatus::Pending);
     assert!(bad.messages[0].contains("CNAME record that points to edge.example.net"));
+}
+
+#[tokio::test]
+async fn an_active_domain_that_leads_away_has_an_error_and_silence_changes_nothing() {
+    let world = World::without_controller().await;
+    let id = custom(&world, "shop.example.org").await;
+    let checker = |resolver: Arc<dyn Resolver>| {
+        let clock = Arc::new(world.clock.clone());
+        Checker::new(world.store.clone(), resolver, clock, "example.net")
+    };
+    let domain = async || world.store.domain(world.organization, id).await.unwrap();
+    let silence: Arc<dyn Resolver> = Arc::new(Silence);
+    let names = |address: [u8; 4]| -> Arc<dyn Resolver> {
+        Arc::new(Names(BTreeMap::from([
+            ("edge.example.net".to_owned(), [192, 0, 2, 1].into()),
+            ("shop.example.org".to_owned(), address.into()),
+        ])))
+    };
+    for (resolver, verdict, status) in [
+        (Arc::clone(&silence), Verdict::Unknown, DomainStatus::Pending),
+        (names([192, 0, 2, 1]), Verdict::Here, DomainStatus::Active),
+        (Arc::clone(&silence), Verdict::Unknown, DomainStatus::Active),
+        (names([192, 0, 2, 9]), Verdict::Elsewhere, DomainStatus::Error),
+        (Arc::clone(&silence), Verdict::Unknown, DomainStatus::Error),
+        (names([192, 0, 2, 1]), Verdict::Here, DomainStatus::Active),
+    ] {
+        let found = checker(resolver).check(&domain().await).await.unwrap();
+        assert_eq!((found, domain().await.status), (verdict, status));
+    }
+}
+
+#[tokio::test]
+async fn a_domain_s_time_out_is_that_of_its_app_s_services() {
+    let world = World::new().await;
+    let made = world.create("web", web("v1", 1)).await;
+    world.endpoints_become(made.service.id, 1).await;
+    let limit = || world.edge.service(made.service.id).unwrap().request_timeout_ms;
+    assert_eq!(limit(), DEFAULT_REQUEST_TIMEOUT_MS);
+    let id = DomainId::random();
+    let domain = NewDomain {
+        id,
+        organization_id: world.organization,
+        project_id: None,
+        app_id: Some(world.app),
+        name: "slow.example.org".to_owned(),
+        kind: DomainType::Custom,
+        status: DomainStatus::Pending,
+        intended_cname: "edge.example.net".to_owned(),
+        load_balancer: json!({"koyeb": {"request_timeout_seconds": 600}}),
+    };
+    world.store.create_domain(domain).await.unwrap();
+    let becomes = async |expected: u64| {
+        world
+            .until("the edge has the time-out", async || match limit() {
+                found if found == expected => Ok(()),
+                other => Err(other.to_string()),
+            })
+            .await;
+    };
+    becomes(600_000).await;
+    world.store.delete_domain(world.organization, id).await.unwrap();
+    becomes(DEFAULT_REQUEST_TIMEOUT_MS).await;
 }
 
 #[tokio::test]

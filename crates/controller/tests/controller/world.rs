@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use tram_controller::{
     Controller, ControllerHandle, DataPlane, Deps, NoObserver, Settings,
     data_plane::{Error, Event, ServiceActivity},
-    domain::Resolver,
+    domain::{Resolver, Unanswered},
 };
 use tram_planner::Policy;
 use tram_site::Sites;
@@ -150,8 +150,8 @@ struct NoNames;
 
 #[async_trait]
 impl Resolver for NoNames {
-    async fn addresses(&self, _host: &str) -> Vec<IpAddr> {
-        Vec::new()
+    async fn addresses(&self, _host: &str) -> Result<Vec<IpAddr>, Unanswered> {
+        Ok(Vec::new())
     }
 }
 

@@ -2,15 +2,18 @@
 
 use tram_types::{
     Clock as _, ServiceId,
-    status::{AppStatus, DeploymentStatus, InstanceStatus, RegionalDeploymentStatus, ServiceStatus},
+    status::{
+        AppStatus, DeploymentStatus, DomainStatus, DomainType, InstanceStatus, RegionalDeploymentStatus,
+        ServiceStatus,
+    },
 };
 
 use super::fixture::{Fixture, new_app, new_deployment, new_domain, new_instance, new_service};
 use crate::{
     Change, Error, Order, Page, Store, filter,
     intent::{
-        AppSet, Deployed, DeploymentSet, InstanceSet, NewEvent, RegionalDeploymentSet, ServiceEdit,
-        ServiceSet, Update,
+        AppSet, Deployed, DeploymentSet, DomainEdit, InstanceSet, NewDomain, NewEvent, RegionalDeploymentSet,
+        ServiceEdit, ServiceSet, Update,
     },
     record::{Desired, ObjectKind},
 };
@@ -369,6 +372,28 @@ pub(super) async fn routes_of_one_are_the_routes_of_all(fixture: &Fixture) {
         .add_deployment(organization, id, &ServiceEdit::default(), new_deployment(), &[7])
         .await
         .unwrap();
+
+    // A custom domain is served once it was found to lead here, and no longer.
+    let custom = NewDomain {
+        kind: DomainType::Custom,
+        status: DomainStatus::Pending,
+        load_balancer: serde_json::json!({"koyeb": {"request_timeout_seconds": 300}}),
+        ..new_domain(organization, Some(made[0].service.app_id), "custom.example")
+    };
+    let custom = store.create_domain(custom).await.unwrap();
+    for (status, timeout) in [
+        (DomainStatus::Pending, None),
+        (DomainStatus::Active, Some(Some(300))),
+        (DomainStatus::Error, None),
+    ] {
+        let edit = DomainEdit {
+            status: Some(status),
+            ..DomainEdit::default()
+        };
+        store.update_domain(organization, custom.id, &edit).await.unwrap();
+        let routed = store.routed_domain(custom.id).await.unwrap();
+        assert_eq!(routed.map(|it| it.request_timeout_seconds), timeout, "{status}");
+    }
 
     let all = store.routing_snapshot().await.unwrap();
     assert_eq!((all.services.len(), all.domains.len()), (3, 3));
