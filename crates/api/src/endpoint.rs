@@ -24,6 +24,7 @@ use crate::{
     auth::{Access, Caller},
     body::{BODY_MAX_BYTES, decode, decode_value},
     error::Error,
+    mask::{self, UPDATE_MASK},
     merge::{masked, patch as patch_value},
     query::{Query, RawQuery},
     state::ApiState,
@@ -303,7 +304,31 @@ impl Endpoint {
 
     /// Carries out a request that was authenticated.
     pub(crate) async fn run(&self, incoming: Incoming) -> Result<Response, Error> {
-        (self.run)(incoming).await
+        let unknown = match self.implemented {
+            true => self.unknown_parameters(&incoming.parts),
+            false => Vec::new(),
+        };
+        let mut response = (self.run)(incoming).await?;
+        if let Some(warning) = warning("parameters", &unknown) {
+            response.headers_mut().append(WARNING_HEADER, warning);
+        }
+        Ok(response)
+    }
+
+    fn unknown_parameters(&self, parts: &Parts) -> Vec<String> {
+        let Ok(query) = RawQuery::parse(parts.uri.query().unwrap_or_default()) else {
+            return Vec::new();
+        };
+        let mut unknown: Vec<String> = Vec::new();
+        for name in query.names() {
+            if unknown.len() < NAMED_UNKNOWN_PARAMETERS
+                && self.parameters.iter().all(|known| known.name != name)
+                && unknown.iter().all(|known| known != name)
+            {
+                unknown.push(name.to_owned());
+            }
+        }
+        unknown
     }
 
     /// The same endpoint, with the message it answers named for the OpenAPI document.
@@ -342,7 +367,10 @@ methods! { get = GET; post = POST; put = PUT; patch = PATCH; delete = DELETE; }
 
 /// Decodes query and body.
 async fn read<Q: Query, B: Takes>(incoming: Incoming) -> Result<Call<Q, B>, Error> {
-    let query = read_query(&incoming.parts)?;
+    let query: Q = read_query(&incoming.parts)?;
+    if let Some(message) = B::message() {
+        check_mask::<Q>(&incoming.parts, &message)?;
+    }
     let caller = incoming.caller.ok_or(Error::Internal {
         doing: "reading a request without a caller",
         source: None,
@@ -369,6 +397,23 @@ pub(crate) fn read_query<Q: Query>(parts: &Parts) -> Result<Q, Error> {
     let raw = RawQuery::parse(parts.uri.query().unwrap_or_default())
         .map_err(|violation| Error::InvalidParameters(vec![violation]))?;
     let mut wrong = Vec::new();
+/// Refuses an `update_mask`, where there is one, with names that the message has not.
+fn check_mask<Q: Query>(parts: &Parts, message: &Message) -> Result<(), Error> {
+    let query = parts.uri.query().unwrap_or_default();
+    if !query.contains(UPDATE_MASK) || Q::describe().iter().all(|known| known.name != UPDATE_MASK) {
+        return Ok(());
+    }
+    let raw = RawQuery::parse(query).map_err(|violation| Error::InvalidParameters(vec![violation]))?;
+    let wrong: Vec<_> = raw
+        .every(UPDATE_MASK)
+        .flat_map(|mask| mask::violations(mask, message))
+        .collect();
+    match wrong.is_empty() {
+        true => Ok(()),
+        false => Err(Error::InvalidParameters(wrong)),
+    }
+}
+
     let query = Q::read(&raw, &mut wrong);
     if wrong.is_empty() {
         Ok(query)
@@ -390,11 +435,11 @@ fn body_error(error: &axum::Error) -> Error {
     Error::Malformed("the body ended before it was complete".to_owned())
 }
 
-fn warning(unknown: &[String]) -> Option<HeaderValue> {
+fn warning(what: &str, unknown: &[String]) -> Option<HeaderValue> {
     if unknown.is_empty() {
         return None;
     }
-    let text: String = format!("ignored unknown members: {}", unknown.join(", "))
+    let text: String = format!("ignored unknown {what}: {}", unknown.join(", "))
         .chars()
         .map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' })
         .take(WARNING_MAX_CHARACTERS)
@@ -404,3 +449,5 @@ fn warning(unknown: &[String]) -> Option<HeaderValue> {
 
 /// Longest warning: some clients refuse headers beyond 8 KiB.
 const WARNING_MAX_CHARACTERS: usize = 1024;
+/// Most unknown parameters that are named, as with members.
+const NAMED_UNKNOWN_PARAMETERS: usize = 10;

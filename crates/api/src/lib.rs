@@ -13,6 +13,7 @@ mod body;
 mod definition;
 mod endpoint;
 mod error;
+mod mask;
 mod merge;
 mod openapi;
 mod query;

@@ -50,6 +50,11 @@ impl RawQuery {
         Ok(Self(pairs))
     }
 
+    /// Every name that is given.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
+    }
+
     /// Every value of `name`, empty ones too: words of a command.
     pub(crate) fn every<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         self.0

@@ -272,6 +272,10 @@ edits! {
         pub name: String,
         /// New description.
         pub description: String,
+        /// What it may do from now on.
+        pub role: Role,
+        /// When it stops to work; `None`: never.
+        pub expires_at: Option<Timestamp>,
     }
     /// Changes of an app by its owner.
     pub struct AppEdit {

@@ -317,7 +317,51 @@ impl Store {
             .await
     }
 
-    /// Changes what a token is called.
+    /// The users that have tokens, by name, each with the time of its first one.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn list_members(
+        &self,
+        organization: OrganizationId,
+        user_id: Option<&str>,
+        page: Page,
+    ) -> Result<Listed<Member>> {
+        const DOING: &str = "listing members";
+        let mut condition = Sql::default().with("WHERE kind = 'USER' AND organization_id = ", &organization);
+        condition.push_some(" AND user_id = ", user_id.map(str::to_owned).as_ref());
+        let mut snapshot = self.database().snapshot(DOING).await?;
+        let count = condition
+            .clone()
+            .behind("SELECT COUNT(DISTINCT user_id) AS value FROM credentials ")
+            .value::<u64>(&mut snapshot, DOING)
+            .await?;
+        let rows = condition
+            .behind("SELECT user_id, MIN(created_at) AS joined_at FROM credentials ")
+            .with(
+                " GROUP BY user_id ORDER BY user_id LIMIT ",
+                &page.limit.min(filter::PAGE_ITEMS_MAX),
+            )
+            .with(" OFFSET ", &page.offset)
+            .rows(&mut snapshot, DOING)
+            .await?;
+        commit(snapshot, DOING).await?;
+        let items: Result<_> = rows
+            .iter()
+            .map(|row| {
+                Ok(Member {
+                    user_id: read(row, "user_id", DOING)?,
+                    joined_at: read(row, "joined_at", DOING)?,
+                })
+            })
+            .collect();
+        Ok(Listed {
+            items: items?,
+            count: count.unwrap_or(0),
+        })
+    }
+
+    /// Changes what a token is called, what it may do and when it ends.
     ///
     /// # Errors
     /// [`Error::NotFound`].

@@ -90,10 +90,99 @@ async fn no_endpoint_is_unknown_to_itself_and_others_are_404() {
             assert!(reply.body["code"].is_string(), "{endpoint:?}");
         }
     }
-    let unknown = fixture.get("/v1/nothing").await.bad(404);
-    assert_eq!(unknown["code"], "not_found");
-    let wrong = fixture.with(Method::DELETE, "/v1/apps", json!({})).await.bad(405);
-    assert_eq!(wrong["code"], "method_not_allowed");
+    let unknown = fixture.get("/v1/nothing").await;
+    assert!(unknown.headers.contains_key("x-request-id"));
+    assert_eq!(unknown.bad(404)["code"], "not_found");
+    let wrong = fixture.with(Method::DELETE, "/v1/apps", json!({})).await;
+    assert!(wrong.headers.contains_key("x-request-id"));
+    assert_eq!(wrong.bad(405)["code"], "method_not_allowed");
+}
+
+#[tokio::test]
+async fn a_path_that_is_no_text_is_refused_as_everything_is() {
+    let fixture = Fixture::new().await;
+    let nobody = fixture.send(None, Method::GET, "/v1/apps/%FF", Vec::new()).await;
+    nobody.bad(401);
+    let refused = fixture.get("/v1/apps/%FF").await;
+    assert!(refused.headers.contains_key("x-request-id"));
+    assert_eq!(refused.bad(400)["fields"][0]["field"], "path");
+}
+
+#[tokio::test]
+async fn pages_of_allowed_origins_may_call_and_no_others() {
+    let fixture = Fixture::new().await;
+    let asks = |origin: &str| {
+        http::Request::options("/v1/apps")
+            .header("origin", origin)
+            .header("access-control-request-method", "PATCH")
+            .header(
+                "access-control-request-headers",
+                "authorization,content-type,x-koyeb-project-id",
+            )
+            .body(axum::body::Body::empty())
+            .unwrap()
+    };
+    let allowed = fixture.call(asks(PANEL)).await;
+    assert_eq!(allowed.status, StatusCode::OK);
+    assert_eq!(allowed.headers["access-control-allow-origin"], PANEL);
+    let names = |reply: &super::fixture::Reply, header: &str| {
+        let value = reply.headers[header].to_str().unwrap();
+        value.replace(' ', "")
+    };
+    assert_eq!(
+        names(&allowed, "access-control-allow-headers"),
+        "authorization,content-type,x-koyeb-project-id"
+    );
+    assert!(names(&allowed, "access-control-allow-methods").contains("PATCH"));
+    let called = http::Request::get("/v1/apps")
+        .header("origin", PANEL)
+        .header("authorization", format!("Bearer {}", fixture.acme.owner))
+        .body(axum::body::Body::empty())
+        .unwrap();
+    let called = fixture.call(called).await;
+    assert_eq!(called.headers["access-control-allow-origin"], PANEL);
+    assert_eq!(
+        names(&called, "access-control-expose-headers"),
+        "x-request-id,x-tram-warning"
+    );
+    called.good();
+    let other = fixture.call(asks("https://evil.example.org")).await;
+    assert!(!other.headers.contains_key("access-control-allow-origin"));
+}
+
+#[tokio::test]
+async fn what_is_ignored_of_a_request_is_named() {
+    let fixture = Fixture::new().await;
+    let warned = fixture.get("/v1/apps?limit=1&nmae=a&nmae=b&statsu=X").await;
+    assert_eq!(
+        warned.headers["x-tram-warning"],
+        "ignored unknown parameters: nmae, statsu"
+    );
+    let silent = fixture.get("/v1/apps?limit=1&name=a").await;
+    assert!(!silent.headers.contains_key("x-tram-warning"));
+    let app = fixture.app("shop").await;
+    for (mask, field) in [("nmae", "`nmae`"), ("name,life_cycle.x", "`life_cycle.x`")] {
+        let path = format!("/v1/apps/{app}?update_mask={mask}");
+        let refused = fixture
+            .with(Method::PATCH, &path, json!({"name":"other"}))
+            .await
+            .bad(400);
+        assert_eq!(refused["fields"][0]["field"], "update_mask");
+        assert!(refused["message"].as_str().unwrap().contains(field), "{refused}");
+    }
+    assert_eq!(
+        fixture.get(&format!("/v1/apps/{app}")).await.good()["app"]["name"],
+        "shop"
+    );
+    let path = format!("/v1/apps/{app}?update_mask=name,life_cycle.delete_when_empty");
+    fixture
+        .with(Method::PATCH, &path, json!({"name":"other"}))
+        .await
+        .good();
+    assert_eq!(
+        fixture.get(&format!("/v1/apps/{app}")).await.good()["app"]["name"],
+        "other"
+    );
 }
 
 #[tokio::test]
