@@ -27,7 +27,7 @@ pub(crate) const WEBSOCKET_PROTOCOL: &str = "Bearer";
 /// Longest text that is looked at as a token; ours have 64 characters.
 const TOKEN_MAX_BYTES: usize = 256;
 /// Header by which newer clients choose a project.
-const PROJECT_HEADER: &str = "x-koyeb-project-id";
+pub(crate) const PROJECT_HEADER: &str = "x-koyeb-project-id";
 
 /// What an endpoint asks of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

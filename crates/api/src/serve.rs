@@ -4,12 +4,14 @@ use std::{fmt, panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
 use axum::{
     body::Body,
-    extract::{RawPathParams, Request},
+    extract::{RawPathParams, Request, rejection::RawPathParamsRejection},
+    middleware::Next,
     response::Response,
 };
 use futures_util::FutureExt;
-use http::{HeaderName, HeaderValue, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, request::Parts};
 use tracing::Instrument;
+use tram_types::FieldViolation;
 
 use crate::{
     auth::{Access, authenticate},
@@ -19,7 +21,7 @@ use crate::{
 };
 
 /// Names a request in our log and in messages.
-const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id that is taken over from a client.
 const REQUEST_ID_MAX_BYTES: usize = 64;
 
@@ -27,17 +29,18 @@ const REQUEST_ID_MAX_BYTES: usize = 64;
 pub(crate) async fn serve(
     api: ApiState,
     endpoint: Arc<Endpoint>,
-    path: RawPathParams,
+    path: Result<RawPathParams, RawPathParamsRejection>,
     request: Request,
 ) -> Response {
-    let (mut parts, body) = request.into_parts();
-    let request_id = request_id(&parts);
+    let (parts, body) = request.into_parts();
+    let named = parts.extensions.get::<RequestId>().cloned();
+    let request_id = named.unwrap_or_else(|| request_id(&parts.headers));
     let span = tracing::info_span!("request", id = %request_id, operation = endpoint.operation);
-    let path = path
-        .iter()
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect();
-    parts.extensions.insert(request_id.clone());
+    let path = path.map(|path| {
+        path.iter()
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
+    });
     let began = Instant::now();
     let work = run(api, &endpoint, parts, body, path);
     let outcome = AssertUnwindSafe(work)
@@ -45,7 +48,7 @@ pub(crate) async fn serve(
         .instrument(span.clone())
         .await;
     let _entered = span.entered();
-    let mut response = match outcome {
+    let response = match outcome {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => {
             if error.is_ours() {
@@ -69,6 +72,14 @@ pub(crate) async fn serve(
         elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         "answered"
     );
+    response
+}
+
+/// Gives a request its name, and the answer too, whoever makes it.
+pub(crate) async fn name_request(mut request: Request, next: Next) -> Response {
+    let request_id = request_id(request.headers());
+    request.extensions_mut().insert(request_id.clone());
+    let mut response = next.run(request).await;
     if let Ok(value) = HeaderValue::from_str(&request_id.0) {
         response.headers_mut().insert(REQUEST_ID_HEADER, value);
     }
@@ -80,12 +91,16 @@ async fn run(
     endpoint: &Endpoint,
     parts: Parts,
     body: Body,
-    path: Vec<(String, String)>,
+    path: Result<Vec<(String, String)>, RawPathParamsRejection>,
 ) -> Result<Response, Error> {
     let caller = match endpoint.access {
         Access::Anonymous => None,
         access => Some(authenticate(&api, &parts, access).await?),
     };
+    let path = path.map_err(|_| {
+        let rule = "is not valid UTF-8 once its percent signs are decoded";
+        Error::InvalidParameters(vec![FieldViolation::new("path", rule)])
+    })?;
     endpoint
         .run(Incoming {
             api,
@@ -119,9 +134,8 @@ impl fmt::Display for RequestId {
     }
 }
 
-fn request_id(parts: &Parts) -> RequestId {
-    let given = parts
-        .headers
+fn request_id(headers: &HeaderMap) -> RequestId {
+    let given = headers
         .get(REQUEST_ID_HEADER)
         .and_then(|value| value.to_str().ok())
         .filter(|id| {

@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use http::HeaderValue;
 use tram_site::{RegistryCredentials, Sites};
 use tram_store::{Store, record::Domain};
 use tram_types::{Clock, InstanceId, ServiceId, Timestamp, catalog::Catalog, status::MetricName};
@@ -28,9 +29,9 @@ pub struct ApiState {
     pub settings: Arc<Settings>,
     /// Says whether an image can be had.
     pub verifier: Arc<dyn ImageVerifier>,
-    /// Has the figures.
     /// Says whether custom domains lead here.
     pub domains: Arc<dyn DomainChecker>,
+    /// Has the figures.
     pub metrics: Arc<dyn MetricsSource>,
     /// How often tokens failed, by address.
     pub failures: Arc<FailureLimit>,
@@ -42,6 +43,10 @@ pub struct ApiState {
 impl ApiState {
     /// A state with no failed authentication yet.
     #[must_use]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of the house, each once, in one call of one place"
+    )]
     pub fn new(
         store: Store,
         sites: Sites,
@@ -49,22 +54,22 @@ impl ApiState {
         clock: Arc<dyn Clock>,
         settings: Settings,
         verifier: Arc<dyn ImageVerifier>,
+        domains: Arc<dyn DomainChecker>,
         metrics: Arc<dyn MetricsSource>,
     ) -> Self {
         Self {
             store,
             sites,
-        domains: Arc<dyn DomainChecker>,
             catalog,
             clock,
             settings: Arc::new(settings),
             verifier,
+            domains,
             metrics,
             failures: Arc::new(FailureLimit::default()),
             deploying: Arc::default(),
         }
     }
-            domains,
 }
 
 /// What the operator chose, as far as the contract shows it.
@@ -84,6 +89,9 @@ pub struct Settings {
     pub logs_retention_days: u32,
     /// Days that figures are kept.
     pub metrics_retention_days: u32,
+    /// Origins of web pages that may call this API from a browser, such as `https://panel.example.org`; none: no page
+    /// of another origin may.
+    pub allowed_origins: Vec<HeaderValue>,
 }
 
 /// Says whether an image can be had.
@@ -107,14 +115,6 @@ pub enum ImageVerdict {
     },
 }
 
-/// Has the figures that were measured.
-#[async_trait]
-pub trait MetricsSource: Send + Sync + Debug {
-    /// The series that answer a query; none when nothing was measured.
-    async fn query(&self, query: &MetricsQuery) -> Result<Vec<MetricSeries>, MetricsError>;
-}
-
-/// Which figures.
 /// Says whether a custom domain leads here, and records it: by the same rule, whoever asks.
 #[async_trait]
 pub trait DomainChecker: Send + Sync + Debug {
@@ -134,6 +134,14 @@ pub enum DomainVerdict {
     Unanswered,
 }
 
+/// Has the figures that were measured.
+#[async_trait]
+pub trait MetricsSource: Send + Sync + Debug {
+    /// The series that answer a query; none when nothing was measured.
+    async fn query(&self, query: &MetricsQuery) -> Result<Vec<MetricSeries>, MetricsError>;
+}
+
+/// Which figures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MetricsQuery {
     /// What was measured.

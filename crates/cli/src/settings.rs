@@ -15,7 +15,7 @@ use std::{
 
 pub use self::{
     resolve::{DEFAULT_FILE, Error},
-    value::{Aliases, Block, Blocks, LogFormat, OnStop, PortRange, Servers},
+    value::{Aliases, Block, Blocks, LogFormat, OnStop, Origins, PortRange, Servers},
 };
 
 /// What is known of one setting, for the resolver and the reference.
@@ -105,6 +105,9 @@ settings! {
     data_dir: PathBuf = PathBuf::from("/var/lib/tram");
     /// Address and port of the REST API.
     api_listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 7080));
+    /// Origins of web pages that may call the REST API from a browser, such as `https://panel.example.org`; empty lets
+    /// none.
+    allowed_origins: Origins = Origins::default();
     /// Addresses on which services are reached from outside.
     http_listen: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     /// Port for HTTP.

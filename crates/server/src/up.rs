@@ -553,6 +553,12 @@ fn api_settings(settings: &Settings, api_url: &str) -> tram_api::Settings {
         proxy_host: settings.base_domain.clone(),
         logs_retention_days: 7,
         metrics_retention_days: u32::try_from(KEPT.as_secs() / SECONDS_A_DAY).unwrap_or(1),
+        allowed_origins: settings
+            .allowed_origins
+            .0
+            .iter()
+            .filter_map(|origin| origin.parse().ok())
+            .collect(),
     }
 }
 

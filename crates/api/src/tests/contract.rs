@@ -3,7 +3,7 @@
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::fixture::Fixture;
+use super::fixture::{Fixture, PANEL};
 use crate::{auth::Access, endpoint::Endpoint, resources::endpoints};
 
 /// The path of an endpoint with an id that nothing has.

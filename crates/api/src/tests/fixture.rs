@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use axum::{Router, body::Body};
-use http::{Method, Request, StatusCode};
+use http::{HeaderValue, Method, Request, StatusCode};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 use tram_site::{RegistryCredentials, Sites};
@@ -29,6 +29,9 @@ use crate::{
     ApiState, DomainChecker, DomainVerdict, ImageVerdict, ImageVerifier, MetricSeries, MetricsError,
     MetricsQuery, MetricsSource, Settings, wire::helper::VerifyDockerImageReplyErrCode,
 };
+
+/// The one page that may call the API from a browser.
+pub(super) const PANEL: &str = "https://panel.example.org";
 
 /// One API with its store, and tokens to call it with.
 pub(super) struct Fixture {
@@ -176,6 +179,7 @@ impl Fixture {
                 proxy_host: "proxy.localhost".to_owned(),
                 logs_retention_days: 7,
                 metrics_retention_days: 7,
+                allowed_origins: vec![HeaderValue::from_static(PANEL)],
             },
             Arc::new(Verifier),
             Arc::new(Figures::default()),
@@ -199,7 +203,25 @@ impl Fixture {
         if let Some(token) = token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
-        let request = request.body(Body::from(body)).unwrap();
+        self.call(request.body(Body::from(body)).unwrap()).await
+    }
+
+    /// Forgets how often tokens failed.
+    pub(super) fn forget_failures(&mut self) {
+        self.api.failures = Arc::default();
+        self.router = crate::router(self.api.clone());
+    }
+
+    /// Reads for one project, as newer clients do.
+    pub(super) async fn get_in(&self, project: &str, path: &str) -> Reply {
+        let request = Request::get(path)
+            .header("authorization", format!("Bearer {}", self.acme.owner))
+            .header("x-koyeb-project-id", project);
+        self.call(request.body(Body::empty()).unwrap()).await
+    }
+
+    /// Calls with any request.
+    pub(super) async fn call(&self, request: Request<Body>) -> Reply {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = axum::body::to_bytes(body, 64 * 1024 * 1024).await.unwrap();

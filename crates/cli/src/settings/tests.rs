@@ -249,6 +249,42 @@ fn a_file_that_may_not_be_read_is_told_of_and_the_rest_holds() {
 }
 
 #[test]
+fn origins_are_what_browsers_send() {
+    let case = Case::new("allowed_origins = [\"https://panel.example.org\", \"http://[::1]:3000\"]\n");
+    let expected = vec![
+        "https://panel.example.org".to_owned(),
+        "http://[::1]:3000".to_owned(),
+    ];
+    assert_eq!(case.resolve().unwrap().allowed_origins, Origins(expected));
+    let case = Case::new("").variable("TRAM_ALLOWED_ORIGINS", "http://localhost:5173, https://a.b");
+    let expected = vec!["http://localhost:5173".to_owned(), "https://a.b".to_owned()];
+    assert_eq!(case.resolve().unwrap().allowed_origins, Origins(expected));
+    for bad in [
+        "*",
+        "https://*.example.org",
+        "panel.example.org",
+        "ftp://panel.example.org",
+        "https://panel.example.org/",
+        "https://Panel.example.org",
+        "https://panel.example.org:443",
+        "http://panel.example.org:80",
+        "https://panel.example.org:0",
+        "https://panel.example.org:",
+        "https://user@panel.example.org",
+        "https://",
+        "null",
+    ] {
+        let (refusal, _) = Case::new(&format!("allowed_origins = [{bad:?}]\n")).refusal();
+        assert!(
+            refusal.starts_with(&format!(
+                "FOLDER/tram.toml: allowed_origins: `{bad}` is not an origin"
+            )),
+            "{refusal}"
+        );
+    }
+}
+
+#[test]
 fn every_default_reads_back_as_itself() {
     let file: String = KEYS
         .iter()

@@ -286,6 +286,65 @@ impl Setting for Aliases {
     }
 }
 
+/// Origins of web pages, as browsers write them: scheme, host and, where it is not the scheme's own, port.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Origins(pub Vec<String>);
+
+impl Setting for Origins {
+    const KIND: &'static str = "ORIGIN,…";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .map(origin)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    fn of_toml(value: &toml::Value) -> Result<Self, String> {
+        Self::parse(&listed(value)?)
+    }
+
+    fn show(&self) -> String {
+        let texts: Vec<String> = self.0.iter().map(|origin| quoted(origin)).collect();
+        format!("[{}]", texts.join(", "))
+    }
+}
+
+/// Browsers compare origins letter by letter, so one that none of them sends is refused.
+fn origin(text: &str) -> Result<String, String> {
+    let refusal = || {
+        Err(format!(
+            "`{text}` is not an origin: write scheme, host and port as a browser does, in lower case and without a \
+             slash at the end, such as https://panel.example.org or http://localhost:3000"
+        ))
+    };
+    let (usual_port, authority) = match text.split_once("://") {
+        Some(("https", authority)) => (":443", authority),
+        Some(("http", authority)) => (":80", authority),
+        _ => return refusal(),
+    };
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (authority, None),
+    };
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._[]:".contains(c);
+    let is_port = |port: &str| {
+        port.parse::<u16>()
+            .is_ok_and(|number| number.to_string() == port && number > 0)
+    };
+    if host.is_empty()
+        || !host.chars().all(fits)
+        || (host.contains(':') && !host.starts_with('['))
+        || port.is_some_and(|port| !is_port(port))
+        || authority.ends_with(usual_port)
+    {
+        return refusal();
+    }
+    Ok(text.to_owned())
+}
+
 /// Ports from one to another, both included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PortRange {
