@@ -17,6 +17,7 @@ use http::{
     header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL},
     request::Parts,
 };
+use tokio::time::{MissedTickBehavior, interval};
 use tram_store::record::{Credential, Role};
 use tram_types::{CredentialId, OrganizationId, ProjectId, Timestamp};
 
@@ -62,13 +63,57 @@ impl Caller {
             user: credential.user_id,
             role: credential.role,
             expires_at: credential.expires_at,
-            project: headers
-                .get(PROJECT_HEADER)
-                .and_then(|value| value.to_str().ok())
-                .and_then(|text| text.parse().ok()),
+            project: project(headers)?,
+        })
+    }
+}
+
+/// The project that a request is limited to. An empty header is an absent one; any other that is no id must not widen
+/// the request to the whole organization.
+fn project(headers: &HeaderMap) -> Result<Option<ProjectId>, Error> {
+    let Some(given) = headers.get(PROJECT_HEADER).filter(|given| !given.is_empty()) else {
+        return Ok(None);
+    };
+    let parsed = given.to_str().ok().and_then(|text| text.parse().ok());
+    parsed.map(Some).ok_or_else(|| {
+        Error::InvalidParameters(vec![FieldViolation::new(
+            PROJECT_HEADER,
+            "must be the id of a project",
+        )])
+    })
+}
+
+/// How often the token behind a connection that stays open is looked at again: so long does a stream go on after its
+/// token was revoked.
+const RECHECK_EVERY: Duration = Duration::from_secs(2);
+
+impl Caller {
+    /// Waits until the token is no longer good for `access`, for connections that stay open; says why. A store that
+    /// does not answer proves nothing: then the next look decides.
+    pub(crate) async fn until_refused(&self, api: &ApiState, access: Access) -> Error {
+        let mut looks = interval(RECHECK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        looks.tick().await;
+        loop {
+            looks.tick().await;
+            match api.store.credential(self.organization, self.credential).await {
+                Ok(token) if token.expires_at.is_some_and(|end| end <= api.clock.now()) => {
+                    return Error::Unauthenticated("this API token has expired: make a new one");
+                }
+                Ok(token) if access == Access::Write && token.role == Role::ReadOnly => {
+                    return READ_ONLY;
+                }
+                Err(tram_store::Error::NotFound { .. }) => {
+                    return Error::Unauthenticated("this API token was revoked: use another one");
+                }
+                Ok(_) | Err(_) => {}
+            }
         }
     }
 }
+
+/// A token that may not do what is asked.
+const READ_ONLY: Error = Error::Forbidden("this API token may only read: use one whose role is owner");
 
 /// Finds out who calls and whether they may.
 pub(crate) async fn authenticate(api: &ApiState, parts: &Parts, access: Access) -> Result<Caller, Error> {
@@ -92,9 +137,7 @@ pub(crate) async fn authenticate(api: &ApiState, parts: &Parts, access: Access) 
     }
     let caller = Caller::new(credential, &parts.headers);
     if access == Access::Write && caller.role == Role::ReadOnly {
-        return Err(Error::Forbidden(
-            "this API token may only read: use one whose role is owner",
-        ));
+        return Err(READ_ONLY);
     }
     Ok(caller)
 }

@@ -2,7 +2,8 @@
 //!
 //! The command line client repeats id and command in every frame, the browser gives the id in the URL and sends
 //! bodies only; both are taken. Input and output run in two halves, so that a command that writes while it does not
-//! read cannot block either. Whichever half ends, the other ends with it, and dropping the session ends the command.
+//! read cannot block either. Whichever half ends, the other ends with it, and dropping the session ends the command;
+//! so does the end of the token that it was started with.
 
 use std::time::Duration;
 
@@ -30,7 +31,8 @@ use tram_types::{InstanceId, OrganizationId, ServiceId, status::InstanceStatus};
 
 use super::frame::{self, Code};
 use crate::{
-    auth::Access,
+    audit,
+    auth::{Access, Caller},
     endpoint::{Endpoint, Incoming, read_query},
     error::Error,
     state::ApiState,
@@ -111,23 +113,25 @@ async fn exec(mut incoming: Incoming) -> Result<Response, Error> {
         // An id that is wrong is told before the connection is taken over.
         find(&api, caller.organization, id, target.id_type.as_deref()).await?;
     }
-    let organization = caller.organization;
     if !frame::wants_websocket(&incoming.parts) {
-        return plain::exec(&api, organization, target).await;
+        return plain::exec(&api, &caller, target).await;
     }
     let upgrade = frame::upgrade(&mut incoming.parts, MESSAGE_MAX_BYTES).await?;
-    Ok(upgrade.on_upgrade(move |socket| run(api, organization, target, socket)))
+    Ok(upgrade.on_upgrade(move |socket| run(api, caller, target, socket)))
 }
 
-async fn run(api: ApiState, organization: OrganizationId, target: Target, mut socket: WebSocket) {
+async fn run(api: ApiState, caller: Caller, target: Target, mut socket: WebSocket) {
     let started = match timeout(START_TIMEOUT, first_frame(&mut socket)).await {
-        Ok(Ok(Some(frame))) => start(&api, organization, &target, frame).await,
+        Ok(Ok(Some(frame))) => start(&api, &caller, &target, frame).await,
         Ok(Ok(None)) => return,
         Ok(Err(error)) => Err(error),
         Err(_) => Err(Error::field("body.command", "was not given in time")),
     };
     match started {
-        Ok((session, first_input)) => converse(socket, session, first_input).await,
+        Ok((session, first_input)) => {
+            let refused = caller.until_refused(&api, Access::Write);
+            converse(socket, session, first_input, refused).await;
+        }
         Err(error) => refuse(socket, &error).await,
     }
 }
@@ -170,7 +174,7 @@ fn parse(message: &Message) -> Result<Option<Frame>, Error> {
 
 async fn start(
     api: &ApiState,
-    organization: OrganizationId,
+    caller: &Caller,
     target: &Target,
     frame: Frame,
 ) -> Result<(ExecSession, Vec<ExecInput>), Error> {
@@ -185,7 +189,7 @@ async fn start(
         .as_deref()
         .filter(|kind| !kind.is_empty())
         .or(target.id_type.as_deref());
-    let instance = find(api, organization, id, kind).await?;
+    let instance = find(api, caller.organization, id, kind).await?;
     let body = frame.body.unwrap_or_default();
     let command = body.command.clone().unwrap_or_default();
     if command.is_empty() || command.len() > COMMAND_WORDS_MAX {
@@ -219,6 +223,7 @@ async fn start(
                 source: Box::new(other),
             },
         })?;
+    audit::note_command(api, caller, instance.id).await;
     Ok((
         session,
         inputs(body)?
@@ -307,19 +312,27 @@ fn inputs(body: FrameBody) -> Result<Vec<ExecInput>, Error> {
     Ok(found)
 }
 
-/// Carries input and output until the command or the client ends.
-async fn converse(socket: WebSocket, session: ExecSession, first_input: Vec<ExecInput>) {
+/// Carries input and output until the command or the client ends, or the token is `refused`.
+async fn converse(
+    socket: WebSocket,
+    session: ExecSession,
+    first_input: Vec<ExecInput>,
+    refused: impl Future<Output = Error>,
+) {
     let (mut sink, stream) = socket.split();
     let ExecSession { input, output } = session;
     let ended = tokio::select! {
         ended = write(&mut sink, output) => ended,
         ended = read(stream, input, first_input) => ended,
+        error = refused => Err(error),
     };
+    let mut close = frame::normal_close();
     if let Err(error) = ended {
         let frame = frame::failure(Code::of(&error), &error.to_string());
         let _ = timeout(SEND_TIMEOUT, sink.send(frame::text(frame))).await;
+        close = frame::close_after(&error);
     }
-    let _ = timeout(SEND_TIMEOUT, sink.send(frame::normal_close())).await;
+    let _ = timeout(SEND_TIMEOUT, sink.send(close)).await;
 }
 
 async fn read(

@@ -1,6 +1,6 @@
 //! Frames of the streams: `{"result": …}` or `{"error": {"code", "message", "details"}}`.
 
-use axum::extract::ws::{Message, WebSocketUpgrade};
+use axum::extract::ws::{CloseCode, CloseFrame, Message, WebSocketUpgrade, close_code};
 use http::request::Parts;
 use serde::Serialize;
 use serde_json::json;
@@ -12,9 +12,11 @@ use crate::{auth::WEBSOCKET_PROTOCOL, error::Error};
 pub(super) enum Code {
     InvalidArgument = 3,
     NotFound = 5,
+    PermissionDenied = 7,
     FailedPrecondition = 9,
     Internal = 13,
     Unavailable = 14,
+    Unauthenticated = 16,
 }
 
 impl Code {
@@ -25,6 +27,8 @@ impl Code {
                 Error::Precondition(_) => Self::FailedPrecondition,
                 _ => Self::InvalidArgument,
             },
+            401 => Self::Unauthenticated,
+            403 => Self::PermissionDenied,
             404 => Self::NotFound,
             503 => Self::Unavailable,
             _ => Self::Internal,
@@ -66,8 +70,20 @@ pub(super) fn text(frame: String) -> Message {
 
 /// A close that clients do not take for a failure.
 pub(super) fn normal_close() -> Message {
-    Message::Close(Some(axum::extract::ws::CloseFrame {
-        code: axum::extract::ws::close_code::NORMAL,
+    close(close_code::NORMAL)
+}
+
+/// The close after `error`: one that says so when the caller may not go on, so that clients do not just try again.
+pub(super) fn close_after(error: &Error) -> Message {
+    match error {
+        Error::Unauthenticated(_) | Error::Forbidden(_) => close(close_code::POLICY),
+        _ => normal_close(),
+    }
+}
+
+fn close(code: CloseCode) -> Message {
+    Message::Close(Some(CloseFrame {
+        code,
         reason: "".into(),
     }))
 }

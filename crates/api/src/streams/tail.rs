@@ -32,7 +32,7 @@ use super::{
     select::{Lines, Selection},
 };
 use crate::{
-    auth::Access,
+    auth::{Access, Caller},
     endpoint::{Endpoint, Incoming, read_query},
     error::Error,
     serve::chain,
@@ -79,6 +79,7 @@ async fn tail(mut incoming: Incoming) -> Result<Response, Error> {
         from: lines.start.map_or(now, after),
         backlog: backlog.filter(|_| lines.start.is_none()),
         cursors: BTreeMap::new(),
+        caller,
         api,
     };
     let (sender, receiver) = mpsc::channel(WAITING_FRAMES);
@@ -90,23 +91,34 @@ async fn tail(mut incoming: Incoming) -> Result<Response, Error> {
     }
     tokio::spawn(follower.run(sender));
     let frames = stream::unfold(receiver, |mut receiver| async move {
-        let frame: String = receiver.recv().await?;
-        Some((Ok::<_, Infallible>(Bytes::from(frame + "\n")), receiver))
+        let frame: Frame = receiver.recv().await?;
+        Some((Ok::<_, Infallible>(Bytes::from(frame.text + "\n")), receiver))
     });
     let frames = frames.take(backlog.unwrap_or(usize::MAX));
     Ok(([(CONTENT_TYPE, "application/json")], Body::from_stream(frames)).into_response())
 }
 
+/// What the follower has for the client.
+struct Frame {
+    text: String,
+    /// How a WebSocket is closed if this is the last frame.
+    close: Message,
+}
+
 /// Writes frames to a client until either side ends.
-async fn write(mut socket: WebSocket, mut frames: mpsc::Receiver<String>) {
+async fn write(mut socket: WebSocket, mut frames: mpsc::Receiver<Frame>) {
+    let mut close = frame::normal_close();
     let mut pings = interval(PING_EVERY);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let message = tokio::select! {
             frame = frames.recv() => match frame {
-                Some(frame) => frame::text(frame),
+                Some(frame) => {
+                    close = frame.close;
+                    frame::text(frame.text)
+                }
                 None => {
-                    let _ = timeout(SEND_TIMEOUT, socket.send(frame::normal_close())).await;
+                    let _ = timeout(SEND_TIMEOUT, socket.send(close)).await;
                     return;
                 }
             },
@@ -125,6 +137,7 @@ async fn write(mut socket: WebSocket, mut frames: mpsc::Receiver<String>) {
 /// Follows the logs of whatever a selection means.
 struct Follower {
     api: ApiState,
+    caller: Caller,
     selection: Selection,
     from: Timestamp,
     /// Lines from before the start to begin with.
@@ -151,19 +164,26 @@ impl From<Error> for End {
 }
 
 impl Follower {
-    async fn run(mut self, frames: mpsc::Sender<String>) {
+    async fn run(mut self, frames: mpsc::Sender<Frame>) {
+        let (caller, api) = (self.caller.clone(), self.api.clone());
         let end = tokio::select! {
             end = self.follow(&frames) => end,
             () = frames.closed() => End::Left,
+            error = caller.until_refused(&api, Access::Read) => End::Failed(error),
         };
         if let End::Failed(error) = end {
-            tracing::warn!(error = %chain(&error), "following logs failed");
-            let failure = frame::failure(Code::of(&error), &error.to_string());
+            if error.is_ours() {
+                tracing::warn!(error = %chain(&error), "following logs failed");
+            }
+            let failure = Frame {
+                text: frame::failure(Code::of(&error), &error.to_string()),
+                close: frame::close_after(&error),
+            };
             let _ = timeout(SEND_TIMEOUT, frames.send(failure)).await;
         }
     }
 
-    async fn follow(&mut self, frames: &mpsc::Sender<String>) -> End {
+    async fn follow(&mut self, frames: &mpsc::Sender<Frame>) -> End {
         let mut ticks = interval(POLL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut instances = Vec::new();
@@ -197,7 +217,7 @@ impl Follower {
     async fn poll(
         &mut self,
         instances: &[Instance],
-        frames: &mpsc::Sender<String>,
+        frames: &mpsc::Sender<Frame>,
         is_first: bool,
     ) -> Result<usize, End> {
         let mut fresh: Vec<(usize, LogEntry)> = Vec::new();
@@ -227,7 +247,10 @@ impl Follower {
                 continue;
             };
             if self.selection.matcher.matches(&line.message) {
-                let frame = frame::result(&entry(instance, line));
+                let frame = Frame {
+                    text: frame::result(&entry(instance, line)),
+                    close: frame::normal_close(),
+                };
                 frames.send(frame).await.map_err(|_| End::Left)?;
             }
         }

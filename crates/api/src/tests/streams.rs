@@ -59,10 +59,14 @@ impl Live {
 
     /// Opens a WebSocket as the command line client does.
     async fn open(&self, path: &str) -> Socket {
+        self.open_with(&self.fixture.acme.owner, path).await
+    }
+
+    async fn open_with(&self, token: &str, path: &str) -> Socket {
         let mut request = format!("ws://{}{path}", self.address)
             .into_client_request()
             .unwrap();
-        let bearer = format!("Bearer {}", self.fixture.acme.owner).parse().unwrap();
+        let bearer = format!("Bearer {token}").parse().unwrap();
         request.headers_mut().insert("authorization", bearer);
         connect_async(request).await.unwrap().0
     }
@@ -441,4 +445,91 @@ async fn figures_are_asked_for_by_the_second() {
     assert_eq!(found["metrics"][0]["labels"], json!({"code":"2xx"}));
     assert_eq!(found["metrics"][0]["samples"][0]["value"], 1.5);
     assert!(text(&found["metrics"][0]["samples"][0]["timestamp"]).ends_with('Z'));
+}
+
+/// A second token of the owner, which the test may end; gives its path.
+async fn another_token(live: &Live) -> (String, String) {
+    let made = live
+        .fixture
+        .post("/v1/credentials", json!({"name":"lost"}))
+        .await
+        .good()["credential"]
+        .clone();
+    (
+        text(&made["token"]),
+        format!("/v1/credentials/{}", text(&made["id"])),
+    )
+}
+
+/// What a stream says when its token is no longer good: why, and a close that is no invitation to come back.
+async fn refused(socket: &mut Socket) -> Value {
+    let mut told = Value::Null;
+    loop {
+        match timeout(PATIENCE, socket.next()).await.expect("no frame in time") {
+            Some(Ok(Message::Text(text))) => told = serde_json::from_str(&text).unwrap(),
+            Some(Ok(Message::Close(reason))) => {
+                assert_eq!(reason.map(|reason| u16::from(reason.code)), Some(1008), "{told}");
+                return told;
+            }
+            Some(Ok(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_its_token() {
+    let live = Live::new().await;
+    let instance = live.instance.id;
+    let exec = "/v1/streams/instances/exec".to_owned();
+    let tail = format!("/v1/streams/logs/tail?instance_id={instance}");
+    let start = json!({"id":instance,"body":{"command":["cat"],"disable_tty":true}}).to_string();
+    for (path, first, body, code) in [
+        (&exec, Some(&start), None, 16),
+        (&tail, None, None, 16),
+        (&exec, Some(&start), Some(json!({"role":"READ_ONLY"})), 7),
+    ] {
+        let (token, credential) = another_token(&live).await;
+        let mut socket = live.open_with(&token, path).await;
+        if let Some(first) = first {
+            socket.send(Message::text(first.clone())).await.unwrap();
+            assert_eq!(output(&frame(&mut socket).await.unwrap()), b"cat\n");
+        }
+        let method = match body {
+            Some(_) => Method::PATCH,
+            None => Method::DELETE,
+        };
+        live.fixture
+            .with(method, &credential, body.unwrap_or_default())
+            .await
+            .good();
+        let told = refused(&mut socket).await;
+        assert_eq!(told["error"]["code"], code, "{path} {told}");
+    }
+    // A token that expires is as good as revoked.
+    let (token, credential) = another_token(&live).await;
+    let end = live.fixture.api.clock.now().plus(Duration::from_secs(60));
+    let ends = json!({ "expires_at": end });
+    live.fixture.with(Method::PATCH, &credential, ends).await.good();
+    let mut socket = live.open_with(&token, &tail).await;
+    live.fixture.clock.advance(Duration::from_secs(61));
+    assert_eq!(refused(&mut socket).await["error"]["code"], 16);
+}
+
+#[tokio::test]
+async fn a_command_is_in_the_audit_feed_without_its_words() {
+    let live = Live::new().await;
+    let path = format!(
+        "/v1/streams/instances/exec?id={}&body.command=s3cret&body.stdin.close=true",
+        live.instance.id
+    );
+    live.fixture.get(&path).await.good();
+    let feed = live.fixture.get("/v1/activities?types=instance").await.good();
+    let entries = feed["activities"].as_array().unwrap();
+    assert_eq!(entries.len(), 1, "{feed}");
+    assert_eq!(
+        (&entries[0]["verb"], &entries[0]["object"]["id"]),
+        (&json!("executed"), &json!(live.instance.id))
+    );
+    assert!(!feed.to_string().contains("s3cret"));
 }

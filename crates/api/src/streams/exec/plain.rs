@@ -16,10 +16,10 @@ use tram_site::{
     ExecSession,
     streams::{ExecInput, ExecOutput},
 };
-use tram_types::OrganizationId;
 
 use super::{Frame, FrameBody, FrameInput, Target, start};
 use crate::{
+    auth::{Access, Caller},
     error::Error,
     state::ApiState,
     wire::stream::{ExecCommandIo, ExecCommandReply, StreamResultOfExecCommandReply},
@@ -30,11 +30,7 @@ const TIME_MAX: Duration = Duration::from_secs(300);
 /// Most output, both streams together: what one answer may cost in memory, a third more once it is base64.
 const OUTPUT_MAX_BYTES: usize = 8 * 1024 * 1024;
 
-pub(super) async fn exec(
-    api: &ApiState,
-    organization: OrganizationId,
-    target: Target,
-) -> Result<Response, Error> {
+pub(super) async fn exec(api: &ApiState, caller: &Caller, target: Target) -> Result<Response, Error> {
     let data = target.stdin_data.as_deref().map(sent_bytes);
     let frame = Frame {
         body: Some(FrameBody {
@@ -48,8 +44,14 @@ pub(super) async fn exec(
         }),
         ..Frame::default()
     };
-    let (session, input) = start(api, organization, &target, frame).await?;
-    let reply = timeout(TIME_MAX, collect(session, input)).await.map_err(|_| {
+    let (session, input) = start(api, caller, &target, frame).await?;
+    let collected = async {
+        tokio::select! {
+            reply = collect(session, input) => reply,
+            error = caller.until_refused(api, Access::Write) => Err(error),
+        }
+    };
+    let reply = timeout(TIME_MAX, collected).await.map_err(|_| {
         Error::Precondition(format!(
             "the command ran for more than {} seconds and was ended: run longer ones over a WebSocket",
             TIME_MAX.as_secs()
