@@ -52,4 +52,4 @@ pub use retention::{Pruned, Retention};
 pub use routing::{RoutedDeployment, RoutedDomain, RoutedService, RoutingSnapshot};
 pub use secrets::Rotated;
 pub use store::{Options, Store};
-pub use tenancy::token_sha256;
+pub use tenancy::{Member, token_sha256};

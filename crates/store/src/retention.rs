@@ -21,6 +21,8 @@ pub struct Retention {
     pub events_age: Duration,
     /// Entries of the audit feed younger than this stay.
     pub activities_age: Duration,
+    /// Tokens that expired less than this ago stay: who wonders why one stopped to work still finds it.
+    pub credentials_age: Duration,
 }
 
 /// A day.
@@ -36,6 +38,7 @@ impl Default for Retention {
             instances_per_service: 200,
             events_age: DAY.saturating_mul(30),
             activities_age: DAY.saturating_mul(365),
+            credentials_age: DAY,
         }
     }
 }
@@ -54,15 +57,23 @@ pub struct Pruned {
     pub events: u64,
     /// Entries of the audit feed.
     pub activities: u64,
+    /// Expired tokens.
+    pub credentials: u64,
 }
 
 impl Pruned {
     /// Whether there may be more to remove: call again.
     #[must_use]
     pub fn is_partial(&self) -> bool {
-        [self.deployments, self.instances, self.events, self.activities]
-            .into_iter()
-            .any(|rows| rows >= u64::from(PRUNE_ROWS_MAX))
+        [
+            self.deployments,
+            self.instances,
+            self.events,
+            self.activities,
+            self.credentials,
+        ]
+        .into_iter()
+        .any(|rows| rows >= u64::from(PRUNE_ROWS_MAX))
     }
 }
 
@@ -81,6 +92,10 @@ impl Store {
                 .await?,
             activities: self
                 .prune_by_age("activities", "created_at", now.minus(limits.activities_age))
+                .await?,
+            // Those without an end have none to be past.
+            credentials: self
+                .prune_by_age("credentials", "expires_at", now.minus(limits.credentials_age))
                 .await?,
         })
     }

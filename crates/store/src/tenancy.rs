@@ -22,6 +22,15 @@ pub fn token_sha256(token: &str) -> String {
     hex::encode(Sha256::digest(token.as_bytes()))
 }
 
+/// A user of an organization: whoever has a token in its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The user.
+    pub user_id: String,
+    /// When its first token was made that is still kept.
+    pub joined_at: Timestamp,
+}
+
 impl Store {
     /// Makes an organization with its default project.
     ///

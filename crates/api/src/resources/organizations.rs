@@ -3,10 +3,10 @@
 //! A token belongs to one organization, so every other organization is one that is not there. There is no table of
 //! users: who holds a user's token is a member.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use tram_store::{
-    filter,
+    Member,
     intent::{NewCredential, OrganizationEdit},
     record,
 };
@@ -265,44 +265,35 @@ async fn list_members(call: Call<Members>) -> Result<ListOrganizationMembersRepl
     let query = call.query;
     let page = query.page;
     let own = call.caller.organization;
-    let mut members = Vec::new();
-    if query.organization_id.is_none_or(|id| id == own) {
-        let organization = call.api.store.organization(own).await?;
-        let filter = filter::Credentials {
-            kind: Some(CredentialType::User),
-            user_id: query.user_id,
-            ..filter::Credentials::default()
-        };
-        let listed = call
-            .api
-            .store
-            .list_credentials(own, &filter, filter::Page::largest())
-            .await?;
-        let mut users: BTreeMap<&str, &record::Credential> = BTreeMap::new();
-        for credential in &listed.items {
-            // Lists are newest first, so the last one that stays is when the user came.
-            users.insert(&credential.user_id, credential);
-        }
-        members = users
-            .into_iter()
-            .map(|(user, first)| member(&organization, user, first))
-            .collect();
-    }
-    Ok(ListOrganizationMembersReply {
-        count: count(members.len() as u64),
+    let mut reply = ListOrganizationMembersReply {
         limit: page.limit,
         offset: page.offset,
-        members: page.of(members),
-    })
+        ..ListOrganizationMembersReply::default()
+    };
+    if query.organization_id.is_none_or(|id| id == own) {
+        let store = &call.api.store;
+        let organization = store.organization(own).await?;
+        let listed = store
+            .list_members(own, query.user_id.as_deref(), page.stored())
+            .await?;
+        reply.count = count(listed.count);
+        reply.members = listed
+            .items
+            .into_iter()
+            .map(|found| member(&organization, found))
+            .collect();
+    }
+    Ok(reply)
 }
 
-fn member(organization: &record::Organization, user: &str, first: &record::Credential) -> OrganizationMember {
+fn member(organization: &record::Organization, found: Member) -> OrganizationMember {
+    let user = found.user_id.as_str();
     OrganizationMember {
         id: user.to_owned(),
         organization_id: organization.id.to_string(),
         user_id: user.to_owned(),
         external_id: String::new(),
-        joined_at: Some(first.created_at),
+        joined_at: Some(found.joined_at),
         role: UserRoleRole::Owner,
         status: OrganizationMemberStatus::Active,
         user: Some(views::organization::public_user(user, user)),

@@ -4,6 +4,8 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::fixture::{Fixture, text, web};
+use tram_store::{intent::NewCredential, record::Role};
+use tram_types::{Clock as _, CredentialId, status::CredentialType};
 
 #[tokio::test]
 async fn secrets_are_shown_without_their_value_and_revealed_on_request() {

@@ -3,13 +3,16 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::json;
-use tram_types::status::{AppStatus, DeploymentStatus, InstanceStatus, ServiceStatus};
+use tram_types::{
+    Clock as _, CredentialId,
+    status::{AppStatus, CredentialType, DeploymentStatus, InstanceStatus, ServiceStatus},
+};
 
 use super::fixture::{Fixture, new_deployment};
 use crate::{
     Order, Page, Retention, filter,
-    intent::{DeploymentSet, NewActivity, NewEvent, ServiceEdit, Update},
-    record::ObjectKind,
+    intent::{DeploymentSet, NewActivity, NewCredential, NewEvent, ServiceEdit, Update},
+    record::{ObjectKind, Role},
 };
 
 pub(super) async fn counts_are_of_one_organization(fixture: &Fixture) {
@@ -160,4 +163,30 @@ pub(super) async fn old_things_are_pruned_and_serving_ones_are_not(fixture: &Fix
         ..limits
     };
     assert_eq!(store.prune(&few).await.unwrap().instances, 3);
+    let mut tokens = Vec::new();
+    for days in [Some(1), Some(30), Some(31), None] {
+        let id = CredentialId::random();
+        tokens.push(id);
+        let new = NewCredential {
+            id,
+            organization_id: organization,
+            user_id: String::new(),
+            kind: CredentialType::Organization,
+            role: Role::Owner,
+            name: "session".to_owned(),
+            description: String::new(),
+            token_sha256: crate::token_sha256(&id.to_string()),
+            expires_at: days.map(|days| fixture.clock.now().plus(Duration::from_secs(days * 24 * 3600))),
+        };
+        store.create_credential(new).await.unwrap();
+    }
 }
+    // One that expired more than a day ago is gone; those that did since then, or never do, are not.
+    assert_eq!(pruned.credentials, 1);
+    for (index, id) in tokens.into_iter().enumerate() {
+        assert_eq!(
+            store.credential(organization, id).await.is_ok(),
+            index > 0,
+            "{index}"
+        );
+    }
