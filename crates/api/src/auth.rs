@@ -19,7 +19,7 @@ use http::{
 };
 use tokio::time::{MissedTickBehavior, interval};
 use tram_store::record::{Credential, Role};
-use tram_types::{CredentialId, OrganizationId, ProjectId, Timestamp};
+use tram_types::{CredentialId, FieldViolation, OrganizationId, ProjectId, Timestamp};
 
 use crate::{error::Error, state::ApiState};
 
@@ -55,8 +55,8 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    fn new(credential: Credential, headers: &HeaderMap) -> Self {
-        Self {
+    fn new(credential: Credential, headers: &HeaderMap) -> Result<Self, Error> {
+        Ok(Self {
             organization: credential.organization_id,
             credential: credential.id,
             credential_name: credential.name,
@@ -135,7 +135,7 @@ pub(crate) async fn authenticate(api: &ApiState, parts: &Parts, access: Access) 
     if api.failures.succeeded(hash, now) {
         api.store.touch_credential(credential.id, now).await?;
     }
-    let caller = Caller::new(credential, &parts.headers);
+    let caller = Caller::new(credential, &parts.headers)?;
     if access == Access::Write && caller.role == Role::ReadOnly {
         return Err(READ_ONLY);
     }

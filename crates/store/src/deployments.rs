@@ -40,6 +40,13 @@ impl Store {
         let mut condition = Sql::default().with("WHERE organization_id = ", &organization);
         condition.push_some(" AND app_id = ", filter.app_id.as_ref());
         condition.push_some(" AND service_id = ", filter.service_id.as_ref());
+        if let Some(project) = &filter.project_id {
+            condition.push(
+                " AND service_id IN (SELECT id FROM services WHERE project_id = ",
+                project,
+            );
+            condition.add(")");
+        }
         condition.push_any_of("status", &filter.statuses);
         condition.push_any_of("id", &filter.ids);
         let order = if filter.service_id.is_some() {

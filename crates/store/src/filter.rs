@@ -130,6 +130,8 @@ pub struct Deployments {
 /// Which regional deployments.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RegionalDeployments {
+    /// Of the services of this project.
+    pub project_id: Option<ProjectId>,
     /// Of this deployment.
     pub deployment_id: Option<DeploymentId>,
     /// Among these.

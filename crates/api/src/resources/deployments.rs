@@ -51,6 +51,7 @@ async fn list(call: Call<Filters>) -> Result<ListDeploymentsReply, Error> {
     let filter = filter::Deployments {
         app_id: query.app_id,
         service_id: query.service_id,
+        project_id: call.caller.project,
         statuses: query.statuses,
         ids: query.ids,
     };

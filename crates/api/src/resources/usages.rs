@@ -54,13 +54,15 @@ fn span(
     end: Option<Timestamp>,
 ) -> Result<Vec<(String, Timestamp, Timestamp)>, Error> {
     let end = end.unwrap_or_else(|| api.clock.now());
-    let start = start.map_or_else(|| month(end).map(|(_, first, _)| first), Ok)?;
-    let wrong = |description: String| {
-        Err(Error::InvalidParameters(vec![FieldViolation::new(
-            "starting_time",
-            description,
-        )]))
+    let invalid = |field: &str, description: String| {
+        Error::InvalidParameters(vec![FieldViolation::new(field, description)])
     };
+    let too_far = |field: &str| invalid(field, "lies too far away to be divided into months".to_owned());
+    let start = match start {
+        Some(start) => start,
+        None => month(end).ok_or_else(|| too_far("ending_time"))?.1,
+    };
+    let wrong = |description: String| Err(invalid("starting_time", description));
     if start > end {
         return wrong("must not be after `ending_time`".to_owned());
     }
@@ -70,25 +72,25 @@ fn span(
         if months.len() == MONTHS_MAX {
             return wrong(format!("may be at most {MONTHS_MAX} months before `ending_time`"));
         }
-        let (name, _, next) = month(from)?;
+        let (name, _, next) = month(from).ok_or_else(|| {
+            too_far(match from == start {
+                true => "starting_time",
+                false => "ending_time",
+            })
+        })?;
         months.push((name, from, next.min(end)));
         from = next;
     }
     Ok(months)
 }
 
-/// The month a moment is in: its name, its first moment and that of the next.
-fn month(at: Timestamp) -> Result<(String, Timestamp, Timestamp), Error> {
-    let out_of_range = |error| Error::internal("dividing time into months", Box::new(error) as Box<_>);
-    let first = at
-        .jiff()
-        .to_zoned(TimeZone::UTC)
-        .first_of_month()
-        .map_err(out_of_range)?;
-    let first = first.start_of_day().map_err(out_of_range)?;
-    let next = first.checked_add(1.month()).map_err(out_of_range)?;
+/// The month a moment is in: its name, its first moment and that of the next; `None` at the ends of the calendar.
+fn month(at: Timestamp) -> Option<(String, Timestamp, Timestamp)> {
+    let first = at.jiff().to_zoned(TimeZone::UTC).first_of_month().ok()?;
+    let first = first.start_of_day().ok()?;
+    let next = first.checked_add(1.month()).ok()?;
     let name = format!("{:04}-{:02}", first.year(), first.month());
-    Ok((name, first.timestamp().into(), next.timestamp().into()))
+    Some((name, first.timestamp().into(), next.timestamp().into()))
 }
 
 /// Names of apps and services by their id.

@@ -1,11 +1,13 @@
 //! Secrets, domains, tokens, organizations.
 
+use std::{sync::atomic::Ordering, time::Duration};
+
 use http::Method;
 use serde_json::{Value, json};
-
-use super::fixture::{Fixture, text, web};
 use tram_store::{intent::NewCredential, record::Role};
 use tram_types::{Clock as _, CredentialId, status::CredentialType};
+
+use super::fixture::{Fixture, text, web};
 
 #[tokio::test]
 async fn secrets_are_shown_without_their_value_and_revealed_on_request() {
@@ -149,10 +151,6 @@ async fn domains_are_attached_renamed_and_verified() {
     fixture.get(&path).await.bad(404);
 }
 
-#[tokio::test]
-async fn a_token_is_shown_once_works_and_is_revoked() {
-    let fixture = Fixture::new().await;
-    let made = json!({"name":"ci","type":"ORGANIZATION","role":"READ_ONLY"});
 #[tokio::test]
 async fn a_domain_that_could_never_be_served_is_refused() {
     let fixture = Fixture::new().await;
@@ -301,6 +299,10 @@ async fn the_project_of_a_header_is_honoured_or_refused() {
     assert_eq!(fixture.get_in(&project, path).await.good()["success"], true);
 }
 
+#[tokio::test]
+async fn a_token_is_shown_once_works_and_is_revoked() {
+    let fixture = Fixture::new().await;
+    let made = json!({"name":"ci","type":"ORGANIZATION","role":"READ_ONLY"});
     let made = fixture.post("/v1/credentials", made).await.good()["credential"].clone();
     let token = text(&made["token"]);
     assert_eq!(token.len(), 64);
@@ -416,7 +418,18 @@ async fn images_are_verified_with_and_without_a_secret() {
             .await
             .good();
         assert_eq!(found["success"], true, "{given}");
+        // A reader would have the login sent wherever the image's name says.
+        let path = format!("{verify}?image=private/app&secret_id={given}");
+        fixture
+            .send(Some(&fixture.acme.reader), Method::GET, &path, Vec::new())
+            .await
+            .bad(403);
     }
+    let path = format!("{verify}?image=nginx");
+    let reader = fixture
+        .send(Some(&fixture.acme.reader), Method::GET, &path, Vec::new())
+        .await;
+    assert_eq!(reader.good()["success"], true);
 }
 
 #[tokio::test]
@@ -461,6 +474,18 @@ async fn counters_and_limits_tell_what_is_there() {
         month["apps"][0]["services"][0]["regions"]["fra"]["instances"]["nano"]["duration_seconds"],
         90
     );
+    for (query, field) in [
+        ("ending_time=9999-12-15T00:00:00Z", "ending_time"),
+        (
+            "starting_time=9999-12-01T00:00:00Z&ending_time=9999-12-15T00:00:00Z",
+            "starting_time",
+        ),
+    ] {
+        for list in ["/v1/usages", "/v1/usages/details"] {
+            let refused = fixture.get(&format!("{list}?{query}")).await.bad(400);
+            assert_eq!(refused["fields"][0]["field"], field, "{list} {query}");
+        }
+    }
     let details = fixture.get("/v1/usages/details").await.good();
     assert_eq!(
         (
@@ -470,9 +495,3 @@ async fn counters_and_limits_tell_what_is_there() {
         (&json!(1), &json!(90))
     );
 }
-        // A reader would have the login sent wherever the image's name says.
-        let path = format!("{verify}?image=private/app&secret_id={given}");
-        fixture
-            .send(Some(&fixture.acme.reader), Method::GET, &path, Vec::new())
-            .await
-            .bad(403);
