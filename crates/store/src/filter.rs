@@ -114,6 +114,15 @@ pub struct Services {
     pub ids: Vec<ServiceId>,
 }
 
+/// Which entries of the audit feed.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Activities {
+    /// About objects of one of these types.
+    pub object_types: Vec<String>,
+    /// By this user or token.
+    pub actor_id: Option<String>,
+}
+
 /// Which deployments.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Deployments {
@@ -121,6 +130,8 @@ pub struct Deployments {
     pub app_id: Option<AppId>,
     /// Of this service.
     pub service_id: Option<ServiceId>,
+    /// Of the services of this project.
+    pub project_id: Option<ProjectId>,
     /// In one of these statuses.
     pub statuses: Vec<DeploymentStatus>,
     /// Among these.
@@ -130,8 +141,6 @@ pub struct Deployments {
 /// Which regional deployments.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RegionalDeployments {
-    /// Of the services of this project.
-    pub project_id: Option<ProjectId>,
     /// Of this deployment.
     pub deployment_id: Option<DeploymentId>,
     /// Among these.

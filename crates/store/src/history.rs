@@ -73,9 +73,21 @@ impl Store {
     pub async fn list_activities(
         &self,
         organization: OrganizationId,
+        filter: &filter::Activities,
         page: Page,
     ) -> Result<Listed<Activity>> {
-        let condition = Sql::default().with("WHERE organization_id = ", &organization);
+        let mut condition = Sql::default().with("WHERE organization_id = ", &organization);
+        for (index, name) in filter.object_types.iter().enumerate() {
+            condition.add(if index == 0 { " AND (" } else { " OR " });
+            holds(&mut condition, "object", "type", name);
+        }
+        if !filter.object_types.is_empty() {
+            condition.add(")");
+        }
+        if let Some(id) = &filter.actor_id {
+            condition.add(" AND ");
+            holds(&mut condition, "actor", "id", id);
+        }
         self.list(
             condition,
             "created_at DESC, id DESC",
@@ -84,6 +96,14 @@ impl Store {
         )
         .await
     }
+}
+
+/// A condition: the JSON object in `column` has this text in `member`. Both databases can look for a part of a text, and
+/// a quotation mark inside another member is escaped, so that only the member itself is found.
+fn holds(condition: &mut Sql, column: &str, member: &str, text: &str) {
+    let part = format!("\"{member}\":{}", serde_json::Value::from(text));
+    condition.push(&format!("REPLACE({column}, "), &part);
+    condition.add(&format!(", '') <> {column}"));
 }
 
 /// Inserts events one microsecond apart, so that those of one batch keep their order.

@@ -8,6 +8,7 @@ use tram_types::{AppId, DeploymentId, InstanceId, OrganizationId, RegionalDeploy
 use uuid::Uuid;
 
 use crate::{
+    audit,
     endpoint::{Call, Endpoint, get},
     error::Error,
     query::{Order, Page, Paged},
@@ -149,28 +150,33 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
     ]
 }
 
-/// The whole feed is read by pages; a filter by types looks at each page, so `has_next` speaks of the whole feed.
 async fn list_activities(call: Call<Activities>) -> Result<ActivityList, Error> {
-    let types = call.query.types;
-    let mut list = activities(&call.api, call.caller.organization, call.query.page).await?;
-    if !types.is_empty() {
-        list.activities.retain(|activity| {
-            let kind = activity
-                .object
-                .as_ref()
-                .map_or("", |object| object.r#type.as_str());
-            types.iter().any(|wanted| wanted == kind)
-        });
-    }
-    Ok(list)
+    let filter = filter::Activities {
+        object_types: call.query.types,
+        ..filter::Activities::default()
+    };
+    activities(&call.api, call.caller.organization, &filter, call.query.page).await
 }
 
+/// What the caller did: its user by any token, or the token that speaks for no user.
 async fn list_account_activities(call: Call<Paged>) -> Result<ActivityList, Error> {
-    activities(&call.api, call.caller.organization, call.query.page).await
+    let filter = filter::Activities {
+        actor_id: Some(audit::actor_id(&call.caller)),
+        ..filter::Activities::default()
+    };
+    activities(&call.api, call.caller.organization, &filter, call.query.page).await
 }
 
-async fn activities(api: &ApiState, organization: OrganizationId, page: Page) -> Result<ActivityList, Error> {
-    let listed = api.store.list_activities(organization, page.stored()).await?;
+async fn activities(
+    api: &ApiState,
+    organization: OrganizationId,
+    filter: &filter::Activities,
+    page: Page,
+) -> Result<ActivityList, Error> {
+    let listed = api
+        .store
+        .list_activities(organization, filter, page.stored())
+        .await?;
     Ok(ActivityList {
         activities: listed.items.iter().map(views::event::activity).collect(),
         limit: page.limit,

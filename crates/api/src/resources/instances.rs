@@ -50,7 +50,17 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
 async fn list(call: Call<Filters>) -> Result<ListInstancesReply, Error> {
     let query = call.query;
     let mut ids = query.ids;
-    ids.extend(query.allocation_id);
+    if let Some(id) = query.allocation_id {
+        if !ids.is_empty() && !ids.contains(&id) {
+            return Ok(ListInstancesReply {
+                limit: query.page.limit,
+                offset: query.page.offset,
+                order: query.order.as_str().to_owned(),
+                ..ListInstancesReply::default()
+            });
+        }
+        ids = vec![id];
+    }
     let filter = filter::Instances {
         app_id: query.app_id,
         service_id: query.service_id,

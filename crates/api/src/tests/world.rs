@@ -349,15 +349,58 @@ async fn every_change_is_in_the_audit_feed() {
         "a secret's value is in the feed"
     );
 }
-    // A check is none, in whatever way it is asked for, and what has no checks cannot be hidden by asking for one.
-    for check in ["dry_run=true", "dry_run=1", "dry_run=True"] {
-        fixture
-            .post(
-                &format!("/v1/services?{check}"),
-                json!({"definition": web("a1","/")}),
-            )
-            .await
-            .good();
+
+#[tokio::test]
+async fn the_audit_feed_is_filtered_before_it_is_cut_into_pages() {
+    let fixture = Fixture::new().await;
+    World::new(&fixture).await;
+    let user = Some(fixture.acme.user.as_str());
+    let call = async |path: &str| fixture.send(user, Method::GET, path, Vec::new()).await.good();
+    let kinds = |feed: &Value| -> Vec<String> {
+        let entries = feed["activities"].as_array().unwrap().iter();
+        entries.map(|entry| text(&entry["object"]["type"])).collect()
+    };
+    let page = call("/v1/activities?types=secret&types=project&limit=2").await;
+    assert_eq!((kinds(&page).len(), &page["has_next"]), (2, &json!(true)));
+    let rest = call("/v1/activities?types=secret&types=project&limit=2&offset=2").await;
+    assert_eq!((kinds(&rest).len(), &rest["has_next"]), (1, &json!(false)));
+    assert_eq!(
+        kinds(&call("/v1/activities?types=sec%25").await),
+        Vec::<String>::new()
+    );
+    // The account's own feed has what this user did, not what others of the organization did.
+    assert_eq!(kinds(&call("/v1/account/activities").await), Vec::<String>::new());
+    let body = json!({"name":"\"type\":\"secret\""}).to_string().into_bytes();
+    fixture
+        .send(user, Method::POST, "/v1/projects", body)
+        .await
+        .good();
+    assert_eq!(kinds(&call("/v1/account/activities").await), ["project"]);
+    assert_eq!(
+        kinds(&call("/v1/activities?types=secret").await),
+        ["secret", "secret"]
+    );
+}
+
+#[tokio::test]
+async fn an_allocation_is_looked_for_among_the_ids() {
+    let fixture = Fixture::new().await;
+    let app = fixture.app("shop").await;
+    let service = fixture.service(&app, "web", "/").await;
+    let one = fixture.instance(&service).await.id;
+    let other = fixture.instance(&service).await.id;
+    for (query, count) in [
+        (format!("allocation_id={one}"), 1),
+        (format!("allocation_id={one}&ids={one}&ids={other}"), 1),
+        (format!("allocation_id={one}&ids={other}"), 0),
+        (format!("ids={one}&ids={other}"), 2),
+    ] {
+        let found = fixture.get(&format!("/v1/instances?{query}")).await.good();
+        assert_eq!(
+            (&found["count"], found["instances"].as_array().unwrap().len()),
+            (&json!(count), count),
+            "{query}"
+        );
     }
     let hidden = json!({"name":"hidden","type":"SIMPLE","value":"v"});
     fixture.post("/v1/secrets?dry_run=true", hidden).await.good();

@@ -92,11 +92,42 @@ pub(super) async fn events_keep_their_order(fixture: &Fixture) {
         fixture.clock.advance(Duration::from_secs(1));
     }
     let feed = store
-        .list_activities(organization, Page::default())
+        .list_activities(organization, &filter::Activities::default(), Page::default())
         .await
         .unwrap();
     let verbs: Vec<&str> = feed.items.iter().map(|one| one.verb.as_str()).collect();
     assert_eq!(verbs, ["deleted", "created"]);
+    for (kind, user) in [
+        ("secret", "ana"),
+        ("app", "a\"b%"),
+        ("\"type\":\"secret\"", "ana"),
+    ] {
+        let new = NewActivity {
+            organization_id: organization,
+            actor: json!({"id": user, "type": "user"}),
+            verb: "updated".to_owned(),
+            object: json!({"name": kind, "type": kind}),
+            metadata: json!({}),
+        };
+        store.add_activity(new).await.unwrap();
+    }
+    let count = async |kinds: &[&str], actor: Option<&str>| {
+        let filter = filter::Activities {
+            object_types: kinds.iter().map(|kind| (*kind).to_owned()).collect(),
+            actor_id: actor.map(str::to_owned),
+        };
+        let page = Page { limit: 1, offset: 0 };
+        store
+            .list_activities(organization, &filter, page)
+            .await
+            .unwrap()
+            .count
+    };
+    assert_eq!(count(&["secret"], None).await, 1);
+    assert_eq!(count(&["secret", "app"], None).await, 2);
+    assert_eq!(count(&["secret"], Some("a\"b%")).await, 0);
+    assert_eq!(count(&[], Some("a\"b%")).await, 1);
+    assert_eq!(count(&[], Some("a%")).await, 0);
 }
 
 pub(super) async fn old_things_are_pruned_and_serving_ones_are_not(fixture: &Fixture) {
@@ -132,6 +163,23 @@ pub(super) async fn old_things_are_pruned_and_serving_ones_are_not(fixture: &Fix
         metadata: json!(null),
     };
     store.add_events(vec![event]).await.unwrap();
+    let mut tokens = Vec::new();
+    for days in [Some(1), Some(30), Some(31), None] {
+        let id = CredentialId::random();
+        tokens.push(id);
+        let new = NewCredential {
+            id,
+            organization_id: organization,
+            user_id: String::new(),
+            kind: CredentialType::Organization,
+            role: Role::Owner,
+            name: "session".to_owned(),
+            description: String::new(),
+            token_sha256: crate::token_sha256(&id.to_string()),
+            expires_at: days.map(|days| fixture.clock.now().plus(Duration::from_secs(days * 24 * 3600))),
+        };
+        store.create_credential(new).await.unwrap();
+    }
     let limits = Retention {
         deployments_per_service: 2,
         ..Retention::default()
@@ -141,6 +189,15 @@ pub(super) async fn old_things_are_pruned_and_serving_ones_are_not(fixture: &Fix
     fixture.clock.advance(Duration::from_secs(31 * 24 * 3600));
     let pruned = store.prune(&limits).await.unwrap();
     assert_eq!((pruned.deployments, pruned.instances, pruned.events), (1, 1, 1));
+    // One that expired more than a day ago is gone; those that did since then, or never do, are not.
+    assert_eq!(pruned.credentials, 1);
+    for (index, id) in tokens.into_iter().enumerate() {
+        assert_eq!(
+            store.credential(organization, id).await.is_ok(),
+            index > 0,
+            "{index}"
+        );
+    }
     assert!(!pruned.is_partial());
     assert_eq!(store.prune(&limits).await.unwrap(), crate::Pruned::default());
     let left = store
@@ -163,30 +220,4 @@ pub(super) async fn old_things_are_pruned_and_serving_ones_are_not(fixture: &Fix
         ..limits
     };
     assert_eq!(store.prune(&few).await.unwrap().instances, 3);
-    let mut tokens = Vec::new();
-    for days in [Some(1), Some(30), Some(31), None] {
-        let id = CredentialId::random();
-        tokens.push(id);
-        let new = NewCredential {
-            id,
-            organization_id: organization,
-            user_id: String::new(),
-            kind: CredentialType::Organization,
-            role: Role::Owner,
-            name: "session".to_owned(),
-            description: String::new(),
-            token_sha256: crate::token_sha256(&id.to_string()),
-            expires_at: days.map(|days| fixture.clock.now().plus(Duration::from_secs(days * 24 * 3600))),
-        };
-        store.create_credential(new).await.unwrap();
-    }
 }
-    // One that expired more than a day ago is gone; those that did since then, or never do, are not.
-    assert_eq!(pruned.credentials, 1);
-    for (index, id) in tokens.into_iter().enumerate() {
-        assert_eq!(
-            store.credential(organization, id).await.is_ok(),
-            index > 0,
-            "{index}"
-        );
-    }
