@@ -4,8 +4,8 @@
     cargo run -q -p tram-api --example openapi | tests/openapi/compare.py - [UPSTREAM]
 
 UPSTREAM is upstream's Swagger 2 file; without it the environment's TRAM_UPSTREAM_OPENAPI is used, and then
-../shared/koyeb/openapi.json beside the project. Every difference in paths, parameters, members, types and
-enumerations is printed unless allowed.json names it with a reason. Exit status 1 when one is left, or when an
+upstream.json beside this program, which reduce.py made of it. Every difference in paths, parameters, members, types,
+enumerations and failures is printed unless allowed.json names it with a reason. Exit status 1 when one is left, or when an
 allowance no longer matches anything; 0 otherwise.
 
 Standard library alone. Schemas are compared by structure, not by name: references are followed on both sides.
@@ -19,6 +19,7 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 METHODS = ("get", "post", "put", "patch", "delete")
+FAILURES = ("400", "401", "403", "404", "500", "503")
 
 
 def load(path):
@@ -34,7 +35,7 @@ def upstream_path(arguments):
     from_environment = os.environ.get("TRAM_UPSTREAM_OPENAPI")
     if from_environment:
         return from_environment
-    return HERE.parent.parent.parent / "shared" / "koyeb" / "openapi.json"
+    return HERE / "upstream.json"
 
 
 class Schemas:
@@ -143,8 +144,16 @@ class Comparison:
         if mine.get("operationId") != theirs.get("operationId"):
             self.note("name", label, str(mine.get("operationId")), "instead of", str(theirs.get("operationId")))
         if "200" not in mine["responses"]:
-            self.note("operation", label, "answers", " ".join(sorted(mine["responses"])), "only")
+            # Two refusals: not yet, and never.
+            refusal = "501" if "501" in mine["responses"] else "404"
+            self.note("operation", label, "answers", refusal, "only")
             return
+        for status in FAILURES:
+            if status in theirs["responses"] and status not in mine["responses"]:
+                self.note("failure", label, status, "lacks")
+            elif status in theirs["responses"]:
+                failure = mine["responses"][status]["content"]["application/json"]["schema"]
+                self.schemas(f"{label} {status}", failure, theirs["responses"][status]["schema"])
         self.parameters(label, mine, theirs)
         body = mine.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
         wanted = next((one["schema"] for one in theirs.get("parameters", []) if one["in"] == "body"), None)
@@ -164,15 +173,22 @@ class Comparison:
             self.schemas(f"{label} reply", reply, wanted)
 
     def parameters(self, label, mine, theirs):
+        def form(schemas, schema):
+            """Everything is text in a URL; lists, truth values and enumerations are read in their own way."""
+            kind, detail, _ = schemas.plain(schema)
+            if kind == "array":
+                inner, members = form(schemas, detail)
+                return "array" if inner == "text" else f"array of {inner}", members
+            if kind == "enum":
+                return kind, set(detail)
+            return (kind if kind == "boolean" else "text"), set()
+
         def named(operation, schemas):
-            result = {}
-            for parameter in operation.get("parameters", []):
-                if parameter["in"] in ("query", "path"):
-                    schema = parameter.get("schema", parameter)
-                    kind = schemas.plain(schema)[0]
-                    # Everything is text in a URL; a list and a truth value are read in their own way.
-                    result[parameter["in"], parameter["name"]] = kind if kind in ("array", "boolean") else "text"
-            return result
+            return {
+                (parameter["in"], parameter["name"]): form(schemas, parameter.get("schema", parameter))
+                for parameter in operation.get("parameters", [])
+                if parameter["in"] in ("query", "path")
+            }
 
         mine = named(mine, self.ours)
         theirs = named(theirs, self.upstream)
@@ -181,8 +197,13 @@ class Comparison:
         for place, name in sorted(set(mine) - set(theirs)):
             self.note("parameter", label, name, "adds")
         for key in sorted(set(mine) & set(theirs)):
-            if mine[key] != theirs[key]:
-                self.note("parameter", label, key[1], mine[key], "instead of", theirs[key])
+            (kind, members), (wanted, wanted_members) = mine[key], theirs[key]
+            if kind != wanted:
+                self.note("parameter", label, key[1], kind, "instead of", wanted)
+            for value in sorted(wanted_members - members if kind == wanted else ()):
+                self.note("parameter", label, key[1], "lacks", value)
+            for value in sorted(members - wanted_members if kind == wanted else ()):
+                self.note("parameter", label, key[1], "adds", value)
 
 
 def main(arguments):

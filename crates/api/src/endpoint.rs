@@ -12,7 +12,7 @@ use axum::{
     body::Body,
     response::{IntoResponse, Response},
 };
-use http::{HeaderName, HeaderValue, Method, request::Parts};
+use http::{HeaderName, HeaderValue, Method, StatusCode, request::Parts};
 use serde::{Serialize, de::DeserializeOwned};
 use utoipa::{
     ToSchema,
@@ -55,6 +55,8 @@ pub(crate) struct Endpoint {
     pub(crate) access: Access,
     /// Whether it does what the contract says, or answers that it cannot.
     pub(crate) implemented: bool,
+    /// The status of its refusal when it is not implemented.
+    pub(crate) refusal: Option<StatusCode>,
     pub(crate) parameters: Vec<Parameter>,
     pub(crate) takes: Option<Message>,
     pub(crate) gives: Option<Message>,
@@ -222,6 +224,7 @@ impl Endpoint {
             path,
             operation,
             implemented: true,
+            refusal: None,
             parameters: Q::describe(),
             takes: B::message(),
             gives: Some(Message::of::<R>()),
@@ -247,6 +250,7 @@ impl Endpoint {
             operation,
             access,
             implemented: true,
+            refusal: None,
             parameters: Q::describe(),
             takes: None,
             gives: None,
@@ -292,6 +296,7 @@ impl Endpoint {
             path,
             operation,
             implemented: false,
+            refusal: Some(refusal().status()),
             parameters: Vec::new(),
             takes: None,
             gives: None,
@@ -302,7 +307,7 @@ impl Endpoint {
         }
     }
 
-    /// Carries out a request that was authenticated.
+    /// Carries out a request that was authenticated. Parameters that the endpoint does not have are ignored, and named.
     pub(crate) async fn run(&self, incoming: Incoming) -> Result<Response, Error> {
         let unknown = match self.implemented {
             true => self.unknown_parameters(&incoming.parts),
@@ -392,11 +397,6 @@ async fn read<Q: Query, B: Takes>(incoming: Incoming) -> Result<Call<Q, B>, Erro
     })
 }
 
-/// Reads the parameters of a query, all of whose faults are told at once.
-pub(crate) fn read_query<Q: Query>(parts: &Parts) -> Result<Q, Error> {
-    let raw = RawQuery::parse(parts.uri.query().unwrap_or_default())
-        .map_err(|violation| Error::InvalidParameters(vec![violation]))?;
-    let mut wrong = Vec::new();
 /// Refuses an `update_mask`, where there is one, with names that the message has not.
 fn check_mask<Q: Query>(parts: &Parts, message: &Message) -> Result<(), Error> {
     let query = parts.uri.query().unwrap_or_default();
@@ -414,6 +414,11 @@ fn check_mask<Q: Query>(parts: &Parts, message: &Message) -> Result<(), Error> {
     }
 }
 
+/// Reads the parameters of a query, all of whose faults are told at once.
+pub(crate) fn read_query<Q: Query>(parts: &Parts) -> Result<Q, Error> {
+    let raw = RawQuery::parse(parts.uri.query().unwrap_or_default())
+        .map_err(|violation| Error::InvalidParameters(vec![violation]))?;
+    let mut wrong = Vec::new();
     let query = Q::read(&raw, &mut wrong);
     if wrong.is_empty() {
         Ok(query)
@@ -447,7 +452,7 @@ fn warning(what: &str, unknown: &[String]) -> Option<HeaderValue> {
     HeaderValue::from_str(&text).ok()
 }
 
-/// Longest warning: some clients refuse headers beyond 8 KiB.
-const WARNING_MAX_CHARACTERS: usize = 1024;
 /// Most unknown parameters that are named, as with members.
 const NAMED_UNKNOWN_PARAMETERS: usize = 10;
+/// Longest warning: some clients refuse headers beyond 8 KiB.
+const WARNING_MAX_CHARACTERS: usize = 1024;

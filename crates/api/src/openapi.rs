@@ -1,14 +1,19 @@
 //! The OpenAPI document, made from the list of endpoints.
 
+use http::StatusCode;
 use utoipa::openapi::{
-    Components, Content, Info, OpenApi, Paths, Ref, RefOr, Required, ResponseBuilder, Server,
+    Components, Content, Info, OpenApi, Paths, Ref, RefOr, Required, Response, ResponseBuilder, Server,
     path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn},
     request_body::RequestBodyBuilder,
     schema::Schema,
     security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme},
 };
 
-use crate::{auth::Access, endpoint::Endpoint};
+use crate::{
+    auth::Access,
+    endpoint::{Endpoint, Message},
+    wire::error::{Error, ErrorWithFields},
+};
 
 const JSON: &str = "application/json";
 const SCHEME: &str = "bearer";
@@ -18,6 +23,12 @@ pub(crate) fn document(endpoints: &[Endpoint], api_url: &str) -> OpenApi {
     let mut paths = Paths::new();
     let mut components = Components::new();
     components.add_security_scheme(SCHEME, SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
+    for failure in [Message::of::<Error>(), Message::of::<ErrorWithFields>()] {
+        add(&mut components, &failure.name, &failure.schema);
+        for (name, schema) in &failure.parts {
+            add(&mut components, name, schema);
+        }
+    }
     for endpoint in endpoints {
         let Some(method) = method(&endpoint.method) else {
             continue;
@@ -78,20 +89,53 @@ fn operation(endpoint: &Endpoint) -> OperationBuilder {
                 .build(),
         ));
     }
-    let mut good = ResponseBuilder::new().description("Done.");
-    if let Some(message) = &endpoint.gives {
-        good = good.content(JSON, Content::new(Some(Ref::from_schema_name(&message.name))));
+    match endpoint.refusal {
+        None => {
+            let mut good = ResponseBuilder::new().description("Done.");
+            if let Some(message) = &endpoint.gives {
+                good = good.content(JSON, Content::new(Some(Ref::from_schema_name(&message.name))));
+            }
+            operation = operation
+                .response("200", good.build())
+                .response(
+                    "400",
+                    failure("The request breaks rules.", &Message::of::<ErrorWithFields>()),
+                )
+                .response(
+                    "404",
+                    failure("There is no such object.", &Message::of::<Error>()),
+                );
+        }
+        Some(refusal) => {
+            let why = match refusal {
+                StatusCode::NOT_FOUND => "An installation of your own has nothing of the kind.",
+                _ => "This installation cannot do this.",
+            };
+            operation = operation.response(refusal.as_str(), failure(why, &Message::of::<Error>()));
+        }
     }
-    if endpoint.implemented {
-        operation.response("200", good.build())
-    } else {
-        operation.response(
-            "501",
-            ResponseBuilder::new()
-                .description("This installation cannot do this.")
-                .build(),
-        )
+    for (status, why) in FAILURES {
+        operation = operation.response(*status, failure(why, &Message::of::<Error>()));
     }
+    operation
+}
+
+/// What any call may answer.
+const FAILURES: &[(&str, &str)] = &[
+    ("401", "There is no token, or none that is known."),
+    ("403", "The token may only read."),
+    (
+        "500",
+        "The platform failed: give the request's id to whoever operates it.",
+    ),
+    ("503", "A part of the platform cannot answer now: try again."),
+];
+
+fn failure(why: &str, message: &Message) -> Response {
+    ResponseBuilder::new()
+        .description(why)
+        .content(JSON, Content::new(Some(Ref::from_schema_name(&message.name))))
+        .build()
 }
 
 /// The names in braces of a path.

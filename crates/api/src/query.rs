@@ -6,11 +6,11 @@
 
 use std::{fmt::Display, str::FromStr};
 
-use tram_types::FieldViolation;
+use tram_types::{FieldViolation, status};
 use utoipa::{
     PartialSchema,
     openapi::{
-        Required,
+        RefOr, Required,
         path::{Parameter as Description, ParameterBuilder, ParameterIn},
         schema::{ArrayBuilder, Schema},
     },
@@ -102,25 +102,25 @@ pub(crate) trait Query: Sized + Send {
     fn read(query: &RawQuery, wrong: &mut Vec<FieldViolation>) -> Self;
     /// Describes them.
     fn describe() -> Vec<Description>;
+    /// Whether they ask for a check that changes nothing: `dry_run`, for the endpoints that have it.
+    fn only_checks(&self) -> bool {
+        false
+    }
 }
 
 /// The type of one parameter.
 pub(crate) trait Parameter: Sized {
     fn read(name: &str, query: &RawQuery, wrong: &mut Vec<FieldViolation>) -> Self;
-    /// Whether they ask for a check that changes nothing: `dry_run`, for the endpoints that have it.
-    fn only_checks(&self) -> bool {
+    fn describe(name: &str, out: &mut Vec<Description>);
+    /// Whether it is a truth value and true.
+    fn is_true(&self) -> bool {
         false
     }
-    fn describe(name: &str, out: &mut Vec<Description>);
 }
 
 fn parse<T>(name: &str, text: &str, wrong: &mut Vec<FieldViolation>) -> Option<T>
 where
     T: FromStr,
-    /// Whether it is a truth value and true.
-    fn is_true(&self) -> bool {
-        false
-    }
     T::Err: Display,
 {
     text.parse()
@@ -128,7 +128,7 @@ where
         .ok()
 }
 
-fn description(name: &str, schema: impl Into<utoipa::openapi::RefOr<Schema>>) -> Description {
+fn description(name: &str, schema: impl Into<RefOr<Schema>>) -> Description {
     ParameterBuilder::new()
         .name(name)
         .parameter_in(ParameterIn::Query)
@@ -137,25 +137,44 @@ fn description(name: &str, schema: impl Into<utoipa::openapi::RefOr<Schema>>) ->
         .build()
 }
 
-impl<T> Parameter for Option<T>
-where
-    T: FromStr,
-    T::Err: Display,
-{
+/// One value of a parameter.
+pub(crate) trait Value: FromStr<Err: Display> {
+    /// Everything in a URL is text; an enumeration says its members too.
+    fn described() -> RefOr<Schema> {
+        String::schema()
+    }
+}
+
+macro_rules! values {
+    (text: $($text:ty),+; enumerations: $($enumeration:ty),+ $(,)?) => {
+        $(impl Value for $text {})+
+        $(impl Value for $enumeration {
+            fn described() -> RefOr<Schema> {
+                <$enumeration as PartialSchema>::schema()
+            }
+        })+
+    };
+}
+values! {
+    text: String, i64, u16, u32, tram_types::Timestamp, tram_types::AppId, tram_types::ServiceId,
+        tram_types::DeploymentId, tram_types::RegionalDeploymentId, tram_types::InstanceId, tram_types::SecretId,
+        tram_types::DomainId, tram_types::CredentialId, tram_types::ProjectId, tram_types::OrganizationId;
+    enumerations: status::AppStatus, status::ServiceStatus, status::ServiceType, status::DeploymentStatus,
+        status::RegionalDeploymentStatus, status::InstanceStatus, status::DomainStatus, status::DomainType,
+        status::SecretType, status::CredentialType, status::MetricName,
+}
+
+impl<T: Value> Parameter for Option<T> {
     fn read(name: &str, query: &RawQuery, wrong: &mut Vec<FieldViolation>) -> Self {
         query.all(name).next().and_then(|text| parse(name, text, wrong))
     }
 
     fn describe(name: &str, out: &mut Vec<Description>) {
-        out.push(description(name, String::schema()));
+        out.push(description(name, T::described()));
     }
 }
 
-impl<T> Parameter for Vec<T>
-where
-    T: FromStr,
-    T::Err: Display,
-{
+impl<T: Value> Parameter for Vec<T> {
     fn read(name: &str, query: &RawQuery, wrong: &mut Vec<FieldViolation>) -> Self {
         query
             .all(name)
@@ -164,7 +183,7 @@ where
     }
 
     fn describe(name: &str, out: &mut Vec<Description>) {
-        out.push(description(name, ArrayBuilder::new().items(String::schema())));
+        out.push(description(name, ArrayBuilder::new().items(T::described())));
     }
 }
 
@@ -185,6 +204,10 @@ impl Parameter for bool {
 
     fn describe(name: &str, out: &mut Vec<Description>) {
         out.push(description(name, bool::schema()));
+    }
+
+    fn is_true(&self) -> bool {
+        *self
     }
 }
 
@@ -210,10 +233,6 @@ impl Default for Page {
 }
 
 impl Page {
-
-    fn is_true(&self) -> bool {
-        *self
-    }
     /// The part of `all` that is asked for, for lists that are in memory anyway.
     pub(crate) fn of<T>(self, all: Vec<T>) -> Vec<T> {
         let size = |number: i64| usize::try_from(number).unwrap_or(0);
@@ -353,6 +372,14 @@ macro_rules! query {
                 ); )*
                 out
             }
+
+            fn only_checks(&self) -> bool {
+                let given = [$( (
+                    stringify!($parameter),
+                    $crate::query::Parameter::is_true(&self.$parameter),
+                ) ),*];
+                given.contains(&("dry_run", true))
+            }
         }
     )+};
 }
@@ -377,14 +404,6 @@ query! {
         page: Page,
     }
 }
-
-            fn only_checks(&self) -> bool {
-                let given = [$( (
-                    stringify!($parameter),
-                    $crate::query::Parameter::is_true(&self.$parameter),
-                ) ),*];
-                given.contains(&("dry_run", true))
-            }
 
 #[cfg(test)]
 mod tests {

@@ -12,6 +12,7 @@ pub mod compose;
 pub mod credential;
 pub mod deployment;
 pub mod domain;
+pub mod error;
 pub mod event;
 pub mod helper;
 pub mod instance;
