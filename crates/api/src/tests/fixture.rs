@@ -38,10 +38,10 @@ pub(super) struct Fixture {
     pub(super) api: ApiState,
     pub(super) router: Router,
     pub(super) site: Arc<FakeSite>,
+    pub(super) dns: Arc<Dns>,
     pub(super) clock: Arc<FakeClock>,
     pub(super) acme: Tenant,
     pub(super) other: Tenant,
-    pub(super) dns: Arc<Dns>,
     _directories: (tempfile::TempDir, tempfile::TempDir),
 }
 
@@ -100,9 +100,6 @@ impl ImageVerifier for Verifier {
     }
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Figures {
-    pub(super) asked: Mutex<Vec<MetricsQuery>>,
 /// Finds that every domain leads here, as below `localhost`, unless the DNS is silent.
 #[derive(Debug)]
 pub(super) struct Dns {
@@ -127,6 +124,9 @@ impl DomainChecker for Dns {
     }
 }
 
+#[derive(Debug, Default)]
+pub(super) struct Figures {
+    pub(super) asked: Mutex<Vec<MetricsQuery>>,
 }
 
 #[async_trait]
@@ -162,13 +162,13 @@ impl Fixture {
         let site = Arc::new(FakeSite::new(Arc::<FakeClock>::clone(&clock)));
         let acme = Tenant::new(&store, "acme", "ana").await;
         let other = Tenant::new(&store, "other", "otto").await;
-        let api = ApiState::new(
-            store,
-            Sites::single("fra", Arc::<FakeSite>::clone(&site)),
         let dns = Arc::new(Dns {
             store: store.clone(),
             is_silent: false.into(),
         });
+        let api = ApiState::new(
+            store,
+            Sites::single("fra", Arc::<FakeSite>::clone(&site)),
             Arc::new(Catalog::local("fra", "Frankfurt", 4000, 8 * GIB)),
             Arc::<FakeClock>::clone(&clock),
             Settings {
@@ -182,18 +182,18 @@ impl Fixture {
                 allowed_origins: vec![HeaderValue::from_static(PANEL)],
             },
             Arc::new(Verifier),
+            Arc::clone(&dns) as Arc<dyn DomainChecker>,
             Arc::new(Figures::default()),
         );
         Self {
             router: crate::router(api.clone()),
-            Arc::clone(&dns) as Arc<dyn DomainChecker>,
             api,
             site,
+            dns,
             clock,
             acme,
             other,
             _directories: directories,
-            dns,
         }
     }
 

@@ -140,7 +140,8 @@ fn rank(endpoint: &Endpoint) -> u8 {
     }
 }
 
-/// Streams that do not end by themselves; the tests of streams call them.
+/// Streams, which do not end by themselves: what they answer to their owner is in the tests of streams, and their
+/// endpoints are called here all the same by those who must not reach them.
 const ENDLESS: [&str; 2] = ["ExecCommand", "TailLogs"];
 
 #[tokio::test]
@@ -235,17 +236,21 @@ async fn nothing_of_one_organization_is_seen_or_touched_by_another() {
     let world = World::new(&fixture).await;
     let other = Some(fixture.other.owner.as_str());
     for endpoint in endpoints() {
-        if ENDLESS.contains(&endpoint.operation) || endpoint.path.starts_with("/v1/catalog") {
+        if endpoint.path.starts_with("/v1/catalog") {
             continue;
         }
+        let id = |kind: &str| world.ids[kind].as_str();
         let (query, body) = match endpoint.operation {
             "CreateService" | "UpdateDomain" | "QueryLogs" | "GetMetrics" => input(&world, &endpoint),
+            "ExecCommand" => (format!("id={}&body.command=ls", id("instances")), json!({})),
+            "TailLogs" => (format!("instance_id={}", id("instances")), json!({})),
             _ => (String::new(), json!({})),
         };
         let path = format!("{}?{query}", world.path(&endpoint));
         let bytes = body.to_string().into_bytes();
         let reply = fixture.send(other, endpoint.method.clone(), &path, bytes).await;
         let names_an_object = endpoint.path.contains('{')
+            || ENDLESS.contains(&endpoint.operation)
             || ["CreateService", "QueryLogs", "GetMetrics"].contains(&endpoint.operation);
         if names_an_object && endpoint.implemented {
             assert_eq!(reply.status.as_u16(), 404, "{endpoint:?} {}", reply.body);
@@ -260,6 +265,73 @@ async fn nothing_of_one_organization_is_seen_or_touched_by_another() {
             }
         }
     }
+    // Bodies with the ids of others are refused as if there were no such thing.
+    let (app, project) = (&world.ids["apps"], &world.ids["projects"]);
+    let registry = json!({"name":"xx","type":"WEB","docker":{"image":"nginx","image_registry_secret":"hub"},
+        "env":[{"key":"A","secret":"db"}],"regions":["na"],"instance_types":[{"type":"nano"}]});
+    let own_app = text(
+        &fixture
+            .send(
+                other,
+                Method::POST,
+                "/v1/apps",
+                json!({"name":"theirs"}).to_string().into_bytes(),
+            )
+            .await
+            .good()["app"]["id"],
+    );
+    for (path, body, field) in [
+        (
+            "/v1/domains",
+            json!({"name":"x.example.org","type":"CUSTOM","app_id":app}),
+            "app_id",
+        ),
+        (
+            "/v1/domains",
+            json!({"name":"x.example.org","type":"CUSTOM","project_id":project}),
+            "project_id",
+        ),
+        (
+            "/v1/secrets",
+            json!({"name":"x","type":"SIMPLE","value":"v","project_id":project}),
+            "project_id",
+        ),
+        (
+            "/v1/services",
+            json!({"app_id":own_app,"project_id":project,"definition":web("xx","/")}),
+            "project_id",
+        ),
+        (
+            "/v1/services",
+            json!({"app_id":own_app,"definition":registry}),
+            "definition.docker.image_registry_secret",
+        ),
+        (
+            "/v1/compose",
+            json!({"app":{"name":"xxx","project_id":project},"services":[]}),
+            "project_id",
+        ),
+        (
+            "/v1/credentials",
+            json!({"name":"xx","organization_id":world.ids["organizations"]}),
+            "organization_id",
+        ),
+    ] {
+        let bytes = body.to_string().into_bytes();
+        let refused = fixture.send(other, Method::POST, path, bytes).await.bad(400);
+        let fields = refused["fields"].as_array().unwrap();
+        assert!(
+            fields.iter().any(|found| found["field"] == field),
+            "{path} {body} {refused}"
+        );
+    }
+    // A composition by the name of another's app makes one of its own.
+    let bytes = json!({"app":{"name":"shop"},"services":[{"definition":web("web","/")}]});
+    let made = fixture
+        .send(other, Method::POST, "/v1/compose", bytes.to_string().into_bytes())
+        .await
+        .good();
+    assert_ne!(made["app"]["id"], json!(app));
     // Filters by the ids of others find nothing, or are not there.
     for path in [
         "/v1/services?app_id=$apps",
@@ -310,10 +382,30 @@ async fn every_change_is_in_the_audit_feed() {
     fixture.get("/v1/apps").await.good();
     let reveal = format!("/v1/secrets/{}/reveal", world.ids["secrets"]);
     fixture.post(&reveal, json!({})).await.good();
+    // A check is none, in whatever way it is asked for, and what has no checks cannot be hidden by asking for one.
+    for check in ["dry_run=true", "dry_run=1", "dry_run=True"] {
+        fixture
+            .post(
+                &format!("/v1/services?{check}"),
+                json!({"definition": web("a1","/")}),
+            )
+            .await
+            .good();
+    }
+    let hidden = json!({"name":"hidden","type":"SIMPLE","value":"v"});
+    fixture.post("/v1/secrets?dry_run=true", hidden).await.good();
+    let both = json!({"app_id":world.ids["apps"],"definition":web("both","/both")});
     fixture
         .post("/v1/services?dry_run=false&dry_run=true", both)
         .await
         .good();
+    fixture.post("/v1/account/session", json!({})).await.good();
+    fixture
+        .with(Method::PUT, "/v1/account/refresh", json!({}))
+        .await
+        .good();
+    let file = json!({"app":{"name":"file"},"services":[{"definition":web("part","/")}]});
+    fixture.post("/v1/compose", file).await.good();
     let feed = fixture.get("/v1/activities").await.good()["activities"].clone();
     let entries = feed.as_array().unwrap();
     let mut verbs: Vec<String> = entries
@@ -323,13 +415,19 @@ async fn every_change_is_in_the_audit_feed() {
     verbs.sort();
     let expected = [
         "app created",
+        "app created",
         "credential created",
         "domain created",
         "project created",
         "secret created",
         "secret created",
+        "secret created",
         "secret revealed",
         "service created",
+        "service created",
+        "service deployed",
+        "session created",
+        "session refreshed",
     ];
     assert_eq!(verbs, expected);
     let with = |verb: &str, kind: &str| {
@@ -404,12 +502,4 @@ async fn an_allocation_is_looked_for_among_the_ids() {
             "{query}"
         );
     }
-    let hidden = json!({"name":"hidden","type":"SIMPLE","value":"v"});
-    fixture.post("/v1/secrets?dry_run=true", hidden).await.good();
-    let both = json!({"app_id":world.ids["apps"],"definition":web("both","/both")});
-        "app created",
-        "secret created",
-        "service created",
-        "service deployed",
-        "session created",
-        "session refreshed",
+}
