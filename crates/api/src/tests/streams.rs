@@ -78,7 +78,7 @@ impl Live {
     }
 }
 
-fn spec_of(instance: &Instance) -> spec::InstanceSpec {
+pub(super) fn spec_of(instance: &Instance) -> spec::InstanceSpec {
     spec::InstanceSpec {
         id: instance.id,
         organization_id: instance.organization_id,
