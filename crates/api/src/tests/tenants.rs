@@ -356,7 +356,7 @@ async fn a_session_ends_with_its_time_or_its_logout() {
         .await
         .bad(401);
     let second = text(&fixture.post(&switch, json!({})).await.good()["token"]["id"]);
-    fixture.clock.advance(std::time::Duration::from_secs(25 * 3600));
+    fixture.clock.advance(Duration::from_secs(25 * 3600));
     fixture
         .send(Some(&second), Method::GET, "/v1/apps", Vec::new())
         .await
@@ -438,7 +438,7 @@ async fn counters_and_limits_tell_what_is_there() {
     let app = fixture.app("shop").await;
     let service = fixture.service(&app, "web", "/").await;
     fixture.instance(&service).await;
-    fixture.clock.advance(std::time::Duration::from_secs(90));
+    fixture.clock.advance(Duration::from_secs(90));
     let id = fixture.acme.organization.id;
     let usage = fixture
         .get(&format!("/v1/quotas/organizations/{id}/usage"))

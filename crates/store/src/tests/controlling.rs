@@ -273,7 +273,7 @@ pub(super) async fn a_service_goes_when_its_instances_are_forgotten(fixture: &Fi
     let domain = new_domain(organization, Some(app.id), "short-lived.example");
     let (app, domain) = store.create_app_with_domain(app, domain).await.unwrap();
     let mut custom = new_domain(organization, Some(app.id), "www.example");
-    custom.kind = tram_types::status::DomainType::Custom;
+    custom.kind = DomainType::Custom;
     let custom = store.create_domain(custom).await.unwrap();
     let mut new = new_service(&app, "web");
     new.proxy_ports = vec![1];
