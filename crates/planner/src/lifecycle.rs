@@ -18,10 +18,14 @@ pub(crate) fn expire(draft: &mut Draft<'_>) {
         .view
         .delete_after_create
         .map(|after| (draft.view.created_at.plus(after), Reason::LivedLongEnough(after)));
+    // What is paused or being deployed anew does not sleep, whatever it did before.
+    let asleep = draft.view.intent == Intent::Run
+        && draft.upcoming().is_none()
+        && draft.view.deployments.iter().any(|it| it.status == D::Sleeping);
     let slept = draft
         .view
         .delete_after_sleep
-        .zip(draft.view.sleeping_since)
+        .zip(draft.view.sleeping_since.filter(|_| asleep))
         .map(|(after, since)| (since.plus(after), Reason::SleptLongEnough(after)));
     for (due, reason) in [created, slept].into_iter().flatten() {
         if draft.now < due {

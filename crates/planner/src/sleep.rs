@@ -45,6 +45,7 @@ pub fn rung(scale: &Scale, capabilities: Capabilities) -> Rung {
 /// Puts the serving deployment to sleep, or notes when to look again; shows it awake once an instance is healthy.
 pub(crate) fn apply(draft: &mut Draft<'_>) {
     let Some(index) = draft.serving().filter(|_| draft.view.intent == Intent::Run) else {
+        draft.set_sleeping_since(None);
         return;
     };
     if draft.view.deployments[index].status == D::Sleeping {

@@ -397,6 +397,63 @@ fn services_that_ask_for_it_delete_themselves() {
     assert!(world.removed);
 }
 
+/// A service that sleeps, and goes after an hour of it.
+fn asleep() -> World {
+    let mut world = healthy(0);
+    world.store.delete_after_sleep = Some(Duration::from_secs(3600));
+    world.advance(Duration::from_secs(400));
+    world.rounds(2);
+    world.advance(world.policy.settle);
+    world.rounds(6);
+    assert_eq!(statuses(&world), [D::Sleeping]);
+    assert!(world.running().is_empty());
+    world
+}
+
+#[test]
+fn only_sleep_counts_towards_the_deletion_of_a_sleeper() {
+    // Paused.
+    let mut world = asleep();
+    world.store.intent = Intent::Pause;
+    world.store.status = ServiceStatus::Pausing;
+    world.rounds(4);
+    assert_eq!(world.store.status, ServiceStatus::Paused);
+    assert_eq!(world.store.sleeping_since, None);
+    world.advance(Duration::from_secs(7200));
+    world.rounds(4);
+    assert_eq!(world.store.intent, Intent::Pause);
+    // Resumed: it runs, and the next sleep counts from its own beginning.
+    world.store.intent = Intent::Run;
+    world.store.status = ServiceStatus::Resuming;
+    world.deploy(Program::Good, 0, Takeover::Rolling);
+    world.rounds(12);
+    assert_eq!(world.store.status, ServiceStatus::Healthy);
+    assert_eq!(world.store.intent, Intent::Run);
+
+    // Paused before the time is up, and looked at only afterwards.
+    let mut world = asleep();
+    world.store.intent = Intent::Pause;
+    world.advance(Duration::from_secs(7200));
+    world.reconcile(false);
+    assert_eq!(world.store.intent, Intent::Pause);
+
+    // Deployed anew, with a program that takes its time.
+    let mut world = asleep();
+    world.advance(Duration::from_secs(3500));
+    let slow = world.deploy(Program::Hangs, 0, Takeover::Rolling);
+    world.rounds(6);
+    world.advance(Duration::from_secs(200));
+    world.rounds(1);
+    assert!(world.deployment(slow).status.is_starting_up());
+    assert_eq!(world.store.intent, Intent::Run);
+
+    // Left alone, it goes.
+    let mut world = asleep();
+    world.advance(Duration::from_secs(3600));
+    world.settle();
+    assert!(world.removed);
+}
+
 #[test]
 fn stashed_deployments_are_left_alone() {
     let mut world = healthy(1);
