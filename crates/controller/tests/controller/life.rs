@@ -14,7 +14,7 @@ use tram_types::{
     status::{AppStatus, DeploymentStatus as D, InstanceStatus, SecretType, ServiceStatus as S},
 };
 
-use crate::world::{World, web};
+use crate::world::{STEP, World, web};
 
 #[tokio::test]
 async fn a_service_comes_up_is_routed_and_goes_without_a_trace() {
@@ -199,8 +199,7 @@ async fn a_rollout_moves_traffic_before_the_old_instance_stops() {
         2,
         "the old one may still have requests"
     );
-    world.pass(Duration::from_secs(2)).await;
-    let stopped = world.deployment_becomes(made.deployment.id, D::Stopped).await;
+    let stopped = world.deployment_comes_to(made.deployment.id, D::Stopped).await;
     assert_eq!(stopped.messages, ["replaced by version 2"]);
     assert_eq!(world.site.running().len(), 1);
     assert_eq!(world.service(service).await.active_deployment_id, Some(new));
@@ -330,15 +329,16 @@ async fn pause_and_resume() {
     let service = made.service.id;
     world.service_becomes(service, S::Healthy).await;
     world.want(service, Desired::Pause).await;
-    world.pass(Duration::from_secs(2)).await;
-    let paused = world.service_becomes(service, S::Paused).await;
+    let paused = world.service_comes_to(service, S::Paused).await;
     assert_eq!(paused.active_deployment_id, None);
     assert!(paused.paused_at.is_some());
-    assert!(world.site.is_empty());
-    assert_eq!(
-        world.edge.service(service).unwrap().state,
-        tram_types::routing::State::Paused
-    );
+    world.running_come_to(0).await;
+    world
+        .until("the table says so", async || match world.edge.service(service) {
+            Some(it) if it.state == tram_types::routing::State::Paused => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
     let deployment = world.new_deployment(web("v1", 2));
     let id = deployment.id;
     world
@@ -403,10 +403,19 @@ async fn words_about_a_pull_do_not_keep_the_controller_busy() {
             }
         })
         .await;
-    let before = world.site.calls().ensure_image;
-    world.pass(Duration::from_secs(60)).await;
-    let asked = world.site.calls().ensure_image - before;
-    assert!((6..=60).contains(&asked), "asked {asked} times in a minute");
+    let (before, since) = (world.site.calls().ensure_image, world.now());
+    world
+        .pass_until(STEP, "it is asked for again", async || {
+            let asked = world.site.calls().ensure_image - before;
+            if asked >= 6 {
+                Ok(())
+            } else {
+                Err(format!("{asked} times"))
+            }
+        })
+        .await;
+    let took = world.now().since(since);
+    assert!(took >= Duration::from_secs(6), "asked 6 times in {took:?}");
 }
 
 #[tokio::test]
@@ -432,8 +441,7 @@ async fn the_owner_may_choose_the_number_of_instances() {
         .await
         .unwrap();
     world.endpoints_become(service, 1).await;
-    world.pass(Duration::from_secs(2)).await;
-    assert_eq!(world.site.running().len(), 1);
+    world.running_come_to(1).await;
 }
 
 #[tokio::test]

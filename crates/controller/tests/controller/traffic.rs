@@ -11,7 +11,7 @@ use tram_types::{
     status::{DeploymentStatus as D, ServiceStatus as S},
 };
 
-use crate::world::{World, web};
+use crate::world::{STEP, World, web};
 
 async fn asleep(world: &World) -> (ServiceId, tram_types::DeploymentId) {
     let made = world.create("web", web("sleeper", 0)).await;
@@ -19,16 +19,7 @@ async fn asleep(world: &World) -> (ServiceId, tram_types::DeploymentId) {
     world.clock.advance(Duration::from_secs(301));
     world.deployment_becomes(made.deployment.id, D::Sleeping).await;
     state_becomes(world, made.service.id, &State::Sleeping).await;
-    world.pass(Duration::from_secs(2)).await;
-    world
-        .until("its instance is gone", async || {
-            if world.site.is_empty() {
-                Ok(())
-            } else {
-                Err(format!("{:?}", world.site.running()))
-            }
-        })
-        .await;
+    world.running_come_to(0).await;
     (made.service.id, made.deployment.id)
 }
 
@@ -134,8 +125,7 @@ async fn an_old_instance_stays_while_the_edge_cannot_be_told() {
     assert!(world.site.running().contains(&old), "requests still go there");
     world.edge.connect();
     world
-        .until("the old one stops", async || {
-            world.clock.advance(Duration::from_millis(100));
+        .pass_until(STEP, "the old one stops", async || {
             if world.site.running().contains(&old) {
                 Err("it runs".to_owned())
             } else {

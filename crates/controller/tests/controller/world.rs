@@ -25,7 +25,8 @@ use tram_store::{
 };
 use tram_testkit::{FakeClock, FakeSite};
 use tram_types::{
-    AppId, Clock as _, DeploymentId, DomainId, OrganizationId, ProjectId, RegionalDeploymentId, ServiceId,
+    AppId, Clock as _, DeploymentId, DomainId, InstanceId, OrganizationId, ProjectId, RegionalDeploymentId,
+    ServiceId,
     routing::{self, RoutingTable},
     status::{AppStatus, DeploymentStatus, DomainStatus, DomainType, ServiceStatus, ServiceType},
 };
@@ -34,6 +35,10 @@ use tram_types::{
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Between two looks at a condition.
 const POLL: Duration = Duration::from_millis(2);
+
+/// How far the clock moves on between two looks where something takes time: small beside every deadline, so that a
+/// slow machine does not miss one.
+pub(crate) const STEP: Duration = Duration::from_millis(100);
 
 /// An edge that keeps the last table and says what tests tell it.
 #[derive(Debug, Clone)]
@@ -362,25 +367,66 @@ impl World {
             .collect()
     }
 
+    async fn look_at_deployment(
+        &self,
+        id: DeploymentId,
+        status: DeploymentStatus,
+    ) -> Result<Deployment, String> {
+        let deployment = self.deployment(id).await;
+        if deployment.status == status {
+            Ok(deployment)
+        } else {
+            Err(format!("{deployment:#?}"))
+        }
+    }
+
+    async fn look_at_service(&self, id: ServiceId, status: ServiceStatus) -> Result<Service, String> {
+        let service = self.service(id).await;
+        if service.status == status {
+            Ok(service)
+        } else {
+            Err(format!("{service:#?}"))
+        }
+    }
+
     pub(crate) async fn deployment_becomes(&self, id: DeploymentId, status: DeploymentStatus) -> Deployment {
         self.until(&format!("the deployment is {status}"), async || {
-            let deployment = self.deployment(id).await;
-            if deployment.status == status {
-                Ok(deployment)
-            } else {
-                Err(format!("{deployment:#?}"))
-            }
+            self.look_at_deployment(id, status).await
+        })
+        .await
+    }
+
+    /// The same, where it takes time.
+    pub(crate) async fn deployment_comes_to(&self, id: DeploymentId, status: DeploymentStatus) -> Deployment {
+        self.pass_until(STEP, &format!("the deployment is {status}"), async || {
+            self.look_at_deployment(id, status).await
         })
         .await
     }
 
     pub(crate) async fn service_becomes(&self, id: ServiceId, status: ServiceStatus) -> Service {
         self.until(&format!("the service is {status}"), async || {
-            let service = self.service(id).await;
-            if service.status == status {
-                Ok(service)
+            self.look_at_service(id, status).await
+        })
+        .await
+    }
+
+    /// The same, where it takes time.
+    pub(crate) async fn service_comes_to(&self, id: ServiceId, status: ServiceStatus) -> Service {
+        self.pass_until(STEP, &format!("the service is {status}"), async || {
+            self.look_at_service(id, status).await
+        })
+        .await
+    }
+
+    /// So many instances run in the end, and the site keeps no other.
+    pub(crate) async fn running_come_to(&self, count: usize) -> Vec<InstanceId> {
+        self.pass_until(STEP, &format!("{count} instances run"), async || {
+            let running = self.site.running();
+            if running.len() == count && self.site.len() == count {
+                Ok(running)
             } else {
-                Err(format!("{service:#?}"))
+                Err(format!("{running:?} of {}", self.site.len()))
             }
         })
         .await
@@ -422,7 +468,26 @@ impl World {
         }
     }
 
-    /// Moves the clock on in steps, so that everything that becomes due on the way happens.
+    /// The same, with the clock moved on by `step` before every other look: for what comes when some time has passed,
+    /// however late this machine gets to it.
+    pub(crate) async fn pass_until<T>(
+        &self,
+        step: Duration,
+        what: &str,
+        look: impl AsyncFn() -> Result<T, String>,
+    ) -> T {
+        self.until(what, async || {
+            let seen = look().await;
+            if seen.is_err() {
+                self.clock.advance(step);
+            }
+            seen
+        })
+        .await
+    }
+
+    /// Moves the clock on in steps, so that everything that becomes due on the way happens. What is due in the end may
+    /// still be on its way here: wait for it with [`World::pass_until`].
     pub(crate) async fn pass(&self, time: Duration) {
         const STEPS: u32 = 20;
         for _ in 0..STEPS {
