@@ -74,6 +74,8 @@ struct State {
     calls: Calls,
     unreachable: bool,
     silent: bool,
+    /// Orders to stop that will be accepted and lost.
+    stops_to_lose: u32,
     addresses: u32,
 }
 
@@ -135,6 +137,11 @@ impl FakeSite {
     /// Loses all news from now on, as a broken connection does.
     pub fn set_silent(&self, silent: bool) {
         self.lock().silent = silent;
+    }
+
+    /// Accepts the next so many orders to stop, and does not carry them out: they get lost behind the site.
+    pub fn lose_stops(&self, count: u32) {
+        self.lock().stops_to_lose = count;
     }
 
     /// What the site says it can do.
@@ -392,6 +399,10 @@ impl Site for FakeSite {
             let mut state = self.reachable()?;
             state.calls.stop += 1;
             state.guard(instance, generation)?;
+            if state.stops_to_lose > 0 {
+                state.stops_to_lose -= 1;
+                return Ok(());
+            }
             if let Some(known) = state.instances.get_mut(&instance) {
                 known.stop(now);
             }

@@ -19,6 +19,9 @@ use super::{LocalSite, Shared, start};
 use crate::record::Record;
 use crate::{exec, logs};
 
+/// Between two tries to send a stop that is on record: a supervisor that is being restarted is back by then.
+const STOP_RETRY: Duration = Duration::from_secs(1);
+
 #[async_trait]
 impl Site for LocalSite {
     fn capabilities(&self) -> Capabilities {
@@ -122,7 +125,11 @@ impl Site for LocalSite {
         {
             // It ended by itself meanwhile; the news will say so.
             Err(Error::NoSuchInstance(_)) => Ok(()),
-            other => other,
+            Err(error) => {
+                self.shared.take_stop_back(instance);
+                Err(error)
+            }
+            Ok(()) => Ok(()),
         }
     }
 
@@ -333,24 +340,58 @@ impl Shared {
         }
     }
 
-    /// Sends a stop in the background.
-    pub(super) fn send_stop(self: &Arc<Self>, id: InstanceId, grace: Duration) {
-        let shared = Arc::clone(self);
-        tokio::spawn(async move {
-            match shared
-                .call(id, move |client, name| client.stop(name, grace))
-                .await
-            {
-                Ok(()) | Err(Error::NoSuchInstance(_)) => {}
-                Err(error) => {
-                    tracing::warn!(instance = %id, error = crate::chain(&error), "cannot stop an instance yet");
-                }
+    /// A stop that did not reach the supervisor: whoever looks must not take it for one under way, or nobody would
+    /// order it again.
+    fn take_stop_back(&self, id: InstanceId) {
+        {
+            let mut entries = self.lock();
+            let Some(entry) = entries.get_mut(&id) else { return };
+            if matches!(entry.live, Live::Over) {
+                return;
             }
-        });
+            entry.record.stop_ordered = false;
+            self.save(&entry.record);
+            self.refresh_name(entry);
+        }
+        self.announce(id);
     }
 
-    /// Sends a recorded stop again, with the usual grace: the one that was ordered is not written down.
+    /// Sends a stop in the background, until it has arrived or nothing is left to stop.
+    pub(super) fn send_stop(self: &Arc<Self>, id: InstanceId, grace: Duration) {
+        let shared = Arc::downgrade(self);
+        let sending = async move {
+            loop {
+                {
+                    let Some(shared) = shared.upgrade() else { return };
+                    let wanted =
+                        |entry: &Entry| entry.record.stop_ordered && !matches!(entry.live, Live::Over);
+                    if !shared.lock().get(&id).is_some_and(wanted) {
+                        return;
+                    }
+                    match shared
+                        .call(id, move |client, name| client.stop(name, grace))
+                        .await
+                    {
+                        Ok(()) | Err(Error::NoSuchInstance(_)) => return,
+                        Err(error) => {
+                            tracing::warn!(
+                                instance = %id,
+                                error = crate::chain(&error),
+                                "cannot stop an instance yet; trying again"
+                            );
+                        }
+                    }
+                }
+                tokio::time::sleep(STOP_RETRY).await;
+            }
+        };
+        tokio::spawn(self.end.clone().run_until_cancelled_owned(sending));
+    }
+
+    /// Sends a recorded stop again. The grace that was ordered is not written down: after a restart of this process it
+    /// is the usual one.
     pub(super) fn resend_stop(self: &Arc<Self>, id: InstanceId) {
-        self.send_stop(id, tram_site::spec::DEFAULT_STOP_GRACE);
+        let ordered = self.lock().get(&id).and_then(|entry| entry.stop_grace);
+        self.send_stop(id, ordered.unwrap_or(tram_site::spec::DEFAULT_STOP_GRACE));
     }
 }

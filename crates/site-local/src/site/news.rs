@@ -67,12 +67,24 @@ pub(super) fn reconcile(shared: &Arc<Shared>, instances: &[InstanceInfo], asked_
             InstanceState::Running { .. } | InstanceState::Frozen { .. } if is_over(shared, id) => {
                 remove(shared, info.id.clone());
             }
-            InstanceState::Running { .. } => shared.frozen(id, false),
-            InstanceState::Frozen { .. } => shared.frozen(id, true),
+            InstanceState::Running { .. } => go_on(shared, id, false),
+            InstanceState::Frozen { .. } => go_on(shared, id, true),
             InstanceState::Starting => {}
         }
     }
     remove_unknown(shared, instances);
+}
+
+/// It runs. A stop that is on record was lost with the line, or it would not.
+fn go_on(shared: &Arc<Shared>, id: InstanceId, frozen: bool) {
+    shared.frozen(id, frozen);
+    let stop_ordered = shared
+        .lock()
+        .get(&id)
+        .is_some_and(|entry| entry.record.stop_ordered && matches!(entry.live, Live::Up(_)));
+    if stop_ordered {
+        shared.resend_stop(id);
+    }
 }
 
 fn apply(shared: &Arc<Shared>, event: Event) {

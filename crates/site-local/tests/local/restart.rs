@@ -190,14 +190,44 @@ async fn a_lost_supervisor_is_no_end() {
         .unwrap_err();
     assert!(stop.is_retryable(), "{stop}");
     machine.start_supervisor();
+    let seen = found_again(&site).await;
+    // Whoever sees "stopping" waits for the end and orders nothing.
+    assert!(
+        matches!(seen.instances[&web.id].phase, InstancePhase::Running { .. }),
+        "{seen:?}"
+    );
+    site.stop(web.id, Duration::ZERO, Generation(2)).await.unwrap();
+    assert_eq!(ended(&site, web.id).await, EndCause::Stopped);
+    machine.finish(site).await;
+}
+
+async fn found_again(site: &tram_site_local::LocalSite) -> tram_site::Observation {
     let deadline = tokio::time::Instant::now() + PATIENCE;
-    while site.observe().await.is_err() {
+    loop {
+        if let Ok(seen) = site.observe().await {
+            return seen;
+        }
         assert!(
             tokio::time::Instant::now() < deadline,
             "the supervisor is not found again"
         );
     }
-    site.stop(web.id, Duration::ZERO, Generation(2)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_that_is_on_record_and_got_lost_is_sent_again() {
+    let Some(mut machine) = Machine::new().await else {
+        return;
+    };
+    let site = machine.open().await;
+    let web = machine.spec("shop", "web");
+    up(&site, &web).await;
+    machine.kill_supervisor();
+    // It is on its way when whoever gave it goes away.
+    let stop = site.stop(web.id, Duration::ZERO, Generation(2));
+    let cut = tokio::time::timeout(Duration::from_millis(100), stop).await;
+    assert!(cut.is_err(), "{cut:?}");
+    machine.start_supervisor();
     assert_eq!(ended(&site, web.id).await, EndCause::Stopped);
     machine.finish(site).await;
 }
