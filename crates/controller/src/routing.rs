@@ -244,6 +244,8 @@ impl Reconciler {
                     // Once at the start, and after signals were lost: services at rest have alarms too, such as
                     // the time of their deletion, and a sweep passes them over.
                     self.queue.add(Key::Service(service.id));
+                    // Its app may be shown as it was before a crash, which nothing else would find.
+                    self.queue.add(Key::App(service.app_id));
                     report.read += 1;
                     if self.take_service(known, service).await? {
                         changed.insert(service.id);

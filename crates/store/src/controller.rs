@@ -41,7 +41,8 @@ pub struct ServiceState {
 pub struct RemovedService {
     /// Its app.
     pub app_id: AppId,
-    /// Whether the app wants to go with its last service, and this was the last: call [`Store::remove_app`].
+    /// Whether the app wants to go with its last service, and this was the last: it is DELETING now, and
+    /// [`Store::remove_app`] ends that.
     pub app_emptied: bool,
 }
 
@@ -235,7 +236,7 @@ impl Store {
     }
 
     /// Removes a service that should be deleted and has no instance left that was not forgotten. Its events stay
-    /// until they are pruned.
+    /// until they are pruned. An app that wants to go with its last service is recorded as one that should go.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Conflict`] when it should not be deleted or an instance is left.
@@ -274,12 +275,15 @@ impl Store {
             .bind(&id)
             .run(&mut transaction, DOING)
             .await?;
+        // In this very transaction, so that no crash in between leaves the app behind.
         let emptied = Sql::new(
-            "SELECT COUNT(*) AS value FROM apps WHERE id = $1 AND delete_when_empty = 1 \
+            "UPDATE apps SET desired = 'DELETE', status = 'DELETING', version = version + 1, updated_at = $1 \
+             WHERE id = $2 AND delete_when_empty = 1 \
              AND NOT EXISTS (SELECT 1 FROM services WHERE services.app_id = apps.id)",
         )
+        .bind(&self.now())
         .bind(&service.app_id)
-        .value::<u64>(&mut transaction, DOING)
+        .run(&mut transaction, DOING)
         .await?;
         self.finish(
             transaction,
@@ -289,7 +293,7 @@ impl Store {
         .await?;
         Ok(RemovedService {
             app_id: service.app_id,
-            app_emptied: emptied == Some(1),
+            app_emptied: emptied == 1,
         })
     }
 

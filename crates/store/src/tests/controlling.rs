@@ -298,6 +298,18 @@ pub(super) async fn a_service_goes_when_its_instances_are_forgotten(fixture: &Fi
     fixture.end(&instance).await;
     let removed = store.remove_service(id).await.unwrap();
     assert_eq!((removed.app_id, removed.app_emptied), (app.id, true));
+    let emptied = store.app(organization, app.id).await.unwrap();
+    assert_eq!(
+        (emptied.desired, emptied.status),
+        (Desired::Delete, AppStatus::Deleting)
+    );
+    assert!(
+        store
+            .apps_needing_attention(None, 100)
+            .await
+            .unwrap()
+            .contains(&app.id)
+    );
     assert!(matches!(
         store.service(organization, id).await,
         Err(Error::NotFound { .. })
