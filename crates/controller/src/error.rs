@@ -45,6 +45,20 @@ impl Error {
         move |source| Self::Site { doing, source }
     }
 
+    /// Whether one object cannot be read while all others can: a definition or a secret that was damaged, or whose key
+    /// is not there.
+    #[must_use]
+    pub const fn is_of_one_object(&self) -> bool {
+        matches!(
+            self,
+            Self::Definition { .. }
+                | Self::Store {
+                    source: tram_store::Error::Keyring(_),
+                    ..
+                }
+        )
+    }
+
     /// Whether somebody else changed what was read: reading again is all there is to do.
     #[must_use]
     pub const fn is_conflict(&self) -> bool {

@@ -36,6 +36,9 @@ use crate::{
 
 /// Without a signal nothing has changed; this only makes up for one that was lost.
 const PERIOD: Duration = Duration::from_secs(30);
+/// Sweeps between two reads of everything. A change whose commit was not answered is signalled to nobody, and this is
+/// what finds it; with the usual sweep that is within ten minutes, for four statements each time.
+const WHOLE_SWEEPS: u32 = 5;
 /// A pause after a push of so many times the push's own length: a fifth of one processor at most, however large the
 /// table and however fast things change.
 const PAUSE_FACTOR: u32 = 4;
@@ -75,6 +78,10 @@ struct Known {
     services: BTreeMap<ServiceId, table::Entry>,
     services_of: HashMap<AppId, BTreeSet<ServiceId>>,
     hosts_of: BTreeMap<AppId, Vec<Name>>,
+    /// Services whose own data could not be read, and when that was tried last.
+    troubled: HashMap<ServiceId, Instant>,
+    /// When everything was read last.
+    read_whole: Option<Instant>,
     pushed: Option<Instant>,
     pause: Duration,
 }
@@ -183,6 +190,16 @@ impl Reconciler {
         self.confirmed.lost();
     }
 
+    /// Between two runs without a signal.
+    fn pace(&self) -> Duration {
+        PERIOD.min(self.whole())
+    }
+
+    /// Between two reads of everything.
+    fn whole(&self) -> Duration {
+        self.deps.settings.sweep.saturating_mul(WHOLE_SWEEPS)
+    }
+
     fn take_dirty(&self) -> Dirty {
         let mut dirty = self.dirty_state();
         let held = dirty.held;
@@ -211,11 +228,13 @@ impl Reconciler {
         dirty.apps.extend(taken.apps);
     }
 
-    /// Reads what is dirty; gives the services whose entry changed, and whether hosts did.
+    /// Reads what is dirty; gives the services whose entry changed, and whether hosts did. `signalled`: everything is
+    /// read for a reason, and not because it is time again.
     async fn read(
         &self,
         known: &mut Known,
         dirty: &Dirty,
+        signalled: bool,
         report: &mut Report,
     ) -> Result<(BTreeSet<ServiceId>, bool), Error> {
         let mut changed = BTreeSet::new();
@@ -240,12 +259,15 @@ impl Reconciler {
                     known.remove(id);
                     changed.insert(id);
                 }
+                known.read_whole = Some(Instant::now());
                 for service in &snapshot.services {
-                    // Once at the start, and after signals were lost: services at rest have alarms too, such as
-                    // the time of their deletion, and a sweep passes them over.
-                    self.queue.add(Key::Service(service.id));
-                    // Its app may be shown as it was before a crash, which nothing else would find.
-                    self.queue.add(Key::App(service.app_id));
+                    if signalled {
+                        // Once at the start, and after signals were lost: services at rest have alarms too, such as
+                        // the time of their deletion, and a sweep passes them over.
+                        self.queue.add(Key::Service(service.id));
+                        // Its app may be shown as it was before a crash, which nothing else would find.
+                        self.queue.add(Key::App(service.app_id));
+                    }
                     report.read += 1;
                     if self.take_service(known, service).await? {
                         changed.insert(service.id);
@@ -263,7 +285,11 @@ impl Reconciler {
             hosts_changed |= known.set_hosts(*app, domains.into_iter().map(Name::from).collect());
         }
         let mut services = dirty.services.clone();
+        let pace = self.pace();
+        let again = known.troubled.iter().filter(|(_, tried)| tried.elapsed() >= pace);
+        services.extend(again.map(|(id, _)| *id));
         if dirty.secrets {
+            services.extend(known.troubled.keys());
             let guarded = known.services.iter().filter(|(_, entry)| entry.is_guarded());
             services.extend(guarded.map(|(id, _)| *id));
         }
@@ -303,8 +329,26 @@ impl Reconciler {
         Ok((changed, hosts_changed))
     }
 
+    /// Takes what a service adds to the table. What is wrong with one service's own data is that service's trouble:
+    /// every other one is served.
     async fn take_service(&self, known: &mut Known, service: &RoutedService) -> Result<bool, Error> {
-        let entry = table::entry(service, &self.hasher, &self.deps.store).await?;
+        let entry = match table::entry(service, &self.hasher, &self.deps.store).await {
+            Ok(entry) => {
+                known.troubled.remove(&service.id);
+                entry
+            }
+            Err(error) if error.is_of_one_object() => {
+                if known.troubled.insert(service.id, Instant::now()).is_none() {
+                    tracing::error!(
+                        service = %service.id,
+                        error = &error as &dyn std::error::Error,
+                        "the routes of a service cannot be read; they are tried again from time to time"
+                    );
+                }
+                table::unreadable(service, known.services.get(&service.id))
+            }
+            Err(error) => return Err(error),
+        };
         known
             .services_of
             .entry(service.app_id)
@@ -377,7 +421,7 @@ impl driver::Reconciler for Reconciler {
     }
 
     fn period(&self) -> Duration {
-        PERIOD
+        self.pace()
     }
 
     async fn run(&self) -> Result<Report, Error> {
@@ -387,9 +431,11 @@ impl driver::Reconciler for Reconciler {
         if let Some(pushed) = known.pushed {
             tokio::time::sleep_until(pushed + known.pause).await;
         }
-        let dirty = self.take_dirty();
+        let mut dirty = self.take_dirty();
+        let signalled = dirty.everything;
+        dirty.everything |= known.read_whole.is_some_and(|at| at.elapsed() >= self.whole());
         let mut report = Report::default();
-        let (changed, hosts_changed) = match self.read(known, &dirty, &mut report).await {
+        let (changed, hosts_changed) = match self.read(known, &dirty, signalled, &mut report).await {
             Ok(read) => read,
             Err(error) => {
                 self.give_back(dirty);
@@ -438,6 +484,7 @@ impl Known {
     }
 
     fn remove(&mut self, id: ServiceId) -> bool {
+        self.troubled.remove(&id);
         let Some(entry) = self.services.remove(&id) else {
             return false;
         };

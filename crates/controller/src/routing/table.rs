@@ -6,7 +6,10 @@ use std::{
 };
 
 use serde::Deserialize;
-use tram_store::{RoutedService, Store, record::Desired};
+use tram_store::{
+    RoutedService, Store,
+    record::{Desired, Instance},
+};
 use tram_types::{
     AppId, InstanceId, ServiceId, Timestamp,
     definition::DeploymentDefinition,
@@ -126,6 +129,46 @@ pub(super) async fn entry(service: &RoutedService, hasher: &Hasher, store: &Stor
     entry.service = Some(routed);
     Ok(entry)
 }
+
+/// What is served for a service whose own data cannot be read: what is known of it, for as long as that leads to
+/// instances that are there; else its name and the words that something is wrong. Nothing can be reached by it that
+/// could not before.
+pub(super) fn unreadable(service: &RoutedService, known: Option<&Entry>) -> Entry {
+    let runs = |entry: &&Entry| {
+        let endpoints = entry.endpoints();
+        service.desired == Desired::Run
+            && !endpoints.is_empty()
+            && endpoints.iter().all(|id| {
+                let healthy = |it: &Instance| it.id == *id && it.status == InstanceStatus::Healthy;
+                service.instances.iter().any(healthy)
+            })
+    };
+    if let Some(known) = known.filter(runs) {
+        return known.clone();
+    }
+    let state = match (&service.deployment, service.desired) {
+        (_, Desired::Pause) => State::Paused,
+        (None, _) => State::Deploying,
+        (Some(deployment), _) => State::Failed {
+            message: UNREADABLE.to_owned(),
+            deployment_id: deployment.id.uuid(),
+        },
+    };
+    let name = format!("{}/{}", service.app_name, service.name);
+    Entry {
+        id: service.id,
+        app_id: service.app_id,
+        created_at: service.created_at,
+        service: Some(Service::new(service.id.uuid(), name, state)),
+        routes: known.map(|known| known.routes.clone()).unwrap_or_default(),
+        routing_key: known.and_then(|known| known.routing_key.clone()),
+        tcp_ports: known.map(|known| known.tcp_ports.clone()).unwrap_or_default(),
+    }
+}
+
+/// For whoever calls a service whose own data cannot be read. What exactly is wrong is for the operator, in the log.
+const UNREADABLE: &str = "the service's definition or one of its secrets cannot be read: write the secret anew or \
+                          deploy the service again; the log of the control plane tells which";
 
 /// The healthy instances of the active deployment.
 fn endpoints(service: &RoutedService, definition: &DeploymentDefinition) -> Vec<Endpoint> {

@@ -2,13 +2,18 @@
 
 use std::{collections::HashSet, time::Duration};
 
+use serde_json::json;
 use tram_controller::data_plane::{Event, ServiceActivity};
 use tram_site::EndCause;
+use tram_store::{
+    Store,
+    intent::{AppEdit, NewSecret, SecretEdit},
+};
 use tram_testkit::{Behaviour, Life};
 use tram_types::{
-    ServiceId,
+    SecretId, ServiceId,
     routing::State,
-    status::{DeploymentStatus as D, ServiceStatus as S},
+    status::{DeploymentStatus as D, SecretType, ServiceStatus as S},
 };
 
 use crate::world::{STEP, World, web};
@@ -235,4 +240,118 @@ async fn a_quiet_world_pushes_nothing() {
     let before = world.edge.pushes();
     world.pass(Duration::from_secs(600)).await;
     assert_eq!(world.edge.pushes(), before);
+}
+
+#[tokio::test]
+async fn a_change_that_nobody_told_is_found_in_time() {
+    let mut world = World::without_controller().await;
+    world.sweep = Duration::from_millis(20);
+    world.start();
+    let made = world.create("web", web("v1", 1)).await;
+    world.endpoints_become(made.service.id, 1).await;
+    let edit = AppEdit {
+        name: Some("renamed".to_owned()),
+        ..AppEdit::default()
+    };
+    let silent = world.silent_store().await;
+    silent
+        .update_app(world.organization, world.app, &edit)
+        .await
+        .unwrap();
+    world
+        .until("the table has the new name", async || {
+            match world.edge.service(made.service.id) {
+                Some(it) if it.name == "renamed/web" => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_one_service_is_no_trouble_for_the_others() {
+    let mut world = World::without_controller().await;
+    let bad = world.create("bad", json!({"ports": "none"})).await;
+    let good = world.create("good", web("v1", 1)).await;
+    world.start();
+    world.endpoints_become(good.service.id, 1).await;
+    world
+        .until("the table says that something is wrong", async || {
+            match world.edge.service(bad.service.id).map(|it| it.state) {
+                Some(State::Failed { message, .. }) if message.contains("cannot be read") => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+    // Whoever comes later is served as well.
+    let later = world.create("later", web("v1", 1)).await;
+    world.endpoints_become(later.service.id, 1).await;
+}
+
+#[tokio::test]
+async fn a_secret_that_cannot_be_read_keeps_what_runs_and_no_other_service_waits() {
+    let mut world = World::new().await;
+    let foreign = world.foreign_store().await;
+    let secret = NewSecret {
+        id: SecretId::random(),
+        organization_id: world.organization,
+        project_id: None,
+        name: "key".to_owned(),
+        kind: SecretType::Simple,
+    };
+    let secret = world
+        .store
+        .create_secret(secret, br#"{"value":"hunter2"}"#)
+        .await
+        .unwrap();
+    let mut definition = web("v1", 1);
+    definition["routes"] =
+        json!([{"port": 8000, "path": "/", "security_policies": {"api_keys": ["{{ secret.key }}"]}}]);
+    let guarded = world.create("guarded", definition).await.service.id;
+    world.endpoints_become(guarded, 1).await;
+    let before = world.edge.table();
+    let damage = async |foreign: &Store, organization| {
+        let edit = SecretEdit::default();
+        foreign
+            .update_secret(organization, secret.id, &edit, Some(b"{}"))
+            .await
+            .unwrap();
+    };
+    damage(&foreign, world.organization).await;
+    world.kill();
+    world.start();
+    // Nothing is known of it any more: it is not opened, and it says that something is wrong.
+    world
+        .until("the table says that something is wrong", async || {
+            match world.edge.service(guarded) {
+                Some(it) if matches!(it.state, State::Failed { .. }) && it.endpoints.is_empty() => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+    let other = world.create("other", web("v1", 1)).await.service.id;
+    world.endpoints_become(other, 1).await;
+    assert!(world.edge.table().version > before.version);
+    // Written anew, it is served as before.
+    world
+        .store
+        .update_secret(
+            world.organization,
+            secret.id,
+            &SecretEdit::default(),
+            Some(br#"{"value":"new"}"#),
+        )
+        .await
+        .unwrap();
+    world.endpoints_become(guarded, 1).await;
+    // Damaged once more while it is served: what runs goes on.
+    damage(&foreign, world.organization).await;
+    world
+        .store
+        .update_secret(world.organization, secret.id, &SecretEdit::default(), None)
+        .await
+        .unwrap();
+    let third = world.create("third", web("v1", 1)).await.service.id;
+    world.endpoints_become(third, 1).await;
+    assert_eq!(world.edge.service(guarded).unwrap().endpoints.len(), 1);
 }

@@ -170,6 +170,7 @@ pub(crate) struct World {
     pub(crate) app: AppId,
     pub(crate) controller: Option<ControllerHandle>,
     pub(crate) sweep: Duration,
+    options: Options,
     _directory: tempfile::TempDir,
 }
 
@@ -185,7 +186,7 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         let clock = FakeClock::new();
         let keys = directory.path().join("keys");
-        let store = Store::open(Options {
+        let options = Options {
             database_url: format!("sqlite://{}", directory.path().join("data/tram.db").display()),
             keyring: keyring::Settings {
                 path: keys.join("secrets.key"),
@@ -193,10 +194,10 @@ impl World {
             },
             proxy_ports: 30_000..=30_100,
             clock: Arc::new(clock.clone()),
-        });
+        };
         std::fs::create_dir_all(directory.path().join("data")).unwrap();
         std::fs::create_dir_all(&keys).unwrap();
-        let store = store.await.unwrap();
+        let store = Store::open(options.clone()).await.unwrap();
         let (organization, project) = (OrganizationId::random(), ProjectId::random());
         store
             .create_organization(organization, "acme", project, "default")
@@ -212,6 +213,7 @@ impl World {
             app: AppId::random(),
             controller: None,
             sweep: DEADLINE * 100,
+            options,
             _directory: directory,
         };
         world.app = world.create_app("shop", false).await;
@@ -240,6 +242,19 @@ impl World {
     pub(crate) fn start(&mut self) {
         self.edge.connect();
         self.controller = Some(Controller::start(self.deps()));
+    }
+
+    /// The same database opened once more: the controller hears nothing of what is changed through this one.
+    pub(crate) async fn silent_store(&self) -> Store {
+        Store::open(self.options.clone()).await.unwrap()
+    }
+
+    /// The same with keys of its own: what is encrypted by this one, no other store can read. Only while there are no
+    /// secrets yet.
+    pub(crate) async fn foreign_store(&self) -> Store {
+        let mut options = self.options.clone();
+        options.keyring.path.set_file_name("foreign.key");
+        Store::open(options).await.unwrap()
     }
 
     /// What kill -9 does.
