@@ -62,6 +62,18 @@ impl Leadership {
 }
 
 impl Store {
+    /// That nobody took the leadership after this process did: ask before orders that go with no write.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when somebody did; [`Error::Unavailable`].
+    pub async fn confirm_leadership(&self) -> Result<()> {
+        const DOING: &str = "looking who leads";
+        if self.epoch() == 0 {
+            return Ok(());
+        }
+        check_epoch(&mut *self.database().read(DOING).await?, self.epoch(), DOING).await
+    }
+
     /// Takes the leadership when nobody has it; `None` when somebody has. Try again from time to time.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use crate::{
     error::{Error, Result},
     filter::{self, Listed, Page},
     intent::{Deployed, NewDeployment, NewService, ServiceEdit},
+    leadership::check_epoch,
     ports::{self, Wanted},
     record::{Deployment, Desired, ManualScaling, RegionalDeployment, Service},
     sql::Sql,
@@ -165,6 +166,29 @@ impl Store {
         let service = get_in(&mut transaction, organization, id, DOING).await?;
         self.finish(transaction, &[Change::Service(id)], DOING).await?;
         Ok(service)
+    }
+
+    /// Records that a service should go because its own rules say so: for the controller, which saw this version of
+    /// its owner's intent.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when its owner wants something else by now, when it is gone, or when another process took
+    /// the leadership: read again.
+    pub async fn expire_service(&self, id: ServiceId, version: i64) -> Result<()> {
+        const DOING: &str = "recording that a service has had its time";
+        let mut transaction = self.database().write(DOING).await?;
+        check_epoch(&mut transaction, self.epoch(), DOING).await?;
+        let cells = vec![
+            ("desired", Desired::Delete.to_cell()),
+            ("status", ServiceStatus::Deleting.to_cell()),
+        ];
+        let mut sql = Sql::update::<Service>(cells, self.now());
+        sql.add(", version = version + 1");
+        let sql = sql.with(" WHERE id = ", &id).with(" AND version = ", &version);
+        if sql.run(&mut transaction, DOING).await? == 0 {
+            return Err(Error::conflict("service", id, "its intent changed meanwhile"));
+        }
+        self.finish(transaction, &[Change::Service(id)], DOING).await
     }
 
     /// Records the owner's override of the definition's scaling; an empty one ends it.

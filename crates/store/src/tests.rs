@@ -56,6 +56,7 @@ cases! {
     compute::writers_that_race_get_versions_of_their_own,
     compute::one_of_many_gets_the_name,
     compute::intents_show_at_once_and_refuse_what_is_too_late,
+    compute::a_service_expires_unless_its_owner_wants_something_else,
     compute::lists_filter,
     compute::a_composition_is_whole,
     compute::a_paused_app_resumes_with_its_services,

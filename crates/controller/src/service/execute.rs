@@ -7,7 +7,7 @@ use tram_site::ObservedImage;
 use tram_store::{
     Error as StoreError, filter,
     intent::{InstanceSet, Update},
-    record::{self, Desired},
+    record,
 };
 use tram_types::{AppId, DeploymentId, InstanceId, status::DeploymentStatus};
 
@@ -53,13 +53,23 @@ impl Reconciler {
         let updates = batch.finish();
         if !updates.is_empty() {
             report.writes += u32::try_from(plan.writes.len()).unwrap_or(u32::MAX);
-            match self.deps.store.apply(seen.view.id, updates).await {
-                Ok(()) => {
-                    self.routing.dirty(seen.view.id);
-                    self.routing_signal.notify_one();
-                }
+            let applied = self.deps.store.apply(seen.view.id, updates).await;
+            if !matches!(applied, Err(StoreError::Conflict { .. })) {
+                // After a failure too: a commit may have been carried out and its answer lost.
+                self.routing.dirty(seen.view.id);
+                self.routing_signal.notify_one();
+            }
+            match applied {
+                Ok(()) => {}
                 Err(StoreError::Conflict { .. }) => return Ok(Done::Conflict),
                 Err(error) => return Err(Error::store("record a plan")(error)),
+            }
+        } else if !plan.orders.is_empty() {
+            // A former leader must not give orders that the plans of the new one know nothing of.
+            match self.deps.store.confirm_leadership().await {
+                Ok(()) => {}
+                Err(StoreError::Conflict { .. }) => return Ok(Done::Conflict),
+                Err(error) => return Err(Error::store("look whether this process leads")(error)),
             }
         }
         // Words about something that is under way change all the time; they are no reason to look again at once.
@@ -70,7 +80,12 @@ impl Reconciler {
         };
         self.tell(seen, plan).await;
         let mut forgotten = Vec::new();
+        let mut failed = false;
         for order in &plan.orders {
+            if matches!(order, Order::RemoveService) && failed {
+                // Something of it may still be there.
+                continue;
+            }
             report.orders += 1;
             if matches!(order, Order::RemoveService) {
                 self.record_forgotten(seen, std::mem::take(&mut forgotten))
@@ -87,10 +102,13 @@ impl Reconciler {
                         error = &error as &dyn std::error::Error,
                         "an order was not carried out and will be repeated"
                     );
-                    done = Done::Failed;
-                    break;
+                    // What one site cannot do now keeps no other from doing its own.
+                    failed = true;
                 }
             }
+        }
+        if failed {
+            done = Done::Failed;
         }
         self.release_images(seen, plan, &forgotten).await;
         self.record_forgotten(seen, forgotten).await?;
@@ -160,13 +178,15 @@ impl Reconciler {
         });
         let Some(reason) = reason else { return Ok(None) };
         let service = &seen.state.service;
-        tracing::info!(service = %service.id, %reason, "deleting a service");
-        self.deps
-            .store
-            .set_service_desired(service.organization_id, service.id, Desired::Delete)
-            .await
-            .map_err(Error::store("record that a service should go"))?;
-        Ok(Some(Done::Progress))
+        match self.deps.store.expire_service(service.id, service.version).await {
+            Ok(()) => {
+                tracing::info!(service = %service.id, %reason, "deleting a service");
+                Ok(Some(Done::Progress))
+            }
+            // Its owner wants something else since it was looked at.
+            Err(StoreError::Conflict { .. }) => Ok(Some(Done::Conflict)),
+            Err(error) => Err(Error::store("record that a service should go")(error)),
+        }
     }
 
     async fn order(

@@ -496,3 +496,30 @@ async fn a_deleted_app_takes_its_services_along() {
         .await;
     assert!(world.site.is_empty());
 }
+
+#[tokio::test]
+async fn an_order_that_fails_keeps_no_other_from_being_given() {
+    let world = World::new().await;
+    let made = world.create("web", web("v1", 1)).await;
+    let service = made.service.id;
+    world.endpoints_become(service, 1).await;
+    // Its replacement cannot be started, again and again.
+    world.site.script("v1", Behaviour::living(Life::Unavailable));
+    world
+        .site
+        .end(world.site.running()[0], EndCause::Exited { code: 1 });
+    world.service_becomes(service, S::Unhealthy).await;
+    let tried = world.site.calls().start;
+    world
+        .pass_until(STEP, "a start fails", async || {
+            let starts = world.site.calls().start;
+            if starts > tried {
+                Ok(())
+            } else {
+                Err(format!("{starts}"))
+            }
+        })
+        .await;
+    let next = world.deploy(service, web("v2", 1)).await;
+    world.deployment_comes_to(next, D::Healthy).await;
+}

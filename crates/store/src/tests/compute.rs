@@ -285,6 +285,29 @@ pub(super) async fn intents_show_at_once_and_refuse_what_is_too_late(fixture: &F
     ));
 }
 
+pub(super) async fn a_service_expires_unless_its_owner_wants_something_else(fixture: &Fixture) {
+    let store = &fixture.store;
+    let (organization, _) = fixture.organization().await;
+    let made = fixture.service(organization).await;
+    let (id, seen) = (made.service.id, made.service.version);
+    // Deployed anew since the controller looked.
+    store
+        .add_deployment(organization, id, &ServiceEdit::default(), new_deployment(), &[])
+        .await
+        .unwrap();
+    let refused = store.expire_service(id, seen).await.unwrap_err();
+    assert!(matches!(refused, Error::Conflict { .. }), "{refused}");
+    let service = store.service(organization, id).await.unwrap();
+    assert_eq!(service.desired, Desired::Run);
+    store.expire_service(id, service.version).await.unwrap();
+    let expired = store.service(organization, id).await.unwrap();
+    assert_eq!(
+        (expired.desired, expired.status),
+        (Desired::Delete, ServiceStatus::Deleting)
+    );
+    assert!(expired.version > service.version);
+}
+
 pub(super) async fn lists_filter(fixture: &Fixture) {
     let store = &fixture.store;
     let (organization, _) = fixture.organization().await;

@@ -471,6 +471,9 @@ pub(super) async fn one_process_leads_and_a_former_leader_is_refused(fixture: &F
             ..
         })
     ));
+    let refused = store.confirm_leadership().await.unwrap_err();
+    assert!(matches!(refused, Error::Conflict { .. }), "{refused}");
+    other.confirm_leadership().await.unwrap();
     other.apply(made.service.id, update()).await.unwrap();
     drop(second);
     other.close().await;
