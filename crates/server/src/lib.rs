@@ -17,6 +17,7 @@ pub mod figures;
 pub mod host;
 pub mod images;
 pub mod invoker;
+pub mod leadership;
 pub mod logging;
 pub mod metrics;
 pub mod network;

@@ -26,7 +26,7 @@ use tram_controller::{
 };
 use tram_site::{Site, Sites};
 use tram_site_local::LocalSite;
-use tram_store::{Leadership, Options, Store, keyring};
+use tram_store::{Options, Store, keyring};
 use tram_types::{Clock, SystemClock, catalog::Catalog};
 
 use crate::{
@@ -35,6 +35,7 @@ use crate::{
     data_plane::EdgeLink,
     figures::{Figures, KEPT},
     host, invoker,
+    leadership::{self, Leader},
     logging::{self, LogSettings},
     metrics::Metrics,
     observe::{self, Observed},
@@ -87,9 +88,12 @@ pub async fn run(settings: Settings, printer: &Printer) -> anyhow::Result<()> {
     };
     tokio::select! {
         () = stops.asked.cancelled() => {}
+        () = running.leader.lost() => {}
         never = running.watch_backlog() => match never {},
     }
+    let lost = running.leader.is_lost();
     printer.note(match settings.on_stop {
+        _ if lost => "stopping the control plane; the edge and the instances go on",
         OnStop::Stop => "stopping: finishing open requests, then instances",
         OnStop::Keep => "stopping the control plane; the edge and the instances go on",
     });
@@ -99,6 +103,9 @@ pub async fn run(settings: Settings, printer: &Printer) -> anyhow::Result<()> {
     {
         tracing::warn!(error = %crate::chain(&error), "the last traces were not sent");
     }
+    if lost {
+        bail!(leadership::LOST);
+    }
     Ok(())
 }
 
@@ -106,7 +113,7 @@ pub async fn run(settings: Settings, printer: &Printer) -> anyhow::Result<()> {
 struct Running {
     _lock: DirectoryLock,
     /// One machine, one control plane on this database.
-    _leadership: Leadership,
+    leader: Leader,
     supervisor: Keeper,
     edge: Keeper,
     store: Store,
@@ -175,7 +182,7 @@ struct Inside {
 /// Everything that runs inside this process.
 struct Started {
     lock: DirectoryLock,
-    leadership: Leadership,
+    leader: Leader,
     store: Store,
     site: Arc<LocalSite>,
     controller: ControllerHandle,
@@ -188,7 +195,7 @@ impl Started {
     fn with(self, edge: Keeper, supervisor: Keeper, on_stop: OnStop) -> Running {
         Running {
             _lock: self.lock,
-            _leadership: self.leadership,
+            leader: self.leader,
             supervisor,
             edge,
             store: self.store,
@@ -217,7 +224,7 @@ impl Inside {
             door,
         } = self;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let (store, leadership) = tokio::select! {
+        let (store, leader) = tokio::select! {
             opened = open_store(settings, paths, Arc::clone(&clock)) => opened?,
             () = asked.cancelled() => return Err(ToldToStop.into()),
         };
@@ -336,7 +343,7 @@ impl Inside {
         announce(settings, printer, &api_url, &access);
         Ok(Started {
             lock,
-            leadership,
+            leader,
             store,
             site,
             controller,
@@ -370,7 +377,8 @@ impl Running {
             api.abort();
         }
         self.controller.shutdown().await;
-        if self.on_stop == OnStop::Keep {
+        // What runs is another control plane's to decide on once this one does not lead any more.
+        if self.on_stop == OnStop::Keep || self.leader.is_lost() {
             self.edge.leave().await;
             self.supervisor.leave().await;
             self.store.close().await;
@@ -516,7 +524,7 @@ async fn open_store(
     settings: &Settings,
     paths: &Paths,
     clock: Arc<dyn Clock>,
-) -> anyhow::Result<(Store, Leadership)> {
+) -> anyhow::Result<(Store, Leader)> {
     let database_url = if settings.database_url.is_empty() {
         format!("sqlite://{}", paths.sqlite().display())
     } else {
@@ -533,10 +541,8 @@ async fn open_store(
     })
     .await
     .context("cannot open the database")?;
-    match store.acquire_leadership().await? {
-        Some(leadership) => Ok((store, leadership)),
-        None => bail!("another control plane works on this database: stop it first"),
-    }
+    let leader = Leader::take(&store).await?;
+    Ok((store, leader))
 }
 
 fn api_settings(settings: &Settings, api_url: &str) -> tram_api::Settings {
