@@ -35,6 +35,10 @@ class Footprint:
         """One line for each thing that is there."""
         return [*self._processes(), *self._cgroups(), *self._mounts(), *self._network(), *self._files()]
 
+    def kept_logs(self):
+        """Ids of the forgotten instances whose logs are kept."""
+        return {path.name for path in (self.site / "kept").iterdir()}
+
     def _processes(self):
         for entry in pathlib.Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):

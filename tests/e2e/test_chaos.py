@@ -289,5 +289,10 @@ def test_whatever_is_killed_no_promise_is_broken(own_cloud, registry):
         return {path.name for path in (own_cloud.data / "supervisor" / "instances").iterdir()} <= known
 
     wait_for("no instance has a directory that nobody knows", only_known)
+
+    def no_strange_logs():
+        return all(own_cloud.call("GET", f"/v1/instances/{one}")[0] == 200 for one in footprint.kept_logs())
+
+    wait_for("no logs are kept of instances that nobody knows", no_strange_logs)
     assert own_cloud.stop() == 0
     assert footprint.left() == []

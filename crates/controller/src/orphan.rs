@@ -41,6 +41,8 @@ pub struct Report {
     pub stopped: usize,
     /// Ended ones that their site forgot.
     pub forgotten: usize,
+    /// Could not be ended now.
+    pub failed: usize,
     /// Sites that did not answer.
     pub unreachable: usize,
 }
@@ -80,6 +82,7 @@ impl Reconciler {
     }
 
     async fn end(
+        &self,
         site: &dyn Site,
         seen: &tram_site::ObservedInstance,
         report: &mut Report,
@@ -90,6 +93,15 @@ impl Reconciler {
                 .await
                 .map_err(Error::site("make a site forget a stray instance"))?;
             report.forgotten += 1;
+            // Its owner may still want to read the logs of an instance that has a row.
+            match self.store.instance_unscoped(seen.id).await {
+                Ok(_) => {}
+                Err(tram_store::Error::NotFound { .. }) => site
+                    .remove_logs(seen.id)
+                    .await
+                    .map_err(Error::site("remove the logs of a stray instance"))?,
+                Err(error) => return Err(Error::store("look whether an instance is known")(error)),
+            }
         } else if seen.phase != InstancePhase::Stopping && report.stopped < STOPPED_MAX {
             tracing::warn!(instance = %seen.id, "stopping an instance that the store does not know");
             site.stop(seen.id, DEFAULT_STOP_GRACE, generation)
@@ -141,8 +153,17 @@ impl driver::Reconciler for Reconciler {
             for (id, seen) in observation.instances.iter().filter(|(id, _)| !known.contains(id)) {
                 report.strays += 1;
                 suspects.insert(*id);
-                if before.contains(id) {
-                    Self::end(site, seen, &mut report).await?;
+                if !before.contains(id) {
+                    continue;
+                }
+                if let Err(error) = self.end(site, seen, &mut report).await {
+                    // The others are ended all the same, and this one in a later look.
+                    report.failed += 1;
+                    tracing::warn!(
+                        instance = %id,
+                        error = &error as &dyn std::error::Error,
+                        "a stray instance could not be ended"
+                    );
                 }
             }
         }

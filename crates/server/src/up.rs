@@ -25,7 +25,7 @@ use tram_controller::{
     domain::{Checker, Resolver, SystemResolver},
 };
 use tram_site::{Site, Sites};
-use tram_site_local::LocalSite;
+use tram_site_local::{LocalSite, config::DEFAULT_LOGS_RETENTION as LOGS_KEPT};
 use tram_store::{Options, Store, keyring};
 use tram_types::{Clock, SystemClock, catalog::Catalog};
 
@@ -557,7 +557,7 @@ fn api_settings(settings: &Settings, api_url: &str) -> tram_api::Settings {
         ),
         https_port: settings.https_port,
         proxy_host: settings.base_domain.clone(),
-        logs_retention_days: 7,
+        logs_retention_days: u32::try_from(LOGS_KEPT.as_secs() / SECONDS_A_DAY).unwrap_or(1),
         metrics_retention_days: u32::try_from(KEPT.as_secs() / SECONDS_A_DAY).unwrap_or(1),
         allowed_origins: settings
             .allowed_origins

@@ -23,6 +23,9 @@ pub const DEFAULT_OPEN_FILES_MAX: u64 = 1_048_576;
 /// The supervisor is restarted within this time, or its questions are answered with "not now".
 pub const DEFAULT_SUPERVISOR_PATIENCE: Duration = Duration::from_secs(3);
 
+/// How long the logs of an instance are kept after it was forgotten: the service they belong to may live on for years.
+pub const DEFAULT_LOGS_RETENTION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
 /// Everything [`crate::LocalSite::open`] needs beside the image store.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -34,6 +37,8 @@ pub struct Config {
     pub network: NetworkConfig,
     /// How much of an instance's output is kept.
     pub logs: LogLimits,
+    /// How long the logs of a forgotten instance are kept.
+    pub logs_retention: Duration,
     /// Processes and threads of one instance.
     pub pids_max: u64,
     /// Open files of each process of an instance.
@@ -51,6 +56,7 @@ impl Config {
             state_dir,
             network: NetworkConfig::default(),
             logs: LogLimits::default(),
+            logs_retention: DEFAULT_LOGS_RETENTION,
             pids_max: DEFAULT_PIDS_MAX,
             open_files_max: DEFAULT_OPEN_FILES_MAX,
             supervisor_patience: DEFAULT_SUPERVISOR_PATIENCE,

@@ -3,7 +3,7 @@
 //! ```text
 //! <state>/local/lock                      held while a process has the site open
 //! <state>/local/instances/<id>.json       the order as far as it is needed again, the place in the network, and two facts
-//! <state>/local/kept/<id>/logs/           logs of a forgotten instance, until they are removed
+//! <state>/local/kept/<id>/logs/           logs of a forgotten instance, until they are removed or too old
 //! <state>/local/kept/<id>/generation      the newest generation seen, so that an old order cannot revive it
 //! <state>/local/images/<deployment>.json  which digest a deployment's image name stood for
 //! <state>/local/netns/<slot>              namespaces
@@ -20,6 +20,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -179,6 +180,22 @@ impl Store {
         ignore_missing(fs::remove_dir_all(self.kept_path(id)))
     }
 
+    /// Forgotten instances of which nothing was written since `before`.
+    pub(crate) fn kept_before(&self, before: SystemTime) -> io::Result<Vec<InstanceId>> {
+        let mut old = Vec::new();
+        for entry in fs::read_dir(self.root.join("kept"))? {
+            let entry = entry?;
+            let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let newest = ignore_vanished(newest_change(&entry.path()))?;
+            if newest.is_some_and(|newest| newest < before) {
+                old.push(id);
+            }
+        }
+        Ok(old)
+    }
+
     fn image_path(&self, deployment: DeploymentId) -> PathBuf {
         self.root.join("images").join(format!("{deployment}.json"))
     }
@@ -250,6 +267,26 @@ fn write_whole<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     fs::rename(&beside, path)
 }
 
+/// When a directory or something in it was last written.
+fn newest_change(path: &Path) -> io::Result<SystemTime> {
+    let found = fs::symlink_metadata(path)?;
+    let mut newest = found.modified()?;
+    if found.is_dir() {
+        for entry in fs::read_dir(path)? {
+            newest = newest.max(newest_change(&entry?.path())?);
+        }
+    }
+    Ok(newest)
+}
+
+fn ignore_vanished<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -259,7 +296,7 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{os::unix::fs::PermissionsExt, time::Duration};
 
     use tram_site::spec::{FileSpec, RegistryCredentials};
 
@@ -307,5 +344,36 @@ mod tests {
         assert_eq!(mode(&path), 0o600);
         assert_eq!(mode(path.parent().unwrap()), 0o700);
         assert_eq!(mode(store.root()), 0o700);
+    }
+
+    #[test]
+    fn what_is_kept_is_as_old_as_its_newest_file() {
+        const DAY: Duration = Duration::from_secs(24 * 3600);
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let now = SystemTime::now();
+        let kept = |age: Duration| {
+            let id = InstanceId::random();
+            store.keep(id, Generation(1)).unwrap();
+            let logs = store.kept_logs(id);
+            fs::create_dir(&logs).unwrap();
+            fs::write(logs.join("1.log"), "hello").unwrap();
+            for path in [
+                logs.join("1.log"),
+                logs,
+                store.kept_path(id).join("generation"),
+                store.kept_path(id),
+            ] {
+                File::open(path).unwrap().set_modified(now - age).unwrap();
+            }
+            id
+        };
+        let (old, young) = (kept(DAY * 8), kept(DAY * 6));
+        let written_to = kept(DAY * 8);
+        fs::write(store.kept_logs(written_to).join("1.log"), "more").unwrap();
+        assert_eq!(store.kept_before(now - DAY * 7).unwrap(), [old]);
+        store.remove_kept(old).unwrap();
+        assert!(store.kept_generation(old).is_none());
+        assert!(store.kept_generation(young).is_some());
     }
 }

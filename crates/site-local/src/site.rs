@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::time::Instant;
@@ -39,6 +39,8 @@ use crate::supervisor::{self, Supervisor};
 
 /// News that a slow listener may be behind before it must observe everything.
 const CHANGES_MAX: usize = 1024;
+/// Between two looks for logs that are too old: they are kept for days, an hour more or less is nothing.
+const OLD_LOGS_LOOK: Duration = Duration::from_secs(60 * 60);
 /// After opening, instances that had been healthy are asked before anybody is told that they are not.
 const FIRST_PROBES_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -152,7 +154,11 @@ impl LocalSite {
             end.clone()
                 .run_until_cancelled_owned(news::listen(Arc::downgrade(&shared), news)),
         );
-        tokio::spawn(end.run_until_cancelled_owned(measure_disks(Arc::downgrade(&shared))));
+        tokio::spawn(
+            end.clone()
+                .run_until_cancelled_owned(measure_disks(Arc::downgrade(&shared))),
+        );
+        tokio::spawn(end.run_until_cancelled_owned(remove_old_logs(Arc::downgrade(&shared))));
         shared.first_probes().await;
         Ok(Arc::new(Self {
             shared,
@@ -386,6 +392,19 @@ impl Shared {
         let _late = tokio::time::timeout(FIRST_PROBES_PATIENCE, all).await;
     }
 
+    /// Removes the logs that are older than they are kept; tells of how many instances. Blocks.
+    fn remove_old_logs(&self) -> io::Result<usize> {
+        let Some(before) = SystemTime::now().checked_sub(self.config.logs_retention) else {
+            return Ok(0);
+        };
+        let mut old = self.store.kept_before(before)?;
+        old.retain(|id| !self.lock().contains_key(id));
+        for id in &old {
+            self.store.remove_kept(*id)?;
+        }
+        Ok(old.len())
+    }
+
     /// An order about a program to the supervisor.
     async fn call<T, F>(&self, id: InstanceId, work: F) -> Result<T, Error>
     where
@@ -425,6 +444,25 @@ async fn measure_disks(shared: Weak<Shared>) {
             tracing::warn!(instance = %id, line, "an instance has no disk left");
             shared.write_lines(id, vec![line]).await;
         }
+    }
+}
+
+/// Removes the logs of instances that were forgotten long ago, for as long as the site is open.
+async fn remove_old_logs(shared: Weak<Shared>) {
+    loop {
+        {
+            let Some(shared) = shared.upgrade() else { return };
+            let looking = shared.clone();
+            let removed = tokio::task::spawn_blocking(move || looking.remove_old_logs()).await;
+            match removed.map_err(io::Error::other).and_then(|removed| removed) {
+                Ok(0) => {}
+                Ok(removed) => tracing::info!(removed, "removed old logs of instances"),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot remove old logs of instances; trying again later");
+                }
+            }
+        }
+        tokio::time::sleep(OLD_LOGS_LOOK).await;
     }
 }
 

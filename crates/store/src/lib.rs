@@ -48,7 +48,7 @@ pub use counts::Counts;
 pub use error::{Error, Result};
 pub use filter::{Listed, Order, Page};
 pub use leadership::Leadership;
-pub use retention::{Pruned, Retention};
+pub use retention::{PrunableInstance, Pruned, Retention};
 pub use routing::{RoutedDeployment, RoutedDomain, RoutedService, RoutingSnapshot};
 pub use secrets::Rotated;
 pub use store::{Options, Store};

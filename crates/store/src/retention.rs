@@ -1,10 +1,15 @@
 //! What is forgotten with time, so that the database does not grow for ever. What still serves is never touched.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use tram_types::Timestamp;
+use tram_types::{DeploymentId, InstanceId, Timestamp};
 
-use crate::{Store, database::commit, error::Result, sql::Sql};
+use crate::{
+    Store,
+    database::commit,
+    error::Result,
+    sql::{Sql, read},
+};
 
 /// How long, and how many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +51,15 @@ impl Default for Retention {
 /// Rows that one statement removes: other writers wait for it, so it must be short.
 const PRUNE_ROWS_MAX: u32 = 500;
 
+/// An instance that may be removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrunableInstance {
+    /// Which.
+    pub id: InstanceId,
+    /// Where its logs are.
+    pub region: String,
+}
+
 /// What one call removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pruned {
@@ -78,15 +92,14 @@ impl Pruned {
 }
 
 impl Store {
-    /// Removes what is older than the limits: a bounded piece a call.
+    /// Removes history that is older than the limits: a bounded piece a call. Instances and deployments have logs at
+    /// their sites, which have to go first: see [`Store::prunable_instances`] and [`Store::prunable_deployments`].
     ///
     /// # Errors
     /// [`Error::Unavailable`](crate::Error::Unavailable).
     pub async fn prune(&self, limits: &Retention) -> Result<Pruned> {
         let now = self.now();
         Ok(Pruned {
-            instances: self.prune_instances(now, limits).await?,
-            deployments: self.prune_deployments(now, limits).await?,
             events: self
                 .prune_by_age("events", "occurred_at", now.minus(limits.events_age))
                 .await?,
@@ -97,26 +110,37 @@ impl Store {
             credentials: self
                 .prune_by_age("credentials", "expires_at", now.minus(limits.credentials_age))
                 .await?,
+            ..Pruned::default()
         })
     }
 
-    async fn prune_instances(&self, now: Timestamp, limits: &Retention) -> Result<u64> {
-        let sql = Sql::new(
-            "DELETE FROM instances WHERE id IN (SELECT id FROM (SELECT id, created_at, forgotten, status, \
+    /// Ended instances beyond the limits, a bounded number, but none in the regions `away`, whose sites do not answer.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`](crate::Error::Unavailable).
+    pub async fn prunable_instances(
+        &self,
+        limits: &Retention,
+        away: &BTreeSet<String>,
+    ) -> Result<Vec<PrunableInstance>> {
+        let mut sql = Sql::new(
+            "SELECT id, region FROM (SELECT id, region, created_at, forgotten, status, \
              ROW_NUMBER() OVER (PARTITION BY service_id ORDER BY created_at DESC, id DESC) AS place \
              FROM instances) AS ranked WHERE forgotten = 1 AND status IN ('STOPPED', 'ERROR') \
-             AND (created_at < $1 OR place > $2) LIMIT $3)",
+             AND (created_at < $1 OR place > $2)",
         )
-        .bind(&now.minus(limits.instances_age))
-        .bind(&limits.instances_per_service)
-        .bind(&PRUNE_ROWS_MAX);
-        self.write_one(sql, &[], "pruning instances").await
+        .bind(&self.now().minus(limits.instances_age))
+        .bind(&limits.instances_per_service);
+        self.prunable(&mut sql, away).await
     }
 
-    async fn prune_deployments(&self, now: Timestamp, limits: &Retention) -> Result<u64> {
-        const DOING: &str = "pruning deployments";
-        let mut transaction = self.database().write(DOING).await?;
-        let ids: Vec<tram_types::DeploymentId> = Sql::new(
+    /// Ended deployments beyond the limits that nothing refers to, a bounded number.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`](crate::Error::Unavailable).
+    pub async fn prunable_deployments(&self, limits: &Retention) -> Result<Vec<DeploymentId>> {
+        const DOING: &str = "looking for old deployments";
+        Sql::new(
             "SELECT id AS value FROM (SELECT deployments.id, deployments.created_at, deployments.status, \
              deployments.service_id, ROW_NUMBER() OVER (PARTITION BY deployments.service_id \
              ORDER BY deployments.version DESC) AS place FROM deployments) AS ranked \
@@ -127,23 +151,85 @@ impl Store {
              AND NOT EXISTS (SELECT 1 FROM instances WHERE instances.deployment_id = ranked.id \
              AND instances.forgotten = 0) LIMIT $3",
         )
-        .bind(&now.minus(limits.deployments_age))
+        .bind(&self.now().minus(limits.deployments_age))
         .bind(&limits.deployments_per_service)
         .bind(&PRUNE_ROWS_MAX)
-        .values(&mut transaction, DOING)
-        .await?;
+        .values(&mut *self.database().read(DOING).await?, DOING)
+        .await
+    }
+
+    /// Instances of deployments that are to go, a bounded number, but none in the regions `away`.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`](crate::Error::Unavailable).
+    pub async fn instances_of_deployments(
+        &self,
+        deployments: &[DeploymentId],
+        away: &BTreeSet<String>,
+    ) -> Result<Vec<PrunableInstance>> {
+        if deployments.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut sql = Sql::new("SELECT id, region FROM instances WHERE forgotten = 1");
+        sql.push_any_of("deployment_id", deployments);
+        self.prunable(&mut sql, away).await
+    }
+
+    async fn prunable(&self, sql: &mut Sql, away: &BTreeSet<String>) -> Result<Vec<PrunableInstance>> {
+        const DOING: &str = "looking for old instances";
+        for region in away {
+            sql.push(" AND region <> ", region);
+        }
+        sql.push(" LIMIT ", &PRUNE_ROWS_MAX);
+        // Not where others wait to write: the ranking reads the whole table.
+        let rows = sql.rows(&mut *self.database().read(DOING).await?, DOING).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(PrunableInstance {
+                    id: read(row, "id", DOING)?,
+                    region: read(row, "region", DOING)?,
+                })
+            })
+            .collect()
+    }
+
+    /// Removes ended instances whose logs are gone; tells how many.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`](crate::Error::Unavailable).
+    pub async fn remove_instances(&self, ids: &[InstanceId]) -> Result<u64> {
         if ids.is_empty() {
             return Ok(0);
         }
+        let mut sql =
+            Sql::new("DELETE FROM instances WHERE forgotten = 1 AND status IN ('STOPPED', 'ERROR')");
+        sql.push_any_of("id", ids);
+        self.write_one(sql, &[], "pruning instances").await
+    }
+
+    /// Removes ended deployments that have no instances any more; tells how many.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`](crate::Error::Unavailable).
+    pub async fn remove_deployments(&self, ids: &[DeploymentId]) -> Result<u64> {
+        const DOING: &str = "pruning deployments";
+        if ids.is_empty() {
+            return Ok(0);
+        }
+        let mut transaction = self.database().write(DOING).await?;
+        let mut sql = Sql::new(
+            "SELECT id AS value FROM deployments WHERE status IN ('CANCELED', 'STOPPED', 'ERROR', 'STASHED') \
+             AND NOT EXISTS (SELECT 1 FROM instances WHERE instances.deployment_id = deployments.id)",
+        );
+        sql.push_any_of("id", ids);
+        let empty: Vec<DeploymentId> = sql.values(&mut transaction, DOING).await?;
         let mut rows = 0;
-        for (table, column) in [
-            ("instances", "deployment_id"),
-            ("regional_deployments", "deployment_id"),
-            ("deployments", "id"),
-        ] {
-            let mut sql = Sql::new(format!("DELETE FROM {table} WHERE 1 = 1"));
-            sql.push_any_of(column, &ids);
-            rows = sql.run(&mut transaction, DOING).await?;
+        if !empty.is_empty() {
+            for (table, column) in [("regional_deployments", "deployment_id"), ("deployments", "id")] {
+                let mut sql = Sql::new(format!("DELETE FROM {table} WHERE 1 = 1"));
+                sql.push_any_of(column, &empty);
+                rows = sql.run(&mut transaction, DOING).await?;
+            }
         }
         commit(transaction, DOING).await?;
         Ok(rows)

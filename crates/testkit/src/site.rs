@@ -76,6 +76,8 @@ struct State {
     silent: bool,
     /// Orders to stop that will be accepted and lost.
     stops_to_lose: u32,
+    /// Instances that cannot be stopped.
+    unstoppable: BTreeSet<InstanceId>,
     addresses: u32,
 }
 
@@ -142,6 +144,11 @@ impl FakeSite {
     /// Accepts the next so many orders to stop, and does not carry them out: they get lost behind the site.
     pub fn lose_stops(&self, count: u32) {
         self.lock().stops_to_lose = count;
+    }
+
+    /// Fails every order to stop this instance.
+    pub fn refuse_stop(&self, instance: InstanceId) {
+        self.lock().unstoppable.insert(instance);
     }
 
     /// What the site says it can do.
@@ -399,6 +406,12 @@ impl Site for FakeSite {
             let mut state = self.reachable()?;
             state.calls.stop += 1;
             state.guard(instance, generation)?;
+            if state.unstoppable.contains(&instance) {
+                return Err(Error::Unavailable {
+                    message: "the fake site cannot stop it now".to_owned(),
+                    source: None,
+                });
+            }
             if state.stops_to_lose > 0 {
                 state.stops_to_lose -= 1;
                 return Ok(());

@@ -9,7 +9,7 @@ use tram_controller::{
     driver::Reconciler as _,
     orphan, retention,
 };
-use tram_site::{ImageSpec, InstanceSpec, Site as _, spec::Limits};
+use tram_site::{EndCause, ImageSpec, InstanceSpec, LogQuery, LogStream, Site as _, spec::Limits};
 use tram_store::intent::NewDomain;
 use tram_types::{
     AppId, DeploymentId, DomainId, Generation, InstanceId, OrganizationId, RegionalDeploymentId, ServiceId,
@@ -252,4 +252,67 @@ async fn old_history_goes_and_the_running_service_stays() {
     assert!(pruned.events > 0);
     assert_eq!((pruned.deployments, pruned.instances), (0, 0));
     assert_eq!(world.service(made.service.id).await.status, S::Healthy);
+}
+
+async fn log_lines(world: &World, id: InstanceId) -> usize {
+    let query = LogQuery {
+        limit: 10,
+        ..LogQuery::default()
+    };
+    world.site.logs(id, &query).await.unwrap().entries.len()
+}
+
+#[tokio::test]
+async fn the_logs_of_a_pruned_instance_go_before_its_row() {
+    let world = World::new().await;
+    let made = world.create("web", web("v1", 1)).await;
+    world.service_becomes(made.service.id, S::Healthy).await;
+    let old = world.site.running()[0];
+    world.site.write_log(old, LogStream::Stdout, "hello");
+    world.site.end(old, EndCause::Exited { code: 1 });
+    world.service_becomes(made.service.id, S::Unhealthy).await;
+    world.service_comes_to(made.service.id, S::Healthy).await;
+    world
+        .until("it is forgotten", async || {
+            let row = world.store.instance_unscoped(old).await.unwrap();
+            if row.forgotten {
+                Ok(())
+            } else {
+                Err(format!("{row:?}"))
+            }
+        })
+        .await;
+    let retention = retention::Reconciler::new(&world.deps());
+    world.clock.advance(Duration::from_secs(60 * 24 * 60 * 60));
+    // The site does not answer: the row stays, or nobody would know of the logs.
+    world.site.set_unreachable(true);
+    assert_eq!(retention.run().await.unwrap().instances, 0);
+    world.site.set_unreachable(false);
+    assert!(log_lines(&world, old).await > 0);
+    assert_eq!(retention.run().await.unwrap().instances, 1);
+    assert_eq!(log_lines(&world, old).await, 0);
+    assert!(world.store.instance_unscoped(old).await.is_err());
+}
+
+#[tokio::test]
+async fn a_stray_leaves_no_logs_and_one_that_cannot_be_ended_holds_up_no_other() {
+    let world = World::without_controller().await;
+    let mut strays = Vec::new();
+    for _ in 0..3 {
+        let spec = stray();
+        world.site.start(&spec, Generation(1)).await.unwrap();
+        world.site.write_log(spec.id, LogStream::Stdout, "hello");
+        strays.push(spec.id);
+    }
+    let orphans = orphan::Reconciler::new(&world.deps());
+    orphans.run().await.unwrap();
+    strays.sort();
+    world.site.refuse_stop(strays[0]);
+    let second = orphans.run().await.unwrap();
+    assert_eq!((second.stopped, second.failed), (2, 1));
+    let third = orphans.run().await.unwrap();
+    assert_eq!((third.forgotten, third.failed), (2, 1));
+    assert_eq!(log_lines(&world, strays[1]).await, 0);
+    assert_eq!(log_lines(&world, strays[2]).await, 0);
+    assert_eq!(world.site.running(), [strays[0]]);
 }

@@ -1,6 +1,9 @@
 //! History and what becomes of it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use serde_json::json;
 use tram_types::{
@@ -184,11 +187,19 @@ pub(super) async fn old_things_are_pruned_and_serving_ones_are_not(fixture: &Fix
         deployments_per_service: 2,
         ..Retention::default()
     };
-    let nothing = store.prune(&limits).await.unwrap();
-    assert_eq!(nothing, crate::Pruned::default());
+    let nobody = BTreeSet::new();
+    assert_eq!(store.prune(&limits).await.unwrap(), crate::Pruned::default());
+    assert!(
+        store
+            .prunable_instances(&limits, &nobody)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    assert!(store.prunable_deployments(&limits).await.unwrap().is_empty());
     fixture.clock.advance(Duration::from_secs(31 * 24 * 3600));
     let pruned = store.prune(&limits).await.unwrap();
-    assert_eq!((pruned.deployments, pruned.instances, pruned.events), (1, 1, 1));
+    assert_eq!(pruned.events, 1);
     // One that expired more than a day ago is gone; those that did since then, or never do, are not.
     assert_eq!(pruned.credentials, 1);
     for (index, id) in tokens.into_iter().enumerate() {
@@ -200,6 +211,27 @@ pub(super) async fn old_things_are_pruned_and_serving_ones_are_not(fixture: &Fix
     }
     assert!(!pruned.is_partial());
     assert_eq!(store.prune(&limits).await.unwrap(), crate::Pruned::default());
+    let away = BTreeSet::from(["fra".to_owned()]);
+    assert!(store.prunable_instances(&limits, &away).await.unwrap().is_empty());
+    let old = store.prunable_instances(&limits, &nobody).await.unwrap();
+    let expected = crate::PrunableInstance {
+        id: ended.id,
+        region: "fra".to_owned(),
+    };
+    assert_eq!(old, [expected]);
+    assert_eq!(store.remove_instances(&[ended.id, live.id]).await.unwrap(), 1);
+    let deployments = store.prunable_deployments(&limits).await.unwrap();
+    assert_eq!(deployments.len(), 1);
+    assert!(
+        store
+            .instances_of_deployments(&deployments, &nobody)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    // One that has instances stays, whoever asks.
+    let asked = [deployments[0], first.deployment.id];
+    assert_eq!(store.remove_deployments(&asked).await.unwrap(), 1);
     let left = store
         .list_deployments(organization, &filter::Deployments::default(), Page::default())
         .await
@@ -219,5 +251,10 @@ pub(super) async fn old_things_are_pruned_and_serving_ones_are_not(fixture: &Fix
         instances_per_service: 2,
         ..limits
     };
-    assert_eq!(store.prune(&few).await.unwrap().instances, 3);
+    assert_eq!(store.prunable_instances(&few, &nobody).await.unwrap().len(), 3);
+    let own = store
+        .instances_of_deployments(&[first.deployment.id], &nobody)
+        .await
+        .unwrap();
+    assert_eq!(own.len(), 5, "those that ended");
 }
