@@ -11,13 +11,15 @@ use crate::{
     error::{Error, Result},
     filter::{self, Listed, Page},
     intent::{NewSecret, SecretEdit},
-    keyring::Sealed,
+    keyring::{self, Sealed},
     record::Secret,
     sql::{Sql, read},
 };
 
 /// Secrets that are encrypted anew in one transaction: short enough that other writers hardly wait.
 const ROTATION_BATCH_SECRETS: u32 = 200;
+/// Secrets that a rotation passes over: one or a few were damaged; more, and something is wrong with the key file.
+const UNREADABLE_SECRETS_MAX: usize = 100;
 
 /// What a rotation of the keys did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub struct Rotated {
     pub key_id: String,
     /// How many secrets were encrypted anew.
     pub secrets: u64,
+    /// Secrets that could not be decrypted and stay as they are: their owners have to write them anew.
+    pub unreadable: Vec<SecretId>,
 }
 
 impl Store {
@@ -204,21 +208,27 @@ impl Store {
     /// Caveat: with several replicas, put the new key file on each of them; a replica that meets a key it does not
     /// know reads its file again.
     ///
+    /// A secret that was damaged is left as it is and told of; it keeps no other from being encrypted anew.
+    ///
     /// # Errors
     /// [`Error::Keyring`], [`Error::Unavailable`].
     pub async fn rotate_secrets(&self) -> Result<Rotated> {
         const DOING: &str = "encrypting secrets with a new key";
         self.keyring().write().await.add_key()?;
         let mut secrets = 0;
+        let mut unreadable = Vec::new();
         let key_id = loop {
             // Another rotation may have added a newer key meanwhile; both then work towards that one.
             let key_id = self.keyring().read().await.newest().to_owned();
             let mut transaction = self.database().write(DOING).await?;
-            let rows = Sql::default()
-                .with(
-                    "SELECT id, organization_id, key_id, ciphertext FROM secrets WHERE key_id <> ",
-                    &key_id,
-                )
+            let mut sql = Sql::default().with(
+                "SELECT id, organization_id, key_id, ciphertext FROM secrets WHERE key_id <> ",
+                &key_id,
+            );
+            for id in &unreadable {
+                sql.push(" AND id <> ", id);
+            }
+            let rows = sql
                 .with(" ORDER BY id LIMIT ", &ROTATION_BATCH_SECRETS)
                 .rows(&mut transaction, DOING)
                 .await?;
@@ -232,7 +242,21 @@ impl Store {
                     key_id: read(row, "key_id", DOING)?,
                     ciphertext: read(row, "ciphertext", DOING)?,
                 };
-                let value = self.unseal(organization, id, &old).await?;
+                let value = match self.unseal(organization, id, &old).await {
+                    Ok(value) => value,
+                    Err(Error::Keyring(error @ keyring::Error::Altered { .. }))
+                        if unreadable.len() < UNREADABLE_SECRETS_MAX =>
+                    {
+                        tracing::error!(
+                            secret = %id,
+                            error = &error as &dyn std::error::Error,
+                            "a secret cannot be decrypted and stays under its old key"
+                        );
+                        unreadable.push(id);
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
                 let new = self.seal(organization, id, &value).await?;
                 // A value that its owner changed meanwhile is already under the new key.
                 secrets += Sql::new(
@@ -247,7 +271,11 @@ impl Store {
             }
             commit(transaction, DOING).await?;
         };
-        Ok(Rotated { key_id, secrets })
+        Ok(Rotated {
+            key_id,
+            secrets,
+            unreadable,
+        })
     }
 
     async fn seal(&self, organization: OrganizationId, id: SecretId, value: &[u8]) -> Result<Sealed> {

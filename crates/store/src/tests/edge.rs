@@ -305,6 +305,14 @@ pub(super) async fn a_ciphertext_cannot_be_moved(fixture: &Fixture) {
         matches!(error, Error::Keyring(crate::keyring::Error::Altered { .. })),
         "{error}"
     );
+    // It keeps no other from being encrypted anew, once and again.
+    for _ in 0..2 {
+        let rotated = store.rotate_secrets().await.unwrap();
+        assert_eq!((rotated.secrets, rotated.unreadable), (1, vec![two.id]));
+        let keys = ciphertexts(store).await;
+        assert_eq!(keys.iter().filter(|row| row.0 == rotated.key_id).count(), 1);
+    }
+    assert_eq!(store.reveal_secret(organization, one.id).await.unwrap(), b"1");
 }
 
 async fn ciphertexts(store: &Store) -> Vec<(String, String)> {
