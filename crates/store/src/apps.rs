@@ -13,7 +13,7 @@ use crate::{
     filter::{self, Listed, Page},
     intent::{AppEdit, ComposeApp, ComposeService, Composed, Deployed, NewApp, NewDeployment, NewDomain},
     record::{App, Desired, Domain},
-    services::{deploy, insert_service, resume},
+    services::{deploy, insert_service, lock_service, resume},
     sql::Sql,
     store::get_in,
 };
@@ -199,6 +199,10 @@ impl Store {
             DOING,
         )
         .await?;
+        // Every service before any port: who deploys one of them holds it and waits for the ports.
+        for (service, _) in &services {
+            lock_service(&mut transaction, organization, *service, now, DOING).await?;
+        }
         let mut changes = vec![Change::App(id)];
         for (service, deployment) in services {
             let wanted = self.proxy_ports_of(&[]);
@@ -242,6 +246,12 @@ impl Store {
             ),
         };
         changes.push(Change::App(app.id));
+        // Every service before any port, as above.
+        for service in &services {
+            if let ComposeService::Existing(id, ..) = service {
+                lock_service(&mut transaction, app.organization_id, *id, now, DOING).await?;
+            }
+        }
         let mut made: Vec<Deployed> = Vec::with_capacity(services.len());
         for service in services {
             let deployed = match service {
@@ -312,6 +322,19 @@ pub(crate) async fn lock_app(
         return Err(Error::not_found("app", id));
     }
     get_in(connection, organization, id, doing).await
+}
+
+/// An app that was paused runs again with the first of its services that does.
+pub(crate) async fn run_app(
+    connection: &mut AnyConnection,
+    app: &App,
+    now: Timestamp,
+    doing: &'static str,
+) -> Result<()> {
+    if app.desired != Desired::Pause {
+        return Ok(());
+    }
+    set_app(connection, app.id, Desired::Run, AppStatus::Resuming, now, doing).await
 }
 
 async fn set_app(

@@ -8,7 +8,7 @@ use tram_types::{
 
 use crate::{
     Change, Store,
-    apps::lock_app,
+    apps::{lock_app, run_app},
     column::Column as _,
     error::{Error, Result},
     filter::{self, Listed, Page},
@@ -355,6 +355,7 @@ pub(crate) async fn insert_service(
     if app.desired == Desired::Delete {
         return Err(Error::conflict("app", app.id, "it is being deleted"));
     }
+    run_app(connection, &app, now, DOING).await?;
     let service = Service {
         id: new.id,
         organization_id: new.organization_id,
@@ -453,6 +454,11 @@ pub(crate) async fn resume(
     now: Timestamp,
 ) -> Result<Deployed> {
     const DOING: &str = "resuming a service";
+    // The app first, as everywhere, so that two transactions never wait for each other.
+    let app = get_in::<Service, _>(connection, organization, id, DOING)
+        .await?
+        .app_id;
+    let app = lock_app(connection, organization, app, now, DOING).await?;
     let service = lock_service(connection, organization, id, now, DOING).await?;
     if service.desired != Desired::Pause || service.status != ServiceStatus::Paused {
         return Err(Error::conflict(
@@ -461,6 +467,7 @@ pub(crate) async fn resume(
             format!("it is {}, and only a PAUSED one can be resumed", service.status),
         ));
     }
+    run_app(connection, &app, now, DOING).await?;
     let cells = vec![
         ("desired", Desired::Run.to_cell()),
         ("status", ServiceStatus::Resuming.to_cell()),

@@ -60,6 +60,8 @@ cases! {
     compute::lists_filter,
     compute::a_composition_is_whole,
     compute::a_paused_app_resumes_with_its_services,
+    compute::a_paused_app_runs_again_with_the_first_service_that_does,
+    compute::ports_and_services_are_taken_in_one_order,
     edge::public_ports_are_unique_and_run_out,
     edge::public_ports_are_unique_under_a_race,
     edge::domains_are_unique_everywhere,

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use serde_json::json;
 use tram_types::{
     Clock as _, ServiceId,
     status::{
@@ -496,4 +497,86 @@ pub(super) async fn a_paused_app_resumes_with_its_services(fixture: &Fixture) {
         store.set_app_desired(organization, app, Desired::Pause).await,
         Err(Error::Conflict { .. })
     ));
+}
+
+pub(super) async fn a_paused_app_runs_again_with_the_first_service_that_does(fixture: &Fixture) {
+    let store = &fixture.store;
+    let (organization, _) = fixture.organization().await;
+    let made = fixture.service(organization).await;
+    let (app, id) = (made.service.app_id, made.service.id);
+    let pause = async || {
+        store
+            .set_app_desired(organization, app, Desired::Pause)
+            .await
+            .unwrap();
+        let service = store.service(organization, id).await.unwrap();
+        let set = ServiceSet {
+            status: Some(ServiceStatus::Paused),
+            ..ServiceSet::default()
+        };
+        let update = Update::Service {
+            expected: service.status,
+            set: Box::new(set),
+        };
+        store.apply(id, vec![update]).await.unwrap();
+    };
+    pause().await;
+    store
+        .resume_service(organization, id, new_deployment())
+        .await
+        .unwrap();
+    let resumed = store.app(organization, app).await.unwrap();
+    assert_eq!(
+        (resumed.desired, resumed.status),
+        (Desired::Run, AppStatus::Resuming)
+    );
+    pause().await;
+    let paused = store.app(organization, app).await.unwrap();
+    assert_eq!(paused.desired, Desired::Pause);
+    store
+        .create_service(new_service(&paused, "second"))
+        .await
+        .unwrap();
+    let running = store.app(organization, app).await.unwrap();
+    assert_eq!(running.desired, Desired::Run);
+    assert_eq!(
+        store.service(organization, id).await.unwrap().desired,
+        Desired::Pause,
+        "the other one stays as it is"
+    );
+}
+
+pub(super) async fn ports_and_services_are_taken_in_one_order(fixture: &Fixture) {
+    let store = &fixture.store;
+    let (organization, _) = fixture.organization().await;
+    let app = fixture.app(organization).await;
+    let ported = || {
+        let mut deployment = new_deployment();
+        deployment.definition["proxy_ports"] = json!([{"port": 1}]);
+        deployment
+    };
+    let mut services = Vec::new();
+    for name in ["one", "two"] {
+        let mut new = new_service(&app, name);
+        new.deployment = ported();
+        services.push(store.create_service(new).await.unwrap().service.id);
+    }
+    // Two databases that wait for each other are told so, and one of them gives up: nobody may have to.
+    for _ in 0..10 {
+        let composed = async || {
+            let of = |id| ComposeService::Existing(id, ServiceEdit::default(), Box::new(ported()));
+            let services = services.iter().map(|id| of(*id)).collect();
+            store
+                .compose(ComposeApp::Existing(organization, app.id), services)
+                .await
+                .unwrap();
+        };
+        let put = async |id| {
+            store
+                .add_deployment(organization, id, &ServiceEdit::default(), ported(), &[])
+                .await
+                .unwrap();
+        };
+        tokio::join!(composed(), put(services[1]), put(services[0]));
+    }
 }
