@@ -3,7 +3,7 @@
 //! The cost of every method here depends on one service and never on how many there are.
 
 use sqlx::AnyConnection;
-use tram_types::{AppId, DomainId, InstanceId, ServiceId, Timestamp};
+use tram_types::{AppId, DeploymentId, DomainId, InstanceId, ServiceId, Timestamp, status::DeploymentStatus};
 
 use crate::{
     Change, Store,
@@ -221,6 +221,29 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<KnownInstance>> {
         const DOING: &str = "reading the known instances";
+    /// The newest ended instances of a deployment, so many of each replica, newest first: what the pauses between tries
+    /// are read off.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn ended_instances_unscoped(
+        &self,
+        deployment: DeploymentId,
+        per_replica: u32,
+    ) -> Result<Vec<Instance>> {
+        const DOING: &str = "reading the ended instances of a deployment";
+        let sql = Sql::new(format!(
+            "SELECT {} FROM (SELECT instances.*, ROW_NUMBER() OVER (PARTITION BY regional_deployment_id, \
+             replica_index ORDER BY created_at DESC, id DESC) AS place FROM instances \
+             WHERE deployment_id = $1 AND status IN ('STOPPED', 'ERROR')) AS instances \
+             WHERE place <= $2 ORDER BY created_at DESC, id DESC",
+            Instance::select_list()
+        ))
+        .bind(&deployment)
+        .bind(&per_replica);
+        sql.all(&mut *self.database().read(DOING).await?, DOING).await
+    }
+
         let mut sql = Sql::new("SELECT id, service_id FROM instances WHERE forgotten = 0");
         sql.push_some(" AND id > ", after.as_ref());
         sql.push(" ORDER BY id LIMIT ", &limit);

@@ -22,9 +22,9 @@ use crate::{
     spec::{in_scope, source, written_region},
 };
 
-/// Ended instances of a deployment that are read for the back-off: enough for its longest wait, ten failures in a
-/// row, of a few replicas.
-const HISTORY_MAX: u32 = 48;
+/// Ended instances of each replica that are read for the back-off: a few more than the ten failures in a row that its
+/// longest wait takes.
+const HISTORY_PER_REPLICA: u32 = 12;
 
 /// A service as it was seen, with what the view was made of.
 #[derive(Debug)]
@@ -200,28 +200,14 @@ impl Reconciler {
         state: &ServiceState,
         deployment: DeploymentId,
     ) -> Result<Vec<record::Instance>, Error> {
-        let filter = filter::Instances {
-            service_id: Some(state.service.id),
-            deployment_id: Some(deployment),
-            statuses: vec![InstanceStatus::Error, InstanceStatus::Stopped],
-            ..filter::Instances::default()
-        };
-        let page = filter::Page {
-            limit: HISTORY_MAX,
-            offset: 0,
-        };
-        let listed = self
+        let ended = self
             .deps
             .store
-            .list_instances(state.service.organization_id, &filter, page)
+            .ended_instances_unscoped(deployment, HISTORY_PER_REPLICA)
             .await
             .map_err(Error::store("read the ended instances of a deployment"))?;
         let known: Vec<InstanceId> = state.instances.iter().map(|instance| instance.id).collect();
-        Ok(listed
-            .items
-            .into_iter()
-            .filter(|it| !known.contains(&it.id))
-            .collect())
+        Ok(ended.into_iter().filter(|it| !known.contains(&it.id)).collect())
     }
 
     fn deployment(
