@@ -25,8 +25,8 @@ pub struct ServiceState {
     pub service: Service,
     /// Its app.
     pub app: App,
-    /// Its deployments that are not final, and the active, the latest and the last provisioned one in any case;
-    /// oldest first.
+    /// Its deployments that are not final, and the active, the latest, the last provisioned and the newest that is not
+    /// stashed in any case; oldest first.
     pub deployments: Vec<Deployment>,
     /// The regional deployments of these.
     pub regional_deployments: Vec<RegionalDeployment>,
@@ -90,8 +90,18 @@ impl Store {
             let mut sql = Sql::select::<Deployment>("").with("WHERE service_id = ", &id);
             sql.push_any_of("id", &missing);
             deployments.extend(sql.all::<Deployment>(&mut snapshot, DOING).await?);
-            deployments.sort_by_key(|deployment| deployment.version);
         }
+        let newest = deployments.iter().max_by_key(|deployment| deployment.version);
+        if newest.is_some_and(|newest| newest.status == DeploymentStatus::Stashed) {
+            // It was stored and not deployed: what the service is shown as comes from the one before.
+            let deployed = Sql::select::<Deployment>("")
+                .with("WHERE service_id = ", &id)
+                .with_text(" AND status <> 'STASHED' ORDER BY version DESC LIMIT 1")
+                .optional::<Deployment>(&mut snapshot, DOING)
+                .await?;
+            deployments.extend(deployed.filter(|it| deployments.iter().all(|known| known.id != it.id)));
+        }
+        deployments.sort_by_key(|deployment| deployment.version);
         let ids: Vec<_> = deployments.iter().map(|deployment| deployment.id).collect();
         let regional_deployments = if ids.is_empty() {
             Vec::new()
@@ -211,16 +221,6 @@ impl Store {
             .await
     }
 
-    /// Every instance that was not forgotten, in order, after one of them: to tell a site's instances from strays.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`].
-    pub async fn known_instances_unscoped(
-        &self,
-        after: Option<InstanceId>,
-        limit: u32,
-    ) -> Result<Vec<KnownInstance>> {
-        const DOING: &str = "reading the known instances";
     /// The newest ended instances of a deployment, so many of each replica, newest first: what the pauses between tries
     /// are read off.
     ///
@@ -244,6 +244,16 @@ impl Store {
         sql.all(&mut *self.database().read(DOING).await?, DOING).await
     }
 
+    /// Every instance that was not forgotten, in order, after one of them: to tell a site's instances from strays.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn known_instances_unscoped(
+        &self,
+        after: Option<InstanceId>,
+        limit: u32,
+    ) -> Result<Vec<KnownInstance>> {
+        const DOING: &str = "reading the known instances";
         let mut sql = Sql::new("SELECT id, service_id FROM instances WHERE forgotten = 0");
         sql.push_some(" AND id > ", after.as_ref());
         sql.push(" ORDER BY id LIMIT ", &limit);

@@ -68,6 +68,8 @@ cases! {
     edge::secrets_are_encrypted_scoped_and_rotated,
     edge::a_ciphertext_cannot_be_moved,
     controlling::a_state_holds_what_may_still_change,
+    controlling::a_stashed_deployment_does_not_hide_the_one_before,
+    controlling::the_newest_ends_of_every_replica_are_read,
     controlling::a_batch_is_applied_whole_or_not_at_all,
     controlling::a_sweep_sees_what_is_not_settled,
     controlling::a_service_goes_when_its_instances_are_forgotten,

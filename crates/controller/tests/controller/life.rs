@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use tram_site::{EndCause, LogQuery, LogStream, Site as _};
 use tram_store::{
-    intent::NewSecret,
+    intent::{NewSecret, ServiceEdit},
     record::{Desired, ManualScaling, ObjectKind},
 };
 use tram_testkit::{Behaviour, ImageBehaviour, Life};
@@ -522,4 +522,61 @@ async fn an_order_that_fails_keeps_no_other_from_being_given() {
         .await;
     let next = world.deploy(service, web("v2", 1)).await;
     world.deployment_comes_to(next, D::Healthy).await;
+}
+
+#[tokio::test]
+async fn a_clock_set_back_does_not_make_a_crash_loop_faster() {
+    let mut world = World::without_controller().await;
+    // An alarm of before comes a day late; the sweep goes by a clock that nobody sets.
+    world.sweep = Duration::from_millis(50);
+    world.start();
+    let made = world.create("web", web("v1", 1)).await;
+    let service = made.service.id;
+    world.service_becomes(service, S::Healthy).await;
+    world.site.script("v1", Behaviour::crashes(1));
+    let before = world.site.running()[0];
+    world.site.end(before, EndCause::Exited { code: 1 });
+    world.service_becomes(service, S::Unhealthy).await;
+    world.clock.set(world.now().minus(Duration::from_secs(24 * 3600)));
+    world
+        .pass_until(STEP, "it was tried again", async || {
+            let tried = world.instances(service).await.len();
+            if tried >= 4 {
+                Ok(())
+            } else {
+                Err(format!("{tried}"))
+            }
+        })
+        .await;
+    let mut rows = world.instances(service).await;
+    rows.sort_by_key(|it| it.created_at);
+    assert_eq!(rows[0].id, before, "the order is told by the times");
+    let ended = rows[1].terminated_at.unwrap();
+    let again = rows[2].terminated_at.unwrap().since(ended);
+    assert!(again >= Duration::from_secs(1), "tried again after {again:?}");
+}
+
+#[tokio::test]
+async fn a_stored_deployment_changes_nothing_that_is_shown() {
+    let world = World::new().await;
+    world
+        .site
+        .script("none", Behaviour::missing_image("no such image"));
+    let made = world.create("web", web("none", 1)).await;
+    let service = made.service.id;
+    world.service_becomes(service, S::Unhealthy).await;
+    let mut stashed = world.new_deployment(web("v1", 1));
+    stashed.status = D::Stashed;
+    world
+        .store
+        .add_deployment(world.organization, service, &ServiceEdit::default(), stashed, &[])
+        .await
+        .unwrap();
+    // One that is deployed beside it shows that the look at the stored one is over.
+    let other = world.create("other", web("v1", 1)).await;
+    world.service_becomes(other.service.id, S::Healthy).await;
+    world.pass(Duration::from_secs(1)).await;
+    let shown = world.service(service).await;
+    assert_eq!(shown.status, S::Unhealthy);
+    assert_eq!(shown.messages, ["no such image"]);
 }

@@ -519,3 +519,64 @@ pub(super) async fn changes_are_told_after_the_commit(fixture: &Fixture) {
     fixture.instance(&made).await;
     assert!(changes.is_empty());
 }
+
+pub(super) async fn a_stashed_deployment_does_not_hide_the_one_before(fixture: &Fixture) {
+    let store = &fixture.store;
+    let (organization, _) = fixture.organization().await;
+    let made = fixture.service(organization).await;
+    let id = made.service.id;
+    let set = DeploymentSet {
+        status: Some(DeploymentStatus::Error),
+        ..DeploymentSet::default()
+    };
+    let update = Update::Deployment {
+        id: made.deployment.id,
+        expected: DeploymentStatus::Pending,
+        set: Box::new(set),
+    };
+    store.apply(id, vec![update]).await.unwrap();
+    for _ in 0..2 {
+        let mut stashed = new_deployment();
+        stashed.status = DeploymentStatus::Stashed;
+        store
+            .add_deployment(organization, id, &ServiceEdit::default(), stashed, &[])
+            .await
+            .unwrap();
+    }
+    let state = store.load_service_state(id).await.unwrap();
+    let versions: Vec<i64> = state.deployments.iter().map(|it| it.version).collect();
+    assert_eq!(versions, [1, 3]);
+    assert_eq!(state.regional_deployments.len(), 2);
+}
+
+pub(super) async fn the_newest_ends_of_every_replica_are_read(fixture: &Fixture) {
+    let store = &fixture.store;
+    let (organization, _) = fixture.organization().await;
+    let made = fixture.service(organization).await;
+    let mut ids: std::collections::BTreeMap<u32, Vec<tram_types::InstanceId>> =
+        std::collections::BTreeMap::new();
+    for (replica, runs) in [(0, 9), (1, 2)] {
+        for _ in 0..runs {
+            let mut instance = new_instance(&made, fixture.clock.now());
+            instance.replica_index = replica;
+            let insert = vec![Update::InsertInstance(Box::new(instance.clone()))];
+            store.apply(made.service.id, insert).await.unwrap();
+            fixture.end(&instance).await;
+            ids.entry(replica).or_default().push(instance.id);
+            fixture.clock.advance(std::time::Duration::from_secs(1));
+        }
+    }
+    // One that runs is none that ended.
+    fixture.instance(&made).await;
+    let read = store
+        .ended_instances_unscoped(made.deployment.id, 3)
+        .await
+        .unwrap();
+    let of = |replica: u32| -> Vec<_> {
+        let own = read.iter().filter(|it| it.replica_index == replica);
+        own.map(|it| it.id).collect()
+    };
+    assert_eq!(of(0), [ids[&0][8], ids[&0][7], ids[&0][6]]);
+    assert_eq!(of(1), [ids[&1][1], ids[&1][0]]);
+    assert_eq!(read.len(), 5);
+}
