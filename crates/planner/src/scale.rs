@@ -41,9 +41,11 @@ fn awake_count(region: &Region) -> u32 {
         .max(1)
 }
 
-/// How many of them must be healthy before the deployment may serve.
+/// How many of them must be healthy before the deployment may serve: as many as serve without load, by hand or by the
+/// definition.
 pub(crate) fn required(view: &ServiceView, deployment: &Deployment, region: &Region) -> u32 {
-    wanted(view, deployment, region).min(region.scale.min.max(1))
+    let least = region.manual.unwrap_or(region.scale.min).max(1);
+    wanted(view, deployment, region).min(least)
 }
 
 /// Makes the instances fit the numbers.
