@@ -22,8 +22,9 @@ const PROVISION_RETRY: Duration = Duration::from_secs(3 * 60);
 const IMAGE_LOOK: Duration = Duration::from_secs(5);
 /// Between two looks at anything else that should have come by news: what a lost signal costs at most.
 const LOOK: Duration = Duration::from_secs(10);
-/// How long HEALTHY stays visible before SLEEPING: the slowest official client polls every two seconds.
-const HEALTHY_VISIBLE: Duration = Duration::from_secs(3);
+/// How long HEALTHY stays visible before SLEEPING: the slowest official client polls every five seconds
+/// (`koyeb compose`), and waits for ever when it never sees HEALTHY.
+const HEALTHY_VISIBLE: Duration = Duration::from_secs(6);
 /// Time an instance without new requests gets to finish those it has.
 const DRAIN: Duration = Duration::from_secs(30);
 /// After the data plane confirmed a table, reports of requests still under way may be on their way here: they come
