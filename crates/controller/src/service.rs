@@ -22,7 +22,7 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tram_planner::{Activity, Plan, Write};
+use tram_planner::{Activity, Plan, Reason, Write};
 use tram_site::ObservedImage;
 use tram_types::{AppId, DeploymentId, InstanceId, ServiceId};
 
@@ -179,6 +179,11 @@ impl Reconciler {
             let plan = tram_planner::plan(&seen.view, &self.deps.policy, self.deps.clock.now());
             if plan.is_empty() {
                 return Ok(Next::At(plan.look_again_at));
+            if plan.waiting.contains(&Reason::EdgeStillRoutes) {
+                // It may be our own table that is behind: the write that took the instance out was a process's last.
+                self.routing.dirty(id);
+                self.routing_signal.notify_one();
+            }
             }
             trace(id, &plan);
             if plan
