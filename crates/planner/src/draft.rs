@@ -32,6 +32,8 @@ pub(crate) struct Draft<'a> {
     pub(crate) policy: &'a Policy,
     pub(crate) now: Timestamp,
     plan: Plan,
+    /// Which deployment waits for what.
+    held: Vec<(usize, Reason)>,
 }
 
 impl<'a> Draft<'a> {
@@ -41,6 +43,7 @@ impl<'a> Draft<'a> {
             policy,
             now,
             plan: Plan::default(),
+            held: Vec::new(),
         }
     }
 
@@ -53,6 +56,21 @@ impl<'a> Draft<'a> {
         if !self.plan.waiting.contains(&reason) {
             self.plan.waiting.push(reason);
         }
+    }
+
+    /// The same, and this deployment is what it is about.
+    pub(crate) fn wait_for(&mut self, deployment: usize, reason: Reason) {
+        let held = (deployment, reason.clone());
+        if !self.held.contains(&held) {
+            self.held.push(held);
+        }
+        self.wait(reason);
+    }
+
+    /// What keeps a deployment from going further, in words.
+    pub(crate) fn held(&self, deployment: usize) -> impl Iterator<Item = String> + '_ {
+        let own = move |held: &&(usize, Reason)| held.0 == deployment;
+        self.held.iter().filter(own).map(|(_, reason)| reason.to_string())
     }
 
     /// Something may be due then.

@@ -14,8 +14,8 @@
 //! | `rollout` | how a new deployment gets from accepted to serving, and when it has failed |
 //! | `sleep` | when to sleep and when to wake |
 //! | `scale` | how many replicas, with `restart` deciding when a failed one is tried again |
-//! | `status` | what deployments and the service are shown as |
 //! | `orders` | what the site is told, and when an instance may really be stopped |
+//! | `status` | what deployments and the service are shown as, and what they wait for |
 //!
 //! Two rules hold everywhere. A status only moves along the arrows of [`tram_types::machine`]; and **unknown is a
 //! state**: while a site cannot be reached, nothing of its is started, stopped or declared dead.
@@ -64,8 +64,9 @@ pub fn plan(view: &ServiceView, policy: &Policy, now: Timestamp) -> Plan {
     sleep::apply(&mut draft);
     scale::apply(&mut draft);
     lifecycle::wind_down(&mut draft);
-    status::apply(&mut draft);
     orders::issue(&mut draft);
+    // Last: what is shown includes what is waited for.
+    status::apply(&mut draft);
     draft.finish()
 }
 

@@ -136,8 +136,9 @@ pub(crate) fn wind_down(draft: &mut Draft<'_>) {
             D::Erroring => D::Error,
             _ => D::Stopped,
         };
+        // The first one says why; what it waited for on the way is over.
         let (messages, was_active) = (
-            deployment.messages.clone(),
+            deployment.messages.iter().take(1).cloned().collect(),
             draft.view.active == Some(deployment.id),
         );
         draft.set_deployment(index, to, messages, &Reason::Gone);

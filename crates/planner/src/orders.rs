@@ -52,7 +52,7 @@ fn stop(draft: &mut Draft<'_>, at: At) {
             grace,
             reason,
         }),
-        Gate::Closed(reason) => draft.wait(reason),
+        Gate::Closed(reason) => draft.wait_for(at.deployment, reason),
     }
 }
 

@@ -15,11 +15,20 @@ use crate::{
 pub(crate) fn apply(draft: &mut Draft<'_>) {
     for index in 0..draft.view.deployments.len() {
         serving_deployment(draft, index);
+        leaving_deployment(draft, index);
     }
     if let Some(index) = draft.serving().filter(|_| draft.view.intent == Intent::Run) {
         draft.activate(Some(index), Reason::AllHealthy);
     }
-    let (status, messages) = service(&draft.view);
+    let mut waits: Vec<String> = Vec::new();
+    for index in 0..draft.view.deployments.len() {
+        for words in draft.held(index) {
+            if !waits.contains(&words) {
+                waits.push(words);
+            }
+        }
+    }
+    let (status, messages) = service(&draft.view, waits);
     draft.set_service(status, messages);
 }
 
@@ -77,13 +86,25 @@ fn serving_deployment(draft: &mut Draft<'_>, index: usize) {
     draft.set_deployment(index, to, messages, &reason);
 }
 
-/// What the service is shown as.
-fn service(view: &ServiceView) -> (ServiceStatus, Vec<String>) {
+/// One that goes down shows why, and then what keeps it from being gone.
+fn leaving_deployment(draft: &mut Draft<'_>, index: usize) {
+    let deployment = &draft.view.deployments[index];
+    if !deployment.is_going_down() {
+        return;
+    }
+    let mut messages: Vec<String> = deployment.messages.iter().take(1).cloned().collect();
+    messages.extend(draft.held(index));
+    let status = deployment.status;
+    draft.set_deployment(index, status, messages, &Reason::Stopping);
+}
+
+/// What the service is shown as. `waits`: what keeps its deployments from going further.
+fn service(view: &ServiceView, waits: Vec<String>) -> (ServiceStatus, Vec<String>) {
     let down = |deployment: &&Deployment| !deployment.status.is_final() || !deployment.is_empty();
     match view.intent {
-        Intent::Delete => return (ServiceStatus::Deleting, Vec::new()),
+        Intent::Delete => return (ServiceStatus::Deleting, waits),
         Intent::Pause if view.deployments.iter().any(|it| down(&it)) => {
-            return (ServiceStatus::Pausing, Vec::new());
+            return (ServiceStatus::Pausing, waits);
         }
         Intent::Pause => return (ServiceStatus::Paused, Vec::new()),
         Intent::Run => {}
