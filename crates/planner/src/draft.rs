@@ -159,6 +159,16 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// Ends an instance of which nothing will ever be heard again.
+    pub(crate) fn give_up(&mut self, at: At, reason: &Reason) {
+        self.instance_mut(at).observed = Observed::Absent;
+        if !self.instance(at).status.is_final() {
+            self.set_instance(at, InstanceStatus::Stopped, vec![reason.to_string()], reason);
+        } else if !self.instance(at).forgotten {
+            self.note_instance(at, None, None, None, true);
+        }
+    }
+
     /// Makes the site forget an instance that is over.
     pub(crate) fn forget(&mut self, at: At) {
         let instance = self.instance_mut(at);

@@ -10,7 +10,7 @@ use tram_types::status::InstanceStatus as S;
 use crate::{
     draft::{At, Draft},
     reason::Reason,
-    view::{Observed, SiteState},
+    view::{Intent, Observed, SiteState},
 };
 
 pub(crate) fn apply(draft: &mut Draft<'_>) {
@@ -25,11 +25,20 @@ pub(crate) fn apply(draft: &mut Draft<'_>) {
 }
 
 fn unknown(draft: &mut Draft<'_>, at: At) {
-    let region = &draft.view.deployments[at.deployment].regions[at.region];
-    if region.site == SiteState::Unreachable && !draft.instance(at).status.is_final() {
-        let region = region.region.clone();
-        draft.wait(Reason::SiteUnreachable { region });
-        draft.look_later();
+    let deployment = &draft.view.deployments[at.deployment];
+    let region = &deployment.regions[at.region];
+    let over = deployment.is_going_down() || deployment.status.is_final();
+    let name = region.region.clone();
+    match region.site {
+        SiteState::Unreachable if !draft.instance(at).status.is_final() => {
+            draft.wait_for(at.deployment, Reason::SiteUnreachable { region: name });
+            draft.look_later();
+        }
+        // Nobody will ever say what became of it. What still runs there is a stray once the region is served again.
+        SiteState::Missing if over || draft.view.intent == Intent::Delete => {
+            draft.give_up(at, &Reason::NotServed { region: name });
+        }
+        _ => {}
     }
 }
 

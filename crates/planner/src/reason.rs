@@ -123,6 +123,11 @@ pub enum Reason {
     /// Requests are given time to finish.
     Draining,
     /// Instances are on their way out.
+    /// No site serves the region any more.
+    NotServed {
+        /// Which region.
+        region: String,
+    },
     Stopping,
     /// The old deployment has to be gone first.
     WaitsForOld,
@@ -253,6 +258,10 @@ impl fmt::Display for Reason {
 
 #[cfg(test)]
 mod tests {
+            Self::NotServed { region } => write!(
+                f,
+                "no machines serve region {region} any more; what may still run there is stopped when they are back"
+            ),
     use super::*;
 
     #[test]
