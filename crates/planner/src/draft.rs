@@ -264,6 +264,15 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// Dates the first place of a deployment's instances anew.
+    pub(crate) fn allocate_anew(&mut self, index: usize) {
+        let now = self.now;
+        let deployment = &mut self.view.deployments[index];
+        deployment.allocated_at = Some(now);
+        let write = Write::AllocatedAnew(deployment.id);
+        self.plan.writes.push(write);
+    }
+
     /// Makes a deployment the one that serves, or none.
     pub(crate) fn activate(&mut self, index: Option<usize>, reason: Reason) {
         let deployment = index.map(|index| self.view.deployments[index].id);

@@ -67,6 +67,9 @@ pub enum Write {
         /// Why.
         reason: Reason,
     },
+    /// The time at which a deployment's first instance got its place lies in the future, since the clock was set back:
+    /// it is now.
+    AllocatedAnew(DeploymentId),
     /// A new instance, ALLOCATING.
     CreateInstance {
         /// Of which deployment.

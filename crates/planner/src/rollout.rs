@@ -136,6 +136,10 @@ fn provision(draft: &mut Draft<'_>, index: usize) {
 
 fn start(draft: &mut Draft<'_>, index: usize) {
     let (policy, now) = (draft.policy, draft.now);
+    let allocated_at = draft.view.deployments[index].allocated_at;
+    if allocated_at.is_some_and(|allocated_at| allocated_at > now) {
+        draft.allocate_anew(index);
+    }
     let deployment = &draft.view.deployments[index];
     let running = deployment.instances().any(|instance| {
         matches!(

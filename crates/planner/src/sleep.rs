@@ -103,17 +103,21 @@ fn fall_asleep(draft: &mut Draft<'_>, index: usize) {
         draft.look_again(draft.now.plus(after));
         return;
     };
-    let deployment = &draft.view.deployments[index];
-    let Some(healthy) = awake_since(deployment) else {
+    let visible = draft.policy.healthy_visible;
+    let whole = after.max(visible);
+    let woken: Vec<Timestamp> = woken(&draft.view.deployments[index]).collect();
+    if woken.is_empty() {
         return;
-    };
-    let idle_since = last_at.map_or(healthy, |last| last.max(healthy));
+    }
+    // What lies further ahead than the whole delay is of a clock that was set back since, and says nothing.
+    let credible = |at: &Timestamp| *at <= draft.now.plus(whole);
+    let healthy = woken.into_iter().filter(credible).max();
+    let idle_since = healthy.max(last_at.filter(credible));
     let due = idle_since
-        .plus(after)
-        .max(healthy.plus(draft.policy.healthy_visible));
-    if draft.now < due {
-        // A clock that was set back makes `due` far away; the whole delay is always enough.
-        draft.look_again(due.min(draft.now.plus(after.max(draft.policy.healthy_visible))));
+        .map(|since| since.plus(after))
+        .max(healthy.map(|healthy| healthy.plus(visible)));
+    if let Some(due) = due.filter(|due| draft.now < *due) {
+        draft.look_again(due.min(draft.now.plus(whole)));
         return;
     }
     let reason = Reason::Idle(after);
@@ -149,11 +153,10 @@ fn delay(deployment: &Deployment) -> Option<(Duration, bool)> {
     (!deployment.regions.is_empty()).then_some((longest, light))
 }
 
-/// When the deployment last became healthy after it had not been running.
-fn awake_since(deployment: &Deployment) -> Option<Timestamp> {
+/// When the deployment became healthy, at first and after it had not been running.
+fn woken(deployment: &Deployment) -> impl Iterator<Item = Timestamp> + '_ {
     deployment
         .instances()
         .filter_map(|instance| instance.healthy_at)
-        .max()
-        .max(deployment.healthy_at)
+        .chain(deployment.healthy_at)
 }

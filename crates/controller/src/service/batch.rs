@@ -65,6 +65,12 @@ impl<'a> Batch<'a> {
             Write::Activate { deployment, .. } => self.service.active_deployment_id = Some(*deployment),
             Write::SleepingSince(since) => self.service.sleeping_since = Some(*since),
             Write::RequestDelete(_) => {}
+            Write::AllocatedAnew(id) => {
+                let place = self.deployment_place(*id, None);
+                if let Some(place) = place {
+                    self.deployments[place].2.allocated_at = Some(Some(self.now));
+                }
+            }
             Write::Deployment {
                 id,
                 from,
@@ -134,18 +140,16 @@ impl<'a> Batch<'a> {
         messages: &[String],
     ) {
         let now = Some(Some(self.now));
-        let place = self
-            .deployments
-            .iter()
-            .position(|(known, ..)| *known == id)
-            .unwrap_or_else(|| {
-                self.deployments.push((id, from, DeploymentSet::default()));
-                self.deployments.len() - 1
-            });
+        let Some(place) = self.deployment_place(id, Some(from)) else {
+            return;
+        };
         let row = self.seen.state.deployments.iter().find(|row| row.id == id);
         let set = &mut self.deployments[place].2;
         set.status = Some(to);
         set.messages = Some(messages.to_vec());
+        if from == to {
+            return;
+        }
         match to {
             DeploymentStatus::Allocating => {
                 set.allocated_at = now;
@@ -160,9 +164,20 @@ impl<'a> Batch<'a> {
             DeploymentStatus::Healthy if row.is_some_and(|row| row.succeeded_at.is_none()) => {
                 set.succeeded_at = now;
             }
-            _ if to.is_final() && from != to => set.terminated_at = now,
+            _ if to.is_final() => set.terminated_at = now,
             _ => {}
         }
+    }
+
+    /// Where the changes of a deployment are gathered. `from` is what it was seen as, when that is not its row.
+    fn deployment_place(&mut self, id: DeploymentId, from: Option<DeploymentStatus>) -> Option<usize> {
+        if let Some(place) = self.deployments.iter().position(|(known, ..)| *known == id) {
+            return Some(place);
+        }
+        let row = self.seen.state.deployments.iter().find(|row| row.id == id);
+        let from = from.or(row.map(|row| row.status))?;
+        self.deployments.push((id, from, DeploymentSet::default()));
+        Some(self.deployments.len() - 1)
     }
 
     fn set_instance(&mut self, write: &InstanceWrite) {
@@ -229,6 +244,9 @@ impl<'a> Batch<'a> {
         let datacenter = catalog
             .region(&regional.region)
             .map(|region| region.datacenter.clone());
+        let created_at = self.newest().map_or(self.now, |newest| {
+            self.now.max(Timestamp::from_micros(newest.as_micros() + 1))
+        });
         Some(record::Instance {
             id: InstanceId::random(),
             organization_id: state.service.organization_id,
@@ -246,12 +264,25 @@ impl<'a> Batch<'a> {
             generation: Generation(1),
             address: String::new(),
             forgotten: false,
-            created_at: self.now,
+            created_at,
             updated_at: self.now,
             started_at: None,
             succeeded_at: None,
             terminated_at: None,
         })
+    }
+
+    /// When the newest instance was made. A later one is dated after it though the clock was set back: which one came
+    /// last decides how long a failed replica waits.
+    fn newest(&self) -> Option<Timestamp> {
+        let known = self
+            .seen
+            .view
+            .deployments
+            .iter()
+            .flat_map(tram_planner::Deployment::instances)
+            .map(|instance| instance.created_at);
+        known.chain(self.inserts.iter().map(|row| row.created_at)).max()
     }
 
     /// What becomes of the rows of instances.
