@@ -87,13 +87,6 @@ pub(crate) fn last_failure(region: &Region, replica: u32) -> Option<String> {
     (end != End::Ordered).then(|| cause(instance))
 }
 
-/// The same, if that instance was made at or after `since` and failed by itself: a start that was cut in half by the
-/// machine or the control plane says nothing about the program.
-pub(crate) fn last_failure_since(region: &Region, replica: u32, since: Timestamp) -> Option<String> {
-    let (instance, end) = ended(region, replica).into_iter().next()?;
-    (end == End::Failed && instance.created_at >= since).then(|| cause(instance))
-}
-
 fn cause(instance: &Instance) -> String {
     instance.messages.join("; ")
 }

@@ -16,9 +16,10 @@ use tram_types::{
 
 use crate::{
     draft::Draft,
+    policy::Policy,
     reason::Reason,
-    restart,
-    view::{Activity, Deployment, Intent, SiteState},
+    restart::{self, Verdict},
+    view::{Activity, Deployment, Intent, Region, SiteState},
 };
 
 /// How deep a service sleeps next, and after how much idle time.
@@ -68,17 +69,26 @@ fn wake(draft: &mut Draft<'_>, index: usize) {
     }
     let demanded =
         draft.view.activity.demands_wake() || deployment.instances().any(crate::view::Instance::is_live);
-    // What failed before the sleep says nothing about this wake.
-    let asleep_since = draft.view.sleeping_since.unwrap_or(Timestamp::EPOCH);
-    let failure = deployment
+    let cause = deployment
         .regions
         .iter()
-        .find_map(|region| restart::last_failure_since(region, 0, asleep_since));
-    if let Some(cause) = failure.filter(|_| demanded) {
+        .find_map(|region| cannot_wake(region, draft.policy, draft.now));
+    if let Some(cause) = cause.filter(|_| demanded) {
         let reason = Reason::NoneHealthy(format!("it could not be woken: {cause}"));
         draft.set_deployment(index, D::Unhealthy, vec![reason.to_string()], &reason);
         draft.set_sleeping_since(None);
     }
+}
+
+/// Why nothing comes up in a region now: its site cannot start it, or it failed and waits for its next try. A failure
+/// whose pause is over says nothing: the next try is part of this wake.
+fn cannot_wake(region: &Region, policy: &Policy, now: Timestamp) -> Option<String> {
+    let mut live = region.instances.iter().filter(|instance| instance.is_live());
+    let trouble = live.find_map(|instance| instance.trouble.clone());
+    trouble.or_else(|| match restart::verdict(region, 0, policy, now) {
+        Verdict::Wait { cause, .. } => Some(cause),
+        Verdict::Start | Verdict::TryAgain { .. } => None,
+    })
 }
 
 fn fall_asleep(draft: &mut Draft<'_>, index: usize) {
