@@ -92,6 +92,8 @@ struct Remembered {
     waits_for: HashSet<String>,
     /// Instances that their site refused to start, with its words.
     refused: HashMap<InstanceId, String>,
+    /// Instances that could not be started for now, with what is in the way.
+    delayed: HashMap<InstanceId, String>,
 }
 
 impl Memory {
@@ -177,13 +179,13 @@ impl Reconciler {
                 self.activities.clear_wake(id);
             }
             let plan = tram_planner::plan(&seen.view, &self.deps.policy, self.deps.clock.now());
-            if plan.is_empty() {
-                return Ok(Next::At(plan.look_again_at));
             if plan.waiting.contains(&Reason::EdgeStillRoutes) {
                 // It may be our own table that is behind: the write that took the instance out was a process's last.
                 self.routing.dirty(id);
                 self.routing_signal.notify_one();
             }
+            if plan.is_empty() {
+                return Ok(Next::At(plan.look_again_at));
             }
             trace(id, &plan);
             if plan

@@ -4,8 +4,10 @@
 //! without messages; one that was interrupted from outside (the machine went down) ends as STOPPED with a message.
 //! `restart` tells them apart by that.
 
+use std::time::Duration;
+
 use tram_site::{EndCause, InstancePhase, ObservedInstance};
-use tram_types::status::InstanceStatus as S;
+use tram_types::{Timestamp, status::InstanceStatus as S};
 
 use crate::{
     draft::{At, Draft},
@@ -45,8 +47,13 @@ fn unknown(draft: &mut Draft<'_>, at: At) {
 fn absent(draft: &mut Draft<'_>, at: At) {
     let instance = draft.instance(at);
     match instance.status {
-        // Never started, or the order was lost: `orders` gives it (again).
-        S::Allocating => {}
+        // Never started, or the order was lost: `orders` gives it (again), for a while.
+        S::Allocating => {
+            if let Some(within) = overdue(draft, at, None) {
+                let reason = never_started(draft, at, within);
+                draft.set_instance(at, S::Error, vec![reason.to_string()], &reason);
+            }
+        }
         S::Stopping => settle(draft, at),
         S::Stopped | S::Error => {
             if !instance.forgotten {
@@ -111,7 +118,13 @@ fn ended(draft: &mut Draft<'_>, at: At, cause: &EndCause) {
 fn alive(draft: &mut Draft<'_>, at: At, seen: &ObservedInstance) {
     let status = draft.instance(at).status;
     match &seen.phase {
-        InstancePhase::Preparing | InstancePhase::Stopping | InstancePhase::Ended { .. } => {}
+        InstancePhase::Stopping | InstancePhase::Ended { .. } => {}
+        InstancePhase::Preparing => {
+            if let Some(within) = overdue(draft, at, None) {
+                let reason = never_started(draft, at, within);
+                draft.set_instance(at, S::Stopping, vec![reason.to_string()], &reason);
+            }
+        }
         InstancePhase::Starting { last_failure } => {
             if status == S::Allocating {
                 draft.set_instance(
@@ -121,7 +134,11 @@ fn alive(draft: &mut Draft<'_>, at: At, seen: &ObservedInstance) {
                     &Reason::Seen("its program was started"),
                 );
             }
-            overdue(draft, at, last_failure.as_ref());
+            if let Some(within) = overdue(draft, at, seen.started_at) {
+                let last = last_failure.clone();
+                let reason = Reason::NeverHealthy { within, last };
+                draft.set_instance(at, S::Stopping, vec![reason.to_string()], &reason);
+            }
         }
         InstancePhase::Running { healthy: true, .. } => {
             draft.set_instance(at, S::Healthy, Vec::new(), &Reason::Seen("its checks pass"));
@@ -149,22 +166,24 @@ fn alive(draft: &mut Draft<'_>, at: At, seen: &ObservedInstance) {
     }
 }
 
-/// Replaces an instance that takes too long. Only once its deployment was healthy: before that, the deadline is the
-/// deployment's own, in `rollout`.
-fn overdue(draft: &mut Draft<'_>, at: At, last: Option<&String>) {
-    if draft.view.deployments[at.deployment].healthy_at.is_none() {
-        return;
-    }
+/// The time an instance had to become healthy, when that is over and it is to be replaced. Only once its deployment
+/// was healthy: before that, the deadline is the deployment's own, in `rollout`.
+fn overdue(draft: &mut Draft<'_>, at: At, started_at: Option<Timestamp>) -> Option<Duration> {
+    draft.view.deployments[at.deployment].healthy_at?;
     let region = &draft.view.deployments[at.deployment].regions[at.region];
     let within = draft.policy.start_deadline.saturating_add(region.start_grace);
-    let due = draft.instance(at).created_at.plus(within);
+    let created_at = draft.instance(at).created_at;
+    // A row that was made after the clock had been set back may be dated ahead.
+    let since = started_at.map_or(created_at, |started_at| started_at.min(created_at));
+    let due = since.plus(within);
     if draft.now < due {
         draft.look_again(due);
-        return;
+        return None;
     }
-    let reason = Reason::NeverHealthy {
-        within,
-        last: last.cloned(),
-    };
-    draft.set_instance(at, S::Stopping, vec![reason.to_string()], &reason);
+    Some(within)
+}
+
+fn never_started(draft: &Draft<'_>, at: At, within: Duration) -> Reason {
+    let cause = draft.instance(at).trouble.clone();
+    Reason::NeverStarted { within, cause }
 }

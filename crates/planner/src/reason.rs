@@ -65,6 +65,13 @@ pub enum Reason {
         /// What the last probe said.
         last: Option<String>,
     },
+    /// The instance could not even be started in time.
+    NeverStarted {
+        /// How long there was for it.
+        within: Duration,
+        /// What its site says is in the way.
+        cause: Option<String>,
+    },
     /// Every required instance is healthy.
     AllHealthy,
     /// Some replicas are in trouble.
@@ -116,6 +123,11 @@ pub enum Reason {
         /// Which region's.
         region: String,
     },
+    /// No site serves the region any more.
+    NotServed {
+        /// Which region.
+        region: String,
+    },
     /// The data plane still sends requests there.
     EdgeStillRoutes,
     /// The data plane has not confirmed what it serves.
@@ -123,11 +135,6 @@ pub enum Reason {
     /// Requests are given time to finish.
     Draining,
     /// Instances are on their way out.
-    /// No site serves the region any more.
-    NotServed {
-        /// Which region.
-        region: String,
-    },
     Stopping,
     /// The old deployment has to be gone first.
     WaitsForOld,
@@ -214,6 +221,14 @@ impl fmt::Display for Reason {
                 span(*within),
                 last_probe(last.as_ref())
             ),
+            Self::NeverStarted { within, cause } => write!(
+                f,
+                "could not be started within {}{}",
+                span(*within),
+                cause
+                    .as_ref()
+                    .map_or_else(String::new, |cause| format!(": {cause}"))
+            ),
             Self::AllHealthy => write!(f, "all required instances are healthy"),
             Self::SomeInTrouble(what) => write!(f, "some instances are in trouble: {what}"),
             Self::NoneHealthy(what) => write!(f, "no instance is healthy: {what}"),
@@ -243,6 +258,10 @@ impl fmt::Display for Reason {
                 f,
                 "the machines of region {region} do not answer; what runs there is left as it is"
             ),
+            Self::NotServed { region } => write!(
+                f,
+                "no machines serve region {region} any more; what may still run there is stopped when they are back"
+            ),
             Self::EdgeStillRoutes => write!(f, "waiting until no new requests are sent there"),
             Self::EdgeUnknown => write!(f, "waiting for the data plane"),
             Self::Draining => write!(f, "requests under way get time to finish"),
@@ -258,10 +277,6 @@ impl fmt::Display for Reason {
 
 #[cfg(test)]
 mod tests {
-            Self::NotServed { region } => write!(
-                f,
-                "no machines serve region {region} any more; what may still run there is stopped when they are back"
-            ),
     use super::*;
 
     #[test]

@@ -183,9 +183,20 @@ fn start(draft: &mut Draft<'_>, index: usize) {
         .unwrap_or(deployment.created_at)
         .plus(within);
     let late = now >= due && deployment.regions.iter().all(|region| answering(&region));
-    let overdue = late.then(|| Reason::NeverHealthy {
-        within,
-        last: last_words(deployment),
+    let overdue = late.then(|| {
+        let trouble = deployment
+            .instances()
+            .find_map(|instance| instance.trouble.clone());
+        match trouble {
+            Some(cause) => Reason::NeverStarted {
+                within,
+                cause: Some(cause),
+            },
+            None => Reason::NeverHealthy {
+                within,
+                last: last_words(deployment),
+            },
+        }
     });
     if let Some(reason) = exhausted.or(overdue) {
         return fail(draft, index, &reason);
@@ -207,6 +218,18 @@ fn progress(draft: &Draft<'_>, index: usize) -> Vec<String> {
     let mut messages = Vec::new();
     let deployment = &draft.view.deployments[index];
     for region in &deployment.regions {
+        if region.site == SiteState::Unreachable {
+            let region = region.region.clone();
+            messages.push(Reason::SiteUnreachable { region }.to_string());
+        }
+        for instance in region.instances.iter().filter(|instance| instance.is_live()) {
+            if let Some(trouble) = &instance.trouble {
+                messages.push(format!(
+                    "replica {}: {trouble}; trying again",
+                    instance.replica_index
+                ));
+            }
+        }
         let replicas: std::collections::BTreeSet<u32> = region
             .instances
             .iter()

@@ -56,7 +56,12 @@ fn count(tally: &mut Tally, region: &Region, replica: u32) {
         .iter()
         .filter(|instance| instance.replica_index == replica && instance.is_live());
     let of = |what: &str| format!("replica {replica}: {what}");
-    match live.next().map(|instance| (instance.status, &instance.messages)) {
+    let live = live.next();
+    if let Some(trouble) = live.and_then(|instance| instance.trouble.as_ref()) {
+        tally.troubles.push(of(trouble));
+        return;
+    }
+    match live.map(|instance| (instance.status, &instance.messages)) {
         Some((InstanceStatus::Healthy | InstanceStatus::Sleeping, _)) => tally.healthy += 1,
         Some((InstanceStatus::Unhealthy, messages)) => tally.troubles.push(of(&messages.join("; "))),
         _ => match restart::last_failure(region, replica) {

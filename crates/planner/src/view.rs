@@ -51,7 +51,7 @@ pub struct ServiceView {
     pub routed: bool,
     /// Whether its kind may sleep at all: workers and databases may not.
     pub may_sleep: bool,
-    /// Every deployment that is not final, and the newest one whatever its status.
+    /// Every deployment that is not final, and the newest one that was not stashed, whatever its status.
     pub deployments: Vec<Deployment>,
     /// What the data plane says of its traffic.
     pub activity: Activity,
@@ -167,6 +167,8 @@ pub struct Instance {
     pub ended_at: Option<Timestamp>,
     /// What the data plane says of requests it still serves, once no new ones go there.
     pub drain: Drain,
+    /// Why its site cannot start it just now, in the site's words; it is tried again.
+    pub trouble: Option<String>,
     /// What its site says now.
     pub observed: Observed,
 }

@@ -331,14 +331,33 @@ impl Reconciler {
             Ok(ObservedImage::Failed { message, .. }) | Err(tram_site::Error::Refused { message }) => {
                 return refuse(message);
             }
-            Err(error) => return Err(Error::site("get the image of an instance")(error)),
+            Err(error) => {
+                self.delay(seen, instance, Some(&error));
+                return Err(Error::site("get the image of an instance")(error));
+            }
         }
         match site.start(&spec, row.generation).await {
             // The site's news may have come before we listened for this instance; one more look is cheap.
-            Ok(()) => Ok(Some(Done::Progress)),
+            Ok(()) => {
+                self.delay(seen, instance, None);
+                Ok(Some(Done::Progress))
+            }
             Err(tram_site::Error::Refused { message }) => refuse(message),
-            Err(error) => Err(Error::site("start an instance")(error)),
+            Err(error) => {
+                self.delay(seen, instance, Some(&error));
+                Err(Error::site("start an instance")(error))
+            }
         }
+    }
+
+    /// Remembers what keeps an instance from being started for now: its owner waits for it.
+    fn delay(&self, seen: &Seen, instance: InstanceId, error: Option<&tram_site::Error>) {
+        let mut memory = self.memory();
+        let known = memory.services.entry(seen.view.id).or_default();
+        match error {
+            Some(error) => known.delayed.insert(instance, words(error)),
+            None => known.delayed.remove(&instance),
+        };
     }
 
     async fn record_forgotten(&self, seen: &Seen, forgotten: Vec<Update>) -> Result<(), Error> {
@@ -382,6 +401,12 @@ impl Reconciler {
             Err(error) => Err(Error::store("remove a service")(error)),
         }
     }
+}
+
+/// An error with its causes, in one line.
+fn words(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Whether a write changes nothing but what is said.

@@ -142,6 +142,7 @@ impl Reconciler {
         for gone in known.instances.difference(&instances) {
             memory.owners.remove(gone);
             known.refused.remove(gone);
+            known.delayed.remove(gone);
         }
         for new in instances.difference(&known.instances) {
             memory.owners.insert(*new, id);
@@ -299,8 +300,23 @@ impl Reconciler {
             healthy_at: row.succeeded_at,
             ended_at: row.terminated_at,
             drain,
+            trouble: self.delayed(row).filter(|_| observed == Observed::Absent),
             observed,
         }
+    }
+
+    /// What keeps an instance from being started for now.
+    fn delayed(&self, row: &record::Instance) -> Option<String> {
+        if row.status != InstanceStatus::Allocating {
+            return None;
+        }
+        let memory = self.memory();
+        memory
+            .services
+            .get(&row.service_id)?
+            .delayed
+            .get(&row.id)
+            .cloned()
     }
 
     fn site_state(&self, region: &str, unreachable: &[String]) -> SiteState {

@@ -520,6 +520,14 @@ async fn an_order_that_fails_keeps_no_other_from_being_given() {
             }
         })
         .await;
+    // Its owner is told, and waits for nothing else.
+    world
+        .pass_until(STEP, "the owner is told", async || {
+            let shown = world.service(service).await;
+            let told = shown.messages.iter().any(|it| it.contains("has no room now"));
+            if told { Ok(()) } else { Err(format!("{shown:?}")) }
+        })
+        .await;
     let next = world.deploy(service, web("v2", 1)).await;
     world.deployment_comes_to(next, D::Healthy).await;
 }

@@ -8,7 +8,7 @@ use tram_types::status::{DeploymentStatus as D, InstanceStatus, ServiceStatus};
 use super::world::{Program, World};
 use crate::{Activity, Drain, Intent, Order, Plan, Reason, Takeover, Write};
 
-fn healthy(min: u32) -> World {
+pub(super) fn healthy(min: u32) -> World {
     let mut world = World::new();
     let id = world.deploy(Program::Good, min, Takeover::Rolling);
     world.rounds(12);
@@ -18,7 +18,7 @@ fn healthy(min: u32) -> World {
     world
 }
 
-fn statuses(world: &World) -> Vec<D> {
+pub(super) fn statuses(world: &World) -> Vec<D> {
     world.store.deployments.iter().map(|it| it.status).collect()
 }
 
@@ -398,7 +398,7 @@ fn services_that_ask_for_it_delete_themselves() {
 }
 
 /// A service that sleeps, and goes after an hour of it.
-fn asleep() -> World {
+pub(super) fn asleep() -> World {
     let mut world = healthy(0);
     world.store.delete_after_sleep = Some(Duration::from_secs(3600));
     world.advance(Duration::from_secs(400));

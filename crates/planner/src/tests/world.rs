@@ -27,7 +27,12 @@ pub(super) enum Program {
     Crashes,
     Hangs,
     NoImage,
+    /// Its site cannot start it for now.
+    NoRoom,
 }
+
+/// What a site without room says.
+pub(super) const NO_ROOM: &str = "the disk is full";
 
 #[derive(Debug)]
 struct Run {
@@ -40,6 +45,8 @@ pub(super) struct World {
     pub(super) store: ServiceView,
     pub(super) now: Timestamp,
     pub(super) reachable: bool,
+    /// No site serves the region any more.
+    pub(super) missing: bool,
     pub(super) edge_up: bool,
     pub(super) removed: bool,
     pub(super) policy: Policy,
@@ -76,6 +83,7 @@ impl World {
             },
             now,
             reachable: true,
+            missing: false,
             edge_up: true,
             removed: false,
             policy: Policy::default(),
@@ -135,6 +143,11 @@ impl World {
         id
     }
 
+    /// What the instances of a deployment do from now on.
+    pub(super) fn turn(&mut self, id: DeploymentId, program: Program) {
+        self.programs.insert(id, program);
+    }
+
     pub(super) fn deployment(&self, id: DeploymentId) -> &Deployment {
         self.store.deployments.iter().find(|it| it.id == id).unwrap()
     }
@@ -169,6 +182,16 @@ impl World {
                 healthy: false,
                 failures: 3,
                 last_failure: Some("status 500".to_owned()),
+            };
+        }
+    }
+
+    pub(super) fn recover(&mut self, id: InstanceId) {
+        if let Some(run) = self.site.get_mut(&id) {
+            run.seen.phase = InstancePhase::Running {
+                healthy: true,
+                failures: 0,
+                last_failure: None,
             };
         }
     }
@@ -233,13 +256,14 @@ impl World {
         let mut view = self.store.clone();
         for deployment in &mut view.deployments {
             for region in &mut deployment.regions {
-                region.site = if self.reachable {
-                    SiteState::Reachable(Capabilities::default())
-                } else {
-                    SiteState::Unreachable
+                region.site = match (self.missing, self.reachable) {
+                    (true, _) => SiteState::Missing,
+                    (false, true) => SiteState::Reachable(Capabilities::default()),
+                    (false, false) => SiteState::Unreachable,
                 };
+                let answers = self.reachable && !self.missing;
                 for instance in &mut region.instances {
-                    instance.observed = match (self.reachable, self.site.get(&instance.id)) {
+                    instance.observed = match (answers, self.site.get(&instance.id)) {
                         (false, _) => Observed::Unknown,
                         (true, None) => Observed::Absent,
                         (true, Some(run)) => Observed::Seen(run.seen.clone()),
@@ -372,11 +396,21 @@ impl World {
                     assert!(!deployment.messages.is_empty(), "an error without a cause");
                 }
             }
+            Write::AllocatedAnew(id) => {
+                let deployment = self.store.deployments.iter_mut().find(|it| it.id == *id).unwrap();
+                deployment.allocated_at = Some(now);
+            }
             Write::CreateInstance {
                 regional,
                 replica_index,
                 ..
             } => {
+                // As the controller does it: which one came last is told by this, whatever the clock does.
+                let newest = self.store.deployments.iter().flat_map(Deployment::instances);
+                let newest = newest
+                    .map(|it| it.created_at.plus(Duration::from_micros(1)))
+                    .max();
+                let created_at = newest.map_or(now, |newest| now.max(newest));
                 let id = InstanceId::from_uuid(self.uuid());
                 let region = self
                     .store
@@ -393,10 +427,11 @@ impl World {
                     generation: Generation(1),
                     address: None,
                     forgotten: false,
-                    created_at: now,
+                    created_at,
                     healthy_at: None,
                     ended_at: None,
                     drain: Drain::Unknown,
+                    trouble: None,
                     observed: Observed::Unknown,
                 });
             }
@@ -459,6 +494,10 @@ impl World {
                     InstanceStatus::Allocating,
                     "started without the intent"
                 );
+                if program == Program::NoRoom {
+                    self.find(*instance).trouble = Some(NO_ROOM.to_owned());
+                    return;
+                }
                 let seen = ObservedInstance {
                     id: *instance,
                     generation: row.generation,
@@ -466,6 +505,7 @@ impl World {
                     address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
                     started_at: Some(self.now),
                 };
+                self.find(*instance).trouble = None;
                 self.site.entry(*instance).or_insert(Run { seen, program });
             }
             Order::Stop { instance, .. } => {
@@ -484,7 +524,10 @@ impl World {
                 self.find(*instance).forgotten = true;
             }
             Order::RemoveService => {
-                assert!(self.running().is_empty(), "removed while something of it runs");
+                assert!(
+                    self.missing || self.running().is_empty(),
+                    "removed while something of it runs"
+                );
                 self.removed = true;
             }
         }
