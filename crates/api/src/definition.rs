@@ -123,7 +123,11 @@ pub(crate) async fn all_secrets(api: &ApiState, organization: OrganizationId) ->
 }
 
 fn uses_secrets(definition: &DeploymentDefinition) -> bool {
-    let in_template = |text: &str| pieces(text).iter().any(|piece| matches!(piece, Piece::Secret(_)));
+    // A longer one is refused for its length.
+    let in_template = |text: &str| {
+        text.len() <= validate::CONFIG_FILE_MAX_BYTES
+            && pieces(text).any(|piece| matches!(piece, Piece::Secret(_)))
+    };
     let env = definition.env.iter().any(|entry| {
         entry.secret.as_deref().is_some_and(|name| !name.is_empty())
             || entry.value.as_deref().is_some_and(in_template)

@@ -85,7 +85,7 @@ impl Secrets {
 
 /// Names of the secrets in a template.
 pub(crate) fn secrets_in(template: &str) -> impl Iterator<Item = String> + '_ {
-    pieces(template).into_iter().filter_map(|piece| match piece {
+    pieces(template).filter_map(|piece| match piece {
         Piece::Secret(name) => Some(name.to_owned()),
         _ => None,
     })

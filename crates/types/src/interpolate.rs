@@ -26,35 +26,61 @@ pub enum UnknownName {
 }
 
 /// Cuts a template into its pieces. Braces that hold no name stand for themselves.
-#[must_use]
-pub fn pieces(template: &str) -> Vec<Piece<'_>> {
-    let mut found = Vec::new();
-    let mut rest = template;
-    let mut text_start = 0;
-    let mut offset = 0;
-    while let Some(open) = rest.find("{{") {
-        let after = &rest[open + 2..];
-        let Some(close) = after.find("}}") else { break };
-        let name = after[..close].trim();
-        let end = offset + open + 2 + close + 2;
-        if let Some(piece) = reference(name) {
-            let start = offset + open;
-            if start > text_start {
-                found.push(Piece::Text(&template[text_start..start]));
-            }
-            found.push(piece);
-            text_start = end;
-            rest = &template[end..];
-            offset = end;
-        } else {
-            offset += open + 2;
-            rest = after;
+///
+/// The time it takes grows with the length of the template and with nothing else: strangers write templates.
+pub fn pieces(template: &str) -> impl Iterator<Item = Piece<'_>> {
+    Pieces {
+        rest: template,
+        pending: None,
+    }
+}
+
+struct Pieces<'a> {
+    /// What was not cut yet.
+    rest: &'a str,
+    /// The reference behind the text that was handed out last.
+    pending: Option<Piece<'a>>,
+}
+
+impl<'a> Iterator for Pieces<'a> {
+    type Item = Piece<'a>;
+
+    fn next(&mut self) -> Option<Piece<'a>> {
+        if let Some(piece) = self.pending.take() {
+            return Some(piece);
         }
+        let rest = self.rest;
+        let mut from = 0;
+        while let Some(open) = rest[from..].find("{{").map(|found| from + found) {
+            let Some(close) = rest[open + 2..].find("}}").map(|found| open + 2 + found) else {
+                break;
+            };
+            let end = close + 2;
+            if let Some((start, piece)) = last_reference(&rest[open..close]) {
+                self.rest = &rest[end..];
+                if open + start == 0 {
+                    return Some(piece);
+                }
+                self.pending = Some(piece);
+                return Some(Piece::Text(&rest[..open + start]));
+            }
+            from = end;
+        }
+        self.rest = "";
+        (!rest.is_empty()).then_some(Piece::Text(rest))
     }
-    if text_start < template.len() {
-        found.push(Piece::Text(&template[text_start..]));
+}
+
+/// The reference that ends with `text`, and where it starts. No name holds a brace, so of several openings only the
+/// last can be that of a name; openings are counted in twos, so an odd brace belongs to what follows it.
+fn last_reference(text: &str) -> Option<(usize, Piece<'_>)> {
+    let start = text.rfind("{{")?;
+    let (before, name) = text.split_at(start + 2);
+    let braces = before.bytes().rev().take_while(|byte| *byte == b'{').count();
+    if braces % 2 == 1 {
+        return None;
     }
-    found
+    Some((start, reference(name.trim())?))
 }
 
 fn reference(name: &str) -> Option<Piece<'_>> {
@@ -82,7 +108,6 @@ pub fn expand(
     variable: impl Fn(&str) -> Option<String>,
 ) -> Result<String, UnknownName> {
     pieces(template)
-        .into_iter()
         .map(|piece| match piece {
             Piece::Text(text) => Ok(text.to_owned()),
             Piece::Secret(name) => secret(name).ok_or_else(|| UnknownName::Secret(name.to_owned())),
@@ -124,6 +149,54 @@ mod tests {
             assert_eq!(expanded(text), Ok(text.to_owned()));
         }
         assert_eq!(expanded("{{ ? {{ HOST }}"), Ok("{{ ? example.org".to_owned()));
+    }
+
+    /// What is meant, step by step: the first opening, the first close behind it, and when that is no name, the next
+    /// opening.
+    fn pieces_one_by_one(template: &str) -> Vec<Piece<'_>> {
+        let mut found = Vec::new();
+        let (mut text_start, mut offset) = (0, 0);
+        while let Some(open) = template[offset..].find("{{").map(|open| offset + open) {
+            let Some(close) = template[open + 2..].find("}}").map(|close| open + 2 + close) else {
+                break;
+            };
+            offset = open + 2;
+            if let Some(piece) = reference(template[open + 2..close].trim()) {
+                if open > text_start {
+                    found.push(Piece::Text(&template[text_start..open]));
+                }
+                found.push(piece);
+                offset = close + 2;
+                text_start = offset;
+            }
+        }
+        if text_start < template.len() {
+            found.push(Piece::Text(&template[text_start..]));
+        }
+        found
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn every_reference_is_found(template in "([{}]|A| |secret\\.x|\u{1F980}){0,40}") {
+            proptest::prop_assert_eq!(
+                pieces(&template).collect::<Vec<_>>(),
+                pieces_one_by_one(&template),
+                "{}", template
+            );
+        }
+    }
+
+    #[test]
+    fn many_openings_take_no_longer_than_other_text() {
+        const OPENINGS: usize = 4 * 1024 * 1024;
+        let (told, heard) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let template = "{{".repeat(OPENINGS) + "}}";
+            let _ = told.send(pieces(&template).count());
+        });
+        let deadline = std::time::Duration::from_secs(60);
+        assert_eq!(heard.recv_timeout(deadline), Ok(1));
     }
 
     #[test]
