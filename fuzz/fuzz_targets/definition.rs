@@ -4,7 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tram_types::{catalog::Catalog, definition::DeploymentDefinition, validate};
+use tram_types::{catalog::Catalog, definition::DeploymentDefinition, status::SecretType, validate};
 
 fuzz_target!(|data: &[u8]| {
     let Ok(definition) = serde_json::from_slice::<DeploymentDefinition>(data) else {
@@ -21,10 +21,11 @@ fuzz_target!(|data: &[u8]| {
     let catalog = Catalog::local("here", "here", 4000, 8 << 30);
     let context = validate::Context {
         catalog: &catalog,
-        has_secret: &|name| name.len() % 2 == 0,
+        secret_type: &|name| SecretType::ALL.get(name.len() % 4).copied(),
         is_system_variable: &validate::is_system_variable,
     };
     let violations = validate::definition(&definition, context);
+    assert!(violations.len() <= validate::VIOLATIONS_MAX);
     for violation in &violations {
         assert!(violation.field.starts_with("definition"), "{}", violation.field);
         assert!(!violation.description.is_empty());

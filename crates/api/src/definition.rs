@@ -61,29 +61,14 @@ pub(crate) async fn violations(
     definition: &DeploymentDefinition,
 ) -> Result<Vec<FieldViolation>, Error> {
     let secrets = usable_secrets(api, organization, project, definition).await?;
-    let mut found = validate::definition(
+    Ok(validate::definition(
         definition,
         validate::Context {
             catalog: &api.catalog,
-            has_secret: &|name| secrets.contains_key(name),
+            secret_type: &|name| secrets.get(name).copied(),
             is_system_variable: &validate::is_system_variable,
         },
-    );
-    let registry = definition
-        .docker
-        .as_ref()
-        .map(|docker| docker.image_registry_secret.as_str());
-    if let Some(name) = registry
-        && secrets
-            .get(name)
-            .is_some_and(|kind| *kind != SecretType::Registry)
-    {
-        found.push(FieldViolation::new(
-            "definition.docker.image_registry_secret",
-            format!("secret `{name}` is not of type REGISTRY"),
-        ));
-    }
-    Ok(found)
+    ))
 }
 
 /// Names and types of the secrets a definition may use; none are read when it uses none.
@@ -96,7 +81,9 @@ async fn usable_secrets(
     if !uses_secrets(definition) {
         return Ok(BTreeMap::new());
     }
-    let all = all_secrets(api, organization).await?;
+    let mut all = all_secrets(api, organization).await?;
+    // Of two with one name, the project's own is meant.
+    all.sort_by_key(|secret| secret.project_id.is_some());
     Ok(all
         .into_iter()
         .filter(|secret| secret.project_id.is_none() || secret.project_id == project)

@@ -3,8 +3,8 @@
 /// Longest name of an app; the Python SDK sends `sandbox-app-<name>-<seconds>`, so this is a generous bound that
 /// still fits a DNS label together with nothing else.
 pub const APP_NAME_MAX_CHARACTERS: usize = 64;
-/// Longest name of a service.
-pub const SERVICE_NAME_MAX_CHARACTERS: usize = 64;
+/// Longest name of a service: it is a label of the service's name in the private network.
+pub const SERVICE_NAME_MAX_CHARACTERS: usize = DNS_LABEL_MAX_CHARACTERS;
 /// Longest name of a secret, a volume, a project.
 pub const NAME_MAX_CHARACTERS: usize = 64;
 /// Longest domain name, by the DNS.
@@ -138,6 +138,12 @@ mod tests {
         for bad in ["", "ab", "Web", "a_b", "-web", "web-", &"a".repeat(65)] {
             assert!(check_app_name(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn service_names_are_labels_of_the_dns() {
+        assert_eq!(check_service_name(&"a".repeat(63)), Ok(()));
+        assert!(check_service_name(&"a".repeat(64)).is_err());
     }
 
     #[test]

@@ -97,8 +97,8 @@ async fn a_definition_may_only_name_secrets_that_are_there() {
     assert_eq!(
         fields(&refused),
         [
-            "definition.env.1.secret",
-            "definition.docker.image_registry_secret"
+            "definition.docker.image_registry_secret",
+            "definition.env.1.secret"
         ]
     );
 }
