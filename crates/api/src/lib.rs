@@ -25,6 +25,7 @@ mod streams;
 mod strict;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod views;
 pub mod wire;
 

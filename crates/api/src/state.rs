@@ -12,7 +12,7 @@ use tram_site::{RegistryCredentials, Sites};
 use tram_store::{Store, record::Domain};
 use tram_types::{Clock, InstanceId, ServiceId, Timestamp, catalog::Catalog, status::MetricName};
 
-use crate::{auth::FailureLimit, wire::helper::VerifyDockerImageReplyErrCode};
+use crate::{auth::FailureLimit, turns::Turns, wire::helper::VerifyDockerImageReplyErrCode};
 
 /// Everything a handler may use. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -35,9 +35,8 @@ pub struct ApiState {
     pub metrics: Arc<dyn MetricsSource>,
     /// How often tokens failed, by address.
     pub failures: Arc<FailureLimit>,
-    /// Held while a definition is checked against the others of its app and recorded: two services of one app
-    /// must not claim the same path at the same moment.
-    pub deploying: Arc<tokio::sync::Mutex<()>>,
+    /// Whose turn it is to change an app's services.
+    pub(crate) turns: Arc<Turns>,
 }
 
 impl ApiState {
@@ -67,7 +66,7 @@ impl ApiState {
             domains,
             metrics,
             failures: Arc::new(FailureLimit::default()),
-            deploying: Arc::default(),
+            turns: Arc::default(),
         }
     }
 }

@@ -6,4 +6,5 @@ mod fixture;
 mod input;
 mod streams;
 mod tenants;
+mod together;
 mod world;

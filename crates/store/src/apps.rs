@@ -113,11 +113,7 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`], [`Error::AlreadyExists`] for the name.
     pub async fn update_app(&self, organization: OrganizationId, id: AppId, edit: &AppEdit) -> Result<App> {
-        let mut sql = Sql::update::<App>(edit.cells(), self.now());
-        sql.add(", version = version + 1");
-        let sql = sql
-            .with(" WHERE id = ", &id)
-            .with(" AND organization_id = ", &organization);
+        let sql = edit_app(organization, id, edit, self.now());
         match self.write_one(sql, &[Change::App(id)], "changing an app").await? {
             0 => Err(Error::not_found("app", id)),
             _ => self.app(organization, id).await,
@@ -240,10 +236,16 @@ impl Store {
                 }
                 (app, domain)
             }
-            ComposeApp::Existing(organization, id) => (
-                lock_app(&mut transaction, organization, id, now, DOING).await?,
-                None,
-            ),
+            ComposeApp::Existing(organization, id, edit) => {
+                let mut app = lock_app(&mut transaction, organization, id, now, DOING).await?;
+                if edit != AppEdit::default() {
+                    edit_app(organization, id, &edit, now)
+                        .run(&mut transaction, DOING)
+                        .await?;
+                    app = get_in(&mut transaction, organization, id, DOING).await?;
+                }
+                (app, None)
+            }
         };
         changes.push(Change::App(app.id));
         // Every service before any port, as above.
@@ -335,6 +337,13 @@ pub(crate) async fn run_app(
         return Ok(());
     }
     set_app(connection, app.id, Desired::Run, AppStatus::Resuming, now, doing).await
+}
+
+fn edit_app(organization: OrganizationId, id: AppId, edit: &AppEdit, now: Timestamp) -> Sql {
+    let mut sql = Sql::update::<App>(edit.cells(), now);
+    sql.add(", version = version + 1");
+    sql.with(" WHERE id = ", &id)
+        .with(" AND organization_id = ", &organization)
 }
 
 async fn set_app(

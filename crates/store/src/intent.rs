@@ -215,8 +215,8 @@ pub struct Composed {
 pub enum ComposeApp {
     /// Make this app with this domain.
     New(NewApp, Option<NewDomain>),
-    /// It is there already.
-    Existing(OrganizationId, AppId),
+    /// It is there already: change this of it.
+    Existing(OrganizationId, AppId, AppEdit),
 }
 
 /// A service of a composition.

@@ -86,6 +86,17 @@ pub struct RoutingSnapshot {
     pub services: Vec<RoutedService>,
 }
 
+/// What a service of an app claims of the app's paths.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClaimedRoutes {
+    /// The service's name.
+    pub name: String,
+    /// Web, worker, database or sandbox.
+    pub kind: ServiceType,
+    /// Of the newest deployment's definition, what decides it: `type`, `ports` and `routes`.
+    pub definition: Value,
+}
+
 const DOING: &str = "reading the routes";
 
 impl Store {
@@ -128,6 +139,48 @@ impl Store {
                 .await?
                 .pop(),
         )
+    }
+
+    /// What the services of an app that are not on their way out claim of its paths, but those of kind `without`. One
+    /// statement, and of each definition only what decides it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`](crate::Error::Unavailable).
+    pub async fn claimed_routes(
+        &self,
+        organization: OrganizationId,
+        app: AppId,
+        without: Option<ServiceType>,
+    ) -> Result<Vec<ClaimedRoutes>> {
+        const DOING: &str = "reading the paths that services claim";
+        let parts = if self.database().is_postgres() {
+            // PostgreSQL reads no JSON that has a zero character anywhere. Written with as many letters, another one
+            // leaves an escaped backslash before it whole.
+            "json_build_object('type', whole -> 'type', 'ports', whole -> 'ports', 'routes', whole -> 'routes') \
+             FROM (SELECT CAST(replace(definition, '\\u0000', '\\ufffd') AS JSON) AS whole) AS parsed"
+        } else {
+            "json_object('type', definition -> '$.type', 'ports', definition -> '$.ports', \
+             'routes', definition -> '$.routes')"
+        };
+        let mut sql = Sql::new(format!(
+            "SELECT services.name, services.kind, CAST((SELECT {parts}) AS TEXT) AS definition FROM services \
+             JOIN deployments ON deployments.id = services.latest_deployment_id"
+        ))
+        .with(" WHERE services.organization_id = ", &organization)
+        .with(" AND services.app_id = ", &app);
+        sql.add(" AND services.desired <> 'DELETE'");
+        sql.push_some(" AND services.kind <> ", without.as_ref());
+        sql.add(" ORDER BY services.created_at, services.id");
+        let rows = sql.rows(&mut *self.database().read(DOING).await?, DOING).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(ClaimedRoutes {
+                    name: read(row, "name", DOING)?,
+                    kind: read(row, "kind", DOING)?,
+                    definition: read(row, "definition", DOING)?,
+                })
+            })
+            .collect()
     }
 
     async fn routing(&self, only: Option<ServiceId>, with_domains: bool) -> Result<RoutingSnapshot> {

@@ -59,6 +59,7 @@ cases! {
     compute::a_service_expires_unless_its_owner_wants_something_else,
     compute::lists_filter,
     compute::a_composition_is_whole,
+    compute::the_newest_definition_decides_what_is_claimed,
     compute::a_paused_app_resumes_with_its_services,
     compute::a_paused_app_runs_again_with_the_first_service_that_does,
     compute::ports_and_services_are_taken_in_one_order,

@@ -185,6 +185,7 @@ async fn resume(call: Call) -> Result<ResumeAppReply, Error> {
     let id: AppId = call.id("id")?;
     let organization = call.caller.organization;
     call.api.store.app(organization, id).await?;
+    let _turn = call.api.turns.of(id).await;
     let mut deployments = Vec::new();
     for service in services::of_app(&call.api, organization, id).await? {
         if service.desired == Desired::Pause {

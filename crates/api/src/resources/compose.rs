@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tram_store::intent::{ComposeApp, ComposeService, ServiceEdit};
+use tram_store::{
+    intent::{AppEdit, ComposeApp, ComposeService, ServiceEdit},
+    record,
+};
 use tram_types::{
-    FieldViolation,
+    FieldViolation, ProjectId,
     definition::DeploymentDefinition,
     status::{DefinitionType, DeploymentStatus, TriggerType},
 };
@@ -14,7 +17,8 @@ use super::{
     domains,
     organizations::project_of_service,
     services::{
-        accept::{accept, check_paths, new_service},
+        accept::{accept, name_of, new_service},
+        claims::{self, Claims},
         created_by, latest,
     },
 };
@@ -24,7 +28,10 @@ use crate::{
     error::Error,
     query::Nothing,
     views::{self, part},
-    wire::compose::{ComposeReply, CreateCompose},
+    wire::{
+        compose::{ComposeReply, CreateCompose},
+        service::CreateService,
+    },
 };
 
 /// Most services of one composition: far above real files, low enough for one transaction.
@@ -47,9 +54,27 @@ async fn compose(call: Call<Nothing, CreateCompose>) -> Result<ComposeReply, Err
     }
     let existing = call.api.store.app_by_name(organization, &app.name).await?;
     let project = project_of_service(&call, &app.project_id).await?;
-    let _turn = call.api.deploying.lock().await;
+    // Of an app that this call makes nobody else knows.
+    let _turn = match &existing {
+        Some(app) => Some(call.api.turns.of(app.id).await),
+        None => None,
+    };
+    let claims = match &existing {
+        Some(app) => Some(Claims::read(&call.api, organization, app.id, None).await?),
+        None => None,
+    };
     let (composed_app, app_id) = match &existing {
-        Some(app) => (ComposeApp::Existing(organization, app.id), app.id),
+        Some(known) => {
+            let edit = AppEdit {
+                delete_when_empty: app
+                    .life_cycle
+                    .as_ref()
+                    .map(|life_cycle| life_cycle.delete_when_empty)
+                    .filter(|wanted| *wanted != known.delete_when_empty),
+                ..AppEdit::default()
+            };
+            (ComposeApp::Existing(organization, known.id, edit), known.id)
+        }
         None => {
             let new = new_app(organization, app, "app.name")?;
             let id = new.id;
@@ -58,11 +83,20 @@ async fn compose(call: Call<Nothing, CreateCompose>) -> Result<ComposeReply, Err
         }
     };
     let mut services = Vec::with_capacity(call.body.services.len());
+    let given: BTreeSet<&str> = call.body.services.iter().map(name_of).collect();
     let mut names = BTreeSet::new();
     let mut paths = BTreeSet::new();
     let mut unchanged = BTreeMap::new();
     for (index, body) in call.body.services.iter().enumerate() {
         let prefix = format!("services.{index}.");
+        let known = match &existing {
+            Some(app) => {
+                let name = name_of(body);
+                call.api.store.service_by_name(organization, app.id, name).await?
+            }
+            None => None,
+        };
+        let project = project_of_entry(&call, body, known.as_ref(), project, &prefix).await?;
         let accepted = accept(&call.api, organization, project, body, &prefix).await?;
         if !names.insert(accepted.name.clone()) {
             return Err(Error::field(format!("{prefix}name"), "already exists"));
@@ -70,25 +104,16 @@ async fn compose(call: Call<Nothing, CreateCompose>) -> Result<ComposeReply, Err
         // Sandboxes are reached by their key first of all, so several may lead to the same path.
         let is_sandbox = accepted.definition.r#type == DefinitionType::Sandbox;
         for route in accepted.definition.effective_routes() {
-            if !is_sandbox && !paths.insert(route.path.trim_end_matches('/').to_owned()) {
+            if !is_sandbox && !paths.insert(claims::key(&route.path).to_owned()) {
                 return Err(Error::Invalid(vec![FieldViolation::new(
                     format!("{prefix}definition.routes"),
                     format!("path `{}` is claimed by two services", route.path),
                 )]));
             }
         }
-        let known = match &existing {
-            Some(app) => {
-                call.api
-                    .store
-                    .service_by_name(organization, app.id, &accepted.name)
-                    .await?
-            }
-            None => None,
-        };
-        if existing.is_some() {
-            let id = known.as_ref().map(|service| service.id);
-            check_paths(&call.api, organization, app_id, id, &accepted.definition, &prefix).await?;
+        if let Some(claims) = &claims {
+            // What the services of the file lead to now, they lead to no longer.
+            claims.check(&accepted.definition, |name| given.contains(name), &prefix)?;
         }
         let Some(service) = known else {
             let new = new_service(&call, app_id, project, accepted)?;
@@ -135,4 +160,39 @@ async fn compose(call: Call<Nothing, CreateCompose>) -> Result<ComposeReply, Err
         app: Some(apps::show(&call.api, &made.app).await?),
         services: all.map(views::service::service).collect(),
     })
+}
+
+/// The project of one of the services: its own when it is there already, else the one it names, else the file's.
+async fn project_of_entry(
+    call: &Call<Nothing, CreateCompose>,
+    body: &CreateService,
+    known: Option<&record::Service>,
+    of_file: Option<ProjectId>,
+    prefix: &str,
+) -> Result<Option<ProjectId>, Error> {
+    let named = match body.project_id.as_str() {
+        "" => None,
+        given => project_of_service(call, given)
+            .await
+            .map_err(|error| match error {
+                Error::Invalid(mut wrong) => {
+                    for violation in &mut wrong {
+                        violation.field.insert_str(0, prefix);
+                    }
+                    Error::Invalid(wrong)
+                }
+                other => other,
+            })?,
+    };
+    match known {
+        Some(service) if named.is_some() && named != service.project_id => Err(Error::field(
+            format!("{prefix}project_id"),
+            format!(
+                "service `{}` is in another project and cannot move: leave `project_id` out, or delete the service first",
+                service.name
+            ),
+        )),
+        Some(service) => Ok(service.project_id),
+        None => Ok(named.or(of_file)),
+    }
 }

@@ -1,5 +1,6 @@
 //! Services: made, listed, paused, resumed, redeployed, scaled by hand, deleted. Updates are in [`update`].
 
+use tokio::sync::OwnedMutexGuard;
 use tram_store::{
     filter,
     intent::NewDeployment,
@@ -11,7 +12,10 @@ use tram_types::{
     status::{DeploymentStatus, ServiceStatus, ServiceType, TriggerType},
 };
 
-use self::accept::{accept, check_paths, new_service};
+use self::{
+    accept::{Accepted, accept, new_service},
+    claims::Claims,
+};
 use super::organizations::project_of_service;
 use crate::{
     definition::{self, Trigger},
@@ -28,6 +32,7 @@ use crate::{
 
 pub(crate) mod accept;
 mod autocomplete;
+pub(crate) mod claims;
 mod scaling;
 pub(crate) mod update;
 
@@ -154,29 +159,66 @@ async fn create(call: Call<DryRun, CreateService>) -> Result<CreateServiceReply,
     let organization = call.caller.organization;
     let project = project_of_service(&call, &call.body.project_id).await?;
     let accepted = accept(&call.api, organization, project, &call.body, "").await?;
-    if call.query.dry_run {
-        // Clients check before the app exists, with an id of their own making.
-        return Ok(CreateServiceReply {
-            service: Some(Service {
-                name: accepted.name,
-                r#type: accepted.definition.r#type.into(),
-                organization_id: organization.to_string(),
-                app_id: call.body.app_id.clone(),
-                ..Service::default()
-            }),
-        });
-    }
-    let app: AppId = match call.body.app_id.parse() {
-        Ok(id) => call.api.store.app(organization, id).await?.id,
-        Err(error) => return Err(Error::field("app_id", format!("{error}"))),
+    let Some(app) = app_of(&call).await? else {
+        return Ok(would_make(&call, accepted));
     };
-    let _turn = call.api.deploying.lock().await;
-    check_paths(&call.api, organization, app, None, &accepted.definition, "").await?;
+    let _turn = call.api.turns.of(app).await;
+    let definition = &accepted.definition;
+    Claims::read(&call.api, organization, app, Some(definition.r#type))
+        .await?
+        .check(definition, |_| false, "")?;
+    if call.query.dry_run {
+        check_name_free(&call.api, organization, app, &accepted.name).await?;
+        return Ok(would_make(&call, accepted));
+    }
     let new = new_service(&call, app, project, accepted)?;
     let made = call.api.store.create_service(new).await?;
     Ok(CreateServiceReply {
         service: Some(views::service::service(&made.service)),
     })
+}
+
+/// The app of a new service. Clients check before the app exists, with an id of their own making or none: a dry run
+/// may have no app.
+async fn app_of(call: &Call<DryRun, CreateService>) -> Result<Option<AppId>, Error> {
+    let given = call.body.app_id.as_str();
+    if call.query.dry_run && given.is_empty() {
+        return Ok(None);
+    }
+    let id = given
+        .parse::<AppId>()
+        .map_err(|error| Error::field("app_id", format!("{error}")))?;
+    match call.api.store.app(call.caller.organization, id).await {
+        Ok(app) => Ok(Some(app.id)),
+        Err(tram_store::Error::NotFound { .. }) if call.query.dry_run => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What a dry run shows of a service that could be made.
+fn would_make(call: &Call<DryRun, CreateService>, accepted: Accepted) -> CreateServiceReply {
+    CreateServiceReply {
+        service: Some(Service {
+            name: accepted.name,
+            r#type: accepted.definition.r#type.into(),
+            organization_id: call.caller.organization.to_string(),
+            app_id: call.body.app_id.clone(),
+            ..Service::default()
+        }),
+    }
+}
+
+/// Refuses, as the store does when it records, a name that another service of the app has.
+pub(crate) async fn check_name_free(
+    api: &ApiState,
+    organization: OrganizationId,
+    app: AppId,
+    name: &str,
+) -> Result<(), Error> {
+    match api.store.service_by_name(organization, app, name).await? {
+        Some(_) => Err(Error::field("name", "already exists")),
+        None => Ok(()),
+    }
 }
 
 async fn read(call: Call) -> Result<GetServiceReply, Error> {
@@ -203,6 +245,17 @@ async fn pause(call: Call) -> Result<PauseServiceReply, Error> {
         .set_service_desired(call.caller.organization, id, Desired::Pause)
         .await?;
     Ok(PauseServiceReply {})
+}
+
+/// A service, and its app's turn to change it: nobody records another deployment of it until the turn is dropped.
+pub(crate) async fn at_its_turn(
+    api: &ApiState,
+    organization: OrganizationId,
+    id: ServiceId,
+) -> Result<(record::Service, OwnedMutexGuard<()>), Error> {
+    let app = api.store.service(organization, id).await?.app_id;
+    let turn = api.turns.of(app).await;
+    Ok((api.store.service(organization, id).await?, turn))
 }
 
 /// The newest deployment of a service.
@@ -235,7 +288,7 @@ pub(crate) async fn deployed_again<Q, B>(
 async fn resume(call: Call<Resume>) -> Result<ResumeServiceReply, Error> {
     let id: ServiceId = call.id("id")?;
     let organization = call.caller.organization;
-    let service = call.api.store.service(organization, id).await?;
+    let (service, _turn) = at_its_turn(&call.api, organization, id).await?;
     let again = deployed_again(&call, &service, TriggerType::Resume, call.query.skip_build).await?;
     call.api.store.resume_service(organization, id, again).await?;
     Ok(ResumeServiceReply {})
@@ -244,7 +297,7 @@ async fn resume(call: Call<Resume>) -> Result<ResumeServiceReply, Error> {
 async fn redeploy(call: Call<Nothing, RedeployRequestInfo>) -> Result<RedeployReply, Error> {
     let id: ServiceId = call.id("id")?;
     let organization = call.caller.organization;
-    let service = call.api.store.service(organization, id).await?;
+    let (service, _turn) = at_its_turn(&call.api, organization, id).await?;
     if service.desired == Desired::Pause {
         return Err(Error::Precondition(
             "this service is paused: resume it, which deploys it again".to_owned(),

@@ -421,8 +421,12 @@ pub(super) async fn a_composition_is_whole(fixture: &Fixture) {
         ),
         ComposeService::New(Box::new(new_service(&record, "worker"))),
     ];
+    let edit = AppEdit {
+        delete_when_empty: Some(true),
+        ..AppEdit::default()
+    };
     let error = store
-        .compose(ComposeApp::Existing(organization, record.id), again)
+        .compose(ComposeApp::Existing(organization, record.id, edit.clone()), again)
         .await
         .unwrap_err();
     assert!(
@@ -443,6 +447,53 @@ pub(super) async fn a_composition_is_whole(fixture: &Fixture) {
         web.latest_deployment_id,
         composed.services[0].service.latest_deployment_id
     );
+    assert_eq!(store.app(organization, record.id).await.unwrap(), composed.app);
+
+    let edited = ComposeApp::Existing(organization, record.id, edit);
+    let edited = store.compose(edited, Vec::new()).await.unwrap().app;
+    assert!(edited.delete_when_empty && edited.version > composed.app.version);
+    let untouched = ComposeApp::Existing(organization, record.id, AppEdit::default());
+    let untouched = store.compose(untouched, Vec::new()).await.unwrap().app;
+    assert_eq!(untouched.version, edited.version);
+}
+
+pub(super) async fn the_newest_definition_decides_what_is_claimed(fixture: &Fixture) {
+    let store = &fixture.store;
+    let (organization, _) = fixture.organization().await;
+    let (stranger, _) = fixture.organization().await;
+    let app = fixture.app(organization).await;
+    let claiming = |path: &str| {
+        let mut new = new_deployment();
+        new.definition = json!({"type": "WEB", "env": [{"key": "A", "value": "\u{0} \\u0000"}],
+            "ports": [{"port": 80, "protocol": "http"}], "routes": [{"port": 80, "path": path}]});
+        new
+    };
+    let mut web = new_service(&app, "web");
+    web.deployment = claiming("/old");
+    let web = store.create_service(web).await.unwrap().service.id;
+    store
+        .add_deployment(organization, web, &ServiceEdit::default(), claiming("/new"), &[])
+        .await
+        .unwrap();
+    let mut sandbox = new_service(&app, "box");
+    sandbox.kind = ServiceType::Sandbox;
+    store.create_service(sandbox).await.unwrap();
+    let gone = store.create_service(new_service(&app, "gone")).await.unwrap();
+    store
+        .set_service_desired(organization, gone.service.id, Desired::Delete)
+        .await
+        .unwrap();
+    let claimed = |of, without| async move { store.claimed_routes(of, app.id, without).await.unwrap() };
+    let all = claimed(organization, None).await;
+    assert_eq!(all.len(), 2, "{all:?}");
+    assert_eq!((all[0].name.as_str(), all[0].kind), ("web", ServiceType::Web));
+    assert_eq!(
+        all[0].definition,
+        json!({"type": "WEB", "ports": [{"port": 80, "protocol": "http"}], "routes": [{"port": 80, "path": "/new"}]})
+    );
+    assert_eq!(all[1].definition["routes"], json!(null));
+    assert_eq!(claimed(organization, Some(ServiceType::Sandbox)).await, all[..1]);
+    assert!(claimed(stranger, None).await.is_empty());
 }
 
 pub(super) async fn a_paused_app_resumes_with_its_services(fixture: &Fixture) {

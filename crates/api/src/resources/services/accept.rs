@@ -1,24 +1,19 @@
-//! What a request for a service must be like: checked alone, and against the other services of its app.
+//! What a request for a service must be like, whatever else its app has. See [`super::claims`] for the rest.
 
-use tram_store::{
-    filter,
-    intent::NewService,
-    record::{self, Desired},
-};
+use tram_store::intent::NewService;
 use tram_types::{
     AppId, FieldViolation, OrganizationId, ProjectId, ServiceId,
     definition::DeploymentDefinition,
     names::check_service_name,
-    status::{DefinitionType, DeploymentStatus, ServiceType, TriggerType},
+    status::{DeploymentStatus, TriggerType},
 };
 
-use super::{created_by, of_app};
+use super::created_by;
 use crate::{
     definition::{self, Trigger},
     endpoint::Call,
     error::Error,
     state::ApiState,
-    views::part,
     wire::service::{CreateService, ServiceLifeCycle},
 };
 
@@ -27,6 +22,14 @@ pub(crate) struct Accepted {
     pub(crate) name: String,
     pub(crate) definition: DeploymentDefinition,
     pub(crate) life_cycle: (u32, u32),
+}
+
+/// The name a request gives its service: its own, or the definition's.
+pub(crate) fn name_of(body: &CreateService) -> &str {
+    match (body.name.as_str(), &body.definition) {
+        ("", Some(definition)) => &definition.name,
+        (name, _) => name,
+    }
 }
 
 /// Checks a request for a service without the app's other services. Fields are prefixed with `prefix`.
@@ -47,11 +50,12 @@ pub(crate) async fn accept(
     };
     definition::check_supported(&definition)?;
     let mut wrong = Vec::new();
-    let (field, name) = match body.name.as_str() {
-        "" => ("definition.name", definition.name.clone()),
-        name => ("name", name.to_owned()),
-    };
+    let name = name_of(body).to_owned();
     if let Err(rule) = check_service_name(&name) {
+        let field = match body.name.as_str() {
+            "" => "definition.name",
+            _ => "name",
+        };
         wrong.push(FieldViolation::new(field, rule));
     }
     definition.name.clone_from(&name);
@@ -93,74 +97,6 @@ pub(crate) fn life_cycle(given: Option<&ServiceLifeCycle>, wrong: &mut Vec<Field
 
 /// Longest delay before a service goes by itself: a year. More is meant as never.
 pub(crate) const LIFE_CYCLE_MAX_SECONDS: u32 = 366 * 24 * 3600;
-
-/// Refuses paths that another service of the app leads to. Sandboxes are reached by their key first of all, so
-/// several of them may share an app.
-pub(crate) async fn check_paths(
-    api: &ApiState,
-    organization: OrganizationId,
-    app: AppId,
-    service: Option<ServiceId>,
-    wanted: &DeploymentDefinition,
-    prefix: &str,
-) -> Result<(), Error> {
-    let routes = wanted.effective_routes();
-    if routes.is_empty() {
-        return Ok(());
-    }
-    let others: Vec<record::Service> = of_app(api, organization, app)
-        .await?
-        .into_iter()
-        .filter(|other| Some(other.id) != service && other.desired != Desired::Delete)
-        .filter(|other| wanted.r#type != DefinitionType::Sandbox || other.kind != ServiceType::Sandbox)
-        .collect();
-    let mut wrong = Vec::new();
-    for chunk in others.chunks(filter::PAGE_ITEMS_MAX as usize) {
-        let filter = filter::Deployments {
-            ids: chunk
-                .iter()
-                .filter_map(|other| other.latest_deployment_id)
-                .collect(),
-            ..filter::Deployments::default()
-        };
-        if filter.ids.is_empty() {
-            continue;
-        }
-        let deployments = api
-            .store
-            .list_deployments(organization, &filter, filter::Page::largest())
-            .await?;
-        for deployment in deployments.items {
-            let claimed = part::<DeploymentDefinition>(&deployment.definition).effective_routes();
-            let owner = chunk.iter().find(|other| other.id == deployment.service_id);
-            for (index, route) in routes.iter().enumerate() {
-                if claimed.iter().any(|other| same_path(&other.path, &route.path)) {
-                    let field = match wanted.routes.is_empty() {
-                        true => "definition.routes".to_owned(),
-                        false => format!("definition.routes.{index}.path"),
-                    };
-                    wrong.push(FieldViolation::new(
-                        format!("{prefix}{field}"),
-                        format!(
-                            "path `{}` already leads to service `{}` of this app",
-                            route.path,
-                            owner.map_or("", |owner| owner.name.as_str())
-                        ),
-                    ));
-                }
-            }
-        }
-    }
-    if wrong.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::Invalid(wrong))
-    }
-}
-
-fn same_path(one: &str, other: &str) -> bool {
-    one.trim_end_matches('/') == other.trim_end_matches('/')
-}
 
 /// What the store is to make of an accepted request.
 pub(crate) fn new_service<Q, B>(

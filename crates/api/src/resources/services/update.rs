@@ -13,10 +13,7 @@ use tram_types::{
     status::{DeploymentStatus, TriggerType},
 };
 
-use super::{
-    accept::{check_paths, life_cycle},
-    created_by, latest,
-};
+use super::{accept::life_cycle, at_its_turn, check_name_free, claims::Claims, created_by, latest};
 use crate::{
     body::decode_value,
     definition::{self, Trigger},
@@ -38,7 +35,7 @@ crate::query! {
 pub(crate) async fn update(call: Call<Update, UpdateService>) -> Result<UpdateServiceReply, Error> {
     let id: ServiceId = call.id("id")?;
     let organization = call.caller.organization;
-    let service = call.api.store.service(organization, id).await?;
+    let (service, _turn) = at_its_turn(&call.api, organization, id).await?;
     let newest = latest(&call.api, &service).await?;
     let wanted = wanted(&call, &newest)?;
     if !wanted.instance_snapshot_id.is_empty() {
@@ -75,11 +72,15 @@ pub(crate) async fn update(call: Call<Update, UpdateService>) -> Result<UpdateSe
     if !wrong.is_empty() {
         return Err(Error::Invalid(wrong));
     }
-    let _turn = call.api.deploying.lock().await;
     if definition != current {
-        check_paths(&call.api, organization, service.app_id, Some(id), &definition, "").await?;
+        Claims::read(&call.api, organization, service.app_id, Some(definition.r#type))
+            .await?
+            .check(&definition, |name| name == service.name, "")?;
     }
     if call.query.dry_run {
+        if let Some(name) = &edit.name {
+            check_name_free(&call.api, organization, service.app_id, name).await?;
+        }
         return Ok(UpdateServiceReply {
             service: Some(views::service::service(&service)),
         });
