@@ -257,6 +257,9 @@ async fn scaling_by_hand_is_kept_and_ended() {
     let refused = fixture.with(Method::PUT, &path, refused).await.bad(400);
     assert_eq!(refused["fields"][0]["field"], "scalings.0.instances");
     assert_eq!(refused["fields"][1]["field"], "scalings.0.scopes.0");
+    let many = json!({"scalings":[{"scopes":vec!["region:na"; 501],"instances":1}]});
+    let refused = fixture.with(Method::PUT, &path, many).await.bad(400);
+    assert_eq!(refused["fields"][0]["field"], "scalings.0.scopes");
     fixture.with(Method::DELETE, &path, json!({})).await.good();
     assert_eq!(fixture.get(&path).await.good(), json!({"scalings":[]}));
 }

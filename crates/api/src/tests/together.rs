@@ -176,6 +176,32 @@ async fn a_file_says_in_which_project_each_service_is() {
 }
 
 #[tokio::test]
+async fn what_would_not_be_kept_is_refused() {
+    let fixture = Fixture::new().await;
+    let app = fixture.app("shop").await;
+    let account = json!({"app_id":app,"definition":web("web","/"),"service_account_id":"a"});
+    let refused = fixture.post("/v1/services", account).await.bad(400);
+    assert_eq!(refused["fields"][0]["field"], "service_account_id");
+    let mut alone = web("web", "/");
+    alone["network_policy"] = json!({"mesh":{"scope":"MESH_SCOPE_APP"}});
+    let refused = fixture
+        .post("/v1/services", json!({"app_id":app,"definition":alone}))
+        .await
+        .bad(400);
+    assert_eq!(
+        refused["fields"][0]["field"],
+        "definition.network_policy.mesh.scope"
+    );
+    let mut usual = web("web", "/");
+    usual["network_policy"] = json!({"mesh":{"scope":"MESH_SCOPE_UNSPECIFIED","name":""},
+        "egress":{"mode":"EGRESS_POLICY_MODE_DENY_ALL","allow_list":null}});
+    fixture
+        .post("/v1/services", json!({"app_id":app,"definition":usual}))
+        .await
+        .good();
+}
+
+#[tokio::test]
 async fn a_secret_must_be_of_the_type_that_its_place_needs() {
     let fixture = Fixture::new().await;
     let app = fixture.app("shop").await;

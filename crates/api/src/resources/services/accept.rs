@@ -58,6 +58,12 @@ pub(crate) async fn accept(
         };
         wrong.push(FieldViolation::new(field, rule));
     }
+    if !body.service_account_id.is_empty() {
+        wrong.push(FieldViolation::new(
+            "service_account_id",
+            "service accounts are not available on this installation: leave it out",
+        ));
+    }
     definition.name.clone_from(&name);
     let life_cycle = life_cycle(body.life_cycle.as_ref(), &mut wrong);
     wrong.extend(definition::violations(api, organization, project, &definition).await?);

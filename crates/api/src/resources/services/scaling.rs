@@ -4,7 +4,7 @@ use tram_store::record::ManualScaling;
 use tram_types::{
     FieldViolation, ServiceId,
     definition::{DeploymentDefinition, REGION_SCOPE_PREFIX},
-    validate::SCALE_MAX,
+    validate::{LIST_MAX, SCALE_MAX, VIOLATIONS_MAX},
 };
 
 use super::latest;
@@ -50,13 +50,22 @@ pub(super) async fn update_scaling(
     }
     let mut wanted = Vec::with_capacity(scalings.len());
     for (index, scaling) in scalings.iter().enumerate().take(definition.regions.len() + 1) {
+        if wrong.len() >= VIOLATIONS_MAX {
+            break;
+        }
         if !(1..=SCALE_MAX).contains(&scaling.instances) {
             wrong.push(FieldViolation::new(
                 format!("scalings.{index}.instances"),
                 format!("must be between 1 and {SCALE_MAX}"),
             ));
         }
-        for (number, scope) in scaling.scopes.iter().enumerate() {
+        if scaling.scopes.len() > LIST_MAX {
+            wrong.push(FieldViolation::new(
+                format!("scalings.{index}.scopes"),
+                format!("may have at most {LIST_MAX} entries"),
+            ));
+        }
+        for (number, scope) in scaling.scopes.iter().enumerate().take(LIST_MAX) {
             let region = scope.strip_prefix(REGION_SCOPE_PREFIX);
             if !region.is_some_and(|region| definition.regions.iter().any(|known| known == region)) {
                 wrong.push(FieldViolation::new(
