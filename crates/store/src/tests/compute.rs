@@ -618,7 +618,10 @@ pub(super) async fn ports_and_services_are_taken_in_one_order(fixture: &Fixture)
             let of = |id| ComposeService::Existing(id, ServiceEdit::default(), Box::new(ported()));
             let services = services.iter().map(|id| of(*id)).collect();
             store
-                .compose(ComposeApp::Existing(organization, app.id), services)
+                .compose(
+                    ComposeApp::Existing(organization, app.id, AppEdit::default()),
+                    services,
+                )
                 .await
                 .unwrap();
         };
