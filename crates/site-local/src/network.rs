@@ -139,10 +139,26 @@ struct Inner {
 #[derive(Debug)]
 struct State {
     addresses: Addresses,
+    /// Where the round of addresses stands, for the next process.
+    mark: PathBuf,
     /// Made and given to nobody.
     ready: VecDeque<Slot>,
     /// Made, whoever has them.
     made: BTreeMap<Slot, PathBuf>,
+}
+
+impl State {
+    /// A free address. The mark of the round is on the disk before the address is used.
+    fn take(&mut self) -> Option<Slot> {
+        let index = self.addresses.take()?;
+        if let Some(mark) = self.addresses.due_mark()
+            && let Err(error) = host::write_whole(&self.mark, format!("{mark}\n").as_bytes())
+        {
+            // No reason to refuse an instance: addresses may come back soon after the next restart, no more.
+            tracing::warn!(error = crate::chain(&error), file = %self.mark.display(), "cannot write down which addresses were used");
+        }
+        Some(Slot(index))
+    }
 }
 
 /// How things are called, so that several installations live on one machine.
@@ -191,6 +207,10 @@ impl Network {
         std::fs::create_dir_all(&names.directory)
             .map_err(Error::files("make the directory of namespaces"))?;
         remember_network(state_dir, network, !held.is_empty())?;
+        let mark = state_dir.join("network-mark");
+        if let Some(index) = read_mark(&mark) {
+            addresses.resume(index);
+        }
         let netlink = wire::connect().map_err(Error::files("speak to the kernel about links"))?;
         host::refuse_conflicts(network, &names.prefix)?;
         stale::remove_tables(network, &names.table).await?;
@@ -219,6 +239,7 @@ impl Network {
             firewall,
             state: Mutex::new(State {
                 addresses,
+                mark,
                 ready: VecDeque::new(),
                 made,
             }),
@@ -247,7 +268,7 @@ impl Network {
         let mut state = self.inner.lock();
         let slot = match state.ready.pop_front() {
             Some(slot) => Some(slot),
-            None => state.addresses.take().map(Slot),
+            None => state.take(),
         };
         self.inner.wanted.notify_one();
         slot.ok_or(Error::Full(self.inner.network))
@@ -393,6 +414,11 @@ fn remember_network(state_dir: &Path, wanted: Ipv4Network, in_use: bool) -> Resu
     }
 }
 
+/// Where the round of addresses of an earlier process stood.
+fn read_mark(file: &Path) -> Option<u32> {
+    std::fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
 /// Keeps the pool full until the network is closed or dropped.
 async fn refill(inner: Arc<Inner>) {
     let end = inner.end.clone();
@@ -403,7 +429,7 @@ async fn refill(inner: Arc<Inner>) {
         let slot = {
             let mut state = inner.lock();
             if state.ready.len() < inner.pool {
-                state.addresses.take().map(Slot)
+                state.take()
             } else {
                 None
             }
@@ -433,5 +459,28 @@ async fn refill(inner: Arc<Inner>) {
             () = end.cancelled() => return,
             () = inner.wanted.notified() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_process_begins_where_this_one_stood() {
+        let directory = tempfile::tempdir().unwrap();
+        let mark = directory.path().join("network-mark");
+        assert_eq!(read_mark(&mark), None);
+        let state = || State {
+            addresses: Addresses::new(Ipv4Network::DEFAULT).unwrap(),
+            mark: mark.clone(),
+            ready: VecDeque::new(),
+            made: BTreeMap::new(),
+        };
+        let mut first = state();
+        let last = (0..100).filter_map(|_| first.take()).last().unwrap();
+        let mut second = state();
+        second.addresses.resume(read_mark(&mark).unwrap());
+        assert!(second.take().unwrap() > last);
     }
 }

@@ -3,7 +3,9 @@
 //! Used by the pool of namespaces. An address is `first + index`; indices 0 and 1 are the network's own and the
 //! gateway. The one design choice to know: there is no file of leases. The index stands in each instance's record,
 //! so a restart reads the records, holds what is in them, and nothing can disagree. Freed addresses come back last
-//! (round robin), because caches and connections elsewhere remember them for a while.
+//! (round robin), because caches and connections elsewhere remember them for a while. So that this holds across a
+//! restart too, the caller keeps a mark that the round has not reached yet ([`Addresses::due_mark`]) and begins there
+//! the next time.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -18,6 +20,11 @@ const PREFIX_MAX: u8 = 28;
 const PREFIX_MIN: u8 = 8;
 /// The first index an instance can have.
 const FIRST_INDEX: u32 = 2;
+/// The mark is this far ahead of the round: one small write for so many addresses, and so many are passed over at a
+/// restart.
+const MARK_STEP: u32 = 64;
+/// In a small block the mark is this part of it ahead, so that it stays ahead.
+const MARK_PART: u32 = 4;
 
 /// A block of IPv4 addresses, such as `10.201.0.0/16`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -137,6 +144,10 @@ pub(crate) struct Addresses {
     used: BTreeSet<u32>,
     next: u32,
     end: u32,
+    /// Addresses that may be handed out before the mark must be moved on.
+    before_mark: u32,
+    /// Whether the round began at a mark: it says more than the records do.
+    resumed: bool,
 }
 
 impl Addresses {
@@ -151,7 +162,28 @@ impl Addresses {
             used: BTreeSet::new(),
             next: FIRST_INDEX,
             end,
+            before_mark: 0,
+            resumed: false,
         })
+    }
+
+    /// Begins the round at a mark kept by an earlier process; one outside of the block says nothing.
+    pub(crate) fn resume(&mut self, mark: u32) {
+        if (FIRST_INDEX..self.end).contains(&mark) {
+            self.next = mark;
+            self.resumed = true;
+        }
+    }
+
+    /// The mark to write down before the index that was just taken is used, if it must move.
+    pub(crate) fn due_mark(&mut self) -> Option<u32> {
+        if self.before_mark > 0 {
+            return None;
+        }
+        let room = self.end - FIRST_INDEX;
+        let step = MARK_STEP.min(room / MARK_PART);
+        self.before_mark = step;
+        Some(FIRST_INDEX + (self.next - FIRST_INDEX + step) % room)
     }
 
     /// A free index, or `None` when there is none.
@@ -160,6 +192,10 @@ impl Addresses {
             .chain(FIRST_INDEX..self.next)
             .find(|index| !self.used.contains(index))?;
         self.used.insert(free);
+        // Those passed over, because they are in use, count too.
+        let room = self.end - FIRST_INDEX;
+        let passed = (free + room - self.next) % room + 1;
+        self.before_mark = self.before_mark.saturating_sub(passed);
         self.next = if free + 1 < self.end {
             free + 1
         } else {
@@ -173,7 +209,7 @@ impl Addresses {
         if !(FIRST_INDEX..self.end).contains(&index) || !self.used.insert(index) {
             return false;
         }
-        if index >= self.next {
+        if index >= self.next && !self.resumed {
             self.next = if index + 1 < self.end {
                 index + 1
             } else {
@@ -240,6 +276,36 @@ mod tests {
         let mut rest: Vec<u32> = std::iter::from_fn(|| addresses.take()).collect();
         rest.sort_unstable();
         assert_eq!(rest, [3, 4, 7, 8, 9, 10, 11, 12, 13, 14]);
+    }
+
+    #[test]
+    fn a_restart_hands_out_nothing_that_was_handed_out_shortly_before() {
+        for (block, taken) in [("10.5.0.0/16", 200), ("10.5.0.0/16", 65_600), ("10.5.0.0/28", 5)] {
+            let (mut addresses, mut mark, mut last) = (Addresses::new(network(block)).unwrap(), None, None);
+            for _ in 0..taken {
+                last = addresses.take();
+                mark = addresses.due_mark().or(mark);
+                addresses.release(last.unwrap());
+            }
+            let mut again = Addresses::new(network(block)).unwrap();
+            again.resume(mark.expect("the first address moves the mark"));
+            assert!(
+                again.hold(last.unwrap()),
+                "an adopted one does not move the round"
+            );
+            let next = again.take().unwrap();
+            let room = again.end - FIRST_INDEX;
+            let ahead = (next + room - last.unwrap()) % room;
+            assert!((1..=MARK_STEP + 1).contains(&ahead), "{block}: {ahead} ahead");
+        }
+    }
+
+    #[test]
+    fn a_mark_of_another_block_is_ignored() {
+        let mut addresses = Addresses::new(network("10.5.0.0/28")).unwrap();
+        addresses.resume(4000);
+        addresses.resume(0);
+        assert_eq!(addresses.take(), Some(FIRST_INDEX));
     }
 
     #[test]
