@@ -44,4 +44,5 @@ mod worker;
 pub use config::{AccessLog, Config};
 pub use edge::{Addresses, Edge, Handle, run};
 pub use error::Error;
+pub use keep::forget_instances;
 pub use table::TableError;

@@ -376,19 +376,30 @@ impl Running {
             tracing::warn!("open API calls were cut off");
             api.abort();
         }
-        self.controller.shutdown().await;
         // What runs is another control plane's to decide on once this one does not lead any more.
         if self.on_stop == OnStop::Keep || self.leader.is_lost() {
+            self.controller.shutdown().await;
             self.edge.leave().await;
             self.supervisor.leave().await;
             self.store.close().await;
             return;
         }
-        self.edge.stop(EDGE_DRAIN, hurry).await;
+        let edge_state = self.edge.helper().state_dir.clone();
+        // At once: a caller whom nobody will wake any more is told so by an edge that stops.
+        tokio::join!(self.controller.shutdown(), self.edge.stop(EDGE_DRAIN, hurry));
+        forget_instances(&edge_state);
         stop_instances(&self.site, hurry).await;
         close_site(&self.site).await;
         self.supervisor.stop(SUPERVISOR_PATIENCE, hurry).await;
         self.store.close().await;
+    }
+}
+
+/// Instances that are stopped on purpose are gone at the next start: the edge that starts then, before anything else,
+/// must not send traffic to their addresses.
+fn forget_instances(edge_state: &std::path::Path) {
+    if let Err(error) = tram_edge::forget_instances(edge_state) {
+        tracing::warn!(error = %crate::chain(&error), "the edge's routing table still names the stopped instances");
     }
 }
 
