@@ -41,6 +41,9 @@ const LEAVING_PERIOD: Duration = Duration::from_millis(100);
 /// How often certificates are looked at, idle connections closed and refused ports tried again.
 const HOUSEKEEPING_PERIOD: Duration = Duration::from_secs(2);
 
+/// Rest before a table that could not be kept is written again: a full disk seldom has room at once.
+const KEEP_AGAIN: Duration = Duration::from_secs(2);
+
 /// Frames that wait for a controller; one that is further behind is cut off and may connect again.
 const OUTBOX_MAX: usize = 1024;
 
@@ -151,7 +154,7 @@ impl Control {
             }
             kept
         });
-        ports.closed.clear();
+        let before = std::mem::take(&mut ports.closed);
         for &public_port in table.tcp_ports().keys() {
             if ports.open.contains_key(&public_port) {
                 continue;
@@ -175,15 +178,19 @@ impl Control {
                     ports.open.insert(public_port, (until, bound));
                 }
                 Err(error) => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        public_port,
-                        "cannot open a public TCP port"
-                    );
-                    ports.closed.push(ClosedPort {
+                    let closed = ClosedPort {
                         public_port,
                         reason: error.to_string(),
-                    });
+                    };
+                    // It is tried again every few seconds.
+                    if !before.contains(&closed) {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            public_port,
+                            "cannot open a public TCP port"
+                        );
+                    }
+                    ports.closed.push(closed);
                 }
             }
         }
@@ -354,19 +361,34 @@ pub(crate) async fn keep_house(control: Arc<Control>) {
     }
 }
 
-/// Keeps the table in force on disk; several that come in quick succession are one write.
+/// Keeps the table in force on disk; several that come in quick succession are one write. One that cannot be written is
+/// tried again, and told once.
 pub(crate) async fn keep_tables(control: Arc<Control>) {
+    let mut failing = false;
     loop {
-        control.to_keep.notified().await;
+        tokio::select! {
+            () = control.to_keep.notified() => {}
+            () = tokio::time::sleep(KEEP_AGAIN), if failing => {}
+        }
         let (control, table) = (Arc::clone(&control), control.shared.table.load_full());
         let saved =
             tokio::task::spawn_blocking(move || keep::save(&control.config.state_dir, &table.source)).await;
-        if let Ok(Err(error)) = saved {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "cannot keep the routing table on disk"
-            );
+        let failed = match saved {
+            Ok(Err(error)) => {
+                if !failing {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot keep the routing table on disk; trying again"
+                    );
+                }
+                true
+            }
+            _ => false,
+        };
+        if failing && !failed {
+            tracing::info!("the routing table is on the disk again");
         }
+        failing = failed;
     }
 }
 

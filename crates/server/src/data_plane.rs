@@ -122,6 +122,7 @@ async fn one_link(
     if sender.send(Event::Connected { held }).await.is_err() {
         return;
     }
+    let mut closed = Vec::new();
     while let Some(event) = events.next().await {
         if let link::Event::Wake(demand) = &event {
             seen.wakes
@@ -129,7 +130,7 @@ async fn one_link(
         }
         if let link::Event::Report(report) = &event {
             seen.figures.traffic(edge, report);
-            for port in &report.closed_ports {
+            for port in newly_closed(&mut closed, &report.closed_ports) {
                 tracing::warn!(
                     port = port.public_port,
                     reason = port.reason,
@@ -154,6 +155,19 @@ async fn one_link(
             return;
         }
     }
+}
+
+/// Those that the last report did not name: every report names all.
+fn newly_closed<'r>(
+    known: &mut Vec<link::ClosedPort>,
+    reported: &'r [link::ClosedPort],
+) -> Vec<&'r link::ClosedPort> {
+    if known.as_slice() == reported {
+        return Vec::new();
+    }
+    let news = reported.iter().filter(|port| !known.contains(port)).collect();
+    *known = reported.to_vec();
+    news
 }
 
 fn translate(event: link::Event) -> Event {
@@ -194,5 +208,24 @@ impl DataPlane for EdgeLink {
 
     async fn next_event(&self) -> Option<Event> {
         self.events.lock().await.recv().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_port_is_told_once() {
+        let port = |public_port| link::ClosedPort {
+            public_port,
+            reason: "taken".to_owned(),
+        };
+        let (mut known, both) = (Vec::new(), [port(1), port(2)]);
+        assert_eq!(newly_closed(&mut known, &both[..1]), [&both[0]]);
+        assert!(newly_closed(&mut known, &both[..1]).is_empty());
+        assert_eq!(newly_closed(&mut known, &both), [&both[1]]);
+        assert!(newly_closed(&mut known, &[]).is_empty());
+        assert_eq!(newly_closed(&mut known, &both[..1]), [&both[0]], "closed again");
     }
 }

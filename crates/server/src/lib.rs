@@ -14,6 +14,7 @@ pub mod data_plane;
 pub mod doctor;
 pub mod door;
 pub mod figures;
+pub mod helper_logs;
 pub mod host;
 pub mod images;
 pub mod invoker;

@@ -34,7 +34,7 @@ use crate::{
     bootstrap, collector,
     data_plane::EdgeLink,
     figures::{Figures, KEPT},
-    host, invoker,
+    helper_logs, host, invoker,
     leadership::{self, Leader},
     logging::{self, LogSettings},
     metrics::Metrics,
@@ -355,12 +355,15 @@ impl Inside {
 }
 
 impl Running {
-    /// Keeps the figure of the backlog up to date.
+    /// Keeps the figure of the backlog up to date, and the logs of the helpers within bounds.
     async fn watch_backlog(&self) -> std::convert::Infallible {
         let mut tick = tokio::time::interval(BACKLOG_LOOK);
         loop {
             tick.tick().await;
             self.metrics.set_backlog(self.controller.backlog());
+            for helper in [self.edge.helper(), self.supervisor.helper()] {
+                helper_logs::bound(&helper.log).await;
+            }
         }
     }
 

@@ -219,6 +219,23 @@ async fn traffic_flows_while_the_controller_is_away_and_an_edge_alone_serves_its
 }
 
 #[tokio::test]
+async fn a_table_that_could_not_be_kept_is_kept_later() {
+    let edge = Fixture::start();
+    // A pipe takes the bytes and cannot be synced, so that the attempt is seen and fails.
+    let in_the_way = edge.dir.path().join("edge-table.json.new");
+    let made = std::process::Command::new("mkfifo").arg(&in_the_way).status();
+    assert!(made.expect("coreutils").success());
+    edge.apply(table(3, service(State::Ready, &[])));
+    let pipe = in_the_way.clone();
+    let attempt = tokio::task::spawn_blocking(move || std::fs::read(pipe));
+    assert!(!attempt.await.expect("no panic").expect("reads").is_empty());
+    let kept = edge.dir.path().join("edge-table.json");
+    assert!(!kept.exists());
+    std::fs::remove_file(&in_the_way).expect("is there");
+    until("the table is kept", || kept.exists()).await;
+}
+
+#[tokio::test]
 async fn nonsense_on_the_control_socket_is_not_an_edge_killer() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let edge = Fixture::start();
