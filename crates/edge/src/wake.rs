@@ -32,6 +32,8 @@ struct Waiting {
     callers: BTreeMap<u64, oneshot::Sender<()>>,
     /// When the first of the present callers came.
     since: Option<Instant>,
+    /// Whether one of the present callers has demanded the wake.
+    demanded: bool,
     /// The trace that the wake belongs to, as a `traceparent`.
     cause: Option<String>,
     /// Running mean of what a wake took.
@@ -50,6 +52,7 @@ impl Queue {
         let (callers, since) = {
             let mut waiting = self.lock();
             waiting.cause = None;
+            waiting.demanded = false;
             (std::mem::take(&mut waiting.callers), waiting.since.take())
         };
         if let (true, Some(since)) = (woken, since) {
@@ -65,22 +68,34 @@ impl Queue {
         }
     }
 
-    /// Joins the queue; true when the caller is the first and must demand the wake.
-    fn join(&self, max: u32) -> Result<(u64, oneshot::Receiver<()>, bool), Duration> {
+    /// Joins the queue.
+    fn join(&self, max: u32) -> Result<(u64, oneshot::Receiver<()>), Duration> {
         let mut waiting = self.lock();
         if waiting.callers.len() >= usize::try_from(max).unwrap_or(usize::MAX) {
             let usual = waiting.usual.unwrap_or(FIRST_RETRY_AFTER);
             return Err(usual.saturating_sub(waiting.since.map_or(Duration::ZERO, |since| since.elapsed())));
         }
-        let first = waiting.callers.is_empty();
-        if first {
+        if waiting.callers.is_empty() {
             waiting.since = Some(Instant::now());
         }
         let number = waiting.next;
         waiting.next += 1;
         let (sender, receiver) = oneshot::channel();
         waiting.callers.insert(number, sender);
-        Ok((number, receiver, first))
+        Ok((number, receiver))
+    }
+
+    /// Whether this caller must demand the wake: it still waits, and nobody else has. Asked for by a caller who is sure
+    /// to wait, so that a first one who turns away at once does not leave the others without a demand.
+    fn claim(&self, number: u64, cause: Option<String>) -> bool {
+        let mut waiting = self.lock();
+        if !waiting.callers.contains_key(&number) {
+            return false;
+        }
+        if let Some(cause) = cause {
+            waiting.cause.get_or_insert(cause);
+        }
+        !std::mem::replace(&mut waiting.demanded, true)
     }
 
     fn leave(&self, number: u64) {
@@ -89,6 +104,7 @@ impl Queue {
         if waiting.callers.is_empty() {
             waiting.since = None;
             waiting.cause = None;
+            waiting.demanded = false;
         }
     }
 
@@ -125,7 +141,7 @@ pub(crate) async fn hold(
     cause: Option<String>,
 ) -> Result<(), Refusal> {
     let live: &Arc<Live> = &service.live;
-    let (number, released, first) =
+    let (number, released) =
         live.queue
             .join(service.spec.hold_queue_max)
             .map_err(|wait| Refusal::QueueFull {
@@ -138,10 +154,7 @@ pub(crate) async fn hold(
         return Ok(());
     }
     live.holds.fetch_add(1, Relaxed);
-    if let Some(cause) = cause {
-        live.queue.lock().cause.get_or_insert(cause);
-    }
-    if first {
+    if live.queue.claim(number, cause) {
         live.signals().want(live);
     }
     let outcome = tokio::time::timeout_at(deadline.into(), released).await;
@@ -163,7 +176,8 @@ mod tests {
     fn callers_are_let_go_in_order_and_only_the_first_demands() {
         let queue = Queue::default();
         let mut places: Vec<_> = (0..5).map(|_| queue.join(5).expect("room")).collect();
-        assert_eq!(places.iter().filter(|place| place.2).count(), 1);
+        let claims = |number| queue.claim(number, None);
+        assert_eq!(places.iter().filter(|place| claims(place.0)).count(), 1);
         assert!(queue.join(5).is_err(), "the queue is bounded");
         queue.leave(places[1].0);
         assert_eq!(queue.len(), 4);
@@ -172,7 +186,18 @@ mod tests {
         for (index, place) in places.iter_mut().enumerate() {
             assert_eq!(place.1.try_recv().is_ok(), index != 1);
         }
-        assert!(queue.join(5).expect("room again").2, "a new wait demands anew");
+        let again = queue.join(5).expect("room again");
+        assert!(!claims(places[0].0), "let go already");
+        assert!(claims(again.0), "a new wait demands anew");
+    }
+
+    #[test]
+    fn a_first_caller_who_turns_away_leaves_the_demand_to_the_next() {
+        let queue = Queue::default();
+        let first = queue.join(5).expect("room");
+        let second = queue.join(5).expect("room");
+        queue.leave(first.0);
+        assert!(queue.claim(second.0, None));
     }
 
     #[test]
