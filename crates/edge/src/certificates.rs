@@ -4,12 +4,16 @@
 //! Given certificates are `certs/<name>.crt` with `certs/<name>.key` in the state directory, `_wildcard.example.com`
 //! standing for `*.example.com`. [`Certificates::reload`] is called every few seconds and reads what changed.
 //! Leaves are made only for hosts of the routing table or under the base domain, so nobody can have us sign at will.
+//! The choice to know: a leaf is kept by what its certificate says of its time, not by how long ago it was made, since a
+//! machine's clock may be set while we run.
 
 use std::collections::HashMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
@@ -18,14 +22,11 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::ca::Authority;
+use crate::ca::{self, Authority, Leaf};
 use crate::table::Table;
 
 /// Leaves kept: more hosts than this and the ones made first are made again.
 const LEAVES_MAX: usize = 1024;
-
-/// Leaves are remade well before they expire.
-const LEAF_KEEP: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// How the file name of a wildcard begins.
 const WILDCARD: &str = "_wildcard.";
@@ -33,15 +34,18 @@ const WILDCARD: &str = "_wildcard.";
 /// The certificates of one edge.
 #[derive(Debug)]
 pub(crate) struct Certificates {
+    state_dir: PathBuf,
     directory: PathBuf,
-    authority: Authority,
+    /// Whether the directory could not be read the last time.
+    unreadable: AtomicBool,
+    authority: ArcSwap<Authority>,
     table: Arc<ArcSwap<Table>>,
     given: ArcSwap<Given>,
     leaves: Mutex<Leaves>,
 }
 
 /// By host name, with the time when each was made.
-type Leaves = HashMap<Box<str>, (Arc<CertifiedKey>, Instant)>;
+type Leaves = HashMap<Box<str>, (Leaf, Instant)>;
 
 #[derive(Debug, Default)]
 struct Given {
@@ -53,8 +57,10 @@ struct Given {
 impl Certificates {
     pub(crate) fn new(state_dir: &Path, authority: Authority, table: Arc<ArcSwap<Table>>) -> Self {
         let this = Self {
+            state_dir: state_dir.to_owned(),
             directory: state_dir.join("certs"),
-            authority,
+            unreadable: AtomicBool::new(false),
+            authority: ArcSwap::from_pointee(authority),
             table,
             given: ArcSwap::default(),
             leaves: Mutex::default(),
@@ -63,10 +69,23 @@ impl Certificates {
         this
     }
 
-    /// Reads the directory again if anything in it changed. A pair that does not fit keeps its former version.
+    /// Reads the directory again if anything in it changed. A pair that does not fit keeps its former version, and all do
+    /// while the directory cannot be read.
     pub(crate) fn reload(&self) {
-        let seen = look(&self.directory);
+        self.renew_authority();
         let before = self.given.load();
+        let seen = match look(&self.directory) {
+            // It need not be there, unless it was.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && before.seen.is_empty() => return,
+            Err(error) => {
+                if !self.unreadable.swap(true, Relaxed) {
+                    tracing::warn!(%error, directory = %self.directory.display(), "the certificates cannot be read; those loaded before stay in force");
+                }
+                return;
+            }
+            Ok(seen) => seen,
+        };
+        self.unreadable.store(false, Relaxed);
         if seen == before.seen {
             return;
         }
@@ -95,6 +114,21 @@ impl Certificates {
         self.given.store(Arc::new(Given { by_name, seen }));
     }
 
+    /// Makes the root anew when the clock has left its time.
+    fn renew_authority(&self) {
+        let authority = self.authority.load();
+        if authority.is_current(SystemTime::now()) {
+            return;
+        }
+        match ca::ensure(&self.state_dir, authority.base_domain()) {
+            Ok(anew) => self.authority.store(Arc::new(anew)),
+            Err(error) => tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "cannot make the certificate of the local authority anew"
+            ),
+        }
+    }
+
     fn find(&self, name: &str) -> Option<Arc<CertifiedKey>> {
         let given = self.given.load();
         if let Some(exact) = given.by_name.get(name) {
@@ -115,12 +149,16 @@ impl Certificates {
 
     fn leaf(&self, name: &str, loopback: bool) -> Option<Arc<CertifiedKey>> {
         let mut leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((leaf, made)) = leaves.get(name)
-            && made.elapsed() < LEAF_KEEP
-        {
-            return Some(Arc::clone(leaf));
+        if let Some((leaf, _)) = leaves.get(name) {
+            if leaf.usable.contains(SystemTime::now()) {
+                return Some(Arc::clone(&leaf.key));
+            }
+            tracing::info!(
+                host = name,
+                "a certificate is near its end, or the clock was set; it is made anew"
+            );
         }
-        let leaf = match self.authority.leaf(name, loopback) {
+        let leaf = match self.authority.load().leaf(name, loopback) {
             Ok(leaf) => leaf,
             Err(error) => {
                 tracing::warn!(
@@ -139,8 +177,9 @@ impl Certificates {
         {
             leaves.remove(&oldest);
         }
-        leaves.insert(name.into(), (Arc::clone(&leaf), Instant::now()));
-        Some(leaf)
+        let key = Arc::clone(&leaf.key);
+        leaves.insert(name.into(), (leaf, Instant::now()));
+        Some(key)
     }
 }
 
@@ -153,20 +192,17 @@ impl ResolvesServerCert for Certificates {
     }
 }
 
-fn look(directory: &Path) -> Vec<(PathBuf, SystemTime, u64)> {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return Vec::new();
-    };
-    let mut seen: Vec<_> = entries
-        .filter_map(Result::ok)
-        .filter_map(|entry| {
-            // Followed, since ACME clients hand out links.
-            let metadata = fs::metadata(entry.path()).ok()?;
-            Some((entry.path(), metadata.modified().ok()?, metadata.len()))
-        })
-        .collect();
+fn look(directory: &Path) -> io::Result<Vec<(PathBuf, SystemTime, u64)>> {
+    let mut seen = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        // Followed, since ACME clients hand out links; one that leads nowhere yet is passed over.
+        if let Ok(metadata) = fs::metadata(&path) {
+            seen.push((path, metadata.modified()?, metadata.len()));
+        }
+    }
     seen.sort();
-    seen
+    Ok(seen)
 }
 
 fn read_pair(certificate: &Path) -> Result<CertifiedKey, Box<dyn std::error::Error>> {
@@ -188,4 +224,77 @@ pub(crate) fn server_config(certificates: Arc<Certificates>) -> Result<ServerCon
         .with_cert_resolver(certificates);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::account::Signals;
+    use crate::table::Registry;
+
+    fn certificates(dir: &Path) -> Certificates {
+        let source = tram_types::routing::RoutingTable {
+            version: 1,
+            base_domain: "test".into(),
+            ..Default::default()
+        };
+        let registry = Registry::new(Arc::new(Signals::new()), 1);
+        let table = Table::compile(source, &Table::empty(), &registry).expect("a sound table");
+        let authority = ca::ensure(dir, "test").expect("an authority");
+        Certificates::new(dir, authority, Arc::new(ArcSwap::from_pointee(table)))
+    }
+
+    #[test]
+    fn given_certificates_outlast_their_directory() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let pair = rcgen::KeyPair::generate().expect("a key");
+        let given = rcgen::CertificateParams::new(vec!["a.test".to_owned()])
+            .and_then(|params| params.self_signed(&pair))
+            .expect("signs");
+        let at = dir.path().join("certs");
+        fs::create_dir(&at).expect("writable");
+        fs::write(at.join("a.test.key"), pair.serialize_pem()).expect("writable");
+        fs::write(at.join("a.test.crt"), given.pem()).expect("writable");
+        let certificates = certificates(dir.path());
+        let served = || certificates.find("a.test").expect("one").cert[0] == *given.der();
+        assert!(served());
+        fs::rename(&at, dir.path().join("away")).expect("writable");
+        certificates.reload();
+        assert!(served(), "while the directory is away");
+        fs::rename(dir.path().join("away"), &at).expect("writable");
+        fs::remove_file(at.join("a.test.crt")).expect("writable");
+        certificates.reload();
+        assert!(!served(), "taken away on purpose");
+    }
+
+    #[test]
+    fn a_leaf_is_kept_until_the_clock_leaves_its_time() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let certificates = certificates(dir.path());
+        let first = certificates.find("a.test").expect("a leaf");
+        assert!(Arc::ptr_eq(&first, &certificates.find("a.test").expect("kept")));
+        let usable = certificates.leaves.lock().expect("unpoisoned")["a.test"].0.usable;
+        let day = Duration::from_secs(24 * 3600);
+        let now = SystemTime::now();
+        assert!(usable.contains(now) && usable.contains(now + day * 29));
+        assert!(!usable.contains(now + day * 31) && !usable.contains(now - day * 3));
+        // As if the clock had stood elsewhere when it was made.
+        let mut other = certificates
+            .authority
+            .load()
+            .leaf("a.test", false)
+            .expect("a leaf");
+        other.usable = ca::Span::default();
+        certificates
+            .leaves
+            .lock()
+            .expect("unpoisoned")
+            .insert("a.test".into(), (other.clone(), Instant::now()));
+        assert!(!Arc::ptr_eq(
+            &other.key,
+            &certificates.find("a.test").expect("made anew")
+        ));
+    }
 }

@@ -14,6 +14,8 @@ pub const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
 pub struct Config {
     /// Holds the control socket, the last routing table, `certs/` and `ca/`. Made when absent, mode 0700.
     pub state_dir: PathBuf,
+    /// The local authority signs for names under it alone, and for `localhost`.
+    pub base_domain: String,
     /// Where to accept cleartext HTTP. Port 0 lets the kernel choose.
     pub http: Vec<SocketAddr>,
     /// Where to accept TLS.
@@ -56,6 +58,7 @@ impl Config {
         };
         Self {
             state_dir: state_dir.into(),
+            base_domain: "localhost".to_owned(),
             http: on(http_port),
             https: on(https_port),
             tcp: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],

@@ -117,7 +117,7 @@ impl Edge {
         let socket = control_socket(&config.state_dir)?;
         let log = AccessLog::open(&config.access_log)?;
         let table = Arc::new(ArcSwap::from_pointee(Table::empty()));
-        let authority = ca::ensure(&config.state_dir)?;
+        let authority = ca::ensure(&config.state_dir, &config.base_domain)?;
         let certificates = Arc::new(Certificates::new(
             &config.state_dir,
             authority,

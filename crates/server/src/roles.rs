@@ -27,6 +27,9 @@ const EDGE_SETTINGS: &str = "settings.json";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EdgeSettings {
+    /// Under which the local authority may sign.
+    #[serde(default)]
+    pub base_domain: String,
     /// Where to accept cleartext HTTP.
     pub http: Vec<SocketAddr>,
     /// Where to accept TLS.
@@ -123,6 +126,7 @@ pub fn edge(arguments: &[OsString]) -> ExitCode {
             Traces::start(&settings.otlp_endpoint, "tram-edge").map_err(|error| crate::chain(&error))?;
         let config = tram_edge::Config {
             state_dir: directory.clone(),
+            base_domain: settings.base_domain,
             http: settings.http,
             https: settings.https,
             tcp: settings.tcp,

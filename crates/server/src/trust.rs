@@ -1,7 +1,8 @@
 //! `tram trust`: puts the local authority into the system's store of trusted roots, and takes it out again.
 //!
 //! With it, programs on this machine that use the system's store open `https://…` URLs of the base domain without a
-//! warning. The authority's key never leaves its directory and signs names of this installation only.
+//! warning. The authority's key never leaves its directory, and its certificate says that it is good for the base domain,
+//! `localhost` and the loopback addresses only. Custom domains need a certificate of their own.
 
 use std::{
     path::{Path, PathBuf},

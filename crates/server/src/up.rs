@@ -437,6 +437,7 @@ async fn keep_edge(settings: &Settings, paths: &Paths, stops: &Stops) -> anyhow:
             .collect()
     };
     let wanted = EdgeSettings {
+        base_domain: settings.base_domain.clone(),
         http: on(settings.http_port),
         https: on(settings.https_port),
         tcp: settings.http_listen.clone(),

@@ -40,6 +40,7 @@ pub(crate) struct Fixture {
 
 pub(crate) fn config(dir: &std::path::Path) -> Config {
     let mut config = Config::loopback(dir, 0, 0);
+    config.base_domain = "test".into();
     config.http.truncate(1);
     config.https.truncate(1);
     config.tcp.truncate(1);

@@ -32,7 +32,7 @@ fn trusting(roots: impl IntoIterator<Item = CertificateDer<'static>>, alpn: &[&[
 }
 
 fn authority(edge: &Fixture) -> CertificateDer<'static> {
-    tram_edge::ca::ensure(edge.dir.path())
+    tram_edge::ca::ensure(edge.dir.path(), "test")
         .expect("the edge made it")
         .certificate()
         .clone()
@@ -93,6 +93,64 @@ async fn the_local_authority_signs_for_hosts_of_the_table_and_no_others() {
     handshake(&edge, &connector, "example.org")
         .await
         .expect_err("not ours to sign for");
+}
+
+#[tokio::test]
+async fn a_custom_domain_is_served_by_a_certificate_that_trust_in_the_authority_does_not_cover() {
+    let edge = Fixture::start();
+    let mut source = table(1, service(State::Ready, &[echo(false).await]));
+    source.hosts.push(tram_types::routing::Host {
+        name: "shop.example".into(),
+        routes: source.hosts[0].routes.clone(),
+    });
+    edge.apply(source);
+    let refused = handshake(&edge, &trusting([authority(&edge)], &[]), "shop.example").await;
+    let error = refused.expect_err("not by the authority").to_string();
+    assert!(
+        error.contains("invalid peer certificate"),
+        "one was shown: {error}"
+    );
+}
+
+/// Whoever got at the key gets no further than the names of this installation.
+#[tokio::test]
+async fn clients_that_trust_the_authority_do_not_trust_it_for_other_names() {
+    let edge = Fixture::start();
+    let root = authority(&edge);
+    let pem = fs::read_to_string(tram_edge::ca::certificate_path(edge.dir.path())).expect("the root");
+    let key = fs::read_to_string(edge.dir.path().join("ca/root.key")).expect("its key");
+    let issuer =
+        rcgen::Issuer::from_ca_cert_pem(&pem, KeyPair::from_pem(&key).expect("a key")).expect("a root");
+    let accepts = |names: &[&str]| {
+        let pair = KeyPair::generate().expect("a key");
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let leaf = CertificateParams::new(names.clone())
+            .and_then(|params| params.signed_by(&pair, &issuer))
+            .expect("signs");
+        let mut store = RootCertStore::empty();
+        store.add(root.clone()).expect("a root");
+        let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(
+            Arc::new(store),
+            Arc::new(rustls::crypto::ring::default_provider()),
+        )
+        .build()
+        .expect("a verifier");
+        let name = ServerName::try_from(names[0].clone()).expect("a name");
+        rustls::client::danger::ServerCertVerifier::verify_server_cert(
+            &*verifier,
+            leaf.der(),
+            &[],
+            &name,
+            &[],
+            rustls::pki_types::UnixTime::now(),
+        )
+        .is_ok()
+    };
+    assert!(
+        accepts(&["test"]) && accepts(&["a.b.test"]) && accepts(&["localhost"]) && accepts(&["127.0.0.1"])
+    );
+    assert!(!accepts(&["example.org"]) && !accepts(&["eviltest"]) && !accepts(&["10.0.0.1"]));
+    assert!(!accepts(&["a.test", "example.org"]), "one foreign name spoils it");
 }
 
 #[tokio::test]
