@@ -63,6 +63,7 @@ pub(crate) async fn next(shared: &Shared, listener: &TcpListener) -> io::Result<
 
 /// Accepts until told to stop.
 pub(crate) async fn run(worker: Arc<Worker>, listener: TcpListener, tls: bool, until: CancellationToken) {
+    let port = listener.local_addr().map_or(0, |address| address.port());
     loop {
         let accepted = tokio::select! {
             biased;
@@ -72,7 +73,7 @@ pub(crate) async fn run(worker: Arc<Worker>, listener: TcpListener, tls: bool, u
         match accepted {
             Ok((stream, peer)) => {
                 let context = Arc::new(Context {
-                    client: Client::new(peer.ip(), tls),
+                    client: Client::new(peer.ip(), port, tls),
                     worker: Arc::clone(&worker),
                 });
                 worker.shared.open.spawn(connection(context, stream));

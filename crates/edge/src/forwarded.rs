@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use bytes::{Bytes, BytesMut};
 use http::header::{
     CONNECTION, EXPECT, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use uuid::Uuid;
 
@@ -18,9 +18,30 @@ pub(crate) const X_ROUTING_KEY: HeaderName = HeaderName::from_static("x-routing-
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// What clients may not say of themselves, in any spelling: what we do not set an instance would take from them.
+const FOREIGN: [&str; 7] = [
+    "forwarded",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-scheme",
+    "x-forwarded-server",
+    "x-forwarded-ssl",
+    "x-real-ip",
+];
+
+/// What we say ourselves. Servers that hand headers on as CGI variables take an underscore for a hyphen, so these
+/// are taken out when they are spelled in another way.
+const OURS: [&str; 4] = [
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-request-id",
+];
 
 /// Longer request ids are not ids.
 const REQUEST_ID_MAX_BYTES: usize = 128;
@@ -30,18 +51,27 @@ const REQUEST_ID_MAX_BYTES: usize = 128;
 pub(crate) struct Client {
     pub(crate) ip: IpAddr,
     address: HeaderValue,
+    /// Where it came in.
+    port: HeaderValue,
     pub(crate) tls: bool,
 }
 
 impl Client {
-    pub(crate) fn new(ip: IpAddr, tls: bool) -> Self {
+    /// `port`: of ours, to which the client connected.
+    pub(crate) fn new(ip: IpAddr, port: u16, tls: bool) -> Self {
         let ip = ip.to_canonical();
         let address = HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-        Self { ip, address, tls }
+        Self {
+            ip,
+            address,
+            port: HeaderValue::from(port),
+            tls,
+        }
     }
 }
 
-/// Takes out what belongs to one connection alone (RFC 9110, 7.6.1). Returns the `Upgrade` that was asked for.
+/// Takes out what belongs to one connection alone (RFC 9110, 7.6.1). `Trailer` stays: trailers are passed on, and over
+/// HTTP/1.1 only those that it names. Returns the `Upgrade` that was asked for.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
     let mut upgrade = None;
     if headers.contains_key(CONNECTION) {
@@ -72,7 +102,6 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
         PROXY_AUTHORIZATION,
         TRANSFER_ENCODING,
         UPGRADE,
-        TRAILER,
         HTTP2_SETTINGS,
     ] {
         headers.remove(name);
@@ -99,6 +128,7 @@ pub(crate) fn request(
     if trailers_wanted {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
+    strip_forged(headers);
     // The edge itself answers 100 when the instance begins to take the body.
     headers.remove(EXPECT);
     let for_value = match headers.get(X_FORWARDED_FOR) {
@@ -111,8 +141,51 @@ pub(crate) fn request(
         X_FORWARDED_PROTO,
         HeaderValue::from_static(if client.tls { "https" } else { "http" }),
     );
+    headers.insert(X_FORWARDED_PORT, client.port.clone());
     headers.insert(X_REQUEST_ID, id.clone());
     upgrade
+}
+
+/// Takes out what only a proxy may say.
+fn strip_forged(headers: &mut HeaderMap) {
+    // Seldom any: looked at without a copy first.
+    if headers.keys().any(is_forged) {
+        let forged: Vec<HeaderName> = headers.keys().filter(|name| is_forged(name)).cloned().collect();
+        for name in forged {
+            headers.remove(name);
+        }
+    }
+}
+
+fn is_forged(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    if !name.starts_with(['f', 'x']) {
+        return false;
+    }
+    let is = |other: &&str| {
+        name.len() == other.len()
+            && name
+                .bytes()
+                .zip(other.bytes())
+                .all(|(a, b)| a == b || (a == b'_' && b == b'-'))
+    };
+    FOREIGN.iter().any(is) || OURS.iter().any(|ours| *ours != name && is(ours))
+}
+
+/// An `Upgrade` without the upgrade to HTTP/2, which would tunnel requests past the stages.
+pub(crate) fn without_h2c(upgrade: HeaderValue) -> Option<HeaderValue> {
+    let text = upgrade.to_str().ok()?;
+    let is_h2c = |protocol: &&str| protocol.trim().eq_ignore_ascii_case("h2c");
+    if !text.split(',').any(|protocol| is_h2c(&protocol)) {
+        return Some(upgrade);
+    }
+    let others: Vec<&str> = text
+        .split(',')
+        .filter(|protocol| !is_h2c(protocol) && !protocol.trim().is_empty())
+        .collect();
+    HeaderValue::from_str(others.join(",").trim())
+        .ok()
+        .filter(|left| !left.is_empty())
 }
 
 fn append(headers: &HeaderMap, address: &HeaderValue) -> HeaderValue {

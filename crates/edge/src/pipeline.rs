@@ -332,11 +332,9 @@ fn prepare(
     }
     headers.insert(HOST, host.clone());
     let upgrade = forwarded::request(headers, &context.client, host, id);
-    upgrade.filter(|wanted| {
-        version == Version::HTTP_11
-            && protocol == Protocol::Http
-            && !wanted.as_bytes().eq_ignore_ascii_case(b"h2c")
-    })
+    upgrade
+        .filter(|_| version == Version::HTTP_11 && protocol == Protocol::Http)
+        .and_then(forwarded::without_h2c)
 }
 
 /// Gives the exchange back when the instance switched to a protocol that nobody asked for.

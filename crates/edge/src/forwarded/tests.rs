@@ -22,7 +22,7 @@ fn through(pairs: &[(&str, &str)]) -> (HeaderMap, Option<HeaderValue>) {
             HeaderValue::from_str(value).expect("a value"),
         );
     }
-    let client = Client::new("10.0.0.9".parse().expect("an address"), true);
+    let client = Client::new("10.0.0.9".parse().expect("an address"), 8443, true);
     let upgrade = request(
         &mut all,
         &client,
@@ -118,6 +118,58 @@ fn sane_request_ids_are_kept_and_others_made() {
 
 #[test]
 fn mapped_addresses_are_shown_as_ipv4() {
-    let client = Client::new("::ffff:10.0.0.9".parse().expect("an address"), false);
+    let client = Client::new("::ffff:10.0.0.9".parse().expect("an address"), 80, false);
     assert_eq!(client.address, "10.0.0.9");
+}
+
+#[test]
+fn what_a_client_says_of_itself_does_not_get_through() {
+    let (seen, _) = through(&[
+        ("forwarded", "for=1.2.3.4"),
+        ("x-real-ip", "1.2.3.4"),
+        ("x_real_ip", "1.2.3.4"),
+        ("x-forwarded-port", "1"),
+        ("x-forwarded-server", "evil"),
+        ("x-forwarded-prefix", "/evil"),
+        ("x-forwarded-ssl", "on"),
+        ("x_forwarded-scheme", "ftp"),
+        ("x_forwarded_for", "1.2.3.4"),
+        ("x_forwarded_proto", "ftp"),
+        ("x-forwarded-proto", "ftp"),
+        ("x-request_id", "evil"),
+        ("x-forwarded-user", "kept"),
+        ("x-api_key", "kept"),
+        ("fowarded", "kept"),
+    ]);
+    let mut names: Vec<&str> = seen.keys().map(HeaderName::as_str).collect();
+    names.sort_unstable();
+    assert_eq!(
+        names,
+        [
+            "fowarded",
+            "x-api_key",
+            "x-forwarded-for",
+            "x-forwarded-host",
+            "x-forwarded-port",
+            "x-forwarded-proto",
+            "x-forwarded-user",
+            "x-request-id"
+        ]
+    );
+    assert_eq!(
+        (&seen["x-forwarded-port"], &seen["x-forwarded-proto"]),
+        (
+            &HeaderValue::from_static("8443"),
+            &HeaderValue::from_static("https")
+        )
+    );
+}
+
+#[test]
+fn an_upgrade_to_http2_is_taken_out_of_a_list() {
+    let left = |value| without_h2c(HeaderValue::from_static(value));
+    assert_eq!(left("h2c"), None);
+    assert_eq!(left("H2C , "), None);
+    assert_eq!(left("h2c, x"), Some(HeaderValue::from_static("x")));
+    assert_eq!(left("websocket"), Some(HeaderValue::from_static("websocket")));
 }

@@ -210,3 +210,19 @@ async fn oversized_heads_and_targets_are_refused() {
         &many[..many.len().min(200)]
     );
 }
+
+#[tokio::test]
+async fn a_target_with_a_user_in_it_is_refused() {
+    let edge = Fixture::start();
+    edge.apply(table(1, service(State::Ready, &[echo(false).await])));
+    let ask = async |target: &str| {
+        let head = format!("GET {target} HTTP/1.1\r\nhost: app.test\r\nconnection: close\r\n\r\n");
+        raw(edge.http, head.as_bytes()).await
+    };
+    assert!(ask("http://app.test/").await.starts_with("HTTP/1.1 200"));
+    let refused = ask("http://user@app.test/").await;
+    assert!(
+        refused.starts_with("HTTP/1.1 400") && refused.contains("no_host"),
+        "{refused}"
+    );
+}
