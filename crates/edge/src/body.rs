@@ -7,18 +7,47 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::Instant;
 
 use crate::pipeline::Exchange;
 
 /// How far a request body has come; the forwarder's clock and the access log read it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Progress {
     pub(crate) bytes: AtomicU64,
     pub(crate) done: AtomicBool,
+    begun: Instant,
+    /// When the last byte came, in milliseconds after `begun`.
+    moved_ms: AtomicU64,
+}
+
+impl Progress {
+    pub(crate) fn new() -> Self {
+        Self {
+            bytes: AtomicU64::new(0),
+            done: AtomicBool::new(false),
+            begun: Instant::now(),
+            moved_ms: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn add(&self, bytes: usize) {
+        self.bytes
+            .fetch_add(u64::try_from(bytes).unwrap_or_default(), Relaxed);
+        let ms = self.begun.elapsed().as_millis();
+        self.moved_ms
+            .store(u64::try_from(ms).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// When the last byte came; before the first, when the wait for it began.
+    pub(crate) fn last_moved(&self) -> Instant {
+        self.begun + Duration::from_millis(self.moved_ms.load(Relaxed))
+    }
 }
 
 /// What goes to an instance.
@@ -48,9 +77,7 @@ impl Body for RequestBody {
                     .and_then(|frame| frame.as_ref().ok())
                     .and_then(Frame::data_ref)
                 {
-                    progress
-                        .bytes
-                        .fetch_add(u64::try_from(data.len()).unwrap_or_default(), Relaxed);
+                    progress.add(data.len());
                 }
                 if frame.is_none() || incoming.is_end_stream() {
                     progress.done.store(true, Relaxed);

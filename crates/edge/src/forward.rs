@@ -2,21 +2,24 @@
 //!
 //! The pipeline calls [`forward`] when a route is open. A request is sent again only where that is safe: when it
 //! was never sent (no connection came about, or a kept one was dead already), or when it may be repeated by its
-//! method, has no body, and a kept connection died under it without a byte of answer.
+//! method, has no body, and either a kept connection died under it without a byte of answer or an HTTP/2 instance said
+//! that it did not process it.
 
+use std::error::Error as _;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use http::header::HOST;
+use bytes::BytesMut;
+use http::header::{CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING};
 use http::{HeaderValue, Method, Request, Response, Uri, Version, uri};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
+use tokio::time::{Instant, timeout_at};
 use tram_types::routing::Protocol;
 
 use crate::balance::Candidates;
 use crate::body::{Progress, RequestBody};
 use crate::page::Refusal;
-use crate::pool::{Http1, Seat};
+use crate::pool::{Http1, Seat, SharedStream};
 use crate::table::Route;
 use crate::worker::Worker;
 
@@ -30,6 +33,8 @@ pub(crate) struct Answer {
     pub(crate) seat: Seat,
     /// HTTP/1.1 only: to be kept for the next request when the body was read whole.
     pub(crate) connection: Option<Http1>,
+    /// HTTP/2 only: its place on a connection.
+    pub(crate) stream: Option<SharedStream>,
 }
 
 /// Sends `request` to an instance of `route`, which is of table `version`. The target and headers are those that the instance shall see.
@@ -62,24 +67,23 @@ pub(crate) async fn forward(
         })
 }
 
-/// Bounds the wait for the first byte. The clock starts anew while the request's body still moves: a long upload
-/// is not a slow instance.
+/// Bounds the wait for the first byte. The clock runs from the last byte of the request's body: a long upload is not a
+/// slow instance.
 async fn within<T>(
     limit: Duration,
     work: impl Future<Output = T>,
     progress: Option<&Arc<Progress>>,
 ) -> Option<T> {
     let mut work = std::pin::pin!(work);
-    let mut moved = 0;
+    let mut give_up = Instant::now() + limit;
     loop {
-        if let Ok(done) = tokio::time::timeout(limit, work.as_mut()).await {
+        if let Ok(done) = timeout_at(give_up, work.as_mut()).await {
             return Some(done);
         }
-        let now = progress.map_or(0, |progress| progress.bytes.load(Relaxed));
-        if now == moved {
+        give_up = progress?.last_moved() + limit;
+        if give_up <= Instant::now() {
             return None;
         }
-        moved = now;
     }
 }
 
@@ -117,6 +121,7 @@ async fn over_http1(
     mut request: Request<RequestBody>,
 ) -> Result<Answer, Refusal> {
     *request.version_mut() = Version::HTTP_11;
+    frame_for_http1(&mut request);
     let mut kept_allowed = true;
     for _ in 0..SEND_ATTEMPTS {
         let (seat, mut connection, kept) = loop {
@@ -136,9 +141,13 @@ async fn over_http1(
                     response,
                     seat,
                     connection: Some(connection),
+                    stream: None,
                 });
             }
-            Err(mut failed) => match failed.take_message().or(spare) {
+            Err(mut failed) => match failed
+                .take_message()
+                .or_else(|| spare.filter(|_| is_connection_loss(failed.error())))
+            {
                 Some(again) if kept || !failed.error().is_user() => {
                     request = again;
                     kept_allowed = false;
@@ -161,39 +170,47 @@ async fn over_http2(
     *request.version_mut() = Version::HTTP_2;
     address_for_http2(&mut request)?;
     for _ in 0..SEND_ATTEMPTS {
-        let (seat, mut sender, kept) = loop {
+        let (seat, mut shared) = loop {
             let seat = candidates.next()?;
             match seat.endpoint.shared(worker).await {
-                Ok((sender, kept)) => break (seat, sender, kept),
+                Ok(shared) => break (seat, shared),
                 Err(error) => candidates.failed(seat, &error),
             }
         };
-        if let Err(error) = sender.ready().await {
-            seat.endpoint.forget_shared(worker);
-            if kept {
+        if let Err(error) = shared.sender.ready().await {
+            seat.endpoint.forget_shared(worker, &shared.stream);
+            if shared.kept {
                 continue;
             }
             return Err(bad_answer(route, &error));
         }
-        let spare = if kept { copy(&request) } else { None };
-        match sender.try_send_request(request).await {
+        let spare = copy(&request);
+        match shared.sender.try_send_request(request).await {
             Ok(response) => {
                 return Ok(Answer {
                     response,
                     seat,
                     connection: None,
+                    stream: Some(shared.stream),
                 });
             }
-            Err(mut failed) => match failed
-                .take_message()
-                .or_else(|| spare.filter(|_| is_connection_loss(failed.error())))
-            {
-                Some(again) => {
-                    seat.endpoint.forget_shared(worker);
-                    request = again;
+            Err(mut failed) => {
+                let unsent = failed.take_message();
+                let fate = Fate::of(failed.error());
+                // A refused stream says nothing of the others on its connection.
+                if unsent.is_some() || fate != Fate::Refused {
+                    seat.endpoint.forget_shared(worker, &shared.stream);
                 }
-                None => return Err(bad_answer(route, failed.error())),
-            },
+                let may_repeat = match fate {
+                    Fate::Refused | Fate::Unprocessed => true,
+                    Fate::Lost => shared.kept,
+                    Fate::Other => false,
+                };
+                match unsent.or(spare.filter(|_| may_repeat)) {
+                    Some(again) => request = again,
+                    None => return Err(bad_answer(route, failed.error())),
+                }
+            }
         }
     }
     Err(Refusal::BadAnswer {
@@ -201,9 +218,60 @@ async fn over_http2(
     })
 }
 
-/// Whether the connection went, and not just the one stream.
+/// What an error says of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// The instance did not take this one stream (RFC 9113, 8.7).
+    Refused,
+    /// The instance closes the connection in order, and this request came too late for it.
+    Unprocessed,
+    /// The connection went.
+    Lost,
+    Other,
+}
+
+impl Fate {
+    fn of(error: &hyper::Error) -> Self {
+        let h2 = error
+            .source()
+            .and_then(|source| source.downcast_ref::<h2::Error>());
+        match h2 {
+            Some(h2) if h2.is_reset() && h2.reason() == Some(h2::Reason::REFUSED_STREAM) => Self::Refused,
+            Some(h2) if h2.is_go_away() && h2.reason() == Some(h2::Reason::NO_ERROR) => Self::Unprocessed,
+            _ if is_connection_loss(error) => Self::Lost,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Whether the connection went, rather than that the instance said something that makes no sense.
 fn is_connection_loss(error: &hyper::Error) -> bool {
-    error.is_closed() || error.is_canceled() || error.is_incomplete_message()
+    error.is_closed()
+        || error.is_canceled()
+        || error.is_incomplete_message()
+        || error.source().is_some_and(|source| source.is::<std::io::Error>())
+}
+
+/// HTTP/2 allows what HTTP/1.1 does not: a cookie in several crumbs (RFC 9113, 8.2.3), and a body of unknown length with
+/// any method, which must be framed here for hyper not to leave it out.
+fn frame_for_http1(request: &mut Request<RequestBody>) {
+    let has_body = matches!(request.body(), RequestBody::Stream { .. });
+    let unknown = has_body && request.body().size_hint().exact().is_none();
+    let headers = request.headers_mut();
+    if unknown && !headers.contains_key(CONTENT_LENGTH) {
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    let mut crumbs = headers.get_all(COOKIE).iter();
+    if let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) {
+        let mut whole = BytesMut::from(first.as_bytes());
+        for crumb in std::iter::once(second).chain(crumbs) {
+            whole.extend_from_slice(b"; ");
+            whole.extend_from_slice(crumb.as_bytes());
+        }
+        if let Ok(whole) = HeaderValue::from_maybe_shared(whole.freeze()) {
+            headers.insert(COOKIE, whole);
+        }
+    }
 }
 
 /// HTTP/2 says in the target whom it speaks to.
@@ -214,4 +282,35 @@ fn address_for_http2(request: &mut Request<RequestBody>) -> Result<(), Refusal> 
     parts.authority = Some(uri::Authority::try_from(host.as_bytes()).map_err(|_| Refusal::NoHost)?);
     *request.uri_mut() = Uri::from_parts(parts).map_err(|_| Refusal::NoHost)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_clock_runs_from_the_last_byte_and_no_longer() {
+        let limit = Duration::from_secs(10);
+        let begun = Instant::now();
+        let progress = Arc::new(Progress::new());
+        let silent = within(limit, std::future::pending::<()>(), Some(&progress)).await;
+        assert!(
+            silent.is_none() && begun.elapsed().as_secs() == 10,
+            "{:?}",
+            begun.elapsed()
+        );
+        let begun = Instant::now();
+        let progress = Arc::new(Progress::new());
+        let upload = async {
+            tokio::time::sleep(limit / 2).await;
+            progress.add(1);
+            std::future::pending::<()>().await;
+        };
+        assert!(within(limit, upload, Some(&progress)).await.is_none());
+        assert_eq!(
+            begun.elapsed().as_secs(),
+            15,
+            "from the last byte, and not twice as long"
+        );
+    }
 }

@@ -20,7 +20,7 @@ use crate::account::{InFlight, Live};
 use crate::body::{EdgeBody, Progress, RequestBody};
 use crate::forwarded::{self, Client, X_REQUEST_ID, X_ROUTING_KEY};
 use crate::page::{self, Refusal};
-use crate::pool::{Http1, Seat};
+use crate::pool::{Http1, Seat, SharedStream};
 use crate::table::{Gate, Route};
 use crate::trace::RequestSpan;
 use crate::worker::Worker;
@@ -148,7 +148,7 @@ async fn serve(
     let (body, progress) = if incoming.is_end_stream() {
         (RequestBody::Empty, None)
     } else {
-        let progress = Arc::new(Progress::default());
+        let progress = Arc::new(Progress::new());
         (
             RequestBody::Stream {
                 incoming,
@@ -183,6 +183,7 @@ async fn serve(
         worker: context.worker.index,
         seat: answer.seat,
         connection: answer.connection,
+        _stream: answer.stream,
         progress,
         bytes_out: 0,
         entry: trace.entry.take(),
@@ -383,6 +384,7 @@ pub(crate) struct Exchange {
     worker: usize,
     seat: Seat,
     connection: Option<Http1>,
+    _stream: Option<SharedStream>,
     progress: Option<Arc<Progress>>,
     pub(crate) bytes_out: u64,
     entry: Option<Box<Entry>>,

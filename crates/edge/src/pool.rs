@@ -4,8 +4,9 @@
 //! therefore uncontended. A connection dropped before its answer was read whole is cut, which is how a client's
 //! leaving reaches the instance.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,14 @@ const AVOID_FOR: Duration = Duration::from_secs(2);
 /// A dead peer is noticed by pings of this interval on HTTP/2 connections.
 const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 
+/// Requests that share one HTTP/2 connection, if the instance does not allow fewer: what common servers allow. More go
+/// on another connection, since beyond the limit they would wait for each other.
+const H2_STREAMS_MAX: usize = 100;
+
+/// The same before the instance has said anything: few, since a stream beyond its limit waits for another to end, and it
+/// says its limit in its first packet.
+const H2_STREAMS_UNTOLD: usize = 10;
+
 /// Most response header bytes and lines we take from an instance.
 const RESPONSE_HEAD_MAX_BYTES: usize = 128 * 1024;
 
@@ -49,13 +58,63 @@ pub(crate) struct Endpoint {
     leaving: AtomicBool,
     /// Milliseconds after [`epoch`]; zero: not avoided.
     avoid_until_ms: AtomicU64,
+    /// Streams that it allows on one HTTP/2 connection, as it said last.
+    streams_allowed: Arc<AtomicUsize>,
     slots: Box<[Slot]>,
 }
 
 #[derive(Debug, Default)]
 struct Slot {
     idle: Mutex<Vec<(Http1, Instant)>>,
-    shared: Mutex<Option<http2::SendRequest<RequestBody>>>,
+    shared: Mutex<Vec<Connection>>,
+    /// Held while one is opened, so that a burst does not open one each.
+    opening: tokio::sync::Mutex<()>,
+}
+
+/// A connection for many requests at a time. Closes when nobody has its sender any more.
+#[derive(Debug)]
+struct Connection {
+    sender: http2::SendRequest<RequestBody>,
+    open: Arc<AtomicU32>,
+    /// Since when it was seen without a request.
+    idle_since: Option<Instant>,
+}
+
+/// What one request needs of a shared connection.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) sender: http2::SendRequest<RequestBody>,
+    pub(crate) stream: SharedStream,
+    /// Whether the connection was there before.
+    pub(crate) kept: bool,
+}
+
+/// A place on a shared connection, given back on drop.
+#[derive(Debug)]
+pub(crate) struct SharedStream(Arc<AtomicU32>);
+
+impl Drop for SharedStream {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Connection {
+    fn has_room(&self, allowed: usize) -> bool {
+        let open = usize::try_from(self.open.load(Relaxed)).unwrap_or(usize::MAX);
+        // One that allows none is asked all the same: it may again, and another would not help.
+        open < allowed.clamp(1, H2_STREAMS_MAX)
+    }
+
+    fn share(&mut self, kept: bool) -> Shared {
+        self.open.fetch_add(1, Relaxed);
+        self.idle_since = None;
+        Shared {
+            sender: self.sender.clone(),
+            stream: SharedStream(Arc::clone(&self.open)),
+            kept,
+        }
+    }
 }
 
 /// Why no connection came about.
@@ -103,6 +162,7 @@ impl Endpoint {
             in_flight: AtomicU32::new(0),
             leaving: AtomicBool::new(false),
             avoid_until_ms: AtomicU64::new(0),
+            streams_allowed: Arc::new(AtomicUsize::new(H2_STREAMS_UNTOLD)),
             slots: (0..workers.max(1)).map(|_| Slot::default()).collect(),
         }
     }
@@ -168,6 +228,18 @@ impl Endpoint {
             slot.lock_idle().retain(|(connection, since)| {
                 !connection.sender.is_closed() && since.elapsed() <= IDLE_TIMEOUT
             });
+            let mut first = true;
+            slot.lock_shared().retain_mut(|connection| {
+                if connection.sender.is_closed() {
+                    return false;
+                }
+                // The first one stays, so that the next request need not open one.
+                if std::mem::take(&mut first) || connection.open.load(Relaxed) > 0 {
+                    connection.idle_since = None;
+                    return true;
+                }
+                connection.idle_since.get_or_insert_with(Instant::now).elapsed() <= IDLE_TIMEOUT
+            });
         }
     }
 
@@ -217,39 +289,55 @@ impl Endpoint {
         })
     }
 
-    /// The worker's HTTP/2 connection, opened on first use; true when it was there before.
-    pub(crate) async fn shared(
-        &self,
-        worker: usize,
-    ) -> Result<(http2::SendRequest<RequestBody>, bool), ConnectError> {
-        if let Some(sender) = self.slots[worker].lock_shared().as_ref()
-            && !sender.is_closed()
-        {
-            return Ok((sender.clone(), true));
+    /// A place on one of the worker's HTTP/2 connections; opens another when none has room.
+    pub(crate) async fn shared(&self, worker: usize) -> Result<Shared, ConnectError> {
+        let slot = &self.slots[worker];
+        if let Some(shared) = slot.share(self.streams_allowed.load(Relaxed)) {
+            return Ok(shared);
+        }
+        let _opening = slot.opening.lock().await;
+        if let Some(shared) = slot.share(self.streams_allowed.load(Relaxed)) {
+            return Ok(shared);
         }
         let stream = self.connect_tcp().await?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(H2_PING_INTERVAL)
             .adaptive_window(true)
+            .initial_max_send_streams(self.streams_allowed.load(Relaxed))
             .handshake(TokioIo::new(stream))
             .await
             .map_err(ConnectError::Handshake)?;
+        let told = Arc::clone(&self.streams_allowed);
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let mut connection = std::pin::pin!(connection);
+            let driven = poll_fn(|cx| {
+                let polled = connection.as_mut().poll(cx);
+                told.store(connection.current_max_send_streams(), Relaxed);
+                polled
+            });
+            if let Err(error) = driven.await {
                 tracing::debug!(
                     error = &error as &dyn std::error::Error,
                     "connection to an instance ended"
                 );
             }
         });
-        *self.slots[worker].lock_shared() = Some(sender.clone());
-        Ok((sender, false))
+        let mut connection = Connection {
+            sender,
+            open: Arc::default(),
+            idle_since: None,
+        };
+        let shared = connection.share(false);
+        slot.lock_shared().push(connection);
+        Ok(shared)
     }
 
-    /// Forgets a shared connection that failed.
-    pub(crate) fn forget_shared(&self, worker: usize) {
-        *self.slots[worker].lock_shared() = None;
+    /// Forgets the shared connection that failed a stream.
+    pub(crate) fn forget_shared(&self, worker: usize, stream: &SharedStream) {
+        self.slots[worker]
+            .lock_shared()
+            .retain(|connection| !Arc::ptr_eq(&connection.open, &stream.0));
     }
 }
 
@@ -258,7 +346,16 @@ impl Slot {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_shared(&self) -> std::sync::MutexGuard<'_, Option<http2::SendRequest<RequestBody>>> {
+    /// A place on the first connection that has room: those behind it fall idle.
+    fn share(&self, allowed: usize) -> Option<Shared> {
+        let mut shared = self.lock_shared();
+        let found = shared
+            .iter_mut()
+            .find(|connection| !connection.sender.is_closed() && connection.has_room(allowed))?;
+        Some(found.share(true))
+    }
+
+    fn lock_shared(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -381,6 +381,56 @@ async fn only_repeatable_requests_are_sent_again_when_a_kept_connection_dies() {
 }
 
 #[tokio::test]
+async fn an_answer_that_makes_no_sense_is_not_asked_for_again() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("accepts");
+            let count = Arc::clone(&count);
+            tokio::spawn(async move {
+                let mut buffer = [0; 4096];
+                let mut first = true;
+                while let Ok(1..) = stream.read(&mut buffer).await {
+                    count.fetch_add(1, SeqCst);
+                    let answer: &[u8] = if std::mem::take(&mut first) {
+                        b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+                    } else {
+                        b"this is no HTTP\r\n\r\n"
+                    };
+                    stream.write_all(answer).await.expect("writes");
+                }
+            });
+        }
+    });
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut config = config(dir.path());
+    config.workers = 1;
+    let edge = Fixture::with(dir, config);
+    edge.apply(table(1, service(State::Ready, &[address])));
+    assert_eq!(get(edge.http, "/").await.status, StatusCode::OK);
+    assert_eq!(get(edge.http, "/").await.code(), "bad_answer");
+    assert_eq!(asked.load(SeqCst), 2, "once each");
+}
+
+#[tokio::test]
+async fn a_body_of_unknown_length_goes_with_any_method() {
+    let edge = Fixture::start();
+    edge.apply(table(1, service(State::Ready, &[echo(false).await])));
+    let text = raw(
+        edge.http,
+        b"GET /search HTTP/1.1\r\nhost: app.test\r\ntransfer-encoding: chunked\r\n\r\n5\r\nquery\r\n0\r\n\r\n",
+    )
+    .await;
+    assert!(
+        text.contains("GET /search\n") && text.contains("\n\nquery"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
 async fn kept_connections_are_used_again() {
     let edge = Fixture::start();
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");

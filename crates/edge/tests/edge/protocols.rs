@@ -51,6 +51,123 @@ async fn http2_comes_in_with_prior_knowledge_and_goes_on_as_http1() {
 }
 
 #[tokio::test]
+async fn the_crumbs_of_a_cookie_are_one_line_again_over_http1() {
+    let edge = Fixture::start();
+    edge.apply(table(1, service(State::Ready, &[echo(false).await])));
+    let asked = Request::builder()
+        .uri("http://app.test/")
+        .header("cookie", "a=1")
+        .header("cookie", "b=2; c=3")
+        .header("cookie", "d=4")
+        .body(Full::default())
+        .expect("a request");
+    let mut client = h2_client(edge.http).await;
+    let answer = Answer::read(client.send_request(asked).await.expect("an answer")).await;
+    let cookies: Vec<&str> = answer
+        .text
+        .lines()
+        .filter(|line| line.starts_with("cookie"))
+        .collect();
+    assert_eq!(cookies, ["cookie: a=1; b=2; c=3; d=4"]);
+}
+
+#[tokio::test]
+async fn trailers_pass_both_ways_over_http1() {
+    let edge = Fixture::start();
+    let server = upstream(false, |request| async move {
+        let body = request.into_body().collect().await.expect("a whole body");
+        let sum = body.trailers().and_then(|all| all.get("x-sum")).cloned();
+        let trailers = HeaderMap::from_iter([(
+            http::HeaderName::from_static("x-seen"),
+            sum.unwrap_or(HeaderValue::from_static("none")),
+        )]);
+        let frames = [Frame::data(body.to_bytes()), Frame::trailers(trailers)].map(Ok::<_, Infallible>);
+        let mut response = Response::new(BodyExt::boxed(StreamBody::new(futures_util::stream::iter(
+            frames,
+        ))));
+        response
+            .headers_mut()
+            .insert("trailer", HeaderValue::from_static("x-seen"));
+        response
+    })
+    .await;
+    edge.apply(table(1, service(State::Ready, &[server])));
+    let text = raw(
+        edge.http,
+        b"POST / HTTP/1.1\r\nhost: app.test\r\nte: trailers\r\nconnection: te\r\ntrailer: x-sum\r\n\
+          transfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nx-sum: 42\r\n\r\n",
+    )
+    .await;
+    assert!(text.to_ascii_lowercase().contains("\r\nx-seen: 42\r\n"), "{text}");
+}
+
+#[tokio::test]
+async fn more_requests_than_an_http2_instance_takes_on_one_connection_go_on_more() {
+    const STREAMS: u32 = 10;
+    const ASKED: usize = 35;
+    let mut source = over_http2(table(1, service(State::Ready, &[])));
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let arrived = std::sync::Arc::new(tokio::sync::Barrier::new(ASKED));
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.expect("accepts");
+            let arrived = std::sync::Arc::clone(&arrived);
+            let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+                let arrived = std::sync::Arc::clone(&arrived);
+                async move {
+                    if request.uri().path() != "/warm" {
+                        arrived.wait().await;
+                    }
+                    Ok::<_, Infallible>(Response::new(full("all are here")))
+                }
+            });
+            let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            builder.max_concurrent_streams(STREAMS);
+            tokio::spawn(builder.serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    source.services[0].endpoints.push(endpoint(address));
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut config = config(dir.path());
+    config.workers = 1;
+    let edge = Fixture::with(dir, config);
+    edge.apply(source);
+    // The instance has told its limit then.
+    assert_eq!(get(edge.http, "/warm").await.text, "all are here");
+    let http = edge.http;
+    let all: Vec<_> = (0..ASKED)
+        .map(|_| tokio::spawn(async move { get(http, "/").await.text }))
+        .collect();
+    for one in all {
+        assert_eq!(one.await.expect("no panic"), "all are here");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_an_instance_refused_is_sent_again_on_the_same_connection() {
+    let edge = Fixture::start();
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        // One connection only: a second one would never be answered.
+        let (stream, _) = listener.accept().await.expect("accepts");
+        let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
+        let mut refused = false;
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            if std::mem::replace(&mut refused, true) {
+                let mut body = respond.send_response(Response::new(()), false).expect("sends");
+                body.send_data(Bytes::from("taken"), true).expect("sends");
+            } else {
+                respond.send_reset(h2::Reason::REFUSED_STREAM);
+            }
+        }
+    });
+    edge.apply(over_http2(table(1, service(State::Ready, &[address]))));
+    assert_eq!(get(edge.http, "/").await.text, "taken");
+}
+
+#[tokio::test]
 async fn http1_clients_reach_http2_instances() {
     let edge = Fixture::start();
     edge.apply(over_http2(table(1, service(State::Ready, &[echo(true).await]))));
