@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use crate::pipeline::Exchange;
+use crate::streams::{self, Place};
 
 /// How far a request body has come; the forwarder's clock and the access log read it.
 #[derive(Debug)]
@@ -104,7 +105,11 @@ impl Body for RequestBody {
 
 /// What goes to a client.
 #[derive(Debug)]
-pub(crate) struct EdgeBody(Inner);
+pub(crate) struct EdgeBody {
+    inner: Inner,
+    /// Its stream's, on an HTTP/2 connection.
+    place: Option<Place>,
+}
 
 #[derive(Debug)]
 enum Inner {
@@ -117,7 +122,10 @@ enum Inner {
 
 impl EdgeBody {
     pub(crate) fn full(bytes: Bytes) -> Self {
-        Self(Inner::Full((!bytes.is_empty()).then_some(bytes)))
+        Self {
+            inner: Inner::Full((!bytes.is_empty()).then_some(bytes)),
+            place: None,
+        }
     }
 
     /// An instance's answer. `exchange` ends with it.
@@ -126,7 +134,18 @@ impl EdgeBody {
         if incoming.is_end_stream() {
             finish(&mut exchange);
         }
-        Self(Inner::Stream { incoming, exchange })
+        Self {
+            inner: Inner::Stream { incoming, exchange },
+            place: None,
+        }
+    }
+
+    /// Keeps a stream's place as long as this lasts.
+    pub(crate) fn hold(&mut self, place: Place) {
+        self.place = Some(place);
+        if matches!(self.inner, Inner::Stream { .. }) {
+            streams::body_begins();
+        }
     }
 }
 
@@ -144,10 +163,12 @@ impl Body for EdgeBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match &mut self.get_mut().0 {
+        match &mut self.get_mut().inner {
             Inner::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Inner::Stream { incoming, exchange } => {
-                let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+                let polled = Pin::new(&mut *incoming).poll_frame(cx);
+                streams::body_asked(polled.is_ready());
+                let frame = ready!(polled);
                 match &frame {
                     Some(Ok(frame)) => {
                         if let (Some(data), Some(exchange)) = (frame.data_ref(), exchange.as_mut()) {
@@ -166,14 +187,14 @@ impl Body for EdgeBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.0 {
+        match &self.inner {
             Inner::Full(bytes) => bytes.is_none(),
             Inner::Stream { incoming, .. } => incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
+        match &self.inner {
             Inner::Full(bytes) => SizeHint::with_exact(
                 bytes
                     .as_ref()

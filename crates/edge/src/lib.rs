@@ -34,6 +34,7 @@ mod pipeline;
 mod pool;
 mod route;
 pub mod secret;
+mod streams;
 mod table;
 mod tcp;
 mod trace;

@@ -20,6 +20,10 @@ const KEEP_ALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEP_ALIVE_PROBES: u32 = 4;
 
+/// A client that acknowledges nothing for so long, or keeps its window closed, is cut off: what it does not read holds
+/// a place in its service. A client that reads, however slowly, opens its window. As long as the keep-alive takes.
+const CLIENT_STALL: Duration = Duration::from_secs(120);
+
 /// Listens on one address. Does not share the port with anybody.
 pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
     open(address).map_err(|errno| {
@@ -78,6 +82,8 @@ fn open(address: SocketAddr) -> rustix::io::Result<TcpListener> {
     }
     sockopt::set_socket_reuseaddr(&socket, true)?;
     set_options(&socket)?;
+    let stall_ms = u32::try_from(CLIENT_STALL.as_millis()).unwrap_or(u32::MAX);
+    sockopt::set_tcp_user_timeout(&socket, stall_ms)?;
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(TcpListener::from(socket))
@@ -115,6 +121,17 @@ mod tests {
                 .contains(&format!("port {} on 127.0.0.1 is taken", address.port())),
             "{error}"
         );
+    }
+
+    #[test]
+    fn clients_that_take_nothing_are_bounded_and_instances_are_not() {
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+        let to_instance =
+            std::net::TcpStream::connect(listener.local_addr().expect("bound")).expect("listens");
+        let (client, _) = listener.accept().expect("a client");
+        tune(&to_instance);
+        let bound = |socket: &std::net::TcpStream| sockopt::tcp_user_timeout(socket).expect("a socket");
+        assert_eq!((bound(&client), bound(&to_instance)), (120_000, 0));
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::body::{EdgeBody, Progress, RequestBody};
 use crate::forwarded::{self, Client, X_REQUEST_ID, X_ROUTING_KEY};
 use crate::page::{self, Refusal};
 use crate::pool::{Http1, Seat, SharedStream};
+use crate::streams::Place;
 use crate::table::{Gate, Route};
 use crate::trace::RequestSpan;
 use crate::worker::Worker;
@@ -42,18 +43,20 @@ struct Trace {
 }
 
 /// A request's future, apart from its connection's: hyper keeps the place of a service's future for as long as the
-/// connection lives, and idle connections are many.
+/// connection lives, and idle connections are many. `place`: of its stream, on an HTTP/2 connection.
 pub(crate) fn boxed(
     context: Arc<Context>,
     request: Request<Incoming>,
+    place: Option<Place>,
 ) -> Pin<Box<impl Future<Output = Result<Response<EdgeBody>, Infallible>>>> {
-    Box::pin(handle(context, request))
+    Box::pin(handle(context, request, place))
 }
 
 /// Answers one request.
 pub(crate) async fn handle(
     context: Arc<Context>,
     request: Request<Incoming>,
+    place: Option<Place>,
 ) -> Result<Response<EdgeBody>, Infallible> {
     let started = Instant::now();
     let id = forwarded::request_id(request.headers());
@@ -73,6 +76,9 @@ pub(crate) async fn handle(
         Ok(response) => response,
         Err(refusal) => refuse(&context, refusal, html, started, trace),
     };
+    if let Some(place) = place {
+        response.body_mut().hold(place);
+    }
     response.headers_mut().insert(X_REQUEST_ID, id);
     Ok(response)
 }
