@@ -1,6 +1,7 @@
 //! An edge without a control plane, for benchmarks: serves the routing table of a JSON file.
 //!
-//! `edge_standalone STATE_DIR TABLE.json HTTP_ADDRESS [WORKERS]`. Ends on SIGTERM.
+//! `edge_standalone STATE_DIR TABLE.json HTTP_ADDRESS [WORKERS [ACCESS_LOG]]`. The access log is off unless a file is named.
+//! Ends on SIGTERM.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -23,7 +24,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     config.http = vec![http];
     config.https = Vec::new();
     config.workers = workers;
-    config.access_log = AccessLog::Off;
+    config.access_log = next("the access log").map_or(AccessLog::Off, |path| AccessLog::File(path.into()));
     let edge = Edge::bind(config)?;
     edge.handle().apply(serde_json::from_slice(&table)?)?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;

@@ -1,16 +1,18 @@
 //! One line of JSON for each finished request, written by a thread of its own so that a slow disk delays nobody.
 //!
 //! A log in a file is bounded in size: a full file is set aside, and the oldest of those set aside goes. The queue
-//! is bounded too; lines that do not fit are dropped and counted. Query strings and routing keys are secrets
+//! is bounded too; lines that do not fit, or for which the disk has no room, are dropped and counted. A TCP connection is
+//! a line as well. Query strings and routing keys are secrets
 //! often enough and are left out.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use http::{HeaderValue, Method, Request, Version};
@@ -19,7 +21,7 @@ use uuid::Uuid;
 
 use crate::config;
 use crate::error::Error;
-use crate::forwarded::Client;
+use crate::forwarded::{self, Client};
 
 /// Lines that wait for the disk: a second of a busy machine.
 const QUEUE_MAX: usize = 32 * 1024;
@@ -36,16 +38,18 @@ const SEGMENTS_KEPT: u32 = 4;
 /// Where finished requests go.
 #[derive(Debug, Clone)]
 pub(crate) struct AccessLog {
+    /// An empty line ends the log.
     lines: SyncSender<Vec<u8>>,
     dropped: Arc<AtomicU64>,
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
 impl AccessLog {
     /// Opens the log and starts its thread. `None` when switched off.
     pub(crate) fn open(setting: &config::AccessLog) -> Result<Option<Self>, Error> {
-        let sink: Box<dyn Write + Send> = match setting {
+        let sink: Box<dyn Sink> = match setting {
             config::AccessLog::Off => return Ok(None),
-            config::AccessLog::Stdout => Box::new(io::stdout()),
+            config::AccessLog::Stdout => Box::new(Stdout),
             config::AccessLog::File(path) => Box::new(Segments::open(path, SEGMENT_MAX_BYTES).map_err(
                 |source| Error::File {
                     doing: "open",
@@ -55,19 +59,48 @@ impl AccessLog {
             )?),
         };
         let (lines, queue) = sync_channel(QUEUE_MAX);
-        std::thread::Builder::new()
+        let dropped = Arc::<AtomicU64>::default();
+        let lost = Arc::clone(&dropped);
+        let thread = std::thread::Builder::new()
             .name("access-log".to_owned())
-            .spawn(move || write_lines(&queue, sink))
+            .spawn(move || write_lines(&queue, sink, &lost))
             .map_err(|source| Error::Worker { index: 0, source })?;
         Ok(Some(Self {
             lines,
-            dropped: Arc::default(),
+            dropped,
+            thread: Arc::new(Mutex::new(Some(thread))),
         }))
     }
 
-    /// Lines lost because the disk was too slow.
+    /// Ends the log, when nothing is left to come: what was handed over is on the disk when this returns. Blocks.
+    pub(crate) fn close(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && self.lines.send(Vec::new()).is_ok()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread of the access log panicked");
+        }
+    }
+
+    /// Lines lost because the disk was too slow or full.
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped.load(Relaxed)
+    }
+}
+
+/// Takes whole lines: all of them, or none.
+trait Sink: Send {
+    fn append(&mut self, lines: &[u8]) -> io::Result<()>;
+}
+
+struct Stdout;
+
+impl Sink for Stdout {
+    fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(lines)?;
+        stdout.flush()
     }
 }
 
@@ -111,36 +144,57 @@ impl Segments {
     }
 }
 
-impl Write for Segments {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let more = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+impl Sink for Segments {
+    fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+        let more = u64::try_from(lines.len()).unwrap_or(u64::MAX);
         if self.length_bytes > 0 && self.length_bytes.saturating_add(more) > self.max_bytes {
             self.set_aside()?;
         }
-        // Whole, so that a line is never torn between two files.
-        self.file.write_all(bytes)?;
+        let written = self.file.write_all(lines);
+        if written.is_err() && self.max_bytes < u64::MAX {
+            // What went in before the disk was full ends within a line.
+            self.file.set_len(self.length_bytes)?;
+        }
+        written?;
         self.length_bytes = self.length_bytes.saturating_add(more);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        Ok(())
     }
 }
 
-/// Ends when the last sender is gone.
-fn write_lines(queue: &Receiver<Vec<u8>>, sink: Box<dyn Write + Send>) {
-    let mut sink = BufWriter::with_capacity(BUFFER_BYTES, sink);
-    while let Ok(line) = queue.recv() {
-        let mut outcome = sink.write_all(&line);
-        while let Ok(line) = queue.try_recv() {
-            outcome = outcome.and_then(|()| sink.write_all(&line));
+/// Ends when the last sender is gone, or with an empty line.
+fn write_lines(queue: &Receiver<Vec<u8>>, mut sink: Box<dyn Sink>, lost: &AtomicU64) {
+    let mut gathered = Vec::with_capacity(BUFFER_BYTES);
+    let mut failing = false;
+    let mut open = true;
+    while open && let Ok(first) = queue.recv() {
+        gathered.clear();
+        let mut count = 0;
+        let mut next = Some(first);
+        while let Some(line) = next {
+            open = !line.is_empty();
+            gathered.extend_from_slice(&line);
+            count += u64::from(open);
+            next = (open && gathered.len() < BUFFER_BYTES)
+                .then(|| queue.try_recv().ok())
+                .flatten();
         }
-        if let Err(error) = outcome.and_then(|()| sink.flush()) {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "cannot write the access log"
-            );
+        let outcome = if gathered.is_empty() {
+            Ok(())
+        } else {
+            sink.append(&gathered)
+        };
+        match outcome {
+            Ok(()) => failing = false,
+            Err(error) => {
+                lost.fetch_add(count, Relaxed);
+                // Once: a full disk would fail for every line.
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot write the access log; its lines are lost until this is mended"
+                    );
+                }
+            }
         }
     }
 }
@@ -152,12 +206,12 @@ pub(crate) struct Entry {
     started: Instant,
     at: jiff::Timestamp,
     method: Method,
+    scheme: &'static str,
     host: String,
     path: String,
-    version: Version,
+    protocol: &'static str,
     id: HeaderValue,
     client: IpAddr,
-    tls: bool,
     pub(crate) service: Option<Uuid>,
     pub(crate) instance: Option<Uuid>,
     pub(crate) status: u16,
@@ -220,10 +274,39 @@ impl Entry {
             method: request.method().clone(),
             host: host.to_owned(),
             path: without_key(request.uri().path()),
-            version: request.version(),
+            protocol: if request.version() == Version::HTTP_2 {
+                "h2"
+            } else {
+                "http/1.1"
+            },
             id: id.clone(),
             client: client.ip,
-            tls: client.tls,
+            scheme: if client.tls { "https" } else { "http" },
+            service: None,
+            instance: None,
+            status: 0,
+            refusal: false,
+            held: Duration::ZERO,
+            first_byte: Duration::ZERO,
+            bytes_in: 0,
+            bytes_out: 0,
+            complete: true,
+        }
+    }
+
+    /// For a connection to a public TCP port: its status is the one that a request would have ended with.
+    pub(crate) fn tcp(log: &AccessLog, client: IpAddr, public_port: u16) -> Self {
+        Self {
+            log: log.clone(),
+            started: Instant::now(),
+            at: jiff::Timestamp::now(),
+            method: Method::CONNECT,
+            scheme: "tcp",
+            host: format!(":{public_port}"),
+            path: String::new(),
+            protocol: "tcp",
+            id: forwarded::new_request_id(),
+            client,
             service: None,
             instance: None,
             status: 0,
@@ -244,14 +327,10 @@ impl Entry {
             request_id: self.id.to_str().unwrap_or_default(),
             client: self.client,
             method: self.method.as_str(),
-            scheme: if self.tls { "https" } else { "http" },
+            scheme: self.scheme,
             host: &self.host,
             path: &self.path,
-            protocol: if self.version == Version::HTTP_2 {
-                "h2"
-            } else {
-                "http/1.1"
-            },
+            protocol: self.protocol,
             status: self.status,
             service_id: self.service,
             instance_id: self.instance,
@@ -283,6 +362,8 @@ fn without_key(path: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
 
     #[test]
@@ -292,7 +373,7 @@ mod tests {
         for number in 0..8 {
             // Opened anew each time, as after a restart: what is there counts.
             let mut log = Segments::open(&path, 20).expect("opens");
-            log.write_all(format!("line number {number}\n").as_bytes())
+            log.append(format!("line number {number}\n").as_bytes())
                 .expect("writes");
         }
         let text = |name: &str| fs::read_to_string(dir.path().join(name)).expect("is there");
@@ -300,6 +381,94 @@ mod tests {
         assert_eq!(text("access.log.1"), "line number 6\n");
         assert_eq!(text("access.log.4"), "line number 3\n");
         assert_eq!(fs::read_dir(dir.path()).expect("reads").count(), 5);
+    }
+
+    /// A disk that has room for the first and the third batch only.
+    struct Full(u32, mpsc::Sender<Vec<u8>>);
+
+    impl Sink for Full {
+        fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+            self.0 += 1;
+            if self.0 == 2 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.1.send(lines.to_vec()).expect("somebody looks");
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_without_room_are_counted_and_not_written_later() {
+        let (lines, queue) = sync_channel(9);
+        let (sender, written) = mpsc::channel();
+        let lost = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            let (lost, queue) = (&lost, queue);
+            scope.spawn(move || write_lines(&queue, Box::new(Full(0, sender)), lost));
+            let line = |text: &str| lines.send(text.as_bytes().to_vec()).expect("it listens");
+            line("one\n");
+            assert_eq!(written.recv().expect("written"), b"one\n");
+            line("two\n");
+            while lost.load(Relaxed) == 0 {
+                std::thread::yield_now();
+            }
+            line("three\n");
+            assert_eq!(written.recv().expect("written"), b"three\n");
+            line("");
+        });
+        assert_eq!(lost.load(Relaxed), 1);
+    }
+
+    #[test]
+    fn a_disk_that_fills_up_leaves_no_torn_line() {
+        use std::os::unix::process::CommandExt as _;
+
+        /// What the child may write to one file.
+        const ROOM: u64 = 25;
+        let path = "TRAM_ACCESS_LOG_TEST";
+        if let Ok(path) = std::env::var(path) {
+            let limit = rustix::process::Rlimit {
+                current: Some(ROOM),
+                maximum: Some(ROOM),
+            };
+            rustix::process::setrlimit(rustix::process::Resource::Fsize, limit).expect("lower");
+            let mut log = Segments::open(Path::new(&path), 1 << 20).expect("opens");
+            log.append(b"line number 0\n").expect("room");
+            log.append(b"line number 1\n").expect_err("no room");
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("access.log");
+        // A process of its own, since the limit holds for all of one; the signal that comes with it is ignored there.
+        let status = std::process::Command::new("sh")
+            .arg0("sh")
+            .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""])
+            .arg(std::env::current_exe().expect("this program"))
+            .args([
+                "--exact",
+                "access_log::tests::a_disk_that_fills_up_leaves_no_torn_line",
+            ])
+            .env(path, &file)
+            .stdout(std::process::Stdio::null())
+            .status()
+            .expect("starts");
+        assert!(status.success());
+        assert_eq!(fs::read_to_string(file).expect("is there"), "line number 0\n");
+    }
+
+    #[test]
+    fn a_closed_log_is_on_the_disk() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("access.log");
+        let log = AccessLog::open(&config::AccessLog::File(path.clone()))
+            .expect("opens")
+            .expect("is on");
+        for _ in 0..1000 {
+            Entry::tcp(&log, IpAddr::from([127, 0, 0, 1]), 5432).write();
+        }
+        log.close();
+        log.close();
+        assert_eq!(fs::read_to_string(path).expect("is there").lines().count(), 1000);
     }
 
     #[test]

@@ -257,6 +257,11 @@ impl Edge {
         if let Err(error) = ended {
             tracing::error!(error = &error as &dyn std::error::Error, "a worker did not end");
         }
+        if let Some(log) = control.shared.log.clone()
+            && tokio::task::spawn_blocking(move || log.close()).await.is_err()
+        {
+            tracing::error!("the access log was not closed");
+        }
         // The next edge would remove it too; leaving it would make a dead edge look like a slow one.
         if let Err(error) = fs::remove_file(&path) {
             tracing::debug!(

@@ -230,7 +230,7 @@ pub(crate) fn random() -> u64 {
     })
 }
 
-fn new_request_id() -> HeaderValue {
+pub(crate) fn new_request_id() -> HeaderValue {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = [0u8; 32];
     let bytes = [random().to_be_bytes(), random().to_be_bytes()];

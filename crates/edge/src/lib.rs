@@ -32,6 +32,7 @@ mod metrics;
 mod page;
 mod pipeline;
 mod pool;
+mod relay;
 mod route;
 pub mod secret;
 mod streams;

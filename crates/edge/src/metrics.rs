@@ -122,7 +122,7 @@ impl Collector for Edge {
         one(&mut unrouted, self.0.unrouted.load(Relaxed))?;
         let mut dropped = encoder.encode_descriptor(
             "access_log_dropped",
-            "Log lines lost to a slow disk",
+            "Log lines lost to a slow or full disk",
             None,
             MetricType::Counter,
         )?;

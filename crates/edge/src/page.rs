@@ -43,6 +43,8 @@ pub(crate) enum Refusal {
     QueueFull { name: String, retry_after: Duration },
     /// The caller waited as long as the service allows.
     StillStarting { name: String, waited_ms: u64 },
+    /// The edge stops, and nobody will wake the service for this caller.
+    Stopping { name: String },
     /// The start or the first deployment failed.
     StartFailed {
         name: String,
@@ -79,6 +81,7 @@ impl Refusal {
             Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             Self::Busy { .. }
             | Self::QueueFull { .. }
+            | Self::Stopping { .. }
             | Self::StartFailed { .. }
             | Self::Paused { .. }
             | Self::Deploying { .. }
@@ -96,7 +99,9 @@ impl Refusal {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::QueueFull { retry_after, .. } => Some(*retry_after),
-            Self::Busy { .. } | Self::NoHealthyInstance { .. } => Some(BUSY_RETRY_AFTER),
+            Self::Busy { .. } | Self::NoHealthyInstance { .. } | Self::Stopping { .. } => {
+                Some(BUSY_RETRY_AFTER)
+            }
             Self::Deploying { .. } | Self::StillStarting { .. } => Some(DEPLOYING_RETRY_AFTER),
             _ => None,
         }
@@ -158,6 +163,11 @@ impl Refusal {
                 "still_starting",
                 format!("{name} is still starting after {} seconds.", waited_ms / 1000),
                 "It will go on starting: try again. `tram logs` shows what it is doing.".to_owned(),
+            ),
+            Self::Stopping { name } => (
+                "edge_stopping",
+                format!("{name} sleeps, and the server stops or starts again."),
+                "Try again in a moment.".to_owned(),
             ),
             Self::StartFailed { name, message, deployment_id } => (
                 "deployment_failed",

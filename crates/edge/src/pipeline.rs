@@ -21,6 +21,7 @@ use crate::body::{EdgeBody, Progress, RequestBody};
 use crate::forwarded::{self, Client, X_REQUEST_ID, X_ROUTING_KEY};
 use crate::page::{self, Refusal};
 use crate::pool::{Http1, Seat, SharedStream};
+use crate::relay::Passed;
 use crate::streams::Place;
 use crate::table::{Gate, Route};
 use crate::trace::RequestSpan;
@@ -34,12 +35,44 @@ pub(crate) struct Context {
     pub(crate) client: Client,
 }
 
-/// What a request leaves behind on its way, for the accounts.
-#[derive(Debug, Default)]
+/// The status in the accounts of a request whose client left before an answer began; nginx's, which tools know.
+const CLIENT_LEFT: u16 = 499;
+
+/// What a request leaves behind on its way, for the accounts. Dropped before it is answered, it tells that the client
+/// left.
+#[derive(Debug)]
 struct Trace {
+    started: Instant,
     live: Option<Arc<Live>>,
     entry: Option<Box<Entry>>,
     span: Option<Box<RequestSpan>>,
+    progress: Option<Arc<Progress>>,
+    answered: bool,
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        if self.answered {
+            return;
+        }
+        let bytes_in = self
+            .progress
+            .as_ref()
+            .map_or(0, |progress| progress.bytes.load(Relaxed));
+        if let Some(live) = &self.live {
+            live.count(CLIENT_LEFT);
+            live.bytes_in.fetch_add(bytes_in, Relaxed);
+        }
+        if let Some(mut span) = self.span.take() {
+            span.left(CLIENT_LEFT, bytes_in);
+        }
+        if let Some(mut entry) = self.entry.take() {
+            entry.status = CLIENT_LEFT;
+            entry.bytes_in = bytes_in;
+            entry.complete = false;
+            entry.write();
+        }
+    }
 }
 
 /// A request's future, apart from its connection's: hyper keeps the place of a service's future for as long as the
@@ -63,6 +96,7 @@ pub(crate) async fn handle(
     let html = page::prefers_html(request.headers());
     let log = context.worker.shared.log.as_ref();
     let mut trace = Trace {
+        started,
         live: None,
         entry: log.map(|log| Box::new(Entry::new(log, &request, &context.client, &id, started))),
         span: context
@@ -71,10 +105,14 @@ pub(crate) async fn handle(
             .tracer
             .as_ref()
             .map(|tracer| tracer.begin(&request, &context.client, &id)),
+        progress: None,
+        answered: false,
     };
-    let mut response = match serve(&context, request, &id, started, &mut trace).await {
+    let served = serve(&context, request, &id, started, &mut trace).await;
+    trace.answered = true;
+    let mut response = match served {
         Ok(response) => response,
-        Err(refusal) => refuse(&context, refusal, html, started, trace),
+        Err(refusal) => refuse(&context, refusal, html, trace),
     };
     if let Some(place) = place {
         response.body_mut().hold(place);
@@ -83,24 +121,18 @@ pub(crate) async fn handle(
     Ok(response)
 }
 
-fn refuse(
-    context: &Context,
-    refusal: Refusal,
-    html: bool,
-    started: Instant,
-    trace: Trace,
-) -> Response<EdgeBody> {
+fn refuse(context: &Context, refusal: Refusal, html: bool, mut trace: Trace) -> Response<EdgeBody> {
     let status = refusal.status().as_u16();
     if let Some(live) = &trace.live {
         live.count(status);
-        live.latency.observe(started.elapsed());
+        live.latency.observe(trace.started.elapsed());
     } else {
         context.worker.shared.unrouted.fetch_add(1, Relaxed);
     }
-    if let Some(mut span) = trace.span {
+    if let Some(mut span) = trace.span.take() {
         span.refused(status);
     }
-    if let Some(mut entry) = trace.entry {
+    if let Some(mut entry) = trace.entry.take() {
         entry.status = status;
         entry.refusal = true;
         entry.write();
@@ -163,6 +195,7 @@ async fn serve(
             Some(progress),
         )
     };
+    trace.progress.clone_from(&progress);
     let answer = forward::forward(
         &context.worker,
         admitted.version,
@@ -190,6 +223,7 @@ async fn serve(
         seat: answer.seat,
         connection: answer.connection,
         _stream: answer.stream,
+        tunnel: None,
         progress,
         bytes_out: 0,
         entry: trace.entry.take(),
@@ -286,8 +320,14 @@ async fn admit(
                     || shared.table.load().version,
                     deadline,
                     cause,
-                ))
-                .await;
+                ));
+                let held = tokio::select! {
+                    biased;
+                    held = held => held,
+                    () = shared.stop.cancelled() => Err(Refusal::Stopping {
+                        name: spec.name.clone(),
+                    }),
+                };
                 if let Some(span) = &mut trace.span {
                     span.released();
                 }
@@ -391,6 +431,8 @@ pub(crate) struct Exchange {
     seat: Seat,
     connection: Option<Http1>,
     _stream: Option<SharedStream>,
+    /// What passes after an upgrade, which is no body.
+    tunnel: Option<Arc<Passed>>,
     progress: Option<Arc<Progress>>,
     pub(crate) bytes_out: u64,
     entry: Option<Box<Entry>>,
@@ -414,10 +456,14 @@ impl Exchange {
         }
     }
 
-    /// The bytes of a tunnel, which are no body.
-    pub(crate) fn add_tunnel_bytes(&mut self, from_client: u64, to_client: u64) {
-        self.in_flight.live().bytes_in.fetch_add(from_client, Relaxed);
-        self.bytes_out += to_client;
+    /// From now on bytes pass outside of bodies.
+    pub(crate) fn become_tunnel(&mut self) -> Arc<Passed> {
+        let passed = Passed::new(self.in_flight.live());
+        Arc::clone(self.tunnel.insert(passed))
+    }
+
+    /// Both sides of the tunnel have closed.
+    pub(crate) fn tunnel_closed(&mut self) {
         self.complete = true;
     }
 }
@@ -431,12 +477,18 @@ impl Drop for Exchange {
             .map_or(0, |progress| progress.bytes.load(Relaxed));
         live.bytes_in.fetch_add(bytes_in, Relaxed);
         live.bytes_out.fetch_add(self.bytes_out, Relaxed);
+        // A tunnel's are counted as they pass.
+        let (from_client, to_client) = self
+            .tunnel
+            .as_ref()
+            .map_or((0, 0), |passed| (passed.bytes_in(), passed.bytes_out()));
+        let (bytes_in, bytes_out) = (bytes_in + from_client, self.bytes_out + to_client);
         if let Some(mut span) = self.span.take() {
-            span.finish(bytes_in, self.bytes_out, self.complete);
+            span.finish(bytes_in, bytes_out, self.complete);
         }
         if let Some(mut entry) = self.entry.take() {
             entry.bytes_in = bytes_in;
-            entry.bytes_out = self.bytes_out;
+            entry.bytes_out = bytes_out;
             entry.complete = self.complete;
             entry.write();
         }

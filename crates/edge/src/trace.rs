@@ -114,6 +114,12 @@ impl RequestSpan {
         self.status(status);
     }
 
+    /// The client left before the head of the answer was here.
+    pub(crate) fn left(&mut self, status: u16, bytes_in: u64) {
+        self.status(status);
+        self.finish(bytes_in, 0, false);
+    }
+
     fn status(&mut self, status: u16) {
         self.span
             .set_attribute(KeyValue::new("http.response.status_code", i64::from(status)));

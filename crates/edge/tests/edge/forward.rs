@@ -431,6 +431,40 @@ async fn a_body_of_unknown_length_goes_with_any_method() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_before_the_answer_is_in_the_accounts() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (log, mut config) = (dir.path().join("access.log"), config(dir.path()));
+    config.access_log = AccessLog::File(log.clone());
+    let edge = Fixture::with(dir, config);
+    let silent = upstream(false, |_| std::future::pending()).await;
+    edge.apply(table(1, service(State::Ready, &[silent])));
+    let mut client = TcpStream::connect(edge.http).await.expect("listens");
+    client
+        .write_all(b"GET /slow HTTP/1.1\r\nhost: app.test\r\n\r\n")
+        .await
+        .expect("writes");
+    let read = |name: &str, labels: &str| metric(&edge.handle.metrics(), name, labels);
+    until("it is in flight", || read("tram_edge_in_flight", "") == Some(1.0)).await;
+    drop(client);
+    until("it is counted", || {
+        read("tram_edge_requests_total", "4xx") == Some(1.0)
+    })
+    .await;
+    let text = || std::fs::read_to_string(&log).unwrap_or_default();
+    until("it is logged", || text().ends_with('\n')).await;
+    let line: serde_json::Value = serde_json::from_str(&text()).expect("one line");
+    assert_eq!(
+        (
+            &line["status"],
+            &line["complete"],
+            &line["path"],
+            &line["by_edge"]
+        ),
+        (&499.into(), &false.into(), &"/slow".into(), &false.into())
+    );
+}
+
+#[tokio::test]
 async fn kept_connections_are_used_again() {
     let edge = Fixture::start();
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");

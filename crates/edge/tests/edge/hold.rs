@@ -148,6 +148,23 @@ async fn a_wait_ends_at_the_services_deadline() {
 }
 
 #[tokio::test]
+async fn a_held_caller_is_answered_when_the_edge_stops() {
+    let mut edge = Fixture::start();
+    edge.apply(table(1, service(State::Sleeping, &[])));
+    let http = edge.http;
+    let caller = tokio::spawn(async move { get(http, "/").await });
+    until("one waits", || queued(&edge) == Some(1.0)).await;
+    edge.begin_stop();
+    let answer = caller.await.expect("no panic");
+    assert_eq!(
+        (answer.status, answer.code()),
+        (StatusCode::SERVICE_UNAVAILABLE, "edge_stopping")
+    );
+    assert_eq!(answer.headers["retry-after"], "1");
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn the_queue_is_bounded_and_callers_that_leave_make_room() {
     let edge = Fixture::start();
     let mut sleeping = service(State::Sleeping, &[]);

@@ -356,6 +356,8 @@ async fn websockets_pass_count_as_in_flight_and_end_when_either_side_leaves() {
     assert_eq!(echoed, Message::text("/room?id=1 hello"));
     let in_flight = || metric(&edge.handle.metrics(), "tram_edge_in_flight", "");
     assert_eq!(in_flight(), Some(1.0));
+    let passed = metric(&edge.handle.metrics(), "tram_edge_response_body_bytes_total", "");
+    assert!(passed > Some(0.0), "counted while it is open");
     drop(socket);
     until("the socket is no longer in flight", || in_flight() == Some(0.0)).await;
 }

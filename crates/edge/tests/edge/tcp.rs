@@ -93,6 +93,46 @@ async fn a_connection_wakes_a_sleeper_and_counts_as_in_flight() {
 }
 
 #[tokio::test]
+async fn connections_are_logged_and_their_bytes_counted_as_they_pass() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (log, mut config) = (dir.path().join("access.log"), config(dir.path()));
+    config.access_log = tram_edge::AccessLog::File(log.clone());
+    let edge = Fixture::with(dir, config);
+    let port = nobody().await.port();
+    let ready = service(State::Ready, &[reverser().await]);
+    edge.apply(with_port(table(1, ready), port));
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("open");
+    stream.write_all(b"abc").await.expect("writes");
+    until("what passed is counted", || {
+        metric(&edge.handle.metrics(), "tram_edge_request_body_bytes_total", "") == Some(3.0)
+    })
+    .await;
+    stream.shutdown().await.expect("closes its half");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("reads");
+    assert_eq!(answer, "cba");
+    let text = || std::fs::read_to_string(&log).unwrap_or_default();
+    until("the connection is logged", || text().ends_with('\n')).await;
+    let line: serde_json::Value = serde_json::from_str(&text()).expect("one line");
+    assert_eq!(
+        (
+            &line["protocol"],
+            &line["host"],
+            &line["status"],
+            &line["complete"]
+        ),
+        (
+            &"tcp".into(),
+            &format!(":{port}").into(),
+            &200.into(),
+            &true.into()
+        )
+    );
+    assert_eq!((&line["bytes_in"], &line["bytes_out"]), (&3.into(), &3.into()));
+    assert!(line["service_id"].is_string() && line["instance_id"].is_string());
+}
+
+#[tokio::test]
 async fn a_taken_port_is_reported_and_tried_again() {
     let edge = Fixture::start();
     let holder = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
