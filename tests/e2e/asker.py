@@ -1,5 +1,6 @@
 """A client that asks one service without a pause and remembers how it was answered."""
 
+import collections
 import http.client
 import json
 import threading
@@ -14,6 +15,8 @@ class Asker:
     def __init__(self, cloud, host, bodies):
         self.cloud, self.host, self.bodies = cloud, host, bodies
         self.seconds, self.bad = [], []
+        # How often each body was answered.
+        self.answers = collections.Counter()
         # The data plane itself is being killed: a lost connection is no failure then.
         self.may_lose = threading.Event()
         self._stop = threading.Event()
@@ -27,6 +30,7 @@ class Asker:
                 status, _, body = self.cloud.get(self.host)
                 if status == 200 and body in self.bodies:
                     self.seconds.append(time.monotonic() - started)
+                    self.answers[body] += 1
                 else:
                     self.bad.append((time.time(), status, body[:300]))
             except NO_ANSWER as error:

@@ -29,10 +29,18 @@ def test_websocket_through_node(cloud, registry):
 
 
 def test_server_sent_events_arrive_one_by_one(cloud, fastapi):
-    url = f"http://127.0.0.1:{cloud.http_port}/events"
+    def tell(text):
+        assert cloud.get(fastapi, f"/channel/one/{text}", method="POST")[0] == 200
+
+    # The next event is only told once the one before has arrived: one that is held back is waited for in vain.
+    tell(0)
+    url = f"http://127.0.0.1:{cloud.http_port}/channel/one"
     with httpx.stream("GET", url, headers={"host": fastapi}, timeout=30) as reply:
-        lines = [line for line in reply.iter_lines() if line.startswith("data:")]
-    assert lines == [f"data: {number}" for number in range(5)]
+        lines = (line for line in reply.iter_lines() if line.startswith("data:"))
+        for number in range(5):
+            assert next(lines) == f"data: {number}"
+            tell(number + 1 if number < 4 else "end")
+        assert list(lines) == []
 
 
 def test_large_bodies_stream_both_ways(cloud, fastapi):

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 
+from asker import Asker
 from cloud import wait_for
 
 
@@ -25,29 +26,23 @@ def test_an_image_becomes_a_url(cloud, registry, name):
 
 def test_a_new_version_takes_over_without_a_failed_request(cloud, registry, name):
     cloud.tram("deploy", registry.image("hello", "1"), "--name", name, "--port", "8000")
-    host = cloud.host(name)
-    seen, failed, stop = [], [], threading.Event()
-
-    def ask():
-        while not stop.is_set():
-            try:
-                status, _, body = cloud.get(host)
-                (seen if status == 200 else failed).append((status, body))
-            except OSError as error:
-                failed.append(error)
-
-    clients = [threading.Thread(target=ask) for _ in range(4)]
-    for client in clients:
-        client.start()
-    cloud.tram("deploy", registry.image("hello", "2", of="hello-v2"), "--name", name, "--port", "8000")
-    wait_for("the new version answers", lambda: seen and seen[-1][1] == b"Hello from version 2\n")
-    service = cloud.service(name)
-    wait_for("the old instance is gone", lambda: len(cloud.instances(service["id"], "HEALTHY", "STOPPING")) == 1)
-    stop.set()
-    for client in clients:
-        client.join()
-    assert failed == []
-    assert {body for _, body in seen} == {b"Hello from version 1\n", b"Hello from version 2\n"}
+    old, new = b"Hello from version 1\n", b"Hello from version 2\n"
+    clients = [Asker(cloud, cloud.host(name), [old, new]) for _ in range(4)]
+    try:
+        wait_for("the old version answers", lambda: all(client.answers[old] for client in clients))
+        cloud.tram("deploy", registry.image("hello", "2", of="hello-v2"), "--name", name, "--port", "8000")
+        wait_for("the new version answers", lambda: all(client.answers[new] for client in clients))
+        service = cloud.service(name)
+        wait_for("the old instance is gone",
+                 lambda: len(cloud.instances(service["id"], "HEALTHY", "STOPPING")) == 1)
+        last, asked = [client.answers[old] for client in clients], [client.good for client in clients]
+        wait_for("it is asked after that",
+                 lambda: all(client.good > before + 10 for client, before in zip(clients, asked)))
+    finally:
+        for client in clients:
+            client.stop()
+    assert [client.bad for client in clients] == [[]] * len(clients)
+    assert [client.answers[old] for client in clients] == last, "the old version answered after it was gone"
 
 
 def test_sleeps_and_wakes_on_the_next_request(cloud, registry, name):

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import urllib.request
 import uuid
 
 import pytest
@@ -25,6 +26,7 @@ from koyeb.api.models.update_app import UpdateApp
 from koyeb.api.models.update_domain import UpdateDomain
 from koyeb.api.models.update_service import UpdateService
 
+from asker import NO_ANSWER
 from cloud import Registry, wait_for
 from test_sdk import client, definition, wait_service  # noqa: F401
 
@@ -107,7 +109,7 @@ def test_logs_are_followed(cloud, client, running):  # noqa: F811
     # The SDK reads an answer to its end and takes it for one object: `limit` is how many lines there are in all.
     newest = logs.tail_logs(service_id=service.id, text="tail-one", limit="1").result
     assert "tail-one" in newest.msg and newest.labels["service_id"] == service.id
-    stream = logs.tail_logs_without_preload_content(service_id=service.id, text="tail-two")
+    stream = logs.tail_logs_without_preload_content(service_id=service.id, text="tail-two", _request_timeout=60)
     cloud.get(app.domains[0].name, "/say/tail-two")
     line = json.loads(next(iter(stream)))
     assert "tail-two" in line["result"]["msg"]
@@ -129,9 +131,6 @@ def test_figures(cloud, client, running):  # noqa: F811
         return any(sample.value > 0 for one in good for sample in one.samples)
 
     wait_for("requests are counted", look)
-    # Usage is sampled once a minute, so there may be no point yet; what there is can be read.
-    for one in metrics.get_metrics(service_id=service.id, name="MEM_RSS", step="1m").metrics:
-        assert one.labels["instance_id"]
     with pytest.raises(BadRequestException):
         metrics.get_metrics(service_id=service.id, name="NOTHING")
 
@@ -254,11 +253,9 @@ def test_a_composition(cloud, client, registry, name):  # noqa: F811
     public_port = wait_for("the port is given and the deployment healthy", port)[0]
 
     def answers():
-        import urllib.error
-        import urllib.request
         try:
             return urllib.request.urlopen(f"http://127.0.0.1:{public_port}/health", timeout=5).status == 200
-        except urllib.error.URLError:
+        except NO_ANSWER:
             return False
     wait_for("the port answers", answers)
     apps_api.AppsApi(client).delete_app(first.app.id)
@@ -382,3 +379,13 @@ async def test_the_async_client_runs_commands(cloud, client, running):  # noqa: 
         await secrets.delete_secret(made.id)
         with pytest.raises(NotFound):
             await secrets.get_secret(made.id)
+
+
+def test_memory_is_sampled(client, running):  # noqa: F811
+    """Last, for it is sampled once a minute."""
+    _, service = running
+    metrics = metrics_api.MetricsApi(client)
+    used = wait_for("memory is sampled", lambda: [
+        one for one in metrics.get_metrics(service_id=service.id, name="MEM_RSS", step="1m").metrics
+        if any(sample.value > 0 for sample in one.samples)], seconds=150, every=1)
+    assert all(one.labels["instance_id"] for one in used)

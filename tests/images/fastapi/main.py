@@ -1,6 +1,7 @@
 """A small FastAPI application: what most web services look like from the outside."""
 
 import asyncio
+import collections
 import os
 import sys
 
@@ -46,14 +47,22 @@ async def slow(seconds: float):
     return PlainTextResponse("done")
 
 
-@app.get("/events")
-async def events():
+channels = collections.defaultdict(asyncio.Queue)
+
+
+@app.get("/channel/{name}")
+async def listen(name: str):
+    """An event for each text that somebody tells, the moment it is told, until that is `end`."""
     async def source():
-        for number in range(5):
-            yield f"data: {number}\n\n"
-            await asyncio.sleep(0.05)
+        while (text := await channels[name].get()) != "end":
+            yield f"data: {text}\n\n"
 
     return StreamingResponse(source(), media_type="text/event-stream")
+
+
+@app.post("/channel/{name}/{text}")
+async def tell(name: str, text: str):
+    await channels[name].put(text)
 
 
 @app.get("/say/{text}")
