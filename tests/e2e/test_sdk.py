@@ -195,25 +195,63 @@ async def test_the_async_client(cloud, client, registry, name):
     from koyeb.api_async import Configuration as AsyncConfiguration
     from koyeb.api_async.api.apps_api import AppsApi
     from koyeb.api_async.api.services_api import ServicesApi
+    from koyeb.api_async.api.domains_api import DomainsApi
+    from koyeb.api_async.api.instances_api import InstancesApi
     from koyeb.api_async.models.create_app import CreateApp as AsyncCreateApp
+    from koyeb.api_async.models.create_domain import CreateDomain as AsyncCreateDomain
     from koyeb.api_async.models.create_service import CreateService as AsyncCreateService
     from koyeb.api_async.models.deployment_definition import DeploymentDefinition as AsyncDefinition
+    from koyeb.api_async.models.update_service import UpdateService as AsyncUpdateService
+    from koyeb.api_async.models.update_service_scaling_request import (
+        UpdateServiceScalingRequest as AsyncScaling,
+    )
 
     configuration = AsyncConfiguration(host=cloud.api_url)
     configuration.api_key["Bearer"] = cloud.token
     configuration.api_key_prefix["Bearer"] = "Bearer"
     async with AsyncClient(configuration) as asynchronous:
         apps, services = AppsApi(asynchronous), ServicesApi(asynchronous)
+        domains, instances = DomainsApi(asynchronous), InstancesApi(asynchronous)
+
+        def of(image):
+            return AsyncDefinition.from_dict(definition(image, "web").to_dict())
+
+        async def until(what, condition):
+            for _ in range(600):
+                if await condition():
+                    return
+                await asyncio.sleep(0.1)
+            raise AssertionError(f"{what}: not within a minute")
+
+        async def is_now(status):
+            return (await services.get_service(made.id)).service.status.value == status
+
+        async def run(count):
+            listed = (await instances.list_instances(service_id=made.id)).instances
+            return len([one for one in listed if one.status.value == "HEALTHY"]) == count
+
         app = (await apps.create_app(AsyncCreateApp(name=name))).app
         made = (await services.create_service(AsyncCreateService(
-            app_id=app.id,
-            definition=AsyncDefinition.from_dict(
-                definition(registry.image("hello", "1"), "web").to_dict())))).service
-        for _ in range(600):
-            service = (await services.get_service(made.id)).service
-            if service.status.value == "HEALTHY":
-                break
-            await asyncio.sleep(0.1)
-        assert service.status.value == "HEALTHY"
-        assert cloud.get(app.domains[0].name)[0] == 200
+            app_id=app.id, definition=of(registry.image("hello", "1"))))).service
+        await until("it is healthy", lambda: is_now("HEALTHY"))
+        assert cloud.get(app.domains[0].name)[2] == b"Hello from version 1\n"
+
+        await services.update_service(made.id, AsyncUpdateService(
+            definition=of(registry.image("hello", "2", of="hello-v2"))))
+
+        async def is_new():
+            return cloud.get(app.domains[0].name)[2] == b"Hello from version 2\n"
+        await until("version 2 answers", is_new)
+        await services.update_service_scaling(made.id, AsyncScaling.from_dict({"scalings": [{"instances": 2}]}))
+        await until("two run", lambda: run(2))
+        await services.pause_service(made.id)
+        await until("it is paused", lambda: is_now("PAUSED"))
+        await services.resume_service(made.id)
+        await until("it is healthy again", lambda: is_now("HEALTHY"))
+
+        domain = (await domains.create_domain(AsyncCreateDomain(
+            name=f"{name}.example.org", type="CUSTOM", app_id=app.id))).domain
+        assert (await domains.get_domain(domain.id)).domain.app_id == app.id
+        await domains.delete_domain(domain.id)
+        await services.delete_service(made.id)
         await apps.delete_app(app.id)
