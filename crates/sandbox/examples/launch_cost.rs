@@ -1,10 +1,11 @@
 //! What a launch costs: from the request on the socket to the exec'd program, and back.
 //!
-//! `launch_cost [COUNT] [GAP_MS] [memory|disk]` starts a supervisor of its own on a temporary directory, launches
-//! COUNT instances one after the other (each with its own namespaces, cgroups, overlay and filter),
-//! and prints the median and the 99th percentile in milliseconds. GAP_MS is idleness between them:
-//! without it, costs that only show after a pause stay hidden. With `memory` the writable layers are
-//! tmpfs: then the disk's part is small. With `disk` each has a disk of its own, as instances have.
+//! `launch_cost [COUNT] [GAP_MS] [memory|disk|instance]` starts a supervisor of its own on a temporary directory,
+//! launches COUNT instances one after the other (each with its own namespaces, cgroups, overlay and filter),
+//! and prints the median and the 99th percentile in milliseconds; the last line is one JSON object about the
+//! launches. GAP_MS is idleness between them: without it, costs that only show after a pause stay hidden. With
+//! `memory` the writable layers are tmpfs: then the disk's part is small. With `disk` each has a disk of its own.
+//! With `instance` each has a disk and a network namespace that was ready before, as instances have.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,8 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use tram_sandbox::client::Client;
-use tram_sandbox::protocol::{InstanceId, InstanceState, LaunchSpec, Limits};
+use tram_sandbox::netns;
+use tram_sandbox::protocol::{InstanceId, InstanceState, LaunchSpec, Limits, Network};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -42,9 +44,9 @@ fn main() -> Result<()> {
         .next()
         .map_or(Ok(COUNT_DEFAULT), |count| count.parse())?;
     let gap = Duration::from_millis(arguments.next().map_or(Ok(0), |gap| gap.parse())?);
-    let kind = arguments.next();
-    let upper_bytes_max = kind.as_deref().filter(|kind| *kind == "memory").map(|_| 64 << 20);
-    let disk_bytes_max = kind.as_deref().filter(|kind| *kind == "disk").map(|_| 2560 << 20);
+    let kind = arguments.next().unwrap_or_default();
+    let upper_bytes_max = (kind == "memory").then_some(64 << 20);
+    let disk_bytes_max = matches!(kind.as_str(), "disk" | "instance").then_some(2560 << 20);
     let dir = tempfile::tempdir()?;
     let lower = image(dir.path())?;
     let state = dir.path().join("state");
@@ -65,6 +67,15 @@ fn main() -> Result<()> {
             cpu_millis: Some(1000),
             ..Limits::default()
         };
+        let namespace = dir.path().join(format!("netns/{number}"));
+        if kind == "instance" {
+            spec.limits.pids_max = Some(1024);
+            spec.limits.nofile = Some(4096);
+            netns::create(&namespace)?;
+            spec.network = Network::Namespace {
+                path: namespace.clone(),
+            };
+        }
         let begun = Instant::now();
         client.launch(spec)?;
         launches.push(begun.elapsed());
@@ -73,11 +84,53 @@ fn main() -> Result<()> {
         wait(|| ended(&client, &id))?;
         kills.push(begun.elapsed());
         client.remove(&id)?;
+        netns::delete(&namespace)?;
         rest(gap)?;
     }
     report("launch to exec'd", &mut launches);
     report("kill to recorded end", &mut kills);
+    summary(&launches, isolation(&kind));
     Ok(())
+}
+
+/// What stands between such an instance and the machine: a time without it says nothing.
+fn isolation(kind: &str) -> &'static str {
+    match kind {
+        "memory" => "pid, mount, net, uts, ipc and cgroup namespaces, limits, seccomp, overlay on a tmpfs",
+        "disk" => {
+            "pid, mount, net, uts, ipc and cgroup namespaces, limits, seccomp, overlay on a disk of its own"
+        }
+        "instance" => {
+            "pid, mount, uts, ipc and cgroup namespaces, a network namespace from the pool, limits, seccomp, \
+             overlay on a disk of its own"
+        }
+        _ => "pid, mount, net, uts, ipc and cgroup namespaces, limits, seccomp, overlay",
+    }
+}
+
+/// One JSON object for programs. The times are sorted.
+#[expect(
+    clippy::print_stdout,
+    reason = "the result of a measurement is what it prints"
+)]
+fn summary(launches: &[Duration], isolation: &str) {
+    println!(
+        "{}",
+        serde_json::json!({
+            "launches": launches.len(),
+            "best_ms": at(launches, 0),
+            "median_ms": at(launches, 50),
+            "p99_ms": at(launches, 99),
+            "isolation": isolation,
+        })
+    );
+}
+
+/// Milliseconds at a percentile of sorted times.
+fn at(times: &[Duration], share: usize) -> f64 {
+    times
+        .get((times.len() * share / 100).min(times.len().saturating_sub(1)))
+        .map_or(0.0, |time| time.as_secs_f64() * 1e3)
 }
 
 fn ended(client: &Client, id: &InstanceId) -> bool {
@@ -120,13 +173,11 @@ fn rest(time: Duration) -> Result<()> {
 )]
 fn report(what: &str, times: &mut [Duration]) {
     times.sort_unstable();
-    let at = |share: usize| times.get((times.len() * share / 100).min(times.len().saturating_sub(1)));
-    let ms = |time: Option<&Duration>| time.map_or(0.0, |time| time.as_secs_f64() * 1e3);
     println!(
         "{what}: median {:.2} ms, p99 {:.2} ms, best {:.2} ms, n {}",
-        ms(at(50)),
-        ms(at(99)),
-        ms(at(0)),
+        at(times, 50),
+        at(times, 99),
+        at(times, 0),
         times.len()
     );
 }
