@@ -5,14 +5,21 @@
 
 Both proxies run with one worker on core 0 before the same mock (nginx, one worker) on core 1, where wrk runs too.
 Blocks alternate ABBA; the figure is the median of the ratios of neighbours, so that a machine that grows slower in
-the middle slows both. Needs nginx and wrk. The last line is one JSON object; the exit status is 0 when the goal is
-met.
+the middle slows both, with a bootstrap interval beside it. The rate of a core is requests per second of processor
+time: what else runs on the machine takes from the clock, not from it. A pair is measured again when a proxy had less
+than 95 % of its core (the load was not enough, or somebody took it away) or when the control, the mock alone,
+moved; where most pairs are such, the figure is of all and does not pass. Answers are compared byte for byte between the blocks.
+
+Needs nginx and wrk. The last line is one JSON object; the exit status is 0 when the goal is met.
 """
 
 import argparse
+import contextlib
+import http.client
 import json
 import os
 import platform
+import random
 import re
 import resource
 import signal
@@ -28,13 +35,39 @@ BODY_BYTES = 330
 PAIRS = 10
 SECONDS = 3
 WARM_UP_SECONDS = 1
+# Pairs that are worth nothing are measured again, up to this many times the pairs that are wanted in all.
+ATTEMPTS = 3
+# A proxy with less of its core than this was not the bottleneck.
+CORE_SHARE = 0.95
+# The control may be this far from its median.
+CONTROL_MOVES = 0.15
+CONTROL_SECONDS = 1
+# Answers that are compared before and after each block.
+COMPARED = 32
+# Of the pairs of latencies, those whose difference from the direct one is below what can be told.
+CLAMPED_SHARE = 0.2
 IDLE_CONNECTIONS = 2000
+MEMORY_PAIRS = 4
+# No single step on loopback takes longer; what does will never end.
+PATIENCE_SECONDS = 20
+# The same resamples for the same figures.
+RESAMPLES, SEED = 2000, 1
 GOALS = {
     # name: (goal, unit, whether more is better)
-    "edge": (0.85, "ratio of nginx's requests/s, 32 connections", True),
+    "edge": (0.85, "ratio of nginx's requests per second of one core, keep-alive, 32 connections", True),
     "edge-latency": (2.0, "ratio of nginx's added p99, 1 connection", False),
     "connection-memory": (16.0, "KiB per idle connection", False),
 }
+
+
+def raise_open_files() -> None:
+    """For this process and all that it starts: thousands of connections have two ends each."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 3 * IDLE_CONNECTIONS
+    if soft < wanted:
+        if hard < wanted:
+            sys.exit(f"{wanted} open files are needed and `ulimit -Hn` allows {hard}")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def free_port() -> int:
@@ -57,9 +90,13 @@ def wait_for(port: int, process: subprocess.Popen) -> None:
 
 
 class Bench:
-    """The processes of one run; ends them all."""
+    """The processes of one run; ends them all. They go before whatever else runs here, where that is allowed."""
 
     def __init__(self, binary: str):
+        raise_open_files()
+        self.priority = os.getpriority(os.PRIO_PROCESS, 0)
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, -19)
         self.directory = tempfile.TemporaryDirectory(prefix="edge-bench-")
         self.processes: list[subprocess.Popen] = []
         self.mock, self.nginx, self.edge = free_port(), free_port(), free_port()
@@ -113,6 +150,8 @@ class Bench:
         return self.start(0, [binary, self.path("state"), self.path("table.json"), f"127.0.0.1:{self.edge}"], self.edge)
 
     def stop(self) -> None:
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, self.priority)
         for process in self.processes:
             process.send_signal(signal.SIGTERM)
         for process in self.processes:
@@ -128,15 +167,29 @@ UNITS = {"us": 1.0, "ms": 1e3, "s": 1e6}
 
 
 def wrk(port: int, connections: int, seconds: float) -> dict:
-    """Requests per second and the 99th percentile in microseconds."""
+    """Requests, their rate, how long it took, and the 99th percentile in microseconds."""
     text = subprocess.run(
         ["taskset", "-c", "1", "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", f"http://127.0.0.1:{port}/"],
-        check=True, capture_output=True, text=True).stdout
+        check=True, capture_output=True, text=True, timeout=seconds + PATIENCE_SECONDS).stdout
     if "Non-2xx" in text or "Socket errors" in text:
         sys.exit(f"wrk saw failures:\n{text}")
     rate = float(re.search(r"Requests/sec:\s+([\d.]+)", text).group(1))
+    requests = int(re.search(r"(\d+) requests in", text).group(1))
     number, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", text).groups()
-    return {"rate": rate, "p99_us": float(number) * UNITS[unit]}
+    return {"rate": rate, "requests": requests, "seconds": requests / rate, "p99_us": float(number) * UNITS[unit]}
+
+
+def compare(*ports: int) -> None:
+    """Some answers of each, one after the other on one connection, byte for byte."""
+    for port in ports:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
+        for _ in range(COMPARED):
+            connection.request("GET", "/")
+            reply = connection.getresponse()
+            body = reply.read()
+            if reply.status != 200 or body != b"x" * BODY_BYTES:
+                sys.exit(f"port {port} answered {reply.status} {body[:100]!r}")
+        connection.close()
 
 
 def abba(pairs: int):
@@ -151,39 +204,83 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def throughput(bench: Bench, pairs: int, seconds: float) -> tuple[list[float], float, float]:
-    """Also tells what a request costs in processor time, which a busy machine disturbs less than the rate."""
+def interval(values: list[float]) -> str:
+    """The 95 % bootstrap interval of the median."""
+    resample = random.Random(SEED)
+    medians = sorted(statistics.median(resample.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    return f"95 % interval {medians[RESAMPLES // 40]:.3f} to {medians[-RESAMPLES // 40 - 1]:.3f}"
+
+
+def block(port: int, pid: int, seconds: float) -> dict:
+    """One proxy under load: its rate by the clock and by its processor time, and the share of the core it had."""
+    before = cpu_seconds(pid)
+    seen = wrk(port, 32, seconds)
+    spent = cpu_seconds(pid) - before
+    return {"wall": seen["rate"], "core": seen["requests"] / spent, "share": spent / seen["seconds"]}
+
+
+def throughput(bench: Bench, pairs: int, seconds: float) -> dict:
     ports = {"ours": bench.edge, "peer": bench.nginx}
     pids = {"ours": bench.ours.pid, "peer": bench.peer.pid}
     for port in ports.values():
         wrk(port, 32, WARM_UP_SECONDS)
-    seen, ratios = {"ours": [], "peer": []}, []
-    spent = {who: -cpu_seconds(pid) for who, pid in pids.items()}
-    for order in abba(pairs):
-        rates = {who: wrk(ports[who], 32, seconds)["rate"] for who in order}
-        for who, rate in rates.items():
-            seen[who].append(rate)
-        ratios.append(rates["ours"] / rates["peer"])
-        print(f"ours {rates['ours']:9.0f}  nginx {rates['peer']:9.0f} requests/s  ratio {ratios[-1]:.3f}", file=sys.stderr)
-    for who, pid in pids.items():
-        each = (spent[who] + cpu_seconds(pid)) / (sum(seen[who]) * seconds) * 1e6
-        print(f"{who}: {each:.1f} us of processor time for a request", file=sys.stderr)
-    return ratios, statistics.median(seen["ours"]), statistics.median(seen["peer"])
+    measured, kept = [], []
+    for order in abba(pairs * ATTEMPTS):
+        compare(*ports.values())
+        control = wrk(bench.mock, 32, CONTROL_SECONDS)["rate"]
+        pair = {who: block(ports[who], pids[who], seconds) for who in order}
+        shares = {who: one["share"] for who, one in pair.items()}
+        good = min(shares.values()) >= CORE_SHARE
+        print(f"ours {pair['ours']['core']:9.0f}  nginx {pair['peer']['core']:9.0f} requests a core second, "
+              f"ratio {pair['ours']['core'] / pair['peer']['core']:.3f}; by the clock {pair['ours']['wall']:9.0f} and "
+              f"{pair['peer']['wall']:9.0f}; share of the core {shares['ours']:.2f} and {shares['peer']:.2f}; "
+              f"control {control:.0f}{'' if good else ': again'}", file=sys.stderr)
+        measured.append((control, good, pair))
+        usual = statistics.median(control for control, _, _ in measured)
+        kept = [pair for control, good, pair in measured if good and abs(control / usual - 1) <= CONTROL_MOVES]
+        if len(kept) >= pairs:
+            break
+    compare(*ports.values())
+    left_out, trusted = len(measured) - len(kept), len(kept) >= pairs / 2
+    told = f"; {left_out} pairs left out"
+    if not trusted:
+        told = f"; not to be trusted: {left_out} of {len(measured)} pairs should be left out, the machine is too busy"
+        kept = [pair for _, _, pair in measured]
+
+    def median(who, what):
+        return statistics.median(pair[who][what] for pair in kept)
+
+    runs = [pair["ours"]["core"] / pair["peer"]["core"] for pair in kept]
+    wall = statistics.median(pair["ours"]["wall"] / pair["peer"]["wall"] for pair in kept)
+    return {
+        "runs": runs, "ours": median("ours", "core"), "peer": median("peer", "core"),
+        "told": f"by the clock {median('ours', 'wall'):.0f} beside {median('peer', 'wall'):.0f}, ratio {wall:.3f}",
+        "spread": told, "trusted": trusted,
+    }
 
 
-def latency(bench: Bench, pairs: int, seconds: float) -> tuple[list[float], float, float]:
+def latency(bench: Bench, pairs: int, seconds: float) -> dict:
     ports = {"ours": bench.edge, "peer": bench.nginx, "direct": bench.mock}
     for port in ports.values():
         wrk(port, 1, WARM_UP_SECONDS)
-    seen, ratios = {"ours": [], "peer": []}, []
+    seen, ratios, clamped = {"ours": [], "peer": []}, [], 0
     for order in abba(pairs):
+        compare(bench.edge, bench.nginx)
         p99 = {who: wrk(ports[who], 1, seconds)["p99_us"] for who in ("direct", *order)}
+        # Below a microsecond there is nothing to divide by.
         added = {who: max(p99[who] - p99["direct"], 1.0) for who in order}
+        is_clamped = any(p99[who] - p99["direct"] < 1.0 for who in order)
+        clamped += is_clamped
         for who, value in added.items():
             seen[who].append(value)
         ratios.append(added["ours"] / added["peer"])
-        print(f"direct {p99['direct']:6.0f} us  ours +{added['ours']:6.0f}  nginx +{added['peer']:6.0f}  ratio {ratios[-1]:.3f}", file=sys.stderr)
-    return ratios, statistics.median(seen["ours"]), statistics.median(seen["peer"])
+        print(f"direct {p99['direct']:6.0f} us  ours +{added['ours']:6.0f}  nginx +{added['peer']:6.0f}  "
+              f"ratio {ratios[-1]:.3f}{' (clamped)' * is_clamped}", file=sys.stderr)
+    return {
+        "runs": ratios, "ours": statistics.median(seen["ours"]), "peer": statistics.median(seen["peer"]),
+        "told": "us added to the direct p99", "spread": f"; {clamped} pairs clamped",
+        "trusted": clamped <= CLAMPED_SHARE * pairs,
+    }
 
 
 def resident_kib(pid: int) -> int:
@@ -191,26 +288,44 @@ def resident_kib(pid: int) -> int:
         return int(re.search(r"VmRSS:\s+(\d+)", status.read()).group(1))
 
 
-def memory(bench: Bench) -> tuple[list[float], float, float]:
+def connection_kib(port: int, pid: int) -> float:
     """What each of many connections costs that have done one request and now idle."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, IDLE_CONNECTIONS + 200)), hard))
-    per = {}
-    for who, port, process in (("ours", bench.edge, bench.ours), ("peer", bench.nginx, bench.peer)):
-        wrk(port, 32, WARM_UP_SECONDS)
-        before = resident_kib(process.pid)
-        connections = []
-        for _ in range(IDLE_CONNECTIONS):
-            connection = socket.create_connection(("127.0.0.1", port))
-            connection.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
-            answer = b""
-            while answer.count(b"x") < BODY_BYTES:
-                answer += connection.recv(4096)
-            connections.append(connection)
-        per[who] = (resident_kib(process.pid) - before) / IDLE_CONNECTIONS
-        for connection in connections:
-            connection.close()
-    return [per["ours"]], per["ours"], per["peer"]
+    wrk(port, 32, WARM_UP_SECONDS)
+    before = resident_kib(pid)
+    connections = []
+    for _ in range(IDLE_CONNECTIONS):
+        connection = socket.create_connection(("127.0.0.1", port), PATIENCE_SECONDS)
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+        answer = b""
+        while answer.count(b"x" * BODY_BYTES) == 0:
+            more = connection.recv(4096)
+            if not more:
+                sys.exit(f"port {port} hung up on connection {len(connections)} after {answer!r}")
+            answer += more
+        connections.append(connection)
+    cost = (resident_kib(pid) - before) / IDLE_CONNECTIONS
+    for connection in connections:
+        connection.close()
+    return cost
+
+
+def memory(path: str, pairs: int) -> dict:
+    """Processes that are new for each pair: what was once allocated is not given back."""
+    seen = {"ours": [], "peer": []}
+    for order in abba(pairs):
+        bench = Bench(path)
+        try:
+            processes = {"ours": (bench.edge, bench.ours), "peer": (bench.nginx, bench.peer)}
+            for who in order:
+                port, process = processes[who]
+                seen[who].append(connection_kib(port, process.pid))
+        finally:
+            bench.stop()
+        print(f"ours {seen['ours'][-1]:.2f}  nginx {seen['peer'][-1]:.2f} KiB", file=sys.stderr)
+    return {
+        "runs": seen["ours"], "ours": statistics.median(seen["ours"]), "peer": statistics.median(seen["peer"]),
+        "told": f"KiB, {IDLE_CONNECTIONS} connections", "spread": "",
+    }
 
 
 def binary() -> str:
@@ -218,34 +333,31 @@ def binary() -> str:
     return os.path.abspath(os.path.join(target, "examples", "edge_standalone"))
 
 
-def measure(name: str, path: str | None = None, pairs: int = PAIRS, seconds: int = SECONDS) -> dict:
+def measure(name: str, path: str | None = None, pairs: int | None = None, seconds: int = SECONDS) -> dict:
     """One figure of `GOALS`, without name and machine."""
-    bench = Bench(path or binary())
-    try:
-        if name == "edge":
-            runs, ours, peer = throughput(bench, pairs, seconds)
-        elif name == "edge-latency":
-            runs, ours, peer = latency(bench, pairs, seconds)
-        else:
-            runs, ours, peer = memory(bench)
-    finally:
-        bench.stop()
+    if name == "connection-memory":
+        seen = memory(path or binary(), pairs or MEMORY_PAIRS)
+    else:
+        bench = Bench(path or binary())
+        try:
+            seen = {"edge": throughput, "edge-latency": latency}[name](bench, pairs or PAIRS, seconds)
+        finally:
+            bench.stop()
     goal, unit, more_is_better = GOALS[name]
-    figure = statistics.median(runs)
+    runs, figure = seen["runs"], statistics.median(seen["runs"])
+    met = figure >= goal if more_is_better else figure <= goal
     return {
-        "figure": round(figure, 3), "unit": unit, "goal": goal,
-        "pass": figure >= goal if more_is_better else figure <= goal,
-        "peer": f"nginx {peer:.1f}, ours {ours:.1f}", "ratio": round(ours / peer, 3) if peer else None,
-        "runs": len(runs), "spread": f"{min(runs):.3f} to {max(runs):.3f}",
+        "figure": round(figure, 3), "unit": unit, "goal": f"{'>=' if more_is_better else '<='} {goal}",
+        "pass": met and seen.get("trusted", True),
+        "peer": f"nginx {seen['peer']:.1f}, ours {seen['ours']:.1f}; {seen['told']}",
+        "ratio": round(figure if unit.startswith("ratio") else seen["ours"] / seen["peer"], 3), "runs": len(runs),
+        "spread": f"{min(runs):.3f} to {max(runs):.3f}, {interval(runs)}{seen['spread']}",
     }
 
 
 def run() -> dict:
-    """For `make bench NAME=edge`: the rate is the figure, and the added latency must hold too."""
-    rate, added = measure("edge"), measure("edge-latency")
-    rate["peer"] += f"; added p99 at 1 connection {added['figure']}x of nginx's (goal {added['goal']}x)"
-    rate["pass"] = rate["pass"] and added["pass"]
-    return rate
+    """For `make bench NAME=edge`."""
+    return measure("edge")
 
 
 def machine() -> str:
@@ -258,7 +370,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", default=binary())
     parser.add_argument("--name", choices=GOALS, default="edge")
-    parser.add_argument("--pairs", type=int, default=PAIRS)
+    parser.add_argument("--pairs", type=int, default=None)
     parser.add_argument("--seconds", type=int, default=SECONDS)
     arguments = parser.parse_args()
     figure = measure(arguments.name, os.path.abspath(arguments.binary), arguments.pairs, arguments.seconds)
