@@ -1,44 +1,48 @@
-"""A hundred requests arrive at once at a service that sleeps: how many are lost."""
+"""A hundred requests arrive at once at a service that sleeps: how many are lost, and how long the slowest waits.
+
+The service is nginx: it lets more than a hundred connections wait to be accepted, so a slow answer is the platform's.
+"""
 
 import threading
-import time
 
 from cloud import Cloud, Registry, wait_for
 from wake_deep import asleep, deploy_sleeper, first_byte_ms
 
 CALLERS, ROUNDS = 100, 5
+GOAL_SECONDS = 10
 
 
 def run():
     registry, cloud = Registry(), Cloud().start()
-    lost, slowest = 0, []
+    lost, slowest = [], []
     try:
-        host, service = deploy_sleeper(cloud, registry, "burst")
+        host, service = deploy_sleeper(cloud, registry.image("nginx"), "burst")
         for _ in range(ROUNDS):
             wait_for("the service sleeps", lambda: asleep(cloud, service))
-            taken, failures, gate = [], [], threading.Barrier(CALLERS)
+            taken, gate = [], threading.Barrier(CALLERS)
 
             def call():
                 gate.wait()
                 try:
-                    taken.append(first_byte_ms(cloud.http_port, host))
+                    taken.append(first_byte_ms(cloud.http_port, host, b"nginx on Tramontane"))
                 except (OSError, AssertionError) as error:
-                    failures.append(error)
+                    lost.append(error)
 
             callers = [threading.Thread(target=call) for _ in range(CALLERS)]
             for caller in callers:
                 caller.start()
             for caller in callers:
                 caller.join()
-            lost += CALLERS - len(taken)
-            slowest.append(max(taken, default=float("nan")))
+            slowest.append(max(taken, default=float("inf")) / 1000)
             if len(cloud.instances(service["id"], "HEALTHY", "STARTING")) > 1:
                 raise AssertionError("more than one wake")
     finally:
         cloud.remove()
         registry.stop()
+    told = f", the first by {lost[0]!r}" if lost else ""
     return {
-        "figure": lost, "unit": f"requests lost of {CALLERS * ROUNDS}", "goal": "0", "pass": lost == 0,
+        "figure": max(slowest), "unit": f"s to the slowest answer; {len(lost)} of {CALLERS * ROUNDS} requests lost",
+        "goal": f"none lost, <= {GOAL_SECONDS} s", "pass": not lost and max(slowest) <= GOAL_SECONDS,
         "peer": None, "ratio": None, "runs": ROUNDS,
-        "spread": f"slowest of each burst {min(slowest):.0f} to {max(slowest):.0f} ms",
+        "spread": f"slowest of each burst {min(slowest):.2f} to {max(slowest):.2f} s{told}",
     }

@@ -10,7 +10,7 @@ SERVICES, ROUNDS = 8, 25
 GOAL_MS = 50
 
 
-def first_byte_ms(port, host):
+def first_byte_ms(port, host, text=b"Hello"):
     """Connect, ask, and wait for the first byte; the rest is read and checked."""
     started = time.perf_counter()
     with socket.create_connection(("127.0.0.1", port), 30) as connection:
@@ -20,13 +20,13 @@ def first_byte_ms(port, host):
         answer = first
         while more := connection.recv(65536):
             answer += more
-    if not answer.startswith(b"HTTP/1.1 200") or b"Hello" not in answer:
+    if not answer.startswith(b"HTTP/1.1 200") or text not in answer:
         raise AssertionError(f"{host} answered {answer[:200]!r}")
     return taken
 
 
-def deploy_sleeper(cloud, registry, name):
-    cloud.tram("deploy", registry.image("hello", "1"), "--name", name, "--port", "8000",
+def deploy_sleeper(cloud, image, name):
+    cloud.tram("deploy", image, "--name", name, "--port", "8000",
                "--min", "0", "--max", "1", "--sleep-after", "1s")
     return cloud.host(name), cloud.service(name)
 
@@ -38,7 +38,8 @@ def asleep(cloud, service):
 def run():
     registry, cloud = Registry(), Cloud().start()
     try:
-        sleepers = [deploy_sleeper(cloud, registry, f"sleeper-{number}") for number in range(SERVICES)]
+        image = registry.image("hello", "1")
+        sleepers = [deploy_sleeper(cloud, image, f"sleeper-{number}") for number in range(SERVICES)]
         asleep_ms, awake_ms = [], []
         for _ in range(ROUNDS):
             for host, service in sleepers:
