@@ -95,7 +95,7 @@ async fn the_machine_is_out_of_reach() {
     }
     for target in targets {
         let line = format!(
-            "timeout 2 bash -c 'exec 3<>/dev/tcp/{}/{}' 2>&1",
+            "timeout 20 bash -c 'exec 3<>/dev/tcp/{}/{}' 2>&1",
             target.ip(),
             target.port()
         );
@@ -109,11 +109,11 @@ async fn the_machine_is_out_of_reach() {
     let reached = tokio::time::timeout(std::time::Duration::from_millis(100), everywhere.accept()).await;
     assert!(reached.is_err(), "an instance reached the machine");
     // The metadata service of clouds, and addresses of the network that nobody has.
-    for target in ["169.254.169.254".to_owned(), machine.network.nth(200).to_string()] {
+    for target in ["169.254.169.254".to_owned(), machine.network.nth(120).to_string()] {
         let (said, _) = shell(
             &site,
             spec.id,
-            &format!("timeout 2 bash -c 'exec 3<>/dev/tcp/{target}/80' 2>&1"),
+            &format!("timeout 20 bash -c 'exec 3<>/dev/tcp/{target}/80' 2>&1"),
         )
         .await;
         assert!(said.contains("No route to host"), "{target}: {said}");
@@ -255,7 +255,7 @@ impl Outside {
     fn new() -> Self {
         let pid = std::process::id();
         let (name, interface) = (format!("tramout{pid}"), format!("tro{pid}"));
-        let subnet = format!("198.18.{}", pid % 250);
+        let subnet = format!("198.19.{}", pid % 256);
         let page = tempfile::tempdir().unwrap();
         std::fs::write(page.path().join("index.html"), "the outside\n").unwrap();
         let mut outside = Self {
@@ -269,10 +269,10 @@ impl Outside {
         outside.run(&format!(
             "ip netns add {name} && ip link add {interface} type veth peer name eth0 netns {name} && \
              ip addr add {subnet}.1/24 dev {interface} && ip link set {interface} up && \
-             sysctl -q -w net.ipv4.conf.{interface}.forwarding=1 && \
              ip -n {name} addr add {subnet}.2/24 dev eth0 && ip -n {name} link set eth0 up && \
              ip -n {name} route add default via {subnet}.1"
         ));
+        std::fs::write(format!("/proc/sys/net/ipv4/conf/{interface}/forwarding"), "1").unwrap();
         let mut server = std::process::Command::new("ip");
         server
             .args([

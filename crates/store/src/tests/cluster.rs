@@ -161,10 +161,12 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         // SIGQUIT is PostgreSQL's immediate shutdown: it takes its children with it.
-        let _ = Command::new("kill")
-            .arg("-QUIT")
-            .arg(self.server.id().to_string())
-            .status();
+        if let Some(pid) = i32::try_from(self.server.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::QUIT);
+        }
         let _ = self.server.wait();
     }
 }
