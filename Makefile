@@ -1,6 +1,6 @@
 # The jobs of the project. Each installs what it needs and this machine lacks.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench build release install format
+.PHONY: help demo test check bench fuzz build release install format
 
 # Shared between clones, so that a fresh one does not build the world again.
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tram/target
@@ -23,6 +23,10 @@ check:  ## Format, lints, licences, documentation, generated files
 bench:  ## Measure: all figures of SPEC.md, or one with NAME=edge
 	@scripts/setup bench
 	@bench/run $(NAME)
+
+fuzz:  ## Feed what reads strangers' bytes with nonsense, each for 20 seconds
+	@scripts/setup fuzz
+	@fuzz/smoke 20
 
 build:  ## Build the binary for development
 	@scripts/setup build
