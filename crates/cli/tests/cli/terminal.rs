@@ -11,6 +11,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     fs::{Mode, OFlags},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
     termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize},
@@ -21,6 +22,10 @@ use tram_cli::Outcome;
 
 use crate::server::{Server, Socket, deployment};
 
+/// Long enough for a busy machine, short enough to fail.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two looks whether the child has ended.
+const LOOK: Duration = Duration::from_millis(5);
 /// Divides arguments in the variable that hands them to the child.
 pub(crate) const DIVIDER: char = '\u{1f}';
 /// How long the command may take to hide what is typed.
@@ -84,11 +89,17 @@ impl Terminal {
         }
     }
 
-    /// Reads what is shown until `text` has been.
+    /// Reads what is shown until `text` has been; fails after [`PATIENCE`].
     fn until(&mut self, text: &str) -> String {
         let mut shown = String::new();
         let mut chunk = [0; 4096];
+        let deadline = Instant::now() + PATIENCE;
         while !shown.contains(text) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).unwrap();
+            let mut terminal = [PollFd::new(&self.controller, PollFlags::IN)];
+            let ready = poll(&mut terminal, Some(&left)).unwrap();
+            assert_ne!(ready, 0, "{text:?} is never shown; shown: {shown:?}");
             let count = self.controller.read(&mut chunk).unwrap();
             shown.push_str(&String::from_utf8_lossy(&chunk[..count]));
         }
@@ -102,8 +113,23 @@ impl Terminal {
     }
 
     fn end(mut self) -> (i32, bool) {
-        let code = self.child.wait().unwrap().code().unwrap();
-        (code, self.is_cooked())
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "the command does not end");
+            std::thread::sleep(LOOK);
+        };
+        (status.code().unwrap(), self.is_cooked())
+    }
+}
+
+impl Drop for Terminal {
+    /// Nothing is left of a test that failed.
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _gone = self.child.wait();
     }
 }
 
@@ -155,24 +181,24 @@ fn exec_gives_the_command_a_terminal_and_puts_ours_back() {
     let mut terminal = Terminal::run(&server, &["exec", "-it", "web", "--", "bash"]);
     terminal.until("remote$ ");
     assert!(!terminal.is_cooked(), "the terminal is not raw");
-    let command = messages.recv().unwrap();
+    let command = messages.recv_timeout(PATIENCE).unwrap();
     assert_eq!(
         command["body"],
         json!({ "command": ["bash"], "disableTty": false })
     );
     assert_eq!(
-        messages.recv().unwrap(),
+        messages.recv_timeout(PATIENCE).unwrap(),
         json!({ "body": { "tty_size": { "height": 40, "width": 100 } } })
     );
     // Ctrl-C is for the remote program.
     terminal.controller.write_all(b"\x03").unwrap();
     assert_eq!(
-        messages.recv().unwrap(),
+        messages.recv_timeout(PATIENCE).unwrap(),
         json!({ "body": { "stdin": { "data": BASE64.encode([3]) } } })
     );
     resize(&terminal.controller, 50, 120);
     assert_eq!(
-        messages.recv().unwrap(),
+        messages.recv_timeout(PATIENCE).unwrap(),
         json!({ "body": { "tty_size": { "height": 50, "width": 120 } } })
     );
     assert_eq!(terminal.end(), (7, true));
