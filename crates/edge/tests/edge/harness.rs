@@ -271,20 +271,36 @@ pub(crate) async fn get(edge: SocketAddr, path: &str) -> Answer {
     send(edge, request(path).body(Full::default()).expect("a request")).await
 }
 
-/// Bytes to the edge as they are, and all that comes back until it closes or falls silent.
+/// Bytes to the edge as they are, and all that comes back until it closes or has answered on a connection that stays.
 pub(crate) async fn raw(edge: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(edge).await.expect("the edge listens");
     stream.write_all(bytes).await.expect("takes bytes");
     let mut got = Vec::new();
     let mut buffer = [0; 4096];
-    while let Ok(Ok(1..)) = tokio::time::timeout(Duration::from_millis(500), async {
-        let read = stream.read(&mut buffer).await?;
-        got.extend_from_slice(&buffer[..read]);
-        Ok::<_, std::io::Error>(read)
-    })
-    .await
-    {}
+    let answer = async {
+        while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+            got.extend_from_slice(&buffer[..read]);
+            if stays_answered(&String::from_utf8_lossy(&got)) {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, answer)
+        .await
+        .expect("an answer or an end");
     String::from_utf8_lossy(&got).into_owned()
+}
+
+/// Whether this is a whole answer, of a length that it tells, and the connection stays open after it.
+fn stays_answered(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return false;
+    };
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+    !head.contains("\nconnection: close") && length.is_some_and(|length: usize| body.len() >= length)
 }
 
 /// Polls until `condition` holds.

@@ -11,7 +11,7 @@ use tram_image::{
 
 use crate::support::{
     Archive, Compression, Registry, Scripted, TestImage, compress, host_architecture, is_root, pull,
-    registry_reply, request, small_limits, store,
+    registry_reply, request, skip, small_limits, store,
 };
 
 /// `docker save`'s older form, with uncompressed layers and a link in the place of a repeated one.
@@ -69,7 +69,9 @@ fn program(name: &str, arguments: &[&str]) -> bool {
             true
         }
         Err(error) => {
-            println!("skipped: {name} cannot be started: {error}");
+            skip(&format!(
+                "{name} cannot be started: {error}: run `apt-get install {name}`"
+            ));
             false
         }
     }

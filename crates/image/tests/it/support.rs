@@ -14,22 +14,42 @@ use tram_image::{
     Digest, ImageStore, Limits, Progress, PullPolicy, PullRequest, RegistryConfig, Settings, Timeouts,
 };
 
+/// Says why a test cannot run here. That fails it, unless whoever runs the tests said that they may do without.
+#[track_caller]
+pub(crate) fn skip(why: &str) {
+    assert!(
+        std::env::var_os("TRAM_TESTS_MAY_SKIP").is_some(),
+        "{why} (or set TRAM_TESTS_MAY_SKIP=1)"
+    );
+    println!("skipped: {why}");
+}
+
 /// Tests that chown, make whiteouts and set trusted attributes need root.
+#[track_caller]
 pub(crate) fn is_root(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        println!("skipped {test}: unpacking layers needs root");
+        skip(&format!("{test}: unpacking layers needs root: run `make test`"));
     }
     root
 }
 
-/// Short limits, so that what hangs is told soon.
+/// Limits that a busy machine keeps to.
 pub(crate) fn settings() -> Settings {
+    with_timeout(Duration::from_secs(20))
+}
+
+/// Short ones, so that what hangs is told soon.
+pub(crate) fn impatient(directory: &TempDir) -> ImageStore {
+    ImageStore::open(directory.path(), with_timeout(Duration::from_secs(2))).expect("the store opens")
+}
+
+fn with_timeout(each: Duration) -> Settings {
     Settings {
         timeouts: Timeouts {
-            connect: Duration::from_secs(2),
-            response: Duration::from_secs(2),
-            stall: Duration::from_secs(2),
+            connect: each,
+            response: each,
+            stall: each,
         },
         ..Settings::default()
     }
@@ -85,7 +105,7 @@ pub(crate) struct Registry {
 const READER: &str = "reader:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a";
 
 impl Registry {
-    /// `None` when the program is not installed.
+    /// `None` when the program is not installed and the tests may do without.
     pub(crate) fn start() -> Option<Self> {
         Self::start_with("")
     }
@@ -116,7 +136,9 @@ impl Registry {
         let mut child = match spawned {
             Ok(child) => child,
             Err(error) => {
-                println!("skipped: docker-registry cannot be started: {error}");
+                skip(&format!(
+                    "docker-registry cannot be started: {error}: run `apt-get install docker-registry`"
+                ));
                 return None;
             }
         };

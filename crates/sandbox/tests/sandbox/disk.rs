@@ -28,11 +28,13 @@ fn pid(world: &World, id: &InstanceId) -> i32 {
 }
 
 fn possible() -> bool {
-    let possible = probe::facts()
-        .iter()
-        .any(|fact| fact.name == "disk limits" && fact.ok);
+    let facts = probe::facts();
+    let disks = facts.iter().find(|fact| fact.name == "disk limits");
+    let possible = disks.is_some_and(|fact| fact.ok);
     if !possible {
-        eprintln!("skipped: this machine cannot make disks");
+        skip(&format!(
+            "this machine cannot make disks, which needs e2fsprogs and loop devices: {disks:?}"
+        ));
     }
     possible
 }

@@ -91,27 +91,19 @@ async fn start_request_exec_stop_forget() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_start_takes_milliseconds() {
-    let Some(machine) = Machine::new().await else {
+async fn a_second_start_needs_no_registry() {
+    let Some(mut machine) = Machine::new().await else {
         return;
     };
     let site = machine.open().await;
     let first = machine.spec("shop", "web");
     up(&site, &first).await;
-    let mut times = Vec::new();
-    for _ in 0..5 {
-        let spec = tram_site::InstanceSpec {
-            id: InstanceId::random(),
-            ..first.clone()
-        };
-        let begun = tokio::time::Instant::now();
-        up(&site, &spec).await;
-        times.push(begun.elapsed());
-    }
-    times.sort_unstable();
-    println!("start to healthy: {times:?}");
-    // Generous, for a busy machine; the figure printed is what counts.
-    assert!(times[0] < Duration::from_millis(500), "{times:?}");
+    machine.stop_registry();
+    let second = tram_site::InstanceSpec {
+        id: InstanceId::random(),
+        ..first.clone()
+    };
+    assert!(get(up(&site, &second).await).await.contains("it works"));
     machine.finish(site).await;
 }
 
@@ -129,14 +121,11 @@ async fn ends_say_why() {
         lines.contains(&"stdout: to stdout".to_owned()) && lines.contains(&"stderr: to stderr".to_owned())
     );
 
-    let killed = machine.script("kill -SEGV $$");
+    // The first process of a namespace is not killed by its own signals, but the kernel's reach it: no stack is
+    // left for the function that calls itself.
+    let killed = machine.script("f() { f; }; f");
     start(&site, &killed).await;
-    let cause = ended(&site, killed.id).await;
-    // The first process of a namespace is not killed by its own signals; either end is an honest one.
-    assert!(
-        matches!(cause, EndCause::Killed { signal: 11 } | EndCause::Exited { .. }),
-        "{cause:?}"
-    );
+    assert_eq!(ended(&site, killed.id).await, EndCause::Killed { signal: 11 });
 
     // Doubles a variable until there is no memory.
     let greedy = machine.script("x=aaaaaaaaaaaaaaaa; while true; do x=$x$x; done");

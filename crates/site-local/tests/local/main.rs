@@ -1,6 +1,6 @@
 //! The local site with the real parts: kernel, supervisor, registry, programs.
 //!
-//! Needs root, `nft`, `busybox` (static), `skopeo` and `docker-registry`; says so and passes when one is missing.
+//! Needs root, `nft`, `busybox` (static), `skopeo` and `docker-registry`; fails where one is missing, unless TRAM_TESTS_MAY_SKIP is set.
 //! Each test has its own state directory, network and processes, and checks that nothing of them is left.
 #![expect(
     clippy::unwrap_used,

@@ -39,15 +39,22 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// `None`, with the reason printed, where it cannot be.
+    /// `None` where it cannot be and the tests may do without.
     pub(crate) async fn new() -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
-            println!("skipped: needs root");
+            skip("instances need root: run `make test`");
             return None;
         }
-        for tool in ["nft", "busybox", "skopeo", "docker-registry", "tar"] {
+        for (tool, package) in [
+            ("nft", "nftables"),
+            ("ip", "iproute2"),
+            ("busybox", "busybox-static"),
+            ("skopeo", "skopeo"),
+            ("docker-registry", "docker-registry"),
+            ("tar", "tar"),
+        ] {
             if !std::env::split_paths(&std::env::var_os("PATH")?).any(|path| path.join(tool).exists()) {
-                println!("skipped: {tool} is not installed");
+                skip(&format!("{tool} is missing: run `apt-get install {package}`"));
                 return None;
             }
         }
@@ -61,9 +68,10 @@ impl Machine {
         let image = format!("{address}/test/busybox:1");
         push_image(directory.path(), &image);
         let images = ImageStore::open(directory.path().join("images"), Settings::default()).unwrap();
-        // Process ids are unique on a machine, and each test is a process of its own.
+        // Process ids are unique on a machine, and each test is a process of its own. The range is for tests of
+        // networks, so it leads nowhere else; its upper half is the outside's.
         let pid = std::process::id();
-        let network = format!("10.{}.{}.0/24", 100 + (pid >> 8) % 80, pid % 256)
+        let network = format!("198.18.{}.{}/25", pid / 2 % 256, pid % 2 * 128)
             .parse()
             .unwrap();
         let mut machine = Self {
@@ -90,16 +98,22 @@ impl Machine {
         self.images.clone().unwrap()
     }
 
-    /// Whether this machine cannot do something; says so.
+    /// Whether this machine cannot do something and the tests may do without.
     pub(crate) fn lacks(&self, fact: &str) -> bool {
         let found = tram_sandbox::probe::facts()
             .into_iter()
             .find(|it| it.name == fact);
-        let lacks = found.is_none_or(|it| !it.ok);
+        let lacks = found.as_ref().is_none_or(|it| !it.ok);
         if lacks {
-            println!("skipped: this machine has no {fact}");
+            skip(&format!("this machine has no {fact}: {found:?}"));
         }
         lacks
+    }
+
+    /// Nothing can be pulled any more.
+    pub(crate) fn stop_registry(&mut self) {
+        self.registry.kill().unwrap();
+        self.registry.wait().unwrap();
     }
 
     /// Lets another process have the image store, or takes it back.
@@ -312,6 +326,16 @@ pub(crate) fn leftovers(state: &Path) -> Vec<String> {
         found.push(format!("table {table}"));
     }
     found
+}
+
+/// Says why a test cannot run here. That fails it, unless whoever runs the tests said that they may do without.
+#[track_caller]
+fn skip(why: &str) {
+    assert!(
+        std::env::var_os("TRAM_TESTS_MAY_SKIP").is_some(),
+        "{why} (or set TRAM_TESTS_MAY_SKIP=1)"
+    );
+    println!("skipped: {why}");
 }
 
 /// A program beside the tests.
@@ -531,7 +555,7 @@ pub(crate) async fn fetch(site: &LocalSite, from: &InstanceSpec, host: &str) -> 
     shell(
         site,
         from.id,
-        &format!("timeout 3 bash -c '{ask}' 2>&1 | tail -n 1"),
+        &format!("timeout 20 bash -c '{ask}' 2>&1 | tail -n 1"),
     )
     .await
     .0
