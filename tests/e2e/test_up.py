@@ -231,6 +231,9 @@ def test_the_printed_url_opens_once_the_machine_trusts_us(cloud, registry, name)
     said = cloud.tram("deploy", registry.image("hello", "1"), "--name", name, "--port", "8000").stdout
     url = said.strip().splitlines()[-1]
     assert url.startswith(f"https://{name}-") and f".{BASE_DOMAIN}:{cloud.https_port}" in url
+    # What libnss-myhostname is for: programs that ask the system find the name on this machine.
+    found = socket.getaddrinfo(cloud.host(name), cloud.https_port, proto=socket.IPPROTO_TCP)
+    assert {address[4][0] for address in found} <= {"127.0.0.1", "::1"}, found
     environment = {"PATH": os.environ["PATH"], "URL": url, "TRAM": BINARY, "DATA": str(cloud.data)}
     done = subprocess.run(["unshare", "--mount", "sh", "-c", THROW_AWAY_ROOTS], capture_output=True, text=True,
                           env=environment, cwd=PROJECT, timeout=120)
