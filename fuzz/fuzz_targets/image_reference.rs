@@ -19,6 +19,9 @@ fuzz_target!(|text: &str| {
         .parse()
         .expect("the short form of a reference is a reference");
     assert_eq!(familiar, reference, "the short form means something else");
-    assert!(!reference.target().contains("..") || reference.repository().contains(".."));
+    // Both become parts of a path at the registry: none may lead out of it.
+    let (repository, target) = (reference.repository(), reference.target());
+    assert!(repository.split('/').all(|part| !part.is_empty() && !part.starts_with('.')));
+    assert!(!target.contains('/') && !target.starts_with('.'));
     assert!(!reference.registry().is_empty() && !reference.repository().is_empty());
 });
