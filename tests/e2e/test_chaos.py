@@ -34,6 +34,8 @@ SEED = int(os.environ.get("TRAM_CHAOS_SEED", str(random.SystemRandom().randrange
 LOOK_EVERY = 10
 # Longest time of a round in which nothing goes wrong, with room for a busy machine.
 ROUND_SECONDS = 10
+# Bytes of the control plane's log that a failure shows.
+LOG_SHOWN = 8000
 # Services that rounds work on. More would only make each look at them longer.
 SUBJECTS_MAX = 4
 # An intent comes true within this, also right after a restart and with a crash's back-off in between.
@@ -316,7 +318,7 @@ def test_whatever_is_killed_no_promise_is_broken(own_cloud, registry, capsys):
                 if number % LOOK_EVERY == 0:
                     nothing_leaks(footprint, own_cloud)
             except BaseException:
-                print(f"in round {number}; TRAM_CHAOS_SEED={SEED}", flush=True)
+                print(f"in round {number}; TRAM_CHAOS_SEED={SEED}\n{own_cloud.logs()[-LOG_SHOWN:]}", flush=True)
                 raise
         nothing_leaks(footprint, own_cloud)
     finally:

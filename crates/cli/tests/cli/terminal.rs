@@ -25,7 +25,10 @@ use crate::server::{Server, Socket, deployment};
 /// Long enough for a busy machine, short enough to fail.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two looks whether the child has ended.
-const LOOK: Duration = Duration::from_millis(5);
+const LOOK: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 5_000_000,
+};
 /// Divides arguments in the variable that hands them to the child.
 pub(crate) const DIVIDER: char = '\u{1f}';
 /// How long the command may take to hide what is typed.
@@ -119,7 +122,7 @@ impl Terminal {
                 break status;
             }
             assert!(Instant::now() < deadline, "the command does not end");
-            std::thread::sleep(LOOK);
+            poll(&mut [], Some(&LOOK)).unwrap();
         };
         (status.code().unwrap(), self.is_cooked())
     }

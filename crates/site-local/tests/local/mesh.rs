@@ -339,12 +339,14 @@ async fn namespace_of(site: &LocalSite, id: tram_types::InstanceId) -> String {
         .output()
         .unwrap();
     let mounts = String::from_utf8(output.stdout).unwrap();
+    // Places count from the begin of the block, and the tests' blocks have 128.
     let last: u32 = address.to_string().rsplit('.').next().unwrap().parse().unwrap();
+    let place = last % 128;
     mounts
         .lines()
         .filter_map(|line| line.split_whitespace().nth(4))
         .filter(|path| path.contains("/local/netns/") && path.contains("tram-local-"))
-        .filter(|path| path.ends_with(&format!("/{last:x}")))
+        .filter(|path| path.ends_with(&format!("/{place:x}")))
         .find(|path| {
             let shown = tram_sandbox::netns::run_in(path, || {
                 std::process::Command::new("ip").args(["addr"]).output().unwrap()
