@@ -115,10 +115,11 @@ impl Reference {
         let full = self.to_string();
         match full.strip_prefix("docker.io/") {
             Some(rest) => match rest.strip_prefix("library/") {
-                Some(name) => name.to_owned(),
+                // `library/team/app` has two parts without its first, and would be read as another.
+                Some(name) if !name.contains('/') => name.to_owned(),
                 // `docker.io/localhost/x` must keep its registry or it would be read as another.
-                None if is_registry(rest.split('/').next().unwrap_or_default()) => full,
-                None => rest.to_owned(),
+                _ if is_registry(rest.split('/').next().unwrap_or_default()) => full,
+                _ => rest.to_owned(),
             },
             None => full,
         }

@@ -30,6 +30,11 @@ fn short_names_are_completed() {
             "docker.io/library/nginx:latest",
             "nginx:latest",
         ),
+        (
+            "docker.io/library/team/app",
+            "docker.io/library/team/app:latest",
+            "library/team/app:latest",
+        ),
         ("localhost/app", "localhost/app:latest", "localhost/app:latest"),
         (
             "localhost:5000/app:v1",
