@@ -18,9 +18,12 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tram_api::{ApiState, ImageVerdict, ImageVerifier};
-use tram_controller::{Controller, ControllerHandle, Deps, Detached, NoObserver, domain::SystemResolver};
+use tram_controller::{
+    Controller, ControllerHandle, Deps, Detached, NoObserver,
+    domain::{Checker, Resolver, SystemResolver},
+};
 use tram_planner::Policy;
-use tram_server::{bootstrap, figures::Figures};
+use tram_server::{bootstrap, figures::Figures, verifier::Domains};
 use tram_site::{RegistryCredentials, Sites};
 use tram_store::{Options, Store, keyring};
 use tram_testkit::FakeSite;
@@ -156,16 +159,24 @@ impl Cloud {
         .await?;
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let url = format!("http://{}", listener.local_addr()?);
-        let first = bootstrap::ensure(&store, "acme", &url, &directory.join("context.toml")).await?;
-        let token = first.ok_or("a new store makes a token")?.token;
+        let context = directory.join("context.toml");
+        let access = bootstrap::ensure(&store, "acme", &url, || Ok(context)).await?;
+        let token = access.token.ok_or("a new store makes a token")?;
         let site = FakeSite::new(Arc::clone(&clock));
         let sites = Sites::single("fra", Arc::new(site.clone()));
         let catalog = Arc::new(tram_types::catalog::unlimited());
+        let resolver: Arc<dyn Resolver> = Arc::new(SystemResolver);
+        let domains = Checker::new(
+            store.clone(),
+            Arc::clone(&resolver),
+            Arc::clone(&clock),
+            "localhost",
+        );
         let controller = Controller::start(Deps {
             store: store.clone(),
             sites: sites.clone(),
             data_plane: Arc::new(Detached),
-            resolver: Arc::new(SystemResolver),
+            resolver,
             clock: Arc::clone(&clock),
             catalog: Arc::clone(&catalog),
             policy: Policy::default(),
@@ -178,6 +189,7 @@ impl Cloud {
             sandbox_url: url.clone(),
             https_port: 443,
             proxy_host: "localhost".to_owned(),
+            allowed_origins: Vec::new(),
             logs_retention_days: 1,
             metrics_retention_days: 1,
         };
@@ -188,6 +200,7 @@ impl Cloud {
             clock,
             settings,
             Arc::new(AnyImage),
+            Arc::new(Domains(domains)),
             Arc::new(Figures::default()),
         );
         let service = tram_api::router(state).into_make_service_with_connect_info::<SocketAddr>();

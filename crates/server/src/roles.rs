@@ -212,6 +212,7 @@ mod tests {
             tcp: Vec::new(),
             access_log: PathBuf::new(),
             otlp_endpoint: String::new(),
+            base_domain: "localhost".to_owned(),
             log,
         };
         settings.write(directory.path()).unwrap();
