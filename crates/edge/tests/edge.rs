@@ -2,6 +2,8 @@
 
 #![expect(clippy::expect_used, reason = "a test that cannot go on says why and fails")]
 
+#[path = "edge/choose.rs"]
+mod choose;
 #[path = "edge/control.rs"]
 mod control;
 #[path = "edge/errors.rs"]
