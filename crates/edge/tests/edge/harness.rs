@@ -291,7 +291,7 @@ pub(crate) async fn raw(edge: SocketAddr, bytes: &[u8]) -> String {
     String::from_utf8_lossy(&got).into_owned()
 }
 
-/// Whether this is a whole answer, of a length that it tells, and the connection stays open after it.
+/// Whether this is a whole answer, by the length or the last chunk that it tells, and the connection stays open after it.
 fn stays_answered(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
     let Some((head, body)) = text.split_once("\r\n\r\n") else {
@@ -300,7 +300,15 @@ fn stays_answered(text: &str) -> bool {
     let length = head
         .lines()
         .find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
-    !head.contains("\nconnection: close") && length.is_some_and(|length: usize| body.len() >= length)
+    let whole = match length {
+        Some(length) => body.len() >= length,
+        // The last chunk has no bytes; trailers may follow it, then an empty line.
+        None if head.contains("\ntransfer-encoding: chunked") => {
+            (body.starts_with("0\r\n") || body.contains("\r\n0\r\n")) && body.ends_with("\r\n\r\n")
+        }
+        None => false,
+    };
+    whole && !head.contains("\nconnection: close")
 }
 
 /// Polls until `condition` holds.
