@@ -475,6 +475,8 @@ pub(super) async fn the_newest_definition_decides_what_is_claimed(fixture: &Fixt
         .add_deployment(organization, web, &ServiceEdit::default(), claiming("/new"), &[])
         .await
         .unwrap();
+    // Oldest first: made at one moment, chance would order them.
+    fixture.clock.advance(Duration::from_secs(1));
     let mut sandbox = new_service(&app, "box");
     sandbox.kind = ServiceType::Sandbox;
     store.create_service(sandbox).await.unwrap();
