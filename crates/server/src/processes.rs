@@ -14,11 +14,11 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::{
-    event::{PollFd, PollFlags},
+    event::{PollFd, PollFlags, Timespec},
     process::{Pid, PidfdFlags, Signal},
 };
 use tokio_util::sync::CancellationToken;
@@ -32,6 +32,14 @@ const RESTART_PAUSE_MAX: Duration = Duration::from_secs(5);
 const AT_ONCE: Duration = Duration::from_millis(500);
 /// Largest process id file that is read, in bytes: a number and a line feed.
 const PID_FILE_MAX_BYTES: u64 = 32;
+/// A lock whose holder is dead is waited for: a process that the holder was starting has it until its own exec, which
+/// takes milliseconds even on a busy machine.
+const INHERITED_LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// Between two looks at such a lock.
+const INHERITED_LOCK_LOOK: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 5_000_000,
+};
 /// Digits of the largest process id.
 const PID_DIGITS_MAX: usize = 10;
 
@@ -94,15 +102,24 @@ impl DirectoryLock {
             .truncate(false)
             .open(&path)
             .map_err(at("open"))?;
-        let lock = rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive);
-        match lock {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Ok(Err(Holder {
-                    pid: read_pid(&mut file),
-                }));
+        let deadline = Instant::now() + INHERITED_LOCK_PATIENCE;
+        loop {
+            match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    let pid = read_pid(&mut file);
+                    // A process that it was about to start when it was killed holds its lock until its own exec.
+                    let is_dead = pid.and_then(Pid::from_raw).is_some_and(|pid| {
+                        rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH)
+                    });
+                    if !is_dead || Instant::now() >= deadline {
+                        return Ok(Err(Holder { pid }));
+                    }
+                    rustix::event::poll(&mut [], Some(&INHERITED_LOCK_LOOK))
+                        .map_err(|errno| at("wait for")(errno.into()))?;
+                }
+                Err(errno) => return Err(at("lock")(errno.into())),
             }
-            Err(errno) => return Err(at("lock")(errno.into())),
         }
         // Always of one length and written over what was there: it needs no room on a full disk but the first time,
         // and is never empty for a reader.
@@ -324,7 +341,7 @@ async fn watch(
 ) -> Option<Box<tokio::process::Child>> {
     let mut pause = RESTART_PAUSE;
     loop {
-        let since = std::time::Instant::now();
+        let since = Instant::now();
         tokio::select! {
             () = stop.cancelled() => {
                 return match running {
@@ -420,6 +437,30 @@ mod tests {
         assert_eq!(DirectoryLock::holder(directory.path(), "lock"), Some(holder));
         drop(first);
         assert!(DirectoryLock::take(directory.path(), "lock").unwrap().is_ok());
+    }
+
+    #[test]
+    fn a_lock_that_outlives_its_holder_for_a_moment_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        dead.wait().unwrap();
+        let path = directory.path().join("lock");
+        std::fs::write(&path, dead.id().to_string()).unwrap();
+        let inherited = File::open(&path).unwrap();
+        rustix::fs::flock(&inherited, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+        let keeper = std::thread::spawn(move || {
+            // As long as an exec may take.
+            let _ = rustix::event::poll(
+                &mut [],
+                Some(&Timespec {
+                    tv_sec: 0,
+                    tv_nsec: 100_000_000,
+                }),
+            );
+            drop(inherited);
+        });
+        assert!(DirectoryLock::take(directory.path(), "lock").unwrap().is_ok());
+        keeper.join().unwrap();
     }
 
     #[tokio::test]
