@@ -447,6 +447,18 @@ impl World {
         .await
     }
 
+    /// The end of an instance is on record.
+    pub(crate) async fn ended(&self, service: ServiceId, id: InstanceId) {
+        self.until("the end is on record", async || {
+            let instances = self.instances(service).await;
+            match instances.iter().find(|instance| instance.id == id) {
+                Some(instance) if !instance.status.is_final() => Err(format!("{instance:#?}")),
+                _ => Ok(()),
+            }
+        })
+        .await;
+    }
+
     pub(crate) async fn gone(&self, id: ServiceId) {
         self.until("the service is gone", async || {
             match self.store.service_unscoped(id).await {
