@@ -25,7 +25,9 @@ def test_the_first_start_tells_urls_and_the_token_once(own_cloud):
     cloud = own_cloud
     said = wait_for("all is told", lambda: "shown this once" in cloud.logs() and cloud.logs())
     assert cloud.api_url in said
-    assert f"https://<app>.{BASE_DOMAIN}:{cloud.https_port}" in said
+    _, reply = cloud.call("GET", "/v1/account/organization")
+    organization = reply["organization"]["name"]
+    assert f"https://<app>-{organization}-<8 hex digits>.{BASE_DOMAIN}:{cloud.https_port}" in said
     assert TOKEN.findall(said) == [cloud.token]
     context = cloud.directory / "config" / "tram" / "config.toml"
     assert context.stat().st_mode & 0o777 == 0o600
