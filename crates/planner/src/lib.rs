@@ -14,6 +14,7 @@
 //! | `rollout` | how a new deployment gets from accepted to serving, and when it has failed |
 //! | `sleep` | when to sleep and when to wake |
 //! | `scale` | how many replicas, with `restart` deciding when a failed one is tried again |
+//! | [`autoscale`] | how many the load asks for; called before, since it needs a memory |
 //! | `orders` | what the site is told, and when an instance may really be stopped |
 //! | `status` | what deployments and the service are shown as, and what they wait for |
 //!
@@ -21,6 +22,7 @@
 //! state**: while a site cannot be reached, nothing of its is started, stopped or declared dead.
 
 mod app;
+pub mod autoscale;
 mod draft;
 mod lifecycle;
 mod observe;

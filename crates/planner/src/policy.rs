@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::autoscale;
+
 /// First wait before a failed replica is tried again: short, most first failures are a dependency that is not up yet.
 const RESTART_DELAY_MIN: Duration = Duration::from_secs(1);
 /// Longest wait: a program that has failed nine times in a row is tried once in five minutes, for ever.
@@ -62,6 +64,8 @@ pub struct Policy {
     pub settle: Duration,
     /// Between the stop signal and the end by force.
     pub stop_grace: Duration,
+    /// How the load decides on the number of instances.
+    pub scaling: autoscale::Policy,
 }
 
 impl Default for Policy {
@@ -80,6 +84,7 @@ impl Default for Policy {
             drain: DRAIN,
             settle: SETTLE,
             stop_grace: STOP_GRACE,
+            scaling: autoscale::Policy::default(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! How many replicas, and which instances make them up.
 //!
-//! Today the number is the owner's override, else the minimum, else one while awake. Load will have its say in
-//! [`wanted_by_load`] without a change elsewhere.
+//! The number is the owner's override, else what the load asks for ([`crate::autoscale`]), else the minimum, and at
+//! least one while awake.
 
 use tram_types::status::{DeploymentStatus as D, InstanceStatus};
 
@@ -13,9 +13,18 @@ use crate::{
     view::{Deployment, Region, ServiceView, SiteState, Takeover},
 };
 
-/// What the load asks for: the largest count any target wants. No target is evaluated yet.
-const fn wanted_by_load(_region: &Region) -> Option<u32> {
-    None
+/// What the load asks for; `None`: it has no say. While nobody has said, what there is stays.
+fn wanted_by_load(region: &Region) -> Option<u32> {
+    if region.scale.targets.is_empty() {
+        return None;
+    }
+    let live = region.instances.iter().filter(|instance| instance.is_live());
+    let present = || {
+        live.map(|instance| instance.replica_index.saturating_add(1))
+            .max()
+    };
+    let wanted = region.load.or_else(present).unwrap_or_default();
+    Some(wanted.clamp(region.scale.min, region.scale.max))
 }
 
 /// How many replicas the region of this deployment should have.
@@ -36,7 +45,7 @@ pub(crate) fn wanted(view: &ServiceView, deployment: &Deployment, region: &Regio
 fn awake_count(region: &Region) -> u32 {
     region
         .manual
-        .or_else(|| wanted_by_load(region).map(|load| load.clamp(region.scale.min, region.scale.max)))
+        .or_else(|| wanted_by_load(region))
         .unwrap_or(region.scale.min)
         .max(1)
 }

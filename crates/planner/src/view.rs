@@ -119,6 +119,9 @@ pub struct Region {
     pub scale: Scale,
     /// The owner's override of the number of instances.
     pub manual: Option<u32>,
+    /// What [`crate::autoscale::decide`] said last; `None`: it has not been asked since the process started or the
+    /// deployment slept.
+    pub load: Option<u32>,
     /// Probes in a row that may fail before an instance is replaced.
     pub restart_limit: u32,
     /// The longest grace its checks give an instance that starts.

@@ -13,6 +13,10 @@ use crate::{
     status::{DefinitionType, DeploymentStrategyType},
 };
 
+mod targets;
+
+pub use targets::{DEFAULT_QUANTILE, ResponseTimeTarget, Targets};
+
 /// The port of a web service that declares none.
 pub const DEFAULT_WEB_PORT: u16 = 8000;
 /// Idle time before a service that may sleep does, when the definition does not say.
@@ -81,13 +85,15 @@ pub struct Route {
     pub protocol: PortProtocol,
 }
 
-/// How many instances, and when to sleep.
+/// How many instances, on what load, and when to sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scale {
     /// Fewest; 0 lets it sleep.
     pub min: u32,
     /// Most.
     pub max: u32,
+    /// What one instance should carry.
+    pub targets: Targets,
     /// Idle time before deep sleep; only with `min` 0.
     pub deep_sleep: Option<Duration>,
     /// Idle time before light sleep; only with `min` 0.
@@ -224,6 +230,7 @@ impl DeploymentDefinition {
             Scale {
                 min: 1,
                 max: 1,
+                targets: Targets::default(),
                 deep_sleep: None,
                 light_sleep: None,
             },
@@ -292,10 +299,12 @@ fn scale(scaling: &DeploymentScaling) -> Scale {
     let deep_sleep = delay
         .and_then(|delay| some(delay.deep_sleep_value).or_else(|| some(delay.value)))
         .or(Some(DEFAULT_DEEP_SLEEP));
+    let targets = Targets::of(&scaling.targets);
     if min == 0 {
         Scale {
             min,
             max,
+            targets,
             deep_sleep,
             light_sleep,
         }
@@ -303,6 +312,7 @@ fn scale(scaling: &DeploymentScaling) -> Scale {
         Scale {
             min,
             max,
+            targets,
             deep_sleep: None,
             light_sleep: None,
         }

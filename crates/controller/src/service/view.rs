@@ -252,6 +252,7 @@ impl Reconciler {
                 region: regional.region.clone(),
                 scale: definition.effective_scale(written),
                 manual: manual.map(|scaling| scaling.instances),
+                load: None,
                 restart_limit,
                 start_grace,
                 site: self.site_state(&regional.region, unreachable),

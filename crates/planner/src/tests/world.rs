@@ -10,7 +10,7 @@ use std::{
 use tram_site::{Capabilities, EndCause, InstancePhase, ObservedImage, ObservedInstance};
 use tram_types::{
     DeploymentId, Generation, InstanceId, RegionalDeploymentId, ServiceId, Timestamp,
-    effective::Scale,
+    effective::{Scale, Targets},
     status::{DeploymentStatus, InstanceStatus, ServiceStatus},
 };
 use uuid::Uuid;
@@ -129,10 +129,12 @@ impl World {
                 scale: Scale {
                     min,
                     max: min.max(1),
+                    targets: Targets::default(),
                     deep_sleep: (min == 0).then(|| Duration::from_secs(300)),
                     light_sleep: None,
                 },
                 manual: None,
+                load: None,
                 restart_limit: 3,
                 start_grace: Duration::ZERO,
                 site: SiteState::Reachable(Capabilities::default()),

@@ -3,6 +3,16 @@
 use super::{Check, DELAY_MAX_SECONDS, SCALE_MAX};
 use crate::status::DefinitionType;
 
+/// The kinds of targets, each at most once.
+const KINDS: [&str; 6] = [
+    "average_cpu",
+    "average_mem",
+    "requests_per_second",
+    "concurrent_requests",
+    "requests_response_time",
+    "sleep_idle_delay",
+];
+
 impl Check<'_> {
     pub(super) fn scaling(&mut self) {
         let definition = self.definition;
@@ -31,6 +41,7 @@ impl Check<'_> {
                 continue;
             }
             let mut scales_on_load = false;
+            let mut kinds = [false; 6];
             for (number, target) in scaling.targets.iter().enumerate() {
                 let at = |member: &str| format!("scalings.{index}.targets.{number}.{member}");
                 let set = [
@@ -46,6 +57,15 @@ impl Check<'_> {
                         format!("scalings.{index}.targets.{number}"),
                         "must set exactly one kind of target",
                     );
+                }
+                for (name, (given, before)) in KINDS.into_iter().zip(set.into_iter().zip(&mut kinds)) {
+                    if given && *before {
+                        self.wrong(
+                            at(name),
+                            "contradicts another target of the same kind: keep one of them",
+                        );
+                    }
+                    *before |= given;
                 }
                 for (name, value, most) in [
                     ("average_cpu", &target.average_cpu, 100),

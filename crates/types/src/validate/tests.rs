@@ -61,6 +61,10 @@ fn each_violated_rule_names_its_field() {
             "definition.scalings.0.targets",
         ),
         (
+            r#""scalings":[{"min":1,"max":3,"targets":[{"average_cpu":{"value":5}},{"average_cpu":{"value":6}}]}]"#,
+            "definition.scalings.0.targets.1.average_cpu",
+        ),
+        (
             r#""instance_types":[{"type":"enormous"}]"#,
             "definition.instance_types.0.type",
         ),
