@@ -13,7 +13,7 @@ use tram_planner::{Activity, Drain};
 use tram_types::{InstanceId, ServiceId, Timestamp};
 
 use crate::{
-    data_plane::{DataPlane, Event, ServiceActivity},
+    data_plane::{DataPlane, Event, Latency, ServiceActivity},
     queue::{Key, Queue},
     routing, service,
 };
@@ -32,12 +32,14 @@ struct State {
     services: HashMap<ServiceId, Entry>,
 }
 
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone)]
 struct Entry {
     in_flight: u64,
     queued: u64,
     last_at: Option<Timestamp>,
     wake: bool,
+    arrivals: Option<u64>,
+    latency: Latency,
 }
 
 impl Activities {
@@ -49,7 +51,7 @@ impl Activities {
     #[must_use]
     pub fn of(&self, service: ServiceId) -> Activity {
         let state = self.lock();
-        let entry = state.services.get(&service).copied().unwrap_or_default();
+        let entry = state.services.get(&service).cloned().unwrap_or_default();
         // Somebody who waits is believed even while the rest is unknown.
         if !state.known && !entry.wake {
             return Activity::Unknown;
@@ -60,6 +62,20 @@ impl Activities {
             last_at: entry.last_at,
             wake: entry.wake,
         }
+    }
+
+    /// What a report would say of a service now; `None`: nobody knows.
+    pub(crate) fn last_report(&self, service: ServiceId) -> Option<ServiceActivity> {
+        let state = self.lock();
+        let entry = state.services.get(&service).cloned().unwrap_or_default();
+        state.known.then_some(ServiceActivity {
+            service,
+            in_flight: entry.in_flight,
+            queued: entry.queued,
+            last_at: entry.last_at,
+            arrivals: entry.arrivals,
+            latency: entry.latency,
+        })
     }
 
     /// The demand was met: the service wakes or is awake.
@@ -128,6 +144,8 @@ impl Activities {
             entry.in_flight = told.in_flight;
             entry.queued = told.queued;
             entry.last_at = told.last_at.or(entry.last_at);
+            entry.arrivals = told.arrivals;
+            entry.latency.clone_from(&told.latency);
             if turned {
                 concerned.push(told.service);
             }
@@ -139,13 +157,14 @@ impl Activities {
 /// Follows the data plane's news until `cancel`, or until there will be no more.
 pub(crate) async fn follow_data_plane(
     data_plane: Arc<dyn DataPlane>,
-    services: Arc<service::Reconciler>,
+    reconciler: Arc<service::Reconciler>,
     activities: Arc<Activities>,
     routing: Arc<routing::Reconciler>,
     routing_signal: Arc<Notify>,
     queue: Arc<Queue>,
     cancel: CancellationToken,
 ) {
+    let scaling = reconciler.scaling();
     loop {
         let event = tokio::select! {
             () = cancel.cancelled() => return,
@@ -155,11 +174,13 @@ pub(crate) async fn follow_data_plane(
             None => return,
             Some(Event::Connected { held }) => {
                 activities.lost();
+                scaling.lost();
                 routing.connected(held);
                 routing_signal.notify_one();
             }
             Some(Event::Lost) => {
                 activities.lost();
+                scaling.lost();
                 routing.lost();
             }
             Some(Event::Wake { service, waiting }) => {
@@ -170,10 +191,13 @@ pub(crate) async fn follow_data_plane(
                 for service in activities.report(complete, &services) {
                     queue.add(Key::Service(service));
                 }
+                for service in services.iter().filter(|told| scaling.heard(told)) {
+                    queue.add(Key::Service(service.service));
+                }
             }
             Some(Event::Busy { version, instances }) => {
                 for instance in activities.busy(version, instances) {
-                    if let Some(owner) = services.owner_of(instance) {
+                    if let Some(owner) = reconciler.owner_of(instance) {
                         queue.add(Key::Service(owner));
                     }
                 }

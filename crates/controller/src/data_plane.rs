@@ -73,7 +73,7 @@ pub enum Event {
 }
 
 /// What one service does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceActivity {
     /// Which.
     pub service: ServiceId,
@@ -83,6 +83,19 @@ pub struct ServiceActivity {
     pub queued: u64,
     /// When a request last came or ended.
     pub last_at: Option<Timestamp>,
+    /// Requests that came since the data plane started; `None`: it does not count them.
+    pub arrivals: Option<u64>,
+    /// How soon they were answered.
+    pub latency: Latency,
+}
+
+/// How soon requests were answered since the data plane started: the time to the head of the answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Latency {
+    /// Upper bounds in microseconds; one bucket more than bounds.
+    pub bounds_us: Vec<u64>,
+    /// Answers in each bucket, not cumulative. Empty: it does not count them.
+    pub counts: Vec<u64>,
 }
 
 /// No data plane at all: accepts every table and never has news. For a control plane that runs alone, in benches and

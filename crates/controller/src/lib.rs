@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`service`] | services run as their owners want |
 //! | [`routing`] | the data plane serves what the store says |
+//! | [`scaling`] | services have as many instances as their load asks for |
 //! | [`orphan`] | sites run nothing that the store does not know |
 //! | [`domain`] | custom domains are active once they lead here |
 //! | [`retention`] | what is over is forgotten in time; the one to read first |
@@ -24,6 +25,7 @@ pub mod orphan;
 pub mod queue;
 pub mod retention;
 pub mod routing;
+pub mod scaling;
 pub mod service;
 mod spec;
 
@@ -41,7 +43,7 @@ pub use driver::{NoObserver, Observer, Outcome};
 pub use error::Error;
 pub use service::ServiceReport;
 
-use crate::{activity::Activities, driver::drive, queue::Queue, routing::Confirmed};
+use crate::{activity::Activities, driver::drive, queue::Queue, routing::Confirmed, scaling::Scaling};
 
 /// Services reconciled at a time: they wait for the database and for sites most of the time, and a site that hangs
 /// holds back its own services alone as long as there are others.
@@ -116,6 +118,7 @@ pub struct ControllerHandle {
     tasks: JoinSet<()>,
     cancel: CancellationToken,
     queue: Arc<Queue>,
+    scaling: Arc<Scaling>,
 }
 
 impl Controller {
@@ -127,6 +130,7 @@ impl Controller {
         let queue = Arc::new(Queue::default());
         let activities = Arc::new(Activities::default());
         let confirmed = Arc::new(Confirmed::default());
+        let scaling = Arc::new(Scaling::new(&deps));
         let routing_signal = Arc::new(Notify::new());
         let routing = Arc::new(routing::Reconciler::new(
             deps.clone(),
@@ -139,6 +143,7 @@ impl Controller {
             Arc::clone(&confirmed),
             Arc::clone(&routing),
             Arc::clone(&routing_signal),
+            Arc::clone(&scaling),
         ));
         let observer = &deps.observer;
         for _ in 0..WORKERS {
@@ -179,6 +184,17 @@ impl Controller {
             Arc::clone(&queue),
             cancel.clone(),
         ));
+        tasks.spawn(scaling::decide(
+            Arc::clone(&scaling),
+            Arc::clone(&queue),
+            deps.clone(),
+            cancel.clone(),
+        ));
+        tasks.spawn(scaling::measure(
+            Arc::clone(&scaling),
+            deps.clone(),
+            cancel.clone(),
+        ));
         tasks.spawn(drive(
             routing,
             routing_signal,
@@ -203,7 +219,12 @@ impl Controller {
             Arc::clone(observer),
             cancel.clone(),
         ));
-        ControllerHandle { tasks, cancel, queue }
+        ControllerHandle {
+            tasks,
+            cancel,
+            queue,
+            scaling,
+        }
     }
 }
 
@@ -224,6 +245,12 @@ impl ControllerHandle {
         if ended.await.is_err() {
             tracing::warn!("reconcilers did not end in time and are cut off");
         }
+    }
+
+    /// What the load decides on, for those who ask.
+    #[must_use]
+    pub fn scaling(&self) -> Arc<Scaling> {
+        Arc::clone(&self.scaling)
     }
 
     /// How many services and apps wait to be looked at: a figure for metrics.

@@ -12,6 +12,7 @@ mod batch;
 mod event;
 mod execute;
 mod follow;
+mod load;
 mod view;
 
 use std::{
@@ -35,6 +36,7 @@ use crate::{
     error::Error,
     queue::{Key, Queue},
     routing::{self, Confirmed},
+    scaling::Scaling,
 };
 
 /// Plans carried out in one look before others get their turn. The longest way without waiting, from accepted to
@@ -70,6 +72,7 @@ pub struct Reconciler {
     confirmed: Arc<Confirmed>,
     routing: Arc<routing::Reconciler>,
     routing_signal: Arc<Notify>,
+    scaling: Arc<Scaling>,
     memory: Mutex<Memory>,
 }
 
@@ -140,6 +143,7 @@ impl Reconciler {
         confirmed: Arc<Confirmed>,
         routing: Arc<routing::Reconciler>,
         routing_signal: Arc<Notify>,
+        scaling: Arc<Scaling>,
     ) -> Self {
         Self {
             deps,
@@ -147,12 +151,18 @@ impl Reconciler {
             confirmed,
             routing,
             routing_signal,
+            scaling,
             memory: Mutex::default(),
         }
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the load decides on.
+    pub(crate) fn scaling(&self) -> &Scaling {
+        &self.scaling
     }
 
     /// The service that an instance belongs to, if it has been looked at.
@@ -212,6 +222,7 @@ impl Reconciler {
     /// Drops what is remembered of a service that is gone.
     fn forget(&self, id: ServiceId) {
         self.activities.remove(id);
+        self.scaling.remove(id);
         let mut memory = self.memory();
         memory.stop_waiting(id);
         if let Some(gone) = memory.services.remove(&id) {

@@ -1,10 +1,11 @@
 //! What the sites are told: starts that were lost or not given yet, and stops whose time has come.
 //!
 //! A stop of an instance that takes requests waits until the data plane has confirmed a table without it, and then
-//! until its requests are done or have had their time. Nothing waits for an instance that is sick or deleted.
+//! until its requests are done or have had their time. One that is stopped because fewer are wanted has all the time
+//! that its requests take. Nothing waits for an instance that is sick or deleted.
 
 use tram_site::InstancePhase;
-use tram_types::status::InstanceStatus;
+use tram_types::status::{DeploymentStatus, InstanceStatus};
 
 use crate::{
     draft::{At, Draft},
@@ -79,6 +80,13 @@ fn gate(draft: &mut Draft<'_>, at: At) -> Gate {
     let patience = match draft.instance(at).drain {
         Drain::Done => return Gate::Open(Reason::Stopping),
         Drain::Unknown if idle => draft.policy.settle,
+        // Nothing presses: its deployment goes on, and a stream on it may be somebody's work of an hour.
+        Drain::Busy if goes_on(draft, at) => return Gate::Closed(Reason::DrainingForLoad),
+        Drain::Unknown if goes_on(draft, at) => {
+            // The next report says which instances are busy.
+            draft.look_again(draft.now.plus(draft.policy.settle));
+            return Gate::Closed(Reason::DrainingForLoad);
+        }
         Drain::Unknown | Drain::Busy => draft.policy.drain,
     };
     let due = since.plus(patience);
@@ -89,4 +97,12 @@ fn gate(draft: &mut Draft<'_>, at: At) -> Gate {
         draft.look_again(due);
         Gate::Closed(Reason::Draining)
     }
+}
+
+/// Whether the deployment of an instance that is on its way out goes on without it: there are fewer wanted.
+fn goes_on(draft: &Draft<'_>, at: At) -> bool {
+    let deployment = &draft.view.deployments[at.deployment];
+    draft.view.intent == Intent::Run
+        && deployment.status.is_serving()
+        && deployment.status != DeploymentStatus::Sleeping
 }

@@ -134,6 +134,8 @@ pub enum Reason {
     EdgeUnknown,
     /// Requests are given time to finish.
     Draining,
+    /// An instance that is one too many ends with the last request on it.
+    DrainingForLoad,
     /// Instances are on their way out.
     Stopping,
     /// The old deployment has to be gone first.
@@ -265,6 +267,7 @@ impl fmt::Display for Reason {
             Self::EdgeStillRoutes => write!(f, "waiting until no new requests are sent there"),
             Self::EdgeUnknown => write!(f, "waiting for the data plane"),
             Self::Draining => write!(f, "requests under way get time to finish"),
+            Self::DrainingForLoad => write!(f, "an instance that is one too many ends with its last request"),
             Self::Stopping => write!(f, "waiting for instances to stop"),
             Self::WaitsForOld => write!(f, "waiting until nothing of the old deployment is left"),
             Self::StrategyAsRolling => write!(f, "canary and blue-green are carried out as rolling"),

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use tokio::sync::{Mutex, RwLock, mpsc};
 use tokio_util::sync::CancellationToken;
-use tram_controller::data_plane::{DataPlane, Error, Event, ServiceActivity};
+use tram_controller::data_plane::{DataPlane, Error, Event, Latency, ServiceActivity};
 use tram_edge::link;
 use tram_types::{InstanceId, ServiceId, Timestamp, routing::RoutingTable};
 
@@ -186,6 +186,11 @@ fn translate(event: link::Event) -> Event {
                     in_flight: u64::from(service.in_flight),
                     queued: u64::from(service.queued),
                     last_at: service.last_activity.map(Timestamp::from),
+                    arrivals: Some(service.arrivals),
+                    latency: Latency {
+                        bounds_us: service.latency.bounds_us,
+                        counts: service.latency.counts,
+                    },
                 })
                 .collect(),
         },

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use tram_planner::{InstanceWrite, Reason, Write};
 use tram_store::{
-    intent::{DeploymentSet, InstanceSet, RegionalDeploymentSet, ServiceSet, Update},
+    intent::{DeploymentSet, InstanceSet, NewEvent, RegionalDeploymentSet, ServiceSet, Update},
     record::{self, ObjectKind},
 };
 use tram_types::{
@@ -15,6 +15,7 @@ use tram_types::{
 };
 
 use super::{Reconciler, event::event, view::Seen};
+use crate::scaling::News;
 
 /// An instance's row as a plan left it.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +96,35 @@ impl<'a> Batch<'a> {
                 }
             }
             Write::Instance(write) => self.set_instance(write),
+        }
+    }
+
+    /// Tells the owner of every number of instances that changed with the load.
+    pub(super) fn tell_scaled(&mut self, news: &[News]) {
+        for told in news {
+            let row = self
+                .seen
+                .state
+                .deployments
+                .iter()
+                .find(|row| row.id == told.deployment);
+            let regions = row.map_or(0, |row| {
+                let regions = &self.seen.state.regional_deployments;
+                regions.iter().filter(|it| it.deployment_id == row.id).count()
+            });
+            let place = if regions > 1 {
+                format!(" in {}", told.region)
+            } else {
+                String::new()
+            };
+            self.events.push(Update::Event(Box::new(NewEvent {
+                organization_id: self.seen.state.service.organization_id,
+                object_kind: ObjectKind::Deployment,
+                object_id: told.deployment.uuid(),
+                kind: "DEPLOYMENT_SCALED".to_owned(),
+                message: format!("Deployment{place} {}", told.decision),
+                metadata: serde_json::Value::Object(serde_json::Map::new()),
+            })));
         }
     }
 

@@ -49,6 +49,8 @@ impl Reconciler {
         for write in &plan.writes {
             batch.add(write);
         }
+        let news = self.scaling.news(seen.view.id);
+        batch.tell_scaled(&news);
         let written = batch.written();
         let updates = batch.finish();
         if !updates.is_empty() {
@@ -60,7 +62,7 @@ impl Reconciler {
                 self.routing_signal.notify_one();
             }
             match applied {
-                Ok(()) => {}
+                Ok(()) => self.scaling.told(seen.view.id, &news),
                 Err(StoreError::Conflict { .. }) => return Ok(Done::Conflict),
                 Err(error) => return Err(Error::store("record a plan")(error)),
             }

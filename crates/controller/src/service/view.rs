@@ -69,6 +69,7 @@ impl Reconciler {
                 of.extend(ended.into_iter().map(|instance| (instance, Observed::Unknown)));
             }
         }
+        let wanted = intent(&state);
         let service = &state.service;
         let mut deployments = Vec::with_capacity(state.deployments.len());
         for deployment in &state.deployments {
@@ -76,6 +77,7 @@ impl Reconciler {
             let own = instances.remove(&deployment.id).unwrap_or_default();
             deployments.push(self.deployment(&state, deployment, definition, &own, &unreachable));
         }
+        self.ask_load(service.id, wanted, &definitions, &mut deployments);
         let seconds = |seconds: u32| (seconds > 0).then(|| Duration::from_secs(u64::from(seconds)));
         let routed = !state.proxy_ports.is_empty()
             || definitions
@@ -83,7 +85,7 @@ impl Reconciler {
                 .any(|definition| !definition.effective_routes().is_empty());
         let view = ServiceView {
             id: service.id,
-            intent: intent(&state),
+            intent: wanted,
             status: service.status,
             messages: service.messages.clone(),
             created_at: service.created_at,

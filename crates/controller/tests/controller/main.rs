@@ -6,5 +6,6 @@ mod chaos;
 mod crash;
 mod life;
 mod rest;
+mod scale;
 mod traffic;
 mod world;

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use serde_json::json;
-use tram_controller::data_plane::{Event, ServiceActivity};
+use tram_controller::data_plane::{Event, Latency, ServiceActivity};
 use tram_site::EndCause;
 use tram_store::{
     Store,
@@ -105,6 +105,8 @@ async fn requests_under_way_and_a_lost_link_keep_it_awake() {
         in_flight: 1,
         queued: 0,
         last_at: Some(world.now()),
+        arrivals: None,
+        latency: Latency::default(),
     };
     world.edge.traffic(busy);
     world.pass(Duration::from_secs(900)).await;
@@ -152,6 +154,8 @@ async fn an_old_instance_stops_with_its_last_request_however_busy_the_new_one_is
         in_flight,
         queued: 0,
         last_at: Some(world.now()),
+        arrivals: None,
+        latency: Latency::default(),
     };
     world.edge.traffic(busy(8));
     world.edge.say(Event::Busy {

@@ -74,7 +74,7 @@ impl Service {
         let reading = Reading {
             in_flight,
             queued: 0,
-            arrivals: whole(self.arrivals),
+            arrivals: Some(whole(self.arrivals)),
             latency_bounds_us: &BOUNDS,
             latency_counts: &self.counts,
         };

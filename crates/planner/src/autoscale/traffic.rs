@@ -22,8 +22,8 @@ pub struct Reading<'a> {
     pub in_flight: u64,
     /// Callers that wait for an instance.
     pub queued: u64,
-    /// Requests that came since the data plane started.
-    pub arrivals: u64,
+    /// Requests that came since the data plane started; `None`: not told.
+    pub arrivals: Option<u64>,
     /// Upper bounds of the buckets below in microseconds; the last bucket has none.
     pub latency_bounds_us: &'a [u64],
     /// Answers by the time to their head since the data plane started, not cumulative. Empty: not told.
@@ -44,7 +44,7 @@ pub struct Traffic {
 struct Last {
     at: Timestamp,
     load: u64,
-    arrivals: u64,
+    arrivals: Option<u64>,
     counts: Vec<u64>,
     bounds_us: Vec<u64>,
 }
@@ -66,7 +66,10 @@ impl Traffic {
     pub fn record(&mut self, now: Timestamp, reading: Reading<'_>, policy: &Policy) {
         let backwards = self.last.as_ref().is_some_and(|last| {
             now < last.at
-                || reading.arrivals < last.arrivals
+                || reading
+                    .arrivals
+                    .zip(last.arrivals)
+                    .is_some_and(|(now, before)| now < before)
                 || reading.latency_counts.len() < last.counts.len()
                 || reading
                     .latency_counts
@@ -85,20 +88,18 @@ impl Traffic {
                 *self = Self::new(policy);
             } else {
                 self.concurrency.push(len, real(last.load));
-                let came = real(reading.arrivals.saturating_sub(last.arrivals));
+                // What came before the first total was told is not known to have come just now.
+                let came = reading.arrivals.zip(last.arrivals);
+                let came = came.map_or(0, |(now, before)| now.saturating_sub(before));
                 if !len.is_zero() {
-                    self.arrivals.push(len, came / len.as_secs_f64());
+                    self.arrivals.push(len, real(came) / len.as_secs_f64());
                 }
-                let answered: Vec<u64> = if last.counts.is_empty() {
-                    reading.latency_counts.to_vec()
-                } else {
-                    reading
-                        .latency_counts
-                        .iter()
-                        .zip(&last.counts)
-                        .map(|(now, before)| now.saturating_sub(*before))
-                        .collect()
-                };
+                let answered: Vec<u64> = reading
+                    .latency_counts
+                    .iter()
+                    .zip(&last.counts)
+                    .map(|(now, before)| now.saturating_sub(*before))
+                    .collect();
                 self.note_latency(now, answered);
             }
         }
@@ -235,7 +236,7 @@ mod tests {
         Reading {
             in_flight,
             queued: 0,
-            arrivals,
+            arrivals: Some(arrivals),
             latency_bounds_us: &BOUNDS,
             latency_counts: counts,
         }
