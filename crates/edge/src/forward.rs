@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use http::header::{CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING};
-use http::{HeaderValue, Method, Request, Response, Uri, Version, uri};
+use http::{HeaderValue, Request, Response, Uri, Version, uri};
 use hyper::body::{Body as _, Incoming};
 use tokio::time::{Instant, timeout_at};
 use tram_types::routing::Protocol;
@@ -20,6 +20,7 @@ use crate::balance::Candidates;
 use crate::body::{Progress, RequestBody};
 use crate::page::Refusal;
 use crate::pool::{Http1, Seat, SharedStream};
+use crate::spare::Spare;
 use crate::table::Route;
 use crate::worker::Worker;
 
@@ -94,26 +95,6 @@ fn bad_answer(route: &Route, error: &hyper::Error) -> Refusal {
     }
 }
 
-/// Whether a request may be sent twice (RFC 9110, 9.2.2).
-fn is_idempotent(method: &Method) -> bool {
-    matches!(
-        *method,
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
-    )
-}
-
-/// A second copy of a request without a body.
-fn copy(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    if !matches!(request.body(), RequestBody::Empty) || !is_idempotent(request.method()) {
-        return None;
-    }
-    let mut copy = Request::new(RequestBody::Empty);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
-}
-
 async fn over_http1(
     worker: usize,
     route: &Route,
@@ -134,9 +115,12 @@ async fn over_http1(
                 Err(error) => candidates.failed(seat, &error),
             }
         };
-        let spare = if kept { copy(&request) } else { None };
+        let mut spare = std::mem::take(&mut connection.spare);
+        let may_repeat = kept && spare.take(&request);
         match connection.sender.try_send_request(request).await {
             Ok(response) => {
+                spare.clear();
+                connection.spare = spare;
                 return Ok(Answer {
                     response,
                     seat,
@@ -146,7 +130,7 @@ async fn over_http1(
             }
             Err(mut failed) => match failed
                 .take_message()
-                .or_else(|| spare.filter(|_| is_connection_loss(failed.error())))
+                .or_else(|| (may_repeat && is_connection_loss(failed.error())).then(|| spare.into_request()))
             {
                 Some(again) if kept || !failed.error().is_user() => {
                     request = again;
@@ -184,7 +168,8 @@ async fn over_http2(
             }
             return Err(bad_answer(route, &error));
         }
-        let spare = copy(&request);
+        let mut spare = Spare::default();
+        let repeatable = spare.take(&request);
         match shared.sender.try_send_request(request).await {
             Ok(response) => {
                 return Ok(Answer {
@@ -201,12 +186,12 @@ async fn over_http2(
                 if unsent.is_some() || fate != Fate::Refused {
                     seat.endpoint.forget_shared(worker, &shared.stream);
                 }
-                let may_repeat = match fate {
+                let unharmed = match fate {
                     Fate::Refused | Fate::Unprocessed => true,
                     Fate::Lost => shared.kept,
                     Fate::Other => false,
                 };
-                match unsent.or(spare.filter(|_| may_repeat)) {
+                match unsent.or_else(|| (repeatable && unharmed).then(|| spare.into_request())) {
                     Some(again) => request = again,
                     None => return Err(bad_answer(route, failed.error())),
                 }

@@ -73,6 +73,10 @@ impl Client {
 /// Takes out what belongs to one connection alone (RFC 9110, 7.6.1). `Trailer` stays: trailers are passed on, and over
 /// HTTP/1.1 only those that it names. Returns the `Upgrade` that was asked for.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
+    // Seldom any: one look at the names costs less than to look each of them up.
+    if !headers.keys().any(is_hop_by_hop) {
+        return None;
+    }
     let mut upgrade = None;
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = headers
@@ -107,6 +111,21 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
         headers.remove(name);
     }
     upgrade
+}
+
+/// Whether [`strip_hop_by_hop`] has something to do about a header.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "http2-settings"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "transfer-encoding"
+            | "upgrade"
+    )
 }
 
 /// Prepares a request's headers for an instance. Returns the upgrade asked for.

@@ -35,6 +35,7 @@ mod pool;
 mod relay;
 mod route;
 pub mod secret;
+mod spare;
 mod streams;
 mod table;
 mod tcp;

@@ -18,6 +18,7 @@ use tokio::task::AbortHandle;
 use uuid::Uuid;
 
 use crate::body::RequestBody;
+use crate::spare::Spare;
 
 /// Idle connections one worker keeps to one instance: enough for a burst, few enough to fit an instance's
 /// descriptor limit with several workers.
@@ -135,6 +136,8 @@ pub(crate) enum ConnectError {
 #[derive(Debug)]
 pub(crate) struct Http1 {
     pub(crate) sender: http1::SendRequest<RequestBody>,
+    /// Room for the copy of a request while it is under way.
+    pub(crate) spare: Spare,
     task: AbortHandle,
 }
 
@@ -285,6 +288,7 @@ impl Endpoint {
         });
         Ok(Http1 {
             sender,
+            spare: Spare::default(),
             task: task.abort_handle(),
         })
     }
