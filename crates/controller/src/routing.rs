@@ -39,8 +39,8 @@ const PERIOD: Duration = Duration::from_secs(30);
 /// Sweeps between two reads of everything. A change whose commit was not answered is signalled to nobody, and this is
 /// what finds it; with the usual sweep that is within ten minutes, for four statements each time.
 const WHOLE_SWEEPS: u32 = 5;
-/// A pause after a push of so many times the push's own length: a fifth of one processor at most, however large the
-/// table and however fast things change.
+/// A pause after a push of so many times the push's own length, putting the table together included: a fifth of one
+/// processor at most, however large the table and however fast things change.
 const PAUSE_FACTOR: u32 = 4;
 /// Longest such pause: a service that wakes waits for the next push.
 const PAUSE_MAX: Duration = Duration::from_millis(250);
@@ -374,8 +374,8 @@ impl Reconciler {
         loop {
             tries -= 1;
             known.version = known.version.max(held) + 1;
-            let table = known.table(&self.deps);
             let began = Instant::now();
+            let table = known.table(&self.deps);
             let pushed = self.deps.data_plane.push(&table).await;
             known.pause = began.elapsed().saturating_mul(PAUSE_FACTOR).min(PAUSE_MAX);
             known.pushed = Some(Instant::now());
