@@ -1,7 +1,11 @@
-//! Which instance gets the request: the one with the least in flight for its weight.
+//! Which instance gets the request: the one with the least in flight.
 //!
 //! Small sets are scanned whole; in large ones two random candidates are compared, which is nearly as even and
 //! does not grow with the set. An instance that refused a connection is avoided for a short time.
+//!
+//! Where weights differ, a canary takes its share beside others: which weight a request belongs to is drawn at random,
+//! in proportion, and the least busy one of that weight gets it. Load would not do there: of idle instances it always
+//! prefers the heavy ones, and a canary would see nothing before the others are busy.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -103,7 +107,7 @@ fn pick<'r>(
     if let [(only, _)] = &**all {
         return (!is_in(tried, only)).then_some(only);
     }
-    if all.len() > SCAN_MAX && tried.is_empty() {
+    if route.even && all.len() > SCAN_MAX && tried.is_empty() {
         let first = at(all, rotation);
         let second = at(all, rotation.rotate_left(16).wrapping_mul(0x9E37_79B9));
         let better = if lighter(second, first) { second } else { first };
@@ -118,6 +122,13 @@ fn pick<'r>(
             .chain(&all[..begin])
             .filter(|(endpoint, _)| !is_in(tried, endpoint))
     };
+    if !route.even {
+        let drawn = draw(all, rotation);
+        let of_that = untried().filter(|(endpoint, weight)| *weight == drawn && !endpoint.is_avoided(now));
+        if let Some(least) = least(of_that) {
+            return Some(least);
+        }
+    }
     least(untried().filter(|(endpoint, _)| !endpoint.is_avoided(now))).or_else(|| least(untried()))
 }
 
@@ -129,6 +140,19 @@ type Weighted = (Arc<Endpoint>, u32);
 
 fn at(all: &[Weighted], random: u32) -> &Weighted {
     &all[usize::try_from(random).unwrap_or_default() % all.len()]
+}
+
+/// One of the weights, as often as the instances that have it weigh together.
+fn draw(all: &[Weighted], random: u32) -> u32 {
+    let whole: u64 = all.iter().map(|(_, weight)| u64::from(*weight)).sum();
+    let mut rest = (u64::from(random) * whole) >> 32;
+    for (_, weight) in all {
+        match rest.checked_sub(u64::from(*weight)) {
+            Some(less) => rest = less,
+            None => return *weight,
+        }
+    }
+    all.last().map_or(1, |(_, weight)| *weight)
 }
 
 fn least<'r>(candidates: impl Iterator<Item = &'r Weighted>) -> Option<&'r Arc<Endpoint>> {

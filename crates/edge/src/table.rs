@@ -130,6 +130,8 @@ pub(crate) struct Route {
     pub(crate) port: u16,
     pub(crate) protocol: Protocol,
     pub(crate) endpoints: Box<[(Arc<Endpoint>, u32)]>,
+    /// Whether all of them have the same weight.
+    pub(crate) even: bool,
     pub(crate) security: Option<Box<Security>>,
 }
 
@@ -388,6 +390,7 @@ impl Compiler<'_> {
             service: Arc::clone(service),
             port: route.port,
             protocol: route.protocol,
+            even: endpoints.windows(2).all(|pair| pair[0].1 == pair[1].1),
             endpoints: endpoints.into(),
             security: compile_security(route)?,
         })

@@ -69,8 +69,30 @@ fn spread(route: &Route, requests: u32) -> HashMap<u16, u32> {
 fn equals_share_evenly_and_weights_are_kept() {
     let counts = spread(&route(&[1, 1, 1]), 30);
     assert!(counts.values().all(|count| *count == 10), "{counts:?}");
-    let counts = spread(&route(&[1, 3]), 40);
-    assert_eq!((counts[&1], counts[&2]), (10, 30));
+}
+
+#[test]
+fn weights_are_shares_whatever_the_load() {
+    // One canary of two beside three others, 10 % in all: 9 x 2 parts to each of three, 3 to each of the canaries.
+    let route = route(&[18, 18, 18, 3, 3]);
+    let canary = |counts: &HashMap<u16, u32>| {
+        let of = |port| counts.get(&port).copied().unwrap_or_default();
+        of(4) + of(5)
+    };
+    let busy = canary(&spread(&route, 4000));
+    assert!((300..=500).contains(&busy), "{busy} of 4000 while all are busy");
+    let mut idle: HashMap<u16, u32> = HashMap::new();
+    for _ in 0..4000 {
+        #[expect(clippy::cast_possible_truncation, reason = "any 32 bits")]
+        let endpoint = pick(&route, &[], random() as u32, Instant::now()).expect("somebody");
+        *idle.entry(endpoint.address.port()).or_default() += 1;
+    }
+    let idle = canary(&idle);
+    assert!((300..=500).contains(&idle), "{idle} of 4000 while all are idle");
+    for endpoint in &route.endpoints[..3] {
+        endpoint.0.avoid();
+    }
+    assert_eq!(canary(&spread(&route, 10)), 10, "the others refuse");
 }
 
 #[test]
