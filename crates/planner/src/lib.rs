@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `observe` | what became of each instance, from what its site says |
 //! | `lifecycle` | which deployments go on and which go down: delete, pause, cancel, superseded, replaced |
+//! | `handover` | how many instances the old and the new deployment have while one takes over from the other |
 //! | `rollout` | how a new deployment gets from accepted to serving, and when it has failed |
 //! | `sleep` | when to sleep and when to wake |
 //! | `scale` | how many replicas, with `restart` deciding when a failed one is tried again |
@@ -24,6 +25,7 @@
 mod app;
 pub mod autoscale;
 mod draft;
+mod handover;
 mod lifecycle;
 mod observe;
 mod orders;

@@ -6,7 +6,7 @@ use crate::{
     draft::Draft,
     plan::{Order, Write},
     reason::Reason,
-    view::{Deployment, Intent, ServiceView, Takeover},
+    view::{Deployment, Intent, ServiceView},
 };
 
 /// Asks for the service's deletion when its own rules say so.
@@ -77,7 +77,7 @@ fn fate(view: &ServiceView, deployment: &Deployment) -> Fate {
             return Fate::Stop(Reason::Replaced { by_version });
         }
         let under_way = matches!(that.status, D::Allocating | D::Starting);
-        if under_way && that.takeover != Takeover::Rolling {
+        if under_way && !that.takeover.keeps_old() {
             return Fate::Stop(Reason::StoppedForStrategy { by_version });
         }
     }

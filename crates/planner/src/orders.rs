@@ -62,7 +62,9 @@ fn gate(draft: &mut Draft<'_>, at: At) -> Gate {
     let id = instance.id;
     let deployment = &draft.view.deployments[at.deployment];
     let sick = !instance.messages.is_empty();
-    let never_served = instance.healthy_at.is_none() || deployment.healthy_at.is_none();
+    // Before its first health a deployment takes requests only where it shares them.
+    let shared = deployment.healthy_at.is_some() || deployment.takeover.shares();
+    let never_served = instance.healthy_at.is_none() || !shared;
     if sick || never_served || !draft.view.routed || draft.view.intent == Intent::Delete {
         return Gate::Open(Reason::Stopping);
     }

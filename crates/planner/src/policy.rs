@@ -32,6 +32,12 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// After the data plane confirmed a table, reports of requests still under way may be on their way here: they come
 /// every second. Only after this is "nothing in flight" believed.
 const SETTLE: Duration = Duration::from_secs(1);
+/// Instances more than wanted while a rolling deployment replaces them, in hundredths: Kubernetes' figure, so that a
+/// large service needs a quarter more of the machines and not as many again. At least one.
+const ROLLING_SURGE_PERCENT: u32 = 25;
+/// How long a canary has to stay healthy: two probes of the usual interval, long enough for the first mistakes of a
+/// new version to show in its logs and figures.
+const CANARY_BAKE: Duration = Duration::from_secs(60);
 /// Between the stop signal and the end by force.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
@@ -62,6 +68,10 @@ pub struct Policy {
     pub drain: Duration,
     /// Time after a confirmed table before "nothing in flight" is believed.
     pub settle: Duration,
+    /// Instances more than wanted while a rolling deployment replaces them, in hundredths of them; at least one.
+    pub rolling_surge_percent: u32,
+    /// How long a canary has to stay healthy before the rest of its deployment comes up.
+    pub canary_bake: Duration,
     /// Between the stop signal and the end by force.
     pub stop_grace: Duration,
     /// How the load decides on the number of instances.
@@ -83,6 +93,8 @@ impl Default for Policy {
             healthy_visible: HEALTHY_VISIBLE,
             drain: DRAIN,
             settle: SETTLE,
+            rolling_surge_percent: ROLLING_SURGE_PERCENT,
+            canary_bake: CANARY_BAKE,
             stop_grace: STOP_GRACE,
             scaling: autoscale::Policy::default(),
         }

@@ -140,8 +140,16 @@ pub enum Reason {
     Stopping,
     /// The old deployment has to be gone first.
     WaitsForOld,
-    /// Canary and blue-green are carried out as rolling for now.
-    StrategyAsRolling,
+    /// A canary takes its share of the requests and is watched.
+    CanaryBaking {
+        /// How long in all.
+        over: Duration,
+    },
+    /// A canary was healthy and no longer is.
+    CanaryFailed {
+        /// What is wrong with it.
+        cause: String,
+    },
     /// Light sleep was asked for; only deep sleep is carried out for now.
     LightSleepAsDeep,
 }
@@ -270,7 +278,12 @@ impl fmt::Display for Reason {
             Self::DrainingForLoad => write!(f, "an instance that is one too many ends with its last request"),
             Self::Stopping => write!(f, "waiting for instances to stop"),
             Self::WaitsForOld => write!(f, "waiting until nothing of the old deployment is left"),
-            Self::StrategyAsRolling => write!(f, "canary and blue-green are carried out as rolling"),
+            Self::CanaryBaking { over } => write!(
+                f,
+                "the canary takes its share of the requests; the rest follows once it has been healthy for {}",
+                span(*over)
+            ),
+            Self::CanaryFailed { cause } => write!(f, "the canary was healthy and no longer is: {cause}"),
             Self::LightSleepAsDeep => {
                 write!(f, "light sleep is not carried out yet; deep sleep follows later")
             }

@@ -1,30 +1,29 @@
 //! How a new deployment gets from accepted to serving, and when it has failed.
 //!
-//! It starts beside the old one. Its first moment of health makes it the active one, in the same transaction; if it
-//! never comes, it ends in ERROR and the old one has not noticed. Canary and blue-green are carried out as rolling.
+//! It starts beside the old one, how is for [`handover`]. Its first moment of whole health makes it the active one, in
+//! the same transaction; if it never comes, it ends in ERROR and the old one gets back what it had handed over.
 
 use std::time::Duration;
 
 use tram_site::{InstancePhase, ObservedImage};
-use tram_types::status::{DeploymentStatus as D, InstanceStatus};
+use tram_types::{
+    Timestamp,
+    status::{DeploymentStatus as D, InstanceStatus},
+};
 
 use crate::{
     draft::Draft,
+    handover,
     plan::Order,
     policy::Policy,
     reason::Reason,
     restart, scale,
-    view::{Deployment, Observed, Region, SiteState, Source},
+    view::{Deployment, Observed, Region, SiteState, Source, Takeover},
 };
 
 /// Takes every deployment that starts up as far as it can go now.
 pub(crate) fn advance(draft: &mut Draft<'_>) {
     for index in 0..draft.view.deployments.len() {
-        if draft.view.deployments[index].strategy_simplified
-            && draft.view.deployments[index].status.is_starting_up()
-        {
-            draft.wait(Reason::StrategyAsRolling);
-        }
         if draft.view.deployments[index].status == D::Pending {
             draft.set_deployment(index, D::Provisioning, Vec::new(), &Reason::Accepted);
         }
@@ -166,7 +165,16 @@ fn start(draft: &mut Draft<'_>, index: usize) {
             usize::try_from(scale::required(&draft.view, deployment, region)).unwrap_or(usize::MAX);
         healthy >= required
     });
-    if all_healthy {
+    let bakes = Some(deployment)
+        .filter(|it| it.takeover == Takeover::Canary && handover::predecessor(&draft.view, it).is_some())
+        .map(|it| handover::baked_at(policy, it));
+    let bakes_until = bakes.flatten().filter(|until| now < *until);
+    if bakes.is_some()
+        && let Some(cause) = handover::canary_trouble(deployment)
+    {
+        return fail(draft, index, &Reason::CanaryFailed { cause });
+    }
+    if all_healthy && bakes_until.is_none() {
         draft.set_deployment(index, D::Healthy, Vec::new(), &Reason::AllHealthy);
         draft.activate(Some(index), Reason::AllHealthy);
         return;
@@ -178,9 +186,9 @@ fn start(draft: &mut Draft<'_>, index: usize) {
         .filter(answering)
         .find_map(|region| restart::exhausted(region, policy));
     let within = start_deadline(deployment, policy);
-    let due = deployment
-        .allocated_at
-        .unwrap_or(deployment.created_at)
+    let moved_at = moved_at(deployment, now);
+    let due = bakes_until
+        .map_or(moved_at, |until| until.max(moved_at))
         .plus(within);
     let late = now >= due && deployment.regions.iter().all(|region| answering(&region));
     let overdue = late.then(|| {
@@ -201,10 +209,26 @@ fn start(draft: &mut Draft<'_>, index: usize) {
     if let Some(reason) = exhausted.or(overdue) {
         return fail(draft, index, &reason);
     }
-    draft.look_again(due);
-    let messages = progress(draft, index);
+    draft.look_again(bakes_until.unwrap_or(due));
+    let mut messages = progress(draft, index);
+    if bakes_until.is_some() {
+        let reason = Reason::CanaryBaking {
+            over: policy.canary_bake,
+        };
+        messages.push(reason.to_string());
+        draft.wait_for(index, reason);
+    }
     let status = draft.view.deployments[index].status;
     draft.set_deployment(index, status, messages, &Reason::Seen("its instances say more"));
+}
+
+/// When a deployment last came a step further: when its first instance got its place, or the newest one its health. It
+/// may come up a few instances at a time, and each has its own time for it.
+fn moved_at(deployment: &Deployment, now: Timestamp) -> Timestamp {
+    let begun = deployment.allocated_at.unwrap_or(deployment.created_at);
+    let healthy = deployment.instances().filter_map(|instance| instance.healthy_at);
+    // What lies ahead is of a clock that was set back since, and says nothing.
+    healthy.filter(|at| *at <= now).fold(begun, Timestamp::max)
 }
 
 /// Time from the first instance to healthy: what the policy gives, and the grace its own checks ask for.

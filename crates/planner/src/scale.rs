@@ -3,11 +3,16 @@
 //! The number is the owner's override, else what the load asks for ([`crate::autoscale`]), else the minimum, and at
 //! least one while awake.
 
-use tram_types::status::{DeploymentStatus as D, InstanceStatus};
+use tram_types::{
+    Timestamp,
+    status::{DeploymentStatus as D, InstanceStatus},
+};
 
 use crate::{
     draft::{At, Draft},
+    handover,
     plan::Write,
+    policy::Policy,
     reason::Reason,
     restart::{self, Verdict},
     view::{Deployment, Region, ServiceView, SiteState, Takeover},
@@ -27,8 +32,24 @@ fn wanted_by_load(region: &Region) -> Option<u32> {
     Some(wanted.clamp(region.scale.min, region.scale.max))
 }
 
-/// How many replicas the region of this deployment should have.
-pub(crate) fn wanted(view: &ServiceView, deployment: &Deployment, region: &Region) -> u32 {
+/// How many replicas the region of this deployment should have now.
+pub(crate) fn wanted(
+    view: &ServiceView,
+    policy: &Policy,
+    now: Timestamp,
+    deployment: &Deployment,
+    region: &Region,
+) -> u32 {
+    let whole = whole(view, deployment, region);
+    if whole == 0 {
+        return 0;
+    }
+    let kept = handover::left(view, deployment, region, whole);
+    handover::so_far(view, policy, now, deployment, region, kept)
+}
+
+/// The same once nothing is being replaced any more.
+fn whole(view: &ServiceView, deployment: &Deployment, region: &Region) -> u32 {
     let runs = deployment.status.is_serving() || matches!(deployment.status, D::Allocating | D::Starting);
     if !runs {
         return 0;
@@ -50,11 +71,14 @@ fn awake_count(region: &Region) -> u32 {
         .max(1)
 }
 
-/// How many of them must be healthy before the deployment may serve: as many as serve without load, by hand or by the
-/// definition.
+/// How many of them must be healthy before the deployment may serve: all, when it takes over from one that does;
+/// else as many as serve without load, by hand or by the definition.
 pub(crate) fn required(view: &ServiceView, deployment: &Deployment, region: &Region) -> u32 {
-    let least = region.manual.unwrap_or(region.scale.min).max(1);
-    wanted(view, deployment, region).min(least)
+    let whole = whole(view, deployment, region);
+    if handover::predecessor(view, deployment).is_some() {
+        return whole;
+    }
+    whole.min(region.manual.unwrap_or(region.scale.min).max(1))
 }
 
 /// Makes the instances fit the numbers.
@@ -85,7 +109,7 @@ fn others_hold(view: &ServiceView, this: &Deployment) -> bool {
 fn fit(draft: &mut Draft<'_>, deployment: usize, region: usize) {
     let it = &draft.view.deployments[deployment];
     let here = &it.regions[region];
-    let wanted = wanted(&draft.view, it, here);
+    let wanted = wanted(&draft.view, draft.policy, draft.now, it, here);
     let asleep = it.status == D::Sleeping;
     let mut surplus: Vec<(At, Reason)> = Vec::new();
     let mut best: std::collections::BTreeMap<u32, At> = std::collections::BTreeMap::new();

@@ -40,10 +40,11 @@ struct Tally {
     troubles: Vec<String>,
 }
 
-fn tally(view: &ServiceView, deployment: &Deployment) -> Tally {
+fn tally(draft: &Draft<'_>, deployment: &Deployment) -> Tally {
     let mut tally = Tally::default();
     for region in &deployment.regions {
-        for replica in 0..scale::wanted(view, deployment, region) {
+        let wanted = scale::wanted(&draft.view, draft.policy, draft.now, deployment, region);
+        for replica in 0..wanted {
             count(&mut tally, region, replica);
         }
     }
@@ -76,7 +77,7 @@ fn serving_deployment(draft: &mut Draft<'_>, index: usize) {
     if !deployment.status.is_serving() || deployment.status == D::Sleeping {
         return;
     }
-    let tally = tally(&draft.view, deployment);
+    let tally = tally(draft, deployment);
     let reason = match (tally.healthy, tally.troubles.is_empty()) {
         (1.., true) => Reason::AllHealthy,
         (1.., false) => Reason::SomeInTrouble(tally.troubles.join("; ")),

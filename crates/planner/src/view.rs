@@ -82,8 +82,6 @@ pub struct Deployment {
     pub source: Source,
     /// How it takes over from the one before.
     pub takeover: Takeover,
-    /// It asked for a strategy that is carried out as a rolling one.
-    pub strategy_simplified: bool,
     /// One a region.
     pub regions: Vec<Region>,
 }
@@ -100,12 +98,31 @@ pub enum Source {
 /// How a deployment takes over from the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Takeover {
-    /// The old one serves until the new one is healthy.
+    /// Instance by instance: each new one that takes requests replaces an old one.
     Rolling,
+    /// One new instance takes a share of the requests first; when it stays healthy the rest comes up, and the new one
+    /// takes over whole.
+    Canary,
+    /// The old one takes every request until the new one is there whole.
+    BlueGreen,
     /// The old one is stopped as soon as the new one's image is there.
     Immediate,
     /// As `Immediate`, and the new one starts only when nothing of the old one is left: they share a volume.
     StopFirst,
+}
+
+impl Takeover {
+    /// Whether the old deployment goes on until the new one serves.
+    #[must_use]
+    pub const fn keeps_old(self) -> bool {
+        matches!(self, Self::Rolling | Self::Canary | Self::BlueGreen)
+    }
+
+    /// Whether instances of both deployments take requests meanwhile.
+    #[must_use]
+    pub const fn shares(self) -> bool {
+        matches!(self, Self::Rolling | Self::Canary)
+    }
 }
 
 /// A deployment in one region.

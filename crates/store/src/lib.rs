@@ -49,7 +49,9 @@ pub use error::{Error, Result};
 pub use filter::{Listed, Order, Page};
 pub use leadership::Leadership;
 pub use retention::{PrunableInstance, Pruned, Retention};
-pub use routing::{ClaimedRoutes, RoutedDeployment, RoutedDomain, RoutedService, RoutingSnapshot};
+pub use routing::{
+    ClaimedRoutes, RoutedDeployment, RoutedDomain, RoutedService, RoutingSnapshot, UpcomingDeployment,
+};
 pub use secrets::Rotated;
 pub use store::{Options, Store};
 pub use tenancy::{Member, token_sha256};

@@ -54,6 +54,8 @@ pub struct RoutedService {
     pub created_at: Timestamp,
     /// The deployment that serves, or the newest one when none was healthy yet.
     pub deployment: Option<RoutedDeployment>,
+    /// A newer one that comes up beside the active one.
+    pub upcoming: Option<UpcomingDeployment>,
     /// Its instances of any deployment that are not over: the caller keeps the healthy ones of the deployment.
     pub instances: Vec<Instance>,
     /// Its public ports.
@@ -75,6 +77,15 @@ pub struct RoutedDeployment {
     pub definition: Value,
     /// A sandbox's routing key is in it.
     pub metadata: Value,
+}
+
+/// A deployment that comes up beside the one that serves.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UpcomingDeployment {
+    /// Its id.
+    pub id: DeploymentId,
+    /// As it came in: how it takes over, and its ports.
+    pub definition: Value,
 }
 
 /// Everything the routing table is made of, as of one moment.
@@ -195,10 +206,14 @@ impl Store {
              apps.name AS app_name, services.name, services.kind, services.desired, services.status, \
              services.created_at, services.active_deployment_id, deployments.id AS deployment_id, \
              deployments.status AS deployment_status, deployments.messages AS deployment_messages, \
-             deployments.definition, deployments.metadata FROM services \
+             deployments.definition, deployments.metadata, \
+             upcoming.id AS upcoming_id, upcoming.definition AS upcoming_definition FROM services \
              JOIN apps ON apps.id = services.app_id \
              LEFT JOIN deployments ON deployments.id = \
-             COALESCE(services.active_deployment_id, services.latest_deployment_id)",
+             COALESCE(services.active_deployment_id, services.latest_deployment_id) \
+             LEFT JOIN deployments AS upcoming ON upcoming.id = services.latest_deployment_id \
+             AND upcoming.id <> services.active_deployment_id \
+             AND upcoming.cancel_requested = 0 AND upcoming.status IN ('ALLOCATING', 'STARTING')",
         );
         sql.push_some(" WHERE services.id = ", only.as_ref());
         sql.add(" ORDER BY services.created_at, services.id");
@@ -237,6 +252,13 @@ impl Store {
                 }),
                 None => None,
             };
+            let upcoming = match read::<Option<DeploymentId>>(row, "upcoming_id", DOING)? {
+                Some(id) => Some(UpcomingDeployment {
+                    id,
+                    definition: read(row, "upcoming_definition", DOING)?,
+                }),
+                None => None,
+            };
             services.push(RoutedService {
                 id,
                 organization_id: read(row, "organization_id", DOING)?,
@@ -249,6 +271,7 @@ impl Store {
                 status: read(row, "status", DOING)?,
                 created_at: read(row, "created_at", DOING)?,
                 deployment,
+                upcoming,
                 instances: instances.remove(&id).unwrap_or_default(),
                 proxy_ports: proxy_ports.remove(&id).unwrap_or_default(),
             });

@@ -170,6 +170,14 @@ impl DeploymentDefinition {
         declared
     }
 
+    /// Whether instances of both can take requests for the same addresses side by side: they listen on the same ports
+    /// and are reached by the same paths.
+    #[must_use]
+    pub fn is_interchangeable_with(&self, other: &Self) -> bool {
+        self.effective_ports() == other.effective_ports()
+            && self.effective_routes() == other.effective_routes()
+    }
+
     /// The paths that lead to it: those declared, or `/` on the first HTTP port of a web service or sandbox.
     #[must_use]
     pub fn effective_routes(&self) -> Vec<Route> {

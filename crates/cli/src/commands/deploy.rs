@@ -111,13 +111,13 @@ pub enum Type {
 /// Ways to take over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Strategy {
-    /// New instances come as old ones go.
+    /// Instance by instance: each new one that takes requests replaces an old one.
     Rolling,
     /// The old version stops at once.
     Immediate,
-    /// Kept, but carried out as rolling for now.
+    /// One new instance takes a tenth of the requests for a minute; when it stays healthy, the rest follows.
     Canary,
-    /// Kept, but carried out as rolling for now.
+    /// The old version takes every request until the new one is there whole.
     BlueGreen,
 }
 

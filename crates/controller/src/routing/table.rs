@@ -11,15 +11,19 @@ use tram_store::{
     record::{Desired, Instance},
 };
 use tram_types::{
-    AppId, InstanceId, ServiceId, Timestamp,
+    AppId, DeploymentId, InstanceId, ServiceId, Timestamp,
     definition::DeploymentDefinition,
     effective::PortProtocol,
     routing::{Endpoint, Protocol, Route, RoutingKey, Service, State, TcpPort},
-    status::{DeploymentStatus, InstanceStatus},
+    status::{DeploymentStatus, DeploymentStrategyType, InstanceStatus},
 };
 
 use super::security::{self, Hasher};
 use crate::error::Error;
+
+/// Of the requests of a service, how many hundredths a canary takes: enough to see what it does with them, few enough
+/// to be forgiven.
+const CANARY_PERCENT: u32 = 10;
 
 /// What a service adds to the table.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,7 +90,7 @@ pub(super) async fn entry(service: &RoutedService, hasher: &Hasher, store: &Stor
             deployment: deployment.id,
             source,
         })?;
-    routed.endpoints = endpoints(service, &definition);
+    routed.endpoints = endpoints(service, &definition)?;
     let secrets = security::secrets(service, &definition, store).await?;
     let policy = |path: &str| {
         let route = definition
@@ -170,21 +174,58 @@ pub(super) fn unreadable(service: &RoutedService, known: Option<&Entry>) -> Entr
 const UNREADABLE: &str = "the service's definition or one of its secrets cannot be read: write the secret anew or \
                           deploy the service again; the log of the control plane tells which";
 
-/// The healthy instances of the active deployment.
-fn endpoints(service: &RoutedService, definition: &DeploymentDefinition) -> Vec<Endpoint> {
+/// The instances that take requests: the healthy ones of the active deployment, and of one that comes up beside it and
+/// shares them already.
+fn endpoints(service: &RoutedService, definition: &DeploymentDefinition) -> Result<Vec<Endpoint>, Error> {
     let Some(deployment) = service.deployment.as_ref().filter(|it| it.is_active) else {
-        return Vec::new();
+        return Ok(Vec::new());
     };
     if deployment.status == DeploymentStatus::Sleeping {
-        return Vec::new();
+        return Ok(Vec::new());
     }
+    let mut own = healthy(service, deployment.id, definition);
+    let Some(upcoming) = service.upcoming.as_ref().filter(|_| !own.is_empty()) else {
+        return Ok(own);
+    };
+    let its: DeploymentDefinition =
+        Deserialize::deserialize(&upcoming.definition).map_err(|source| Error::Definition {
+            deployment: upcoming.id,
+            source,
+        })?;
+    let strategy = its.effective_strategy();
+    let shares = matches!(
+        strategy,
+        DeploymentStrategyType::Rolling | DeploymentStrategyType::Canary
+    );
+    if !shares || !its.volumes.is_empty() || !its.is_interchangeable_with(definition) {
+        return Ok(own);
+    }
+    let mut new = healthy(service, upcoming.id, &its);
+    if strategy == DeploymentStrategyType::Canary {
+        let count = |endpoints: &[Endpoint]| u32::try_from(endpoints.len()).unwrap_or(1);
+        let (old_ones, new_ones) = (count(&own), count(&new));
+        for endpoint in &mut own {
+            endpoint.weight = new_ones.max(1) * (100 - CANARY_PERCENT);
+        }
+        for endpoint in &mut new {
+            endpoint.weight = old_ones * CANARY_PERCENT;
+        }
+    }
+    own.extend(new);
+    Ok(own)
+}
+
+/// The healthy instances of a deployment.
+fn healthy(
+    service: &RoutedService,
+    deployment: DeploymentId,
+    definition: &DeploymentDefinition,
+) -> Vec<Endpoint> {
     let ports = definition.effective_ports();
     service
         .instances
         .iter()
-        .filter(|instance| {
-            instance.deployment_id == deployment.id && instance.status == InstanceStatus::Healthy
-        })
+        .filter(|instance| instance.deployment_id == deployment && instance.status == InstanceStatus::Healthy)
         .filter_map(|instance| {
             let address: IpAddr = instance.address.parse().ok()?;
             let addresses: BTreeMap<u16, SocketAddr> = ports

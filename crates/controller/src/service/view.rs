@@ -75,7 +75,8 @@ impl Reconciler {
         for deployment in &state.deployments {
             let definition = &definitions[&deployment.id];
             let own = instances.remove(&deployment.id).unwrap_or_default();
-            deployments.push(self.deployment(&state, deployment, definition, &own, &unreachable));
+            let active = service.active_deployment_id.and_then(|id| definitions.get(&id));
+            deployments.push(self.deployment(&state, deployment, definition, active, &own, &unreachable));
         }
         self.ask_load(service.id, wanted, &definitions, &mut deployments);
         let seconds = |seconds: u32| (seconds > 0).then(|| Duration::from_secs(u64::from(seconds)));
@@ -218,13 +219,18 @@ impl Reconciler {
         state: &ServiceState,
         deployment: &record::Deployment,
         definition: &DeploymentDefinition,
+        active: Option<&DeploymentDefinition>,
         instances: &[(record::Instance, Observed)],
         unreachable: &[String],
     ) -> Deployment {
-        let strategy = definition.effective_strategy();
-        let takeover = match strategy {
+        let interchangeable = active.is_none_or(|active| definition.is_interchangeable_with(active));
+        let takeover = match definition.effective_strategy() {
             _ if !definition.volumes.is_empty() => Takeover::StopFirst,
             DeploymentStrategyType::Immediate => Takeover::Immediate,
+            // What the paths of the old one lead to, the new one would not answer.
+            _ if !interchangeable => Takeover::BlueGreen,
+            DeploymentStrategyType::BlueGreen => Takeover::BlueGreen,
+            DeploymentStrategyType::Canary => Takeover::Canary,
             _ => Takeover::Rolling,
         };
         let limits = definition.effective_health_checks();
@@ -275,10 +281,6 @@ impl Reconciler {
             healthy_at: deployment.succeeded_at,
             source: source(definition),
             takeover,
-            strategy_simplified: matches!(
-                strategy,
-                DeploymentStrategyType::Canary | DeploymentStrategyType::BlueGreen
-            ),
             regions: regions.collect(),
         }
     }

@@ -4,6 +4,7 @@
 
 mod chaos;
 mod crash;
+mod handover;
 mod life;
 mod rest;
 mod scale;

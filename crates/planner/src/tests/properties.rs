@@ -46,6 +46,8 @@ fn program() -> impl Strategy<Value = Program> {
 fn takeover() -> impl Strategy<Value = Takeover> {
     prop_oneof![
         3 => Just(Takeover::Rolling),
+        2 => Just(Takeover::Canary),
+        1 => Just(Takeover::BlueGreen),
         1 => Just(Takeover::Immediate),
         1 => Just(Takeover::StopFirst),
     ]

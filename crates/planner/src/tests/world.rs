@@ -122,7 +122,6 @@ impl World {
             healthy_at: None,
             source: Source::Image,
             takeover,
-            strategy_simplified: false,
             regions: vec![Region {
                 id: regional,
                 region: "fra".to_owned(),
@@ -237,7 +236,7 @@ impl World {
             .store
             .deployments
             .iter()
-            .filter(|it| Some(it.id) == self.store.active && it.status != DeploymentStatus::Sleeping)
+            .filter(|it| self.takes_requests(it))
             .flat_map(Deployment::instances)
             .filter(|it| it.status == InstanceStatus::Healthy)
             .map(|it| it.id)
@@ -252,6 +251,18 @@ impl World {
         if self.store.activity == Activity::Unknown {
             self.store.activity = Activity::QUIET;
         }
+    }
+
+    /// The active deployment, and one that comes up beside it and shares its requests.
+    fn takes_requests(&self, this: &Deployment) -> bool {
+        let awake =
+            |it: &Deployment| Some(it.id) == self.store.active && it.status != DeploymentStatus::Sleeping;
+        let beside = this.takeover.shares()
+            && matches!(
+                this.status,
+                DeploymentStatus::Allocating | DeploymentStatus::Starting
+            );
+        awake(this) || (beside && self.store.deployments.iter().any(awake))
     }
 
     pub(super) fn view(&self) -> ServiceView {
@@ -311,7 +322,7 @@ impl World {
         let hurried = before
             .deployments
             .iter()
-            .any(|it| it.takeover != Takeover::Rolling && it.status.is_starting_up());
+            .any(|it| !it.takeover.keeps_old() && it.status.is_starting_up());
         if served_before && before.intent == Intent::Run && self.store.intent == Intent::Run && !hurried {
             assert!(
                 self.store.deployments.iter().any(|it| it.status.is_serving()),
