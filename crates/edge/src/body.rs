@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::pipeline::Exchange;
 use crate::streams::{self, Place};
+use crate::waiting::{Next, Waiting};
 
 /// How far a request body has come; the forwarder's clock and the access log read it.
 #[derive(Debug)]
@@ -118,9 +119,27 @@ enum Inner {
         incoming: Incoming,
         exchange: Option<Box<Exchange>>,
     },
+    /// An event stream whose service still sleeps.
+    Waiting(Box<Waiting>),
 }
 
 impl EdgeBody {
+    /// Comments until the service's own stream comes.
+    pub(crate) fn waiting(waiting: Waiting) -> Self {
+        Self {
+            inner: Inner::Waiting(Box::new(waiting)),
+            place: None,
+        }
+    }
+
+    /// The whole of a body that is here already.
+    pub(crate) fn into_full(self) -> Option<Bytes> {
+        match self.inner {
+            Inner::Full(bytes) => bytes,
+            Inner::Stream { .. } | Inner::Waiting(_) => None,
+        }
+    }
+
     pub(crate) fn full(bytes: Bytes) -> Self {
         Self {
             inner: Inner::Full((!bytes.is_empty()).then_some(bytes)),
@@ -163,7 +182,19 @@ impl Body for EdgeBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match &mut self.get_mut().inner {
+        let this = self.get_mut();
+        if let Inner::Waiting(waiting) = &mut this.inner {
+            this.inner = match ready!(waiting.poll_next(cx)) {
+                Next::Comment(comment) => return Poll::Ready(Some(Ok(Frame::data(comment)))),
+                Next::Stream(body) => body.inner,
+                Next::Error(words) => Inner::Full(Some(words)),
+            };
+            if this.place.is_some() && matches!(this.inner, Inner::Stream { .. }) {
+                streams::body_begins();
+            }
+        }
+        match &mut this.inner {
+            Inner::Waiting(_) => Poll::Pending,
             Inner::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Inner::Stream { incoming, exchange } => {
                 let polled = Pin::new(&mut *incoming).poll_frame(cx);
@@ -190,11 +221,13 @@ impl Body for EdgeBody {
         match &self.inner {
             Inner::Full(bytes) => bytes.is_none(),
             Inner::Stream { incoming, .. } => incoming.is_end_stream(),
+            Inner::Waiting(_) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
+            Inner::Waiting(_) => SizeHint::new(),
             Inner::Full(bytes) => SizeHint::with_exact(
                 bytes
                     .as_ref()

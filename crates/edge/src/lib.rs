@@ -41,6 +41,7 @@ mod table;
 mod tcp;
 mod trace;
 mod tunnel;
+mod waiting;
 mod wake;
 mod worker;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, REFRESH, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use uuid::Uuid;
 
 use crate::body::EdgeBody;
@@ -19,6 +19,9 @@ const DEPLOYING_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// When to come back to a service at its limit: some request will have ended.
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Tells the edge's own answers from an instance's.
+pub(crate) const X_TRAM_ERROR: HeaderName = HeaderName::from_static("x-tram-error");
 
 /// Why a request was not forwarded, or came back without an answer.
 #[derive(Debug)]
@@ -226,7 +229,7 @@ impl Refusal {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.insert("x-tram-error", HeaderValue::from_static(words.code));
+        headers.insert(X_TRAM_ERROR, HeaderValue::from_static(words.code));
         if let Some(wait) = self.retry_after() {
             headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
         }

@@ -5,12 +5,12 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use http::header::{CONNECTION, HOST, UPGRADE};
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
 use tram_types::routing::Protocol;
@@ -26,7 +26,7 @@ use crate::streams::Place;
 use crate::table::{Gate, Route};
 use crate::trace::RequestSpan;
 use crate::worker::Worker;
-use crate::{admit, forward, route, tunnel, wake};
+use crate::{admit, forward, route, tunnel, waiting, wake};
 
 /// A client's connection.
 #[derive(Debug)]
@@ -38,6 +38,10 @@ pub(crate) struct Context {
 /// The status in the accounts of a request whose client left before an answer began; nginx's, which tools know.
 const CLIENT_LEFT: u16 = 499;
 
+/// How long a browser that opens a page is held before it is shown that the service is waking up: as long as people
+/// wait for a page before they look elsewhere. The page loads itself again.
+const BROWSER_HOLD: Duration = Duration::from_secs(10);
+
 /// What a request leaves behind on its way, for the accounts. Dropped before it is answered, it tells that the client
 /// left.
 #[derive(Debug)]
@@ -47,7 +51,17 @@ struct Trace {
     entry: Option<Box<Entry>>,
     span: Option<Box<RequestSpan>>,
     progress: Option<Arc<Progress>>,
+    /// Whether it waits for a wake, for a client who may want to hear so.
+    holding: Option<Arc<AtomicBool>>,
     answered: bool,
+}
+
+impl Trace {
+    fn set_holding(&self, holding: bool) {
+        if let Some(told) = &self.holding {
+            told.store(holding, Relaxed);
+        }
+    }
 }
 
 impl Drop for Trace {
@@ -106,19 +120,37 @@ pub(crate) async fn handle(
             .as_ref()
             .map(|tracer| tracer.begin(&request, &context.client, &id)),
         progress: None,
+        holding: None,
         answered: false,
     };
-    let served = serve(&context, request, &id, started, &mut trace).await;
-    trace.answered = true;
-    let mut response = match served {
-        Ok(response) => response,
-        Err(refusal) => refuse(&context, refusal, html, trace),
+    let mut response = if waiting::reads_events(request.headers()) {
+        let holding = Arc::new(AtomicBool::new(false));
+        trace.holding = Some(Arc::clone(&holding));
+        let own = Box::pin(answer(context, request, id.clone(), html, trace));
+        waiting::answer(own, holding).await
+    } else {
+        answer(context, request, id.clone(), html, trace).await
     };
     if let Some(place) = place {
         response.body_mut().hold(place);
     }
     response.headers_mut().insert(X_REQUEST_ID, id);
     Ok(response)
+}
+
+async fn answer(
+    context: Arc<Context>,
+    request: Request<Incoming>,
+    id: HeaderValue,
+    html: bool,
+    mut trace: Trace,
+) -> Response<EdgeBody> {
+    let served = serve(&context, request, &id, html, &mut trace).await;
+    trace.answered = true;
+    match served {
+        Ok(response) => response,
+        Err(refusal) => refuse(&context, refusal, html, trace),
+    }
 }
 
 fn refuse(context: &Context, refusal: Refusal, html: bool, mut trace: Trace) -> Response<EdgeBody> {
@@ -155,10 +187,11 @@ async fn serve(
     context: &Context,
     mut request: Request<Incoming>,
     id: &HeaderValue,
-    started: Instant,
+    html: bool,
     trace: &mut Trace,
 ) -> Result<Response<EdgeBody>, Refusal> {
-    let admitted = admit(context, &request, started, trace).await?;
+    let started = trace.started;
+    let admitted = admit(context, &request, html, trace).await?;
     let route = admitted.route;
     if let Some(entry) = &mut trace.entry {
         entry.held = started.elapsed();
@@ -247,9 +280,10 @@ async fn serve(
 async fn admit(
     context: &Context,
     request: &Request<Incoming>,
-    started: Instant,
+    html: bool,
     trace: &mut Trace,
 ) -> Result<Admitted, Refusal> {
+    let started = trace.started;
     let shared = &context.worker.shared;
     let authority = admit::form(request)?;
     let host = route::canonical(authority);
@@ -309,7 +343,15 @@ async fn admit(
                 }
             }
             Gate::Hold => {
-                let deadline = started + Duration::from_millis(spec.hold_deadline_ms);
+                let patience = Duration::from_millis(spec.hold_deadline_ms);
+                // A person is shown a page that comes back by itself; what a form sends is held to the end.
+                let patience = if html && request.method() == Method::GET {
+                    patience.min(BROWSER_HOLD)
+                } else {
+                    patience
+                };
+                let deadline = started + patience;
+                trace.set_holding(true);
                 let cause = trace.span.as_mut().and_then(|span| {
                     span.held();
                     span.traceparent()
@@ -331,6 +373,7 @@ async fn admit(
                 if let Some(span) = &mut trace.span {
                     span.released();
                 }
+                trace.set_holding(false);
                 held?;
             }
             Gate::Refuse => return Err(refusal_of(&route)),

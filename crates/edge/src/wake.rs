@@ -141,6 +141,7 @@ pub(crate) async fn hold(
     cause: Option<String>,
 ) -> Result<(), Refusal> {
     let live: &Arc<Live> = &service.live;
+    let begun = Instant::now();
     let (number, released) =
         live.queue
             .join(service.spec.hold_queue_max)
@@ -163,7 +164,7 @@ pub(crate) async fn hold(
         Ok(_) => Ok(()),
         Err(_) => Err(Refusal::StillStarting {
             name: live.name.to_string(),
-            waited_ms: service.spec.hold_deadline_ms,
+            waited_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         }),
     }
 }
