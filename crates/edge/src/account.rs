@@ -89,6 +89,8 @@ pub(crate) struct Live {
     /// Wake demands made.
     pub(crate) wakes: AtomicU64,
     pub(crate) queue: wake::Queue,
+    /// The version of the table under which its sleeping instances answer; zero: none.
+    open_under: AtomicU64,
 }
 
 impl fmt::Debug for Live {
@@ -117,7 +119,17 @@ impl Live {
             holds: AtomicU64::new(0),
             wakes: AtomicU64::new(0),
             queue: wake::Queue::default(),
+            open_under: AtomicU64::new(0),
         }
+    }
+
+    /// Lets requests through to sleeping instances under the table of this version, see `light.rs`.
+    pub(crate) fn open_under(&self, version: u64) {
+        self.open_under.store(version, SeqCst);
+    }
+
+    pub(crate) fn is_open_under(&self, version: u64) -> bool {
+        version != 0 && self.open_under.load(SeqCst) == version
     }
 
     pub(crate) fn in_flight(&self) -> u32 {
@@ -162,7 +174,7 @@ impl Live {
     }
 
     /// Puts the service on the list of those that changed between busy and idle.
-    fn list(self: &Arc<Self>) {
+    pub(crate) fn list(self: &Arc<Self>) {
         if !self.listed.swap(true, SeqCst) {
             self.signals
                 .changed

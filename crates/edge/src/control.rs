@@ -56,15 +56,15 @@ pub(crate) struct Control {
     pub(crate) registry: Registry,
     pub(crate) certificates: Arc<crate::certificates::Certificates>,
     pub(crate) workers: Vec<mpsc::UnboundedSender<Listen>>,
-    /// Held while a table is applied, so that versions only grow.
-    applying: Mutex<Ports>,
+    /// Held while a table is applied or a gate opened, so that versions only grow.
+    pub(crate) applying: Mutex<Ports>,
     links: Mutex<Vec<(mpsc::Sender<Bytes>, CancellationToken)>>,
     to_keep: Notify,
     started: (Instant, Timestamp),
 }
 
 #[derive(Debug, Default)]
-struct Ports {
+pub(crate) struct Ports {
     open: HashMap<u16, (CancellationToken, Vec<SocketAddr>)>,
     closed: Vec<ClosedPort>,
 }
@@ -125,10 +125,16 @@ impl Control {
     /// Sends those who wait to look at the new table.
     fn release(&self, before: &Table, table: &Table) {
         for service in before.services() {
+            let now = table.service(service.spec.id);
+            if service.spec.state == State::Sleeping
+                && now.is_some_and(|now| now.spec.state != State::Sleeping)
+            {
+                self.registry.woken(&service.spec.endpoints, Instant::now());
+            }
             if service.live.queue.len() == 0 {
                 continue;
             }
-            let Some(now) = table.service(service.spec.id) else {
+            let Some(now) = now else {
                 service.live.queue.release(false);
                 continue;
             };
@@ -420,6 +426,7 @@ async fn converse(control: Arc<Control>, stream: UnixStream) {
         protocol: link::PROTOCOL,
         edge_id: control.edge_id,
         table_version: control.shared.table.load().version,
+        light_sleep: true,
     };
     if !send(&Message::Hello(hello)) || protocol != link::PROTOCOL {
         if let Some(frame) = frames.recv().await {
@@ -493,6 +500,16 @@ fn answer(control: &Control, request: Request) -> Option<Message> {
                 }
             })
         }
+        Request::Thawed {
+            service_id,
+            table_version,
+            instances,
+        } => Some(Message::Thawed {
+            open: control.thawed(service_id, table_version, &instances),
+        }),
+        Request::Quiet { service_id } => Some(Message::Quiet {
+            quiet: control.is_quiet(service_id),
+        }),
         Request::Metrics => Some(Message::Metrics {
             text: metrics::encode(&control.shared),
         }),

@@ -107,7 +107,9 @@ async fn over_http1(
     for _ in 0..SEND_ATTEMPTS {
         let (seat, mut connection, kept) = loop {
             let seat = candidates.next()?;
-            if kept_allowed && let Some(connection) = seat.endpoint.checkout(worker).await {
+            if kept_allowed
+                && let Some(connection) = seat.endpoint.checkout(worker, Spare::may_repeat(&request)).await
+            {
                 break (seat, connection, true);
             }
             match Box::pin(seat.endpoint.connect()).await {

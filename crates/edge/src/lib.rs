@@ -26,6 +26,7 @@ mod forwarded;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod keep;
+mod light;
 pub mod link;
 mod listen;
 mod metrics;

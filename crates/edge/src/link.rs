@@ -48,15 +48,32 @@ pub struct Hello {
     pub edge_id: Uuid,
     /// The version held now; zero: none.
     pub table_version: u64,
+    /// Whether [`Client::thawed`] and [`Client::is_quiet`] are understood. An edge that does not needs whole tables.
+    #[serde(default)]
+    pub light_sleep: bool,
 }
 
 /// From the controller.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Request {
-    Hello { protocol: u32 },
-    Table { table: Box<RoutingTable> },
+    Hello {
+        protocol: u32,
+    },
+    Table {
+        table: Box<RoutingTable>,
+    },
     Metrics,
+    /// See [`Client::thawed`].
+    Thawed {
+        service_id: Uuid,
+        table_version: u64,
+        instances: Vec<Uuid>,
+    },
+    /// See [`Client::is_quiet`].
+    Quiet {
+        service_id: Uuid,
+    },
 }
 
 /// [`Request::Table`] without a copy.
@@ -74,6 +91,8 @@ pub(crate) enum Message {
     Accepted { version: u64 },
     Refused { version: u64, held: u64, reason: String },
     Metrics { text: String },
+    Thawed { open: bool },
+    Quiet { quiet: bool },
     Report(Report),
     Wake(WakeDemand),
 }
@@ -317,6 +336,35 @@ impl Client {
                 held,
                 reason,
             }),
+            _ => Err(Error::Broken),
+        }
+    }
+
+    /// Says that these instances of a sleeping service answer again: whoever waits goes on, without a new table. It
+    /// holds under the table of `table_version` alone; false when another one is in force, or when the service has
+    /// other endpoints in it. Only for an edge that said [`Hello::light_sleep`].
+    pub async fn thawed(
+        &self,
+        service_id: Uuid,
+        table_version: u64,
+        instances: Vec<Uuid>,
+    ) -> Result<bool, Error> {
+        let thawed = Request::Thawed {
+            service_id,
+            table_version,
+            instances,
+        };
+        match self.ask(&thawed).await? {
+            Message::Thawed { open } => Ok(open),
+            _ => Err(Error::Broken),
+        }
+    }
+
+    /// Whether the service sleeps under the table in force and nothing of it is under way: then nothing is sent to its
+    /// instances before a newer table or [`Client::thawed`]. Only for an edge that said [`Hello::light_sleep`].
+    pub async fn is_quiet(&self, service_id: Uuid) -> Result<bool, Error> {
+        match self.ask(&Request::Quiet { service_id }).await? {
+            Message::Quiet { quiet } => Ok(quiet),
             _ => Err(Error::Broken),
         }
     }

@@ -318,7 +318,7 @@ async fn admit(
         if let Some(security) = &route.security {
             admit::authorise(security, request.headers())?;
         }
-        match route.gate() {
+        match route.gate(version) {
             Gate::Open => {
                 let Some(in_flight) = route.service.live.enter(spec.max_concurrent_requests) else {
                     return Err(Refusal::Busy {
@@ -358,8 +358,7 @@ async fn admit(
                 });
                 let held = Box::pin(wake::hold(
                     &route.service,
-                    version,
-                    || shared.table.load().version,
+                    || shared.table.load().version == version && route.gate(version) == Gate::Hold,
                     deadline,
                     cause,
                 ));

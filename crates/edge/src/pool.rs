@@ -59,6 +59,8 @@ pub(crate) struct Endpoint {
     leaving: AtomicBool,
     /// Milliseconds after [`epoch`]; zero: not avoided.
     avoid_until_ms: AtomicU64,
+    /// When it was last woken from light sleep, in microseconds after [`epoch`]; zero: never.
+    woken_us: AtomicU64,
     /// Streams that it allows on one HTTP/2 connection, as it said last.
     streams_allowed: Arc<AtomicUsize>,
     slots: Box<[Slot]>,
@@ -156,6 +158,10 @@ fn ms_since_epoch(now: Instant) -> u64 {
     u64::try_from(now.saturating_duration_since(epoch()).as_millis()).unwrap_or(u64::MAX)
 }
 
+fn us_since_epoch(now: Instant) -> u64 {
+    u64::try_from(now.saturating_duration_since(epoch()).as_micros()).unwrap_or(u64::MAX)
+}
+
 impl Endpoint {
     pub(crate) fn new(instance_id: Uuid, address: SocketAddr, workers: usize) -> Self {
         epoch();
@@ -165,6 +171,7 @@ impl Endpoint {
             in_flight: AtomicU32::new(0),
             leaving: AtomicBool::new(false),
             avoid_until_ms: AtomicU64::new(0),
+            woken_us: AtomicU64::new(0),
             streams_allowed: Arc::new(AtomicUsize::new(H2_STREAMS_UNTOLD)),
             slots: (0..workers.max(1)).map(|_| Slot::default()).collect(),
         }
@@ -198,11 +205,20 @@ impl Endpoint {
             .store(ms_since_epoch(Instant::now() + AVOID_FOR), Relaxed);
     }
 
-    /// An idle connection that still lives, the one used last first.
-    pub(crate) async fn checkout(&self, worker: usize) -> Option<Http1> {
+    /// It slept until now.
+    pub(crate) fn woken(&self, now: Instant) {
+        self.woken_us.store(us_since_epoch(now), Relaxed);
+    }
+
+    /// An idle connection that still lives, the one used last first. One that was idle while the instance slept may be
+    /// closed by it as soon as it looks at its clock, so only a request that can be sent again gets it.
+    pub(crate) async fn checkout(&self, worker: usize, repeatable: bool) -> Option<Http1> {
         loop {
             let (mut connection, since) = self.slots[worker].lock_idle().pop()?;
             if connection.sender.is_closed() || since.elapsed() > IDLE_TIMEOUT {
+                continue;
+            }
+            if !repeatable && us_since_epoch(since) < self.woken_us.load(Relaxed) {
                 continue;
             }
             if connection.sender.is_ready() || connection.sender.ready().await.is_ok() {

@@ -16,10 +16,15 @@ pub(crate) struct Spare {
 }
 
 impl Spare {
-    /// Takes a copy of a request that may be sent twice: by its method, and because it has no body. False, and nothing
-    /// taken, for any other.
+    /// Whether a request may be sent again when nobody knows what became of it: by its method, and because it has no
+    /// body.
+    pub(crate) fn may_repeat(request: &Request<RequestBody>) -> bool {
+        matches!(request.body(), RequestBody::Empty) && is_idempotent(request.method())
+    }
+
+    /// Takes a copy of a request that may be repeated. False, and nothing taken, for any other.
     pub(crate) fn take(&mut self, request: &Request<RequestBody>) -> bool {
-        if !matches!(request.body(), RequestBody::Empty) || !is_idempotent(request.method()) {
+        if !Self::may_repeat(request) {
             return false;
         }
         self.method = request.method().clone();

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use tram_types::routing::{self, Protocol, RoutingTable};
 use uuid::Uuid;
@@ -84,6 +85,19 @@ impl Registry {
         });
     }
 
+    /// These instances slept until now: of connections that were idle while they did, nobody knows what becomes.
+    pub(crate) fn woken(&self, endpoints: &[routing::Endpoint], now: Instant) {
+        let known = self.lock();
+        for endpoint in endpoints {
+            let keys = endpoint
+                .addresses
+                .values()
+                .map(|address| (endpoint.instance_id, *address));
+            keys.filter_map(|key| known.get(&key))
+                .for_each(|it| it.woken(now));
+        }
+    }
+
     /// Requests in flight on each instance that has any, and whether an instance that left is among them.
     pub(crate) fn busy(&self) -> (BTreeMap<Uuid, u32>, bool) {
         let (mut busy, mut leaving) = (BTreeMap::new(), false);
@@ -154,10 +168,11 @@ pub(crate) enum Gate {
 }
 
 impl Route {
-    /// The table of [`routing::State`].
-    pub(crate) fn gate(&self) -> Gate {
+    /// The table of [`routing::State`]. `version`: of the table that the route is of.
+    pub(crate) fn gate(&self, version: u64) -> Gate {
         use routing::State;
         match (&self.service.spec.state, self.endpoints.is_empty()) {
+            (State::Sleeping, false) if self.service.live.is_open_under(version) => Gate::Open,
             (State::Sleeping, _) | (State::Starting { .. }, true) => Gate::Hold,
             (State::Ready | State::Starting { .. } | State::Failed { .. } | State::Deploying, false) => {
                 Gate::Open

@@ -111,7 +111,7 @@ async fn admit(
             route.service.live.arrive(started);
             arrived = true;
         }
-        match route.gate() {
+        match route.gate(version) {
             Gate::Open => {
                 let in_flight = route
                     .service
@@ -126,8 +126,7 @@ async fn admit(
                 let deadline = started + Duration::from_millis(spec.hold_deadline_ms);
                 let held = wake::hold(
                     &route.service,
-                    version,
-                    || shared.table.load().version,
+                    || shared.table.load().version == version && route.gate(version) == Gate::Hold,
                     deadline,
                     None,
                 );

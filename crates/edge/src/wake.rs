@@ -120,23 +120,26 @@ impl Queue {
 
 /// A place in the queue; left on drop, so that a caller who hangs up is forgotten.
 struct Place<'q> {
-    live: &'q Live,
+    live: &'q Arc<Live>,
     number: u64,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.live.queue.leave(self.number);
+        if self.live.queue.len() == 0 {
+            // Or who keeps it awake for those who wait would not hear that nobody does.
+            self.live.list();
+        }
     }
 }
 
-/// Waits until a table newer than `version` may have changed the service's state, or until `deadline`.
+/// Waits until the service's gate may have changed, or until `deadline`. `closed`: whether it is as the caller found it.
 /// `cause`: the caller's `traceparent`, for the wake's work to appear in the same trace.
 /// Cancel-safe: a dropped future leaves the queue.
 pub(crate) async fn hold(
     service: &Service,
-    version: u64,
-    current: impl Fn() -> u64,
+    closed: impl Fn() -> bool,
     deadline: Instant,
     cause: Option<String>,
 ) -> Result<(), Refusal> {
@@ -150,8 +153,8 @@ pub(crate) async fn hold(
                 retry_after: wait.max(Duration::from_secs(1)),
             })?;
     let place = Place { live, number };
-    // A table swapped in after we looked and before we joined would release nobody.
-    if current() != version {
+    // A gate that opened after we looked and before we joined would release nobody.
+    if !closed() {
         return Ok(());
     }
     live.holds.fetch_add(1, Relaxed);

@@ -14,6 +14,8 @@ mod forward;
 mod harness;
 #[path = "edge/hold.rs"]
 mod hold;
+#[path = "edge/light.rs"]
+mod light;
 #[path = "edge/protocols.rs"]
 mod protocols;
 #[path = "edge/tcp.rs"]
