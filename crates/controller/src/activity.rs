@@ -7,15 +7,18 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tram_planner::{Activity, Drain};
 use tram_types::{InstanceId, ServiceId, Timestamp};
 
 use crate::{
-    data_plane::{DataPlane, Event, Latency, ServiceActivity},
+    Deps,
+    data_plane::{Event, Latency, ServiceActivity},
+    light::Sleepers,
     queue::{Key, Queue},
-    routing, service,
+    routing::{self, Confirmed},
+    service,
 };
 
 /// Traffic by service.
@@ -90,11 +93,13 @@ impl Activities {
         self.lock().services.remove(&service);
     }
 
-    fn wake(&self, service: ServiceId, waiting: u64) {
+    /// Somebody wants it awake, which is traffic like any other.
+    fn wake(&self, service: ServiceId, waiting: u64, now: Timestamp) {
         let mut state = self.lock();
         let entry = state.services.entry(service).or_default();
         entry.wake = true;
         entry.queued = waiting;
+        entry.last_at = Some(now);
     }
 
     fn lost(&self) {
@@ -143,7 +148,7 @@ impl Activities {
             let turned = (entry.in_flight == 0) != (told.in_flight == 0) || entry.queued != told.queued;
             entry.in_flight = told.in_flight;
             entry.queued = told.queued;
-            entry.last_at = told.last_at.or(entry.last_at);
+            entry.last_at = told.last_at.max(entry.last_at);
             entry.arrivals = told.arrivals;
             entry.latency.clone_from(&told.latency);
             if turned {
@@ -156,7 +161,9 @@ impl Activities {
 
 /// Follows the data plane's news until `cancel`, or until there will be no more.
 pub(crate) async fn follow_data_plane(
-    data_plane: Arc<dyn DataPlane>,
+    deps: Deps,
+    sleepers: Arc<Sleepers>,
+    confirmed: Arc<Confirmed>,
     reconciler: Arc<service::Reconciler>,
     activities: Arc<Activities>,
     routing: Arc<routing::Reconciler>,
@@ -165,10 +172,13 @@ pub(crate) async fn follow_data_plane(
     cancel: CancellationToken,
 ) {
     let scaling = reconciler.scaling();
+    // Ends with this task: a process that died thaws nothing any more.
+    let mut wakes = JoinSet::new();
     loop {
         let event = tokio::select! {
             () = cancel.cancelled() => return,
-            event = data_plane.next_event() => event,
+            event = deps.data_plane.next_event() => event,
+            Some(_over) = wakes.join_next() => continue,
         };
         match event {
             None => return,
@@ -184,8 +194,26 @@ pub(crate) async fn follow_data_plane(
                 routing.lost();
             }
             Some(Event::Wake { service, waiting }) => {
-                activities.wake(service, waiting);
-                queue.add(Key::Service(service));
+                activities.wake(service, waiting, deps.clock.now());
+                if sleepers.get(service).is_none() {
+                    queue.add(Key::Service(service));
+                    continue;
+                }
+                let (deps, sleepers, confirmed) =
+                    (deps.clone(), Arc::clone(&sleepers), Arc::clone(&confirmed));
+                let (routing, signal, queue) = (
+                    Arc::clone(&routing),
+                    Arc::clone(&routing_signal),
+                    Arc::clone(&queue),
+                );
+                wakes.spawn(async move {
+                    if !sleepers.wake(&deps, &confirmed, service).await {
+                        routing.dirty_sleepers();
+                        signal.notify_one();
+                    }
+                    // What is written down about it is no caller's wait.
+                    queue.add(Key::Service(service));
+                });
             }
             Some(Event::Report { complete, services }) => {
                 for service in activities.report(complete, &services) {

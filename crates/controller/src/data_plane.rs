@@ -16,6 +16,30 @@ pub trait DataPlane: Send + Sync + Debug {
     /// [`Error::Refused`] when it holds a newer table or this one makes no sense.
     async fn push(&self, table: &RoutingTable) -> Result<(), Error>;
 
+    /// Says that these instances of a service, which sleeps in the table of this version, answer again: requests go
+    /// there from now on. Gives false when another table is in force, or when it takes nothing but tables.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]: it may have been told all the same.
+    async fn thawed(
+        &self,
+        _service: ServiceId,
+        _version: u64,
+        _instances: Vec<InstanceId>,
+    ) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    /// Whether a service sleeps under the table in force and nothing of it is under way, so that nothing reaches its
+    /// instances before [`DataPlane::thawed`] or a table that says otherwise. One that cannot tell says yes: its
+    /// reports have to do.
+    ///
+    /// # Errors
+    /// [`Error::Lost`].
+    async fn is_quiet(&self, _service: ServiceId) -> Result<bool, Error> {
+        Ok(true)
+    }
+
     /// The next news; `None` when there will never be any more. One task asks.
     ///
     /// Must be cancel-safe.

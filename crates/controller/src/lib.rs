@@ -11,6 +11,7 @@
 //! | [`routing`] | the data plane serves what the store says |
 //! | [`scaling`] | services have as many instances as their load asks for |
 //! | [`orphan`] | sites run nothing that the store does not know |
+//! | [`light`] | who waits for a frozen service waits for a thaw and nothing else |
 //! | [`domain`] | custom domains are active once they lead here |
 //! | [`retention`] | what is over is forgotten in time; the one to read first |
 //!
@@ -21,6 +22,7 @@ pub mod data_plane;
 pub mod domain;
 pub mod driver;
 mod error;
+pub mod light;
 pub mod orphan;
 pub mod queue;
 pub mod retention;
@@ -43,7 +45,9 @@ pub use driver::{NoObserver, Observer, Outcome};
 pub use error::Error;
 pub use service::ServiceReport;
 
-use crate::{activity::Activities, driver::drive, queue::Queue, routing::Confirmed, scaling::Scaling};
+use crate::{
+    activity::Activities, driver::drive, light::Sleepers, queue::Queue, routing::Confirmed, scaling::Scaling,
+};
 
 /// Services reconciled at a time: they wait for the database and for sites most of the time, and a site that hangs
 /// holds back its own services alone as long as there are others.
@@ -131,16 +135,19 @@ impl Controller {
         let activities = Arc::new(Activities::default());
         let confirmed = Arc::new(Confirmed::default());
         let scaling = Arc::new(Scaling::new(&deps));
+        let sleepers = Arc::new(Sleepers::default());
         let routing_signal = Arc::new(Notify::new());
         let routing = Arc::new(routing::Reconciler::new(
             deps.clone(),
             Arc::clone(&confirmed),
+            Arc::clone(&sleepers),
             Arc::clone(&queue),
         ));
         let services = Arc::new(service::Reconciler::new(
             deps.clone(),
             Arc::clone(&activities),
             Arc::clone(&confirmed),
+            Arc::clone(&sleepers),
             Arc::clone(&routing),
             Arc::clone(&routing_signal),
             Arc::clone(&scaling),
@@ -176,7 +183,9 @@ impl Controller {
             ));
         }
         tasks.spawn(activity::follow_data_plane(
-            Arc::clone(&deps.data_plane),
+            deps.clone(),
+            sleepers,
+            Arc::clone(&confirmed),
             Arc::clone(&services),
             Arc::clone(&activities),
             Arc::clone(&routing),

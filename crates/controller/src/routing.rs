@@ -22,8 +22,8 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 use tram_store::{RoutedDomain, RoutedService};
 use tram_types::{
-    AppId, InstanceId, ServiceId,
-    routing::{Host, REQUEST_TIMEOUT_SECONDS, RoutingTable},
+    AppId, InstanceId, ServiceId, Timestamp,
+    routing::{self, Host, REQUEST_TIMEOUT_SECONDS, RoutingTable},
 };
 
 pub use confirmed::Confirmed;
@@ -31,6 +31,7 @@ pub use confirmed::Confirmed;
 use crate::{
     Deps, data_plane, driver,
     error::Error,
+    light::{self, Sleepers},
     queue::{Key, Queue},
 };
 
@@ -53,6 +54,7 @@ const PUSH_TRIES: u32 = 2;
 pub struct Reconciler {
     deps: Deps,
     confirmed: Arc<Confirmed>,
+    sleepers: Arc<Sleepers>,
     queue: Arc<Queue>,
     hasher: security::Hasher,
     dirty: Mutex<Dirty>,
@@ -130,10 +132,16 @@ impl driver::Report for Report {
 }
 
 impl Reconciler {
-    pub(crate) fn new(deps: Deps, confirmed: Arc<Confirmed>, queue: Arc<Queue>) -> Self {
+    pub(crate) fn new(
+        deps: Deps,
+        confirmed: Arc<Confirmed>,
+        sleepers: Arc<Sleepers>,
+        queue: Arc<Queue>,
+    ) -> Self {
         Self {
             deps,
             confirmed,
+            sleepers,
             queue,
             hasher: security::Hasher::new(),
             dirty: Mutex::new(Dirty {
@@ -176,6 +184,11 @@ impl Reconciler {
     /// Signals were lost.
     pub fn dirty_all(&self) {
         self.dirty_state().everything = true;
+    }
+
+    /// What is known of sleepers changed, and the data plane was not told by a message.
+    pub(crate) fn dirty_sleepers(&self) {
+        self.dirty_state().push = true;
     }
 
     /// The link is up, and the data plane serves this version.
@@ -367,15 +380,21 @@ impl Reconciler {
         mut held: u64,
         report: &mut Report,
     ) -> Result<(), Error> {
-        for id in changed {
-            self.confirmed.offer(id, known.endpoints(id));
-        }
         let mut tries = PUSH_TRIES;
         loop {
             tries -= 1;
             known.version = known.version.max(held) + 1;
             let began = Instant::now();
-            let table = known.table(&self.deps);
+            let (table, sleepers) = known.table(&self.deps, &self.sleepers);
+            let asleep: HashSet<ServiceId> = sleepers.iter().map(|(sleeper, _)| *sleeper).collect();
+            for id in &changed {
+                let endpoints = if asleep.contains(id) {
+                    BTreeSet::new()
+                } else {
+                    known.endpoints(*id)
+                };
+                self.confirmed.offer(*id, endpoints);
+            }
             let pushed = self.deps.data_plane.push(&table).await;
             known.pause = began.elapsed().saturating_mul(PAUSE_FACTOR).min(PAUSE_MAX);
             known.pushed = Some(Instant::now());
@@ -384,6 +403,13 @@ impl Reconciler {
                     report.pushed = Some(known.version);
                     for service in self.confirmed.confirm(known.version, self.deps.clock.now()) {
                         self.queue.add(Key::Service(service));
+                    }
+                    // Whoever woke after this table was made is asleep in it.
+                    for (service, since) in sleepers {
+                        let thawed = self.sleepers.thawed(service, since);
+                        if let Some(thawed) = thawed.filter(|it| it.is_superset(&known.endpoints(service))) {
+                            light::announce(&self.deps, &self.confirmed, service, thawed).await;
+                        }
                     }
                     return Ok(());
                 }
@@ -504,8 +530,10 @@ impl Known {
             .unwrap_or_default()
     }
 
-    fn table(&self, deps: &Deps) -> RoutingTable {
+    /// The table, and the services that sleep in it with the beginning of their sleep.
+    fn table(&self, deps: &Deps, sleepers: &Sleepers) -> (RoutingTable, Vec<(ServiceId, Timestamp)>) {
         let settings = &deps.settings;
+        let mut asleep = Vec::new();
         let mut table = RoutingTable {
             version: self.version,
             base_domain: settings.base_domain.clone(),
@@ -546,11 +574,19 @@ impl Known {
             // The table has one time-out a service: the longest that any of its app's domains asks for.
             let chosen = names.filter_map(|name| name.request_timeout_ms).max();
             let mut service = service.clone();
+            if let (routing::State::Sleeping, Some(since)) = (&service.state, entry.sleeping_since) {
+                let thawed = sleepers.thawed(entry.id, since);
+                if thawed.is_some_and(|thawed| thawed.is_superset(&entry.endpoints()) && !thawed.is_empty()) {
+                    service.state = routing::State::Ready;
+                } else {
+                    asleep.push((entry.id, since));
+                }
+            }
             service.request_timeout_ms = chosen.unwrap_or(service.request_timeout_ms);
             table.services.push(service);
             table.routing_keys.extend(entry.routing_key.clone());
             table.tcp_ports.extend(entry.tcp_ports.iter().cloned());
         }
-        table
+        (table, asleep)
     }
 }

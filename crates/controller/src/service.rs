@@ -12,6 +12,7 @@ mod batch;
 mod event;
 mod execute;
 mod follow;
+mod freeze;
 mod load;
 mod view;
 
@@ -34,6 +35,7 @@ use crate::{
     activity::Activities,
     driver::Outcome,
     error::Error,
+    light::Sleepers,
     queue::{Key, Queue},
     routing::{self, Confirmed},
     scaling::Scaling,
@@ -70,6 +72,7 @@ pub struct Reconciler {
     deps: Deps,
     activities: Arc<Activities>,
     confirmed: Arc<Confirmed>,
+    sleepers: Arc<Sleepers>,
     routing: Arc<routing::Reconciler>,
     routing_signal: Arc<Notify>,
     scaling: Arc<Scaling>,
@@ -97,6 +100,8 @@ struct Remembered {
     refused: HashMap<InstanceId, String>,
     /// Instances that could not be started for now, with what is in the way.
     delayed: HashMap<InstanceId, String>,
+    /// Instances that could not be frozen: how often in a row, and why.
+    unfrozen: HashMap<InstanceId, freeze::Failures>,
 }
 
 impl Memory {
@@ -141,6 +146,7 @@ impl Reconciler {
         deps: Deps,
         activities: Arc<Activities>,
         confirmed: Arc<Confirmed>,
+        sleepers: Arc<Sleepers>,
         routing: Arc<routing::Reconciler>,
         routing_signal: Arc<Notify>,
         scaling: Arc<Scaling>,
@@ -149,6 +155,7 @@ impl Reconciler {
             deps,
             activities,
             confirmed,
+            sleepers,
             routing,
             routing_signal,
             scaling,
@@ -185,6 +192,7 @@ impl Reconciler {
             };
             last_app = Some(state.app.id);
             let seen = self.view(state).await?;
+            self.sleepers.note(&seen.view);
             if !matches!(seen.view.activity, Activity::Unknown) && seen.is_waking_or_awake() {
                 self.activities.clear_wake(id);
             }
@@ -223,6 +231,7 @@ impl Reconciler {
     fn forget(&self, id: ServiceId) {
         self.activities.remove(id);
         self.scaling.remove(id);
+        self.sleepers.remove(id);
         let mut memory = self.memory();
         memory.stop_waiting(id);
         if let Some(gone) = memory.services.remove(&id) {

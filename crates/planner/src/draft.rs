@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use tram_types::{
-    Timestamp,
+    InstanceId, Timestamp,
     status::{DeploymentStatus, InstanceStatus, ServiceStatus},
 };
 
@@ -29,6 +29,8 @@ pub(crate) struct At {
 #[derive(Debug)]
 pub(crate) struct Draft<'a> {
     pub(crate) view: ServiceView,
+    /// The view as it came.
+    seen: &'a ServiceView,
     pub(crate) policy: &'a Policy,
     pub(crate) now: Timestamp,
     plan: Plan,
@@ -37,9 +39,10 @@ pub(crate) struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    pub(crate) fn new(view: &ServiceView, policy: &'a Policy, now: Timestamp) -> Self {
+    pub(crate) fn new(view: &'a ServiceView, policy: &'a Policy, now: Timestamp) -> Self {
         Self {
             view: view.clone(),
+            seen: view,
             policy,
             now,
             plan: Plan::default(),
@@ -100,6 +103,12 @@ impl<'a> Draft<'a> {
 
     fn instance_mut(&mut self, at: At) -> &mut Instance {
         &mut self.view.deployments[at.deployment].regions[at.region].instances[at.instance]
+    }
+
+    /// Whether an instance is HEALTHY in the store, whatever this plan makes of it.
+    pub(crate) fn was_healthy(&self, id: InstanceId) -> bool {
+        let mut known = self.seen.deployments.iter().flat_map(Deployment::instances);
+        known.any(|instance| instance.id == id && instance.status == InstanceStatus::Healthy)
     }
 
     /// Every instance's place, in the order of the view.

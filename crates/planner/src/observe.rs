@@ -7,7 +7,10 @@
 use std::time::Duration;
 
 use tram_site::{EndCause, InstancePhase, ObservedInstance};
-use tram_types::{Timestamp, status::InstanceStatus as S};
+use tram_types::{
+    Timestamp,
+    status::{DeploymentStatus, InstanceStatus as S},
+};
 
 use crate::{
     draft::{At, Draft},
@@ -160,9 +163,14 @@ fn alive(draft: &mut Draft<'_>, at: At, seen: &ObservedInstance) {
             };
             draft.set_instance(at, to, vec![reason.to_string()], &reason);
         }
-        InstancePhase::Frozen => {
+        // Frozen while it should be awake: `orders` has it thawed, and until then its status says nothing new.
+        InstancePhase::Frozen
+            if status == S::Healthy
+                && draft.view.deployments[at.deployment].status == DeploymentStatus::Sleeping =>
+        {
             draft.set_instance(at, S::Sleeping, Vec::new(), &Reason::Seen("it is frozen"));
         }
+        InstancePhase::Frozen => {}
     }
 }
 

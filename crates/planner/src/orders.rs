@@ -1,4 +1,5 @@
-//! What the sites are told: starts that were lost or not given yet, and stops whose time has come.
+//! What the sites are told: starts that were lost or not given yet, stops whose time has come, and what light sleep
+//! takes and gives back.
 //!
 //! A stop of an instance that takes requests waits until the data plane has confirmed a table without it, and then
 //! until its requests are done or have had their time. One that is stopped because fewer are wanted has all the time
@@ -11,6 +12,7 @@ use crate::{
     draft::{At, Draft},
     plan::Order,
     reason::Reason,
+    sleep,
     view::{Activity, Drain, Edge, Intent, Observed},
 };
 
@@ -26,6 +28,16 @@ pub(crate) fn issue(draft: &mut Draft<'_>) {
                 draft.order(Order::Start { instance: id });
                 draft.look_later();
             }
+            // Frozen, and somebody needs it.
+            (_, Observed::Seen(seen)) if seen.phase == InstancePhase::Frozen && is_needed(draft, at) => {
+                draft.order(Order::Thaw { instance: id });
+                draft.look_later();
+            }
+            (InstanceStatus::Healthy, Observed::Seen(seen))
+                if seen.phase.is_healthy() && falls_asleep(draft, at) =>
+            {
+                freeze(draft, at);
+            }
             (InstanceStatus::Allocating | InstanceStatus::Starting, _) => draft.look_later(),
             (InstanceStatus::Stopping, Observed::Seen(seen)) => {
                 draft.look_later();
@@ -36,6 +48,47 @@ pub(crate) fn issue(draft: &mut Draft<'_>) {
             _ => {}
         }
     }
+}
+
+/// Whether an instance that counts should have its processor time.
+fn is_needed(draft: &Draft<'_>, at: At) -> bool {
+    let deployment = &draft.view.deployments[at.deployment];
+    let sleeps =
+        deployment.status == DeploymentStatus::Sleeping && !sleep::is_demanded(&draft.view, deployment);
+    draft.instance(at).is_live() && !sleeps
+}
+
+/// Whether an instance is kept for light sleep and nobody waits for it.
+fn falls_asleep(draft: &Draft<'_>, at: At) -> bool {
+    let deployment = &draft.view.deployments[at.deployment];
+    deployment.status == DeploymentStatus::Sleeping && !sleep::is_demanded(&draft.view, deployment)
+}
+
+/// Freezes an instance once the data plane has confirmed that it holds new requests, and had the time to say that one
+/// is still under way. Whoever carries the order out makes sure of it once more.
+fn freeze(draft: &mut Draft<'_>, at: At) {
+    let id = draft.instance(at).id;
+    if draft.view.routed {
+        let reason = match &draft.view.edge {
+            Edge::Unknown => Some(Reason::EdgeUnknown),
+            Edge::Known { endpoints, .. } if endpoints.contains(&id) => Some(Reason::EdgeStillRoutes),
+            Edge::Known { since, .. } => {
+                let due = since.plus(draft.policy.settle);
+                // A confirmation in the future means that the clock was set back.
+                let waits = draft.now < due && draft.now >= *since;
+                if waits {
+                    draft.look_again(due);
+                }
+                waits.then_some(Reason::Draining)
+            }
+        };
+        if let Some(reason) = reason {
+            draft.look_later();
+            return draft.wait(reason);
+        }
+    }
+    draft.order(Order::Freeze { instance: id });
+    draft.look_later();
 }
 
 /// Whether an instance may be stopped now.

@@ -132,6 +132,17 @@ pub enum Order {
         /// Why.
         reason: Reason,
     },
+    /// Take an instance's processor time away: light sleep. Not to be carried out once somebody demanded a wake that
+    /// this plan did not know of.
+    Freeze {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// Give it back.
+    Thaw {
+        /// Which.
+        instance: InstanceId,
+    },
     /// Forget an instance that is over.
     Forget {
         /// Which.

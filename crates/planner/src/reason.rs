@@ -150,8 +150,12 @@ pub enum Reason {
         /// What is wrong with it.
         cause: String,
     },
-    /// Light sleep was asked for; only deep sleep is carried out for now.
+    /// Light sleep was asked for, and the machines cannot freeze anything.
     LightSleepAsDeep,
+    /// No traffic for long enough to freeze it.
+    IdleLight(Duration),
+    /// An instance could not be frozen, in its site's words.
+    CannotFreeze(String),
 }
 
 /// `first`, `second`, `third`, then `4th`.
@@ -285,8 +289,16 @@ impl fmt::Display for Reason {
             ),
             Self::CanaryFailed { cause } => write!(f, "the canary was healthy and no longer is: {cause}"),
             Self::LightSleepAsDeep => {
-                write!(f, "light sleep is not carried out yet; deep sleep follows later")
+                write!(
+                    f,
+                    "light sleep is not to be had on these machines: the service goes to deep sleep instead"
+                )
             }
+            Self::IdleLight(after) => write!(f, "no traffic for {}: going to light sleep", span(*after)),
+            Self::CannotFreeze(why) => write!(
+                f,
+                "light sleep is not to be had, so the service stays awake until deep sleep is due: {why}"
+            ),
         }
     }
 }

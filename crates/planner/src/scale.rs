@@ -15,7 +15,8 @@ use crate::{
     policy::Policy,
     reason::Reason,
     restart::{self, Verdict},
-    view::{Deployment, Region, ServiceView, SiteState, Takeover},
+    sleep,
+    view::{Deployment, Instance, Region, ServiceView, SiteState, Takeover},
 };
 
 /// What the load asks for; `None`: it has no say. While nobody has said, what there is stays.
@@ -58,9 +59,28 @@ fn whole(view: &ServiceView, deployment: &Deployment, region: &Region) -> u32 {
     if deployment.status != D::Sleeping {
         return awake;
     }
-    // Going to sleep sends every instance down at once, so one that is live now is waking.
-    let waking = view.activity.demands_wake() || region.instances.iter().any(crate::view::Instance::is_live);
-    if waking { awake } else { 0 }
+    if is_waking(view, deployment, region) {
+        awake
+    } else {
+        kept_count(region)
+    }
+}
+
+/// Whether a region of a sleeping deployment is on its way up: one that is live and was not kept for light sleep is.
+fn is_waking(view: &ServiceView, deployment: &Deployment, region: &Region) -> bool {
+    let rising = |instance: &Instance| instance.is_live() && !sleep::is_kept(instance);
+    sleep::is_demanded(view, deployment) || region.instances.iter().any(rising)
+}
+
+/// How many replicas a region has while its deployment sleeps and nobody waits: those it kept, or what its owner sets
+/// by hand while it sleeps lightly.
+fn kept_count(region: &Region) -> u32 {
+    let kept = region
+        .instances
+        .iter()
+        .filter(|instance| sleep::is_kept(instance));
+    let last = kept.map(|instance| instance.replica_index).max();
+    last.map_or(0, |last| region.manual.unwrap_or_else(|| last.saturating_add(1)))
 }
 
 fn awake_count(region: &Region) -> u32 {
@@ -111,6 +131,8 @@ fn fit(draft: &mut Draft<'_>, deployment: usize, region: usize) {
     let here = &it.regions[region];
     let wanted = wanted(&draft.view, draft.policy, draft.now, it, here);
     let asleep = it.status == D::Sleeping;
+    // A replica that ended in light sleep comes back with the wake, unless its owner set the number by hand.
+    let rests = asleep && here.manual.is_none() && !is_waking(&draft.view, it, here);
     let mut surplus: Vec<(At, Reason)> = Vec::new();
     let mut best: std::collections::BTreeMap<u32, At> = std::collections::BTreeMap::new();
     for instance in 0..here.instances.len() {
@@ -152,7 +174,7 @@ fn fit(draft: &mut Draft<'_>, deployment: usize, region: usize) {
     for (at, reason) in surplus {
         draft.set_instance(at, InstanceStatus::Stopping, Vec::new(), &reason);
     }
-    for replica in (0..wanted).filter(|replica| !best.contains_key(replica)) {
+    for replica in (0..wanted).filter(|replica| !rests && !best.contains_key(replica)) {
         ensure_replica(draft, deployment, region, replica, wanted, asleep);
     }
 }

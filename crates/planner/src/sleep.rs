@@ -1,9 +1,19 @@
-//! When a service goes to sleep and when it wakes.
+//! When a service goes to sleep, how deep, and when it wakes.
 //!
 //! The idle clock starts at the first moment of health, at the last request, or with the newest deployment,
-//! whichever is latest. Falling asleep is one transaction: the deployment shows SLEEPING and its instances go
-//! STOPPING; the orders to stop wait, in `orders`, until the data plane has confirmed that it holds new requests.
-//! So a live instance of a sleeping deployment is always one that wakes it.
+//! whichever is latest. Falling asleep is one transaction; what it means for the instances is the rung:
+//!
+//! | rung | the deployment | its instances | then, once the data plane holds new requests |
+//! |---|---|---|---|
+//! | light | SLEEPING | stay HEALTHY | ordered to freeze; SLEEPING when they are seen frozen |
+//! | deep | SLEEPING | go STOPPING | ordered to stop |
+//!
+//! An instance of a sleeping deployment that is HEALTHY or SLEEPING in the store is therefore **kept**: it sleeps
+//! lightly or is about to. One that is on its way up wakes the deployment, and so does a kept one that turns from
+//! SLEEPING to HEALTHY: somebody thawed it, be it by our order or beside us, on the data plane's demand. Deep sleep
+//! follows light sleep after its own delay.
+//!
+//! What cannot be frozen stays awake until deep sleep is due, and the deployment says so.
 
 use std::time::Duration;
 
@@ -19,7 +29,7 @@ use crate::{
     policy::Policy,
     reason::Reason,
     restart::{self, Verdict},
-    view::{Activity, Deployment, Intent, Region, SiteState},
+    view::{Activity, Deployment, Instance, Intent, Region, ServiceView, SiteState},
 };
 
 /// How deep a service sleeps next, and after how much idle time.
@@ -27,7 +37,7 @@ use crate::{
 pub enum Rung {
     /// It does not sleep.
     Awake,
-    /// Its processes are frozen. Chosen, but not carried out yet.
+    /// Its processes are frozen.
     Light(Duration),
     /// Its instances are stopped.
     Deep(Duration),
@@ -59,16 +69,22 @@ pub(crate) fn apply(draft: &mut Draft<'_>) {
 
 fn wake(draft: &mut Draft<'_>, index: usize) {
     let deployment = &draft.view.deployments[index];
-    let healthy = deployment
-        .instances()
-        .any(|instance| instance.status == InstanceStatus::Healthy);
-    if healthy {
+    let demanded = is_demanded(&draft.view, deployment);
+    let awake = deployment.instances().any(|instance| {
+        instance.status == InstanceStatus::Healthy && (demanded || !draft.was_healthy(instance.id))
+    });
+    if awake {
         draft.set_deployment(index, D::Healthy, Vec::new(), &Reason::WakeRequested);
         draft.set_sleeping_since(None);
         return;
     }
-    let demanded =
-        draft.view.activity.demands_wake() || deployment.instances().any(crate::view::Instance::is_live);
+    if has_kept(deployment) {
+        if !demanded {
+            sleep_on(draft, index);
+        }
+        return;
+    }
+    let demanded = demanded || deployment.instances().any(Instance::is_live);
     let cause = deployment
         .regions
         .iter()
@@ -78,6 +94,89 @@ fn wake(draft: &mut Draft<'_>, index: usize) {
         draft.set_deployment(index, D::Unhealthy, vec![reason.to_string()], &reason);
         draft.set_sleeping_since(None);
     }
+}
+
+/// Whether somebody waits for a sleeping deployment. A request under way at one that sleeps lightly came in just
+/// before the gate closed: it counts as the first one after.
+pub(crate) fn is_demanded(view: &ServiceView, deployment: &Deployment) -> bool {
+    let under_way = matches!(view.activity, Activity::Known { in_flight: 1.., .. });
+    view.activity.demands_wake() || (under_way && has_kept(deployment))
+}
+
+/// Whether an instance of a sleeping deployment is frozen or about to be.
+pub(crate) fn is_kept(instance: &Instance) -> bool {
+    matches!(
+        instance.status,
+        InstanceStatus::Healthy | InstanceStatus::Sleeping
+    )
+}
+
+fn has_kept(deployment: &Deployment) -> bool {
+    deployment.status == D::Sleeping && deployment.instances().any(is_kept)
+}
+
+/// A deployment that sleeps lightly and is not wanted: awake again when it cannot be frozen, deep when that is due.
+fn sleep_on(draft: &mut Draft<'_>, index: usize) {
+    let deployment = &draft.view.deployments[index];
+    if let Some(why) = unfreezable(deployment) {
+        let reason = Reason::CannotFreeze(why);
+        let messages = vec![reason.to_string()];
+        draft.set_deployment(index, D::Healthy, messages, &reason);
+        draft.set_sleeping_since(None);
+        return;
+    }
+    let after = |delay: fn(&Scale) -> Option<Duration>| {
+        let delays = deployment.regions.iter().map(|region| delay(&region.scale));
+        delays.collect::<Option<Vec<_>>>()?.into_iter().max()
+    };
+    let (light, deep) = (after(|scale| scale.light_sleep), after(|scale| scale.deep_sleep));
+    let since = draft.view.sleeping_since;
+    let mut stop = None;
+    if let (Some(light), Some(deep), Some(since)) = (light, deep, since) {
+        // Both delays count from the last request, and sleep began when the first was over.
+        let further = deep.saturating_sub(light);
+        let due = since.plus(further);
+        // Sleep that began in the future is of a clock that was set back: it is not made longer by that.
+        if draft.now < due && since <= draft.now.plus(further) {
+            draft.look_again(due);
+        } else {
+            stop = Some(deep);
+        }
+    }
+    let sick = |instance: &Instance| instance.status == InstanceStatus::Unhealthy;
+    for at in draft.places() {
+        let instance = draft.instance(at);
+        let going = if stop.is_some() {
+            instance.is_live()
+        } else {
+            sick(instance)
+        };
+        if at.deployment == index && going {
+            let reason = stop.map_or(Reason::ScaledDown { wanted: 0 }, Reason::Idle);
+            draft.set_instance(at, InstanceStatus::Stopping, Vec::new(), &reason);
+        }
+    }
+}
+
+/// Why an instance of the deployment could not be frozen.
+fn unfreezable(deployment: &Deployment) -> Option<String> {
+    let mut live = deployment.instances().filter(|instance| instance.is_live());
+    live.find_map(|instance| instance.unfreezable.clone())
+}
+
+/// What the owner of a deployment that serves or sleeps should know: light sleep was asked for and cannot be had.
+pub(crate) fn notes(view: &ServiceView, deployment: &Deployment) -> Vec<String> {
+    let asks = |region: &&Region| region.scale.min == 0 && region.scale.light_sleep.is_some();
+    let mut asking = deployment.regions.iter().filter(asks).peekable();
+    if !view.may_sleep || asking.peek().is_none() {
+        return Vec::new();
+    }
+    if let Some(why) = unfreezable(deployment) {
+        return vec![Reason::CannotFreeze(why).to_string()];
+    }
+    let unable = asking
+        .find(|region| matches!(region.site, SiteState::Reachable(capabilities) if !capabilities.freeze));
+    unable.map_or_else(Vec::new, |_| vec![Reason::LightSleepAsDeep.to_string()])
 }
 
 /// Why nothing comes up in a region now: its site cannot start it, or it failed and waits for its next try. A failure
@@ -99,9 +198,6 @@ fn fall_asleep(draft: &mut Draft<'_>, index: usize) {
     let Some((after, light)) = delay(deployment) else {
         return;
     };
-    if light {
-        draft.wait(Reason::LightSleepAsDeep);
-    }
     let Activity::Known {
         in_flight: 0,
         queued: 0,
@@ -130,37 +226,56 @@ fn fall_asleep(draft: &mut Draft<'_>, index: usize) {
         draft.look_again(due.min(draft.now.plus(whole)));
         return;
     }
-    let reason = Reason::Idle(after);
-    draft.set_deployment(index, D::Sleeping, Vec::new(), &reason);
+    let reason = if light {
+        Reason::IdleLight(after)
+    } else {
+        Reason::Idle(after)
+    };
+    let notes = notes(&draft.view, &draft.view.deployments[index]);
+    draft.set_deployment(index, D::Sleeping, notes, &reason);
     for at in draft.places() {
-        if at.deployment == index && draft.instance(at).is_live() {
+        let instance = draft.instance(at);
+        let stays = light && instance.status == InstanceStatus::Healthy;
+        if at.deployment == index && instance.is_live() && !stays {
             draft.set_instance(at, InstanceStatus::Stopping, Vec::new(), &reason);
         }
     }
     draft.set_sleeping_since(Some(draft.now));
 }
 
-/// The idle time before deep sleep in every region, and whether light sleep would come first; `None`: some region
-/// does not sleep.
+/// The idle time before the next sleep, and whether it is light; `None`: some region does not sleep, or nobody knows.
+/// Light only if it is to be had in every region and there is something to freeze.
 fn delay(deployment: &Deployment) -> Option<(Duration, bool)> {
-    let mut longest = Duration::ZERO;
-    let mut light = false;
+    let (mut light, mut deep) = (Some(Duration::ZERO), Duration::ZERO);
     for region in &deployment.regions {
         let capabilities = match region.site {
             SiteState::Reachable(capabilities) => capabilities,
             SiteState::Unreachable | SiteState::Missing => return None,
         };
-        light |= matches!(rung(&region.scale, capabilities), Rung::Light(_));
+        light = match rung(&region.scale, capabilities) {
+            Rung::Light(after) => light.map(|known| known.max(after)),
+            Rung::Awake | Rung::Deep(_) => None,
+        };
         let without_freeze = Capabilities {
             freeze: false,
             ..capabilities
         };
         match rung(&region.scale, without_freeze) {
-            Rung::Deep(after) => longest = longest.max(after),
+            Rung::Deep(after) => deep = deep.max(after),
             Rung::Awake | Rung::Light(_) => return None,
         }
     }
-    (!deployment.regions.is_empty()).then_some((longest, light))
+    if deployment.regions.is_empty() {
+        return None;
+    }
+    let freezable = deployment
+        .instances()
+        .any(|instance| instance.status == InstanceStatus::Healthy)
+        && unfreezable(deployment).is_none();
+    Some(match light.filter(|light| *light < deep && freezable) {
+        Some(light) => (light, true),
+        None => (deep, false),
+    })
 }
 
 /// When the deployment became healthy, at first and after it had not been running.

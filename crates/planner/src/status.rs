@@ -8,7 +8,7 @@ use tram_types::status::{DeploymentStatus as D, InstanceStatus, ServiceStatus};
 use crate::{
     draft::Draft,
     reason::Reason,
-    restart, scale,
+    restart, scale, sleep,
     view::{Deployment, Intent, Region, ServiceView},
 };
 
@@ -85,7 +85,7 @@ fn serving_deployment(draft: &mut Draft<'_>, index: usize) {
         (0, true) => Reason::NoneHealthy("its instances are starting".to_owned()),
     };
     let (to, messages) = match &reason {
-        Reason::AllHealthy => (D::Healthy, Vec::new()),
+        Reason::AllHealthy => (D::Healthy, sleep::notes(&draft.view, deployment)),
         Reason::SomeInTrouble(_) => (D::Degraded, vec![reason.to_string()]),
         _ => (D::Unhealthy, vec![reason.to_string()]),
     };

@@ -1,6 +1,7 @@
 //! The planner against a small world: scenarios one can read, and properties over random histories.
 
 mod handover;
+mod light;
 mod load;
 mod properties;
 mod scenarios;

@@ -189,6 +189,8 @@ pub struct Instance {
     pub drain: Drain,
     /// Why its site cannot start it just now, in the site's words; it is tried again.
     pub trouble: Option<String>,
+    /// Why its site cannot freeze it, in the site's words; it is not tried again.
+    pub unfreezable: Option<String>,
     /// What its site says now.
     pub observed: Observed,
 }

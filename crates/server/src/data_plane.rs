@@ -211,6 +211,34 @@ impl DataPlane for EdgeLink {
         Ok(())
     }
 
+    async fn thawed(
+        &self,
+        service: ServiceId,
+        version: u64,
+        instances: Vec<InstanceId>,
+    ) -> Result<bool, Error> {
+        let client = self.client.read().await.clone().ok_or(Error::Lost(None))?;
+        if !client.hello().light_sleep {
+            return Ok(false);
+        }
+        let instances = instances.into_iter().map(InstanceId::uuid).collect();
+        let told = client.thawed(service.uuid(), version, instances).await;
+        let open = told.map_err(|error| Error::Lost(Some(Box::new(error))))?;
+        if open && let Some(ended) = self.wakes.opened(service.uuid()) {
+            self.metrics.woke(ended);
+        }
+        Ok(open)
+    }
+
+    async fn is_quiet(&self, service: ServiceId) -> Result<bool, Error> {
+        let client = self.client.read().await.clone().ok_or(Error::Lost(None))?;
+        if !client.hello().light_sleep {
+            return Ok(true);
+        }
+        let told = client.is_quiet(service.uuid()).await;
+        told.map_err(|error| Error::Lost(Some(Box::new(error))))
+    }
+
     async fn next_event(&self) -> Option<Event> {
         self.events.lock().await.recv().await
     }

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! demand -> plan -> table says starting -> start -> table says ready -> over
+//!      \-> thawed, and the edge was told ---------------------------------^
 //! ```
 
 use std::{
@@ -100,6 +101,19 @@ impl Wakes {
     }
 }
 
+impl Wakes {
+    /// The edge lets callers through to instances that were thawed, without a table. Returns the wake that is over.
+    pub fn opened(&self, service_id: Uuid) -> Option<Ended> {
+        let mut wakes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let wake = wakes.remove(&service_id)?;
+        wake.end(Outcome::Ready);
+        Some(Ended {
+            outcome: Outcome::Ready,
+            took: wake.since.elapsed(),
+        })
+    }
+}
+
 impl Wake {
     fn begin_start(&mut self) {
         if !self.starting {
@@ -176,6 +190,9 @@ mod tests {
         assert_eq!(ended.len(), 1);
         assert_eq!(ended[0].outcome, Outcome::Ready);
         assert!(wakes.in_force(&table(id, State::Ready)).is_empty(), "told once");
+        wakes.demanded(id, None);
+        assert_eq!(wakes.opened(id).map(|ended| ended.outcome), Some(Outcome::Ready));
+        assert_eq!(wakes.opened(id), None, "told once");
         wakes.demanded(id, None);
         assert_eq!(
             wakes.in_force(&RoutingTable::default())[0].outcome,

@@ -52,6 +52,8 @@ pub struct RoutedService {
     pub status: ServiceStatus,
     /// When it was made: of two services that claim one path, the older one has it.
     pub created_at: Timestamp,
+    /// Since when it sleeps.
+    pub sleeping_since: Option<Timestamp>,
     /// The deployment that serves, or the newest one when none was healthy yet.
     pub deployment: Option<RoutedDeployment>,
     /// A newer one that comes up beside the active one.
@@ -204,7 +206,7 @@ impl Store {
         let mut sql = Sql::new(
             "SELECT services.id, services.organization_id, services.project_id, services.app_id, \
              apps.name AS app_name, services.name, services.kind, services.desired, services.status, \
-             services.created_at, services.active_deployment_id, deployments.id AS deployment_id, \
+             services.created_at, services.sleeping_since, services.active_deployment_id, deployments.id AS deployment_id, \
              deployments.status AS deployment_status, deployments.messages AS deployment_messages, \
              deployments.definition, deployments.metadata, \
              upcoming.id AS upcoming_id, upcoming.definition AS upcoming_definition FROM services \
@@ -270,6 +272,7 @@ impl Store {
                 desired: read(row, "desired", DOING)?,
                 status: read(row, "status", DOING)?,
                 created_at: read(row, "created_at", DOING)?,
+                sleeping_since: read(row, "sleeping_since", DOING)?,
                 deployment,
                 upcoming,
                 instances: instances.remove(&id).unwrap_or_default(),

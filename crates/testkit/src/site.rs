@@ -76,6 +76,8 @@ struct State {
     silent: bool,
     /// Orders to stop that will be accepted and lost.
     stops_to_lose: u32,
+    /// Why nothing can be frozen.
+    unfreezable: Option<String>,
     /// Instances that cannot be stopped.
     unstoppable: BTreeSet<InstanceId>,
     addresses: u32,
@@ -149,6 +151,22 @@ impl FakeSite {
     /// Fails every order to stop this instance.
     pub fn refuse_stop(&self, instance: InstanceId) {
         self.lock().unstoppable.insert(instance);
+    }
+
+    /// Refuses every order to freeze with these words, or no more.
+    pub fn set_unfreezable(&self, why: Option<&str>) {
+        self.lock().unfreezable = why.map(ToOwned::to_owned);
+    }
+
+    /// The instances that are frozen.
+    #[must_use]
+    pub fn frozen(&self) -> Vec<InstanceId> {
+        let state = self.lock();
+        let frozen = state
+            .instances
+            .iter()
+            .filter(|(_, instance)| instance.phase == InstancePhase::Frozen);
+        frozen.map(|(id, _)| *id).collect()
     }
 
     /// What the site says it can do.
@@ -450,6 +468,9 @@ impl Site for FakeSite {
                 });
             }
             state.guard(instance, generation)?;
+            if let Some(message) = state.unfreezable.clone() {
+                return Err(Error::Refused { message });
+            }
             let known = state
                 .instances
                 .get_mut(&instance)

@@ -18,6 +18,8 @@ pub struct Confirmed {
 struct State {
     /// When the first table of this link was confirmed; `None`: none was, or the link is down.
     linked: Option<Timestamp>,
+    /// The last confirmed table.
+    version: u64,
     services: HashMap<ServiceId, Entry>,
     /// Services of tables that are on their way.
     offered: HashMap<ServiceId, BTreeSet<InstanceId>>,
@@ -58,6 +60,20 @@ impl Confirmed {
         state.services.get(&service).map(|entry| entry.version)
     }
 
+    /// The data plane is about to be told that it may send requests to these instances of a service under the confirmed
+    /// table, which says that it sleeps. Gives that table's version; `None` while none is confirmed.
+    pub(crate) fn open(&self, service: ServiceId, instances: &BTreeSet<InstanceId>) -> Option<u64> {
+        let mut state = self.lock();
+        let (linked, version) = (state.linked?, state.version);
+        let entry = state.services.entry(service).or_insert_with(|| Entry {
+            endpoints: BTreeSet::new(),
+            since: linked,
+            version,
+        });
+        entry.endpoints.extend(instances);
+        Some(version)
+    }
+
     /// A table is about to be pushed in which this service has these endpoints.
     pub(super) fn offer(&self, service: ServiceId, endpoints: BTreeSet<InstanceId>) {
         self.lock().offered.insert(service, endpoints);
@@ -66,6 +82,7 @@ impl Confirmed {
     /// The table is in force. Gives the services for which that is news.
     pub(super) fn confirm(&self, version: u64, now: Timestamp) -> Vec<ServiceId> {
         let mut state = self.lock();
+        state.version = version;
         let mut news = Vec::new();
         if state.linked.is_none() {
             state.linked = Some(now);
@@ -108,6 +125,25 @@ impl Confirmed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sleeper_that_was_opened_counts_as_served_until_a_table_without_it_is_confirmed() {
+        let confirmed = Confirmed::default();
+        let (service, instance) = (ServiceId::random(), InstanceId::random());
+        let now = Timestamp::EPOCH;
+        let woken = BTreeSet::from([instance]);
+        assert_eq!(confirmed.open(service, &woken), None, "nothing is in force");
+        confirmed.confirm(7, now);
+        assert_eq!(confirmed.open(service, &woken), Some(7));
+        let served =
+            |edge: Edge| matches!(edge, Edge::Known { endpoints, .. } if endpoints.contains(&instance));
+        assert!(served(confirmed.of(service)));
+        confirmed.offer(service, BTreeSet::new());
+        assert!(served(confirmed.of(service)));
+        assert_eq!(confirmed.confirm(8, now), [service]);
+        assert!(!served(confirmed.of(service)));
+        assert_eq!(confirmed.version_of(service), Some(8));
+    }
 
     #[test]
     fn an_instance_counts_as_served_while_a_table_with_it_is_on_its_way() {

@@ -36,6 +36,8 @@ pub(super) struct Entry {
     pub(super) routes: Vec<Route>,
     pub(super) routing_key: Option<RoutingKey>,
     pub(super) tcp_ports: Vec<TcpPort>,
+    /// Since when it sleeps: every sleep is another entry.
+    pub(super) sleeping_since: Option<Timestamp>,
 }
 
 impl Entry {
@@ -75,6 +77,7 @@ pub(super) async fn entry(service: &RoutedService, hasher: &Hasher, store: &Stor
         routes: Vec::new(),
         routing_key: None,
         tcp_ports: Vec::new(),
+        sleeping_since: service.sleeping_since,
     };
     if service.desired == Desired::Delete {
         return Ok(entry);
@@ -167,6 +170,7 @@ pub(super) fn unreadable(service: &RoutedService, known: Option<&Entry>) -> Entr
         routes: known.map(|known| known.routes.clone()).unwrap_or_default(),
         routing_key: known.and_then(|known| known.routing_key.clone()),
         tcp_ports: known.map(|known| known.tcp_ports.clone()).unwrap_or_default(),
+        sleeping_since: service.sleeping_since,
     }
 }
 
@@ -174,17 +178,22 @@ pub(super) fn unreadable(service: &RoutedService, known: Option<&Entry>) -> Entr
 const UNREADABLE: &str = "the service's definition or one of its secrets cannot be read: write the secret anew or \
                           deploy the service again; the log of the control plane tells which";
 
-/// The instances that take requests: the healthy ones of the active deployment, and of one that comes up beside it and
-/// shares them already.
+/// Whether an instance takes requests: a healthy one, and of a deployment that sleeps one that was kept for light
+/// sleep. The latter's gate is closed, and opens without a new table.
+fn serves(deployment: DeploymentStatus, instance: InstanceStatus) -> bool {
+    instance == InstanceStatus::Healthy
+        || (deployment == DeploymentStatus::Sleeping && instance == InstanceStatus::Sleeping)
+}
+
+/// The instances that take requests: those of the active deployment, and of one that comes up beside it and shares
+/// them already.
 fn endpoints(service: &RoutedService, definition: &DeploymentDefinition) -> Result<Vec<Endpoint>, Error> {
     let Some(deployment) = service.deployment.as_ref().filter(|it| it.is_active) else {
         return Ok(Vec::new());
     };
-    if deployment.status == DeploymentStatus::Sleeping {
-        return Ok(Vec::new());
-    }
-    let mut own = healthy(service, deployment.id, definition);
-    let Some(upcoming) = service.upcoming.as_ref().filter(|_| !own.is_empty()) else {
+    let mut own = serving(service, deployment.id, deployment.status, definition);
+    let awake = deployment.status != DeploymentStatus::Sleeping && !own.is_empty();
+    let Some(upcoming) = service.upcoming.as_ref().filter(|_| awake) else {
         return Ok(own);
     };
     let its: DeploymentDefinition =
@@ -200,7 +209,7 @@ fn endpoints(service: &RoutedService, definition: &DeploymentDefinition) -> Resu
     if !shares || !its.volumes.is_empty() || !its.is_interchangeable_with(definition) {
         return Ok(own);
     }
-    let mut new = healthy(service, upcoming.id, &its);
+    let mut new = serving(service, upcoming.id, DeploymentStatus::Starting, &its);
     if strategy == DeploymentStrategyType::Canary {
         let count = |endpoints: &[Endpoint]| u32::try_from(endpoints.len()).unwrap_or(1);
         let (old_ones, new_ones) = (count(&own), count(&new));
@@ -215,17 +224,18 @@ fn endpoints(service: &RoutedService, definition: &DeploymentDefinition) -> Resu
     Ok(own)
 }
 
-/// The healthy instances of a deployment.
-fn healthy(
+/// The instances of a deployment that take requests.
+fn serving(
     service: &RoutedService,
     deployment: DeploymentId,
+    status: DeploymentStatus,
     definition: &DeploymentDefinition,
 ) -> Vec<Endpoint> {
     let ports = definition.effective_ports();
     service
         .instances
         .iter()
-        .filter(|instance| instance.deployment_id == deployment && instance.status == InstanceStatus::Healthy)
+        .filter(|instance| instance.deployment_id == deployment && serves(status, instance.status))
         .filter_map(|instance| {
             let address: IpAddr = instance.address.parse().ok()?;
             let addresses: BTreeMap<u16, SocketAddr> = ports
@@ -257,12 +267,16 @@ fn state(service: &RoutedService) -> State {
         },
         deployment_id: deployment.id.uuid(),
     };
+    let own = |instance: &&Instance| instance.deployment_id == deployment.id;
+    let own = || service.instances.iter().filter(own);
+    // Frozen ones are the shorter way, whatever else is on its way up.
+    let kept = own().any(|instance| serves(deployment.status, instance.status));
     // The first instance of this deployment that is on its way up.
-    let waking = service.instances.iter().find(|instance| {
-        instance.deployment_id == deployment.id
+    let waking = own().find(|instance| {
+        !kept
             && matches!(
                 instance.status,
-                InstanceStatus::Allocating | InstanceStatus::Starting | InstanceStatus::Healthy
+                InstanceStatus::Allocating | InstanceStatus::Starting
             )
     });
     match deployment.status {

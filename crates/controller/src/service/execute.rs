@@ -45,6 +45,14 @@ impl Reconciler {
         if let Some(done) = self.request_delete(seen, plan).await? {
             return Ok(done);
         }
+        let sleeper = self.sleepers.get(seen.view.id);
+        let turn = match &sleeper {
+            Some(sleeper) => match self.send_away(seen, plan, sleeper).await {
+                Ok(turn) => turn,
+                Err(conflict) => return Ok(conflict),
+            },
+            None => None,
+        };
         let mut batch = Batch::new(self, seen);
         for write in &plan.writes {
             batch.add(write);
@@ -74,6 +82,7 @@ impl Reconciler {
                 Err(error) => return Err(Error::store("look whether this process leads")(error)),
             }
         }
+        drop(turn);
         // Words about something that is under way change all the time; they are no reason to look again at once.
         let mut done = if plan.writes.iter().all(only_words) {
             Done::Waits
@@ -230,11 +239,13 @@ impl Reconciler {
                 });
                 Ok(None)
             }
+            Order::Freeze { instance } => self.freeze(seen, *instance).await,
+            Order::Thaw { instance } => self.thaw(seen, *instance).await,
             Order::RemoveService => self.remove(seen).await,
         }
     }
 
-    fn row<'a>(
+    pub(super) fn row<'a>(
         &'a self,
         seen: &'a Seen,
         instance: InstanceId,
@@ -406,7 +417,7 @@ impl Reconciler {
 }
 
 /// An error with its causes, in one line.
-fn words(error: &dyn std::error::Error) -> String {
+pub(super) fn words(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -16,7 +16,7 @@ use tram_types::{
     status::{DeploymentStrategyType, InstanceStatus, ServiceType},
 };
 
-use super::Reconciler;
+use super::{Reconciler, freeze};
 use crate::{
     error::Error,
     spec::{in_scope, source, written_region},
@@ -32,6 +32,8 @@ pub(super) struct Seen {
     pub(super) state: ServiceState,
     pub(super) definitions: BTreeMap<DeploymentId, DeploymentDefinition>,
     pub(super) view: ServiceView,
+    /// Its light sleep was known to be over.
+    pub(super) over: bool,
 }
 
 impl Seen {
@@ -43,8 +45,10 @@ impl Seen {
             .iter()
             .find(|it| Some(it.id) == self.view.active);
         active.is_none_or(|active| {
+            let kept =
+                |it: &Instance| matches!(it.status, InstanceStatus::Healthy | InstanceStatus::Sleeping);
             active.status != tram_types::status::DeploymentStatus::Sleeping
-                || active.instances().any(Instance::is_live)
+                || (active.instances().any(Instance::is_live) && !active.instances().any(kept))
         })
     }
 }
@@ -84,6 +88,10 @@ impl Reconciler {
             || definitions
                 .values()
                 .any(|definition| !definition.effective_routes().is_empty());
+        // Before the activity is read: a wake that comes in between is then in one of both.
+        let over = service
+            .sleeping_since
+            .is_some_and(|since| self.sleepers.is_over(service.id, since));
         let view = ServiceView {
             id: service.id,
             intent: wanted,
@@ -97,13 +105,14 @@ impl Reconciler {
             routed,
             may_sleep: matches!(service.kind, ServiceType::Web | ServiceType::Sandbox),
             deployments,
-            activity: self.activities.of(service.id),
+            activity: freeze::activity(self.activities.of(service.id), over),
             edge: self.confirmed.of(service.id),
         };
         Ok(Seen {
             state,
             definitions,
             view,
+            over,
         })
     }
 
@@ -146,6 +155,7 @@ impl Reconciler {
             memory.owners.remove(gone);
             known.refused.remove(gone);
             known.delayed.remove(gone);
+            known.unfrozen.remove(gone);
         }
         for new in instances.difference(&known.instances) {
             memory.owners.insert(*new, id);
@@ -306,6 +316,7 @@ impl Reconciler {
             ended_at: row.terminated_at,
             drain,
             trouble: self.delayed(row).filter(|_| observed == Observed::Absent),
+            unfreezable: self.unfreezable(row),
             observed,
         }
     }

@@ -6,6 +6,7 @@ mod chaos;
 mod crash;
 mod handover;
 mod life;
+mod light;
 mod rest;
 mod scale;
 mod traffic;

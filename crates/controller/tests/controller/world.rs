@@ -1,7 +1,7 @@
 //! A whole control plane but for the API: what the API would record is recorded by hand.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, HashSet, VecDeque},
     net::IpAddr,
     sync::{Arc, Mutex},
     time::Duration,
@@ -53,6 +53,11 @@ struct State {
     events: VecDeque<Event>,
     down: bool,
     pub(crate) pushes: u64,
+    /// Sleeping services that are open, with the version under which they are.
+    opened: HashMap<ServiceId, u64>,
+    busy: HashSet<ServiceId>,
+    /// It takes nothing but tables.
+    only_tables: bool,
 }
 
 impl FakeDataPlane {
@@ -91,6 +96,29 @@ impl FakeDataPlane {
     pub(crate) fn disconnect(&self) {
         self.state.lock().unwrap().down = true;
         self.say(Event::Lost);
+    }
+
+    /// Requests of the service are under way, or not.
+    pub(crate) fn set_busy(&self, service: ServiceId, busy: bool) {
+        let mut state = self.state.lock().unwrap();
+        if busy {
+            state.busy.insert(service);
+        } else {
+            state.busy.remove(&service);
+        }
+    }
+
+    /// It is of a version that knows nothing of light sleep.
+    pub(crate) fn only_tables(&self) {
+        self.state.lock().unwrap().only_tables = true;
+    }
+
+    /// Whether a request would reach an instance now.
+    pub(crate) fn is_open(&self, service: ServiceId) -> bool {
+        let version = self.table.borrow().version;
+        let opened = self.state.lock().unwrap().opened.get(&service) == Some(&version);
+        self.service(service)
+            .is_some_and(|it| !it.endpoints.is_empty() && (it.state == routing::State::Ready || opened))
     }
 
     pub(crate) fn wake(&self, service: ServiceId) {
@@ -137,6 +165,42 @@ impl DataPlane for FakeDataPlane {
         }
         self.table.send_replace(table.clone());
         Ok(())
+    }
+
+    async fn thawed(
+        &self,
+        service: ServiceId,
+        version: u64,
+        instances: Vec<InstanceId>,
+    ) -> Result<bool, Error> {
+        let Some(held) = self.service(service) else {
+            return Ok(false);
+        };
+        let mut state = self.state.lock().unwrap();
+        if state.down {
+            return Err(Error::Lost(None));
+        }
+        let answers = |id| instances.iter().any(|instance| instance.uuid() == id);
+        let open = !state.only_tables
+            && self.table.borrow().version == version
+            && held.state == routing::State::Sleeping
+            && !held.endpoints.is_empty()
+            && held
+                .endpoints
+                .iter()
+                .all(|endpoint| answers(endpoint.instance_id));
+        if open {
+            state.opened.insert(service, version);
+        }
+        Ok(open)
+    }
+
+    async fn is_quiet(&self, service: ServiceId) -> Result<bool, Error> {
+        let asleep = self
+            .service(service)
+            .is_some_and(|it| it.state == routing::State::Sleeping);
+        let busy = self.state.lock().unwrap().busy.contains(&service);
+        Ok(asleep && !busy && !self.is_open(service))
     }
 
     async fn next_event(&self) -> Option<Event> {

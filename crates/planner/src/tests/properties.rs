@@ -17,6 +17,9 @@ enum Event {
     Resume,
     Delete,
     Scale(Option<u32>),
+    LightSleep(u64),
+    Freezes(bool),
+    Thaw(usize),
     Crash(usize),
     OutOfMemory(usize),
     Interrupt(usize),
@@ -61,6 +64,9 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Resume),
         1 => prop::bool::weighted(0.2).prop_map(|sure| if sure { Event::Delete } else { Event::Reconcile }),
         1 => prop::option::of(1u32..4).prop_map(Event::Scale),
+        2 => (1u64..600).prop_map(Event::LightSleep),
+        1 => any::<bool>().prop_map(Event::Freezes),
+        2 => (0usize..4).prop_map(Event::Thaw),
         1 => (0usize..4).prop_map(Event::Crash),
         1 => (0usize..4).prop_map(Event::OutOfMemory),
         1 => (0usize..4).prop_map(Event::Interrupt),
@@ -112,6 +118,15 @@ fn happen(world: &mut World, event: &Event) {
         Event::Scale(manual) => {
             for region in world.store.deployments.iter_mut().flat_map(|it| &mut it.regions) {
                 region.manual = *manual;
+            }
+        }
+        Event::LightSleep(seconds) => world.sleeps_lightly(Duration::from_secs(*seconds)),
+        Event::Freezes(freezes) => {
+            world.unfreezable = (!freezes).then(|| "it does not freeze".to_owned());
+        }
+        Event::Thaw(index) => {
+            if let Some(id) = world.nth_running(*index) {
+                world.thaw(id);
             }
         }
         Event::Crash(index) => end(world, *index, EndCause::Exited { code: 3 }),
@@ -216,6 +231,10 @@ fn at_rest(world: &World) -> Result<(), TestCaseError> {
                 region.manual.unwrap_or(region.scale.min).max(1)
             };
             prop_assert_eq!(world.running().len(), usize::try_from(wanted).unwrap());
+            prop_assert!(
+                world.frozen().is_empty(),
+                "frozen and neither awake nor in light sleep"
+            );
         }
     }
     Ok(())

@@ -51,6 +51,9 @@ pub(super) struct World {
     pub(super) removed: bool,
     pub(super) policy: Policy,
     pub(super) history: Vec<String>,
+    pub(super) capabilities: Capabilities,
+    /// Why nothing can be frozen.
+    pub(super) unfreezable: Option<String>,
     programs: BTreeMap<DeploymentId, Program>,
     site: BTreeMap<InstanceId, Run>,
     ids: u128,
@@ -88,6 +91,8 @@ impl World {
             removed: false,
             policy: Policy::default(),
             history: Vec::new(),
+            capabilities: Capabilities::default(),
+            unfreezable: None,
             programs: BTreeMap::new(),
             site: BTreeMap::new(),
             ids: 100,
@@ -197,6 +202,40 @@ impl World {
         }
     }
 
+    /// Light sleep after `light` of idle time, on a site that can freeze.
+    pub(super) fn sleeps_lightly(&mut self, light: Duration) {
+        self.capabilities.freeze = true;
+        for region in self.store.deployments.iter_mut().flat_map(|it| &mut it.regions) {
+            region.scale.light_sleep = Some(light);
+        }
+    }
+
+    /// Gives an instance its processor time back, as an order or somebody beside us does.
+    pub(super) fn thaw(&mut self, id: InstanceId) {
+        if self
+            .site
+            .get(&id)
+            .is_some_and(|run| run.seen.phase == InstancePhase::Frozen)
+        {
+            self.recover(id);
+        }
+    }
+
+    /// Takes it, whatever anybody wants.
+    pub(super) fn freeze(&mut self, id: InstanceId) {
+        if let Some(run) = self.site.get_mut(&id) {
+            run.seen.phase = InstancePhase::Frozen;
+        }
+    }
+
+    pub(super) fn frozen(&self) -> Vec<InstanceId> {
+        let frozen = self
+            .site
+            .iter()
+            .filter(|(_, run)| run.seen.phase == InstancePhase::Frozen);
+        frozen.map(|(id, _)| *id).collect()
+    }
+
     pub(super) fn advance(&mut self, by: Duration) {
         self.now = self.now.plus(by);
     }
@@ -271,7 +310,7 @@ impl World {
             for region in &mut deployment.regions {
                 region.site = match (self.missing, self.reachable) {
                     (true, _) => SiteState::Missing,
-                    (false, true) => SiteState::Reachable(Capabilities::default()),
+                    (false, true) => SiteState::Reachable(self.capabilities),
                     (false, false) => SiteState::Unreachable,
                 };
                 let answers = self.reachable && !self.missing;
@@ -445,6 +484,7 @@ impl World {
                     ended_at: None,
                     drain: Drain::Unknown,
                     trouble: None,
+                    unfreezable: None,
                     observed: Observed::Unknown,
                 });
             }
@@ -531,6 +571,26 @@ impl World {
                     run.seen.phase = InstancePhase::Stopping;
                 }
             }
+            Order::Freeze { instance } => {
+                assert_eq!(self.find(*instance).status, InstanceStatus::Healthy);
+                if let Edge::Known { endpoints, .. } = &self.store.edge {
+                    assert!(!endpoints.contains(instance), "frozen under the data plane");
+                }
+                assert!(
+                    !matches!(self.store.activity, Activity::Known { in_flight: 1.., .. }),
+                    "frozen under a request"
+                );
+                if let Some(why) = self.unfreezable.clone() {
+                    self.find(*instance).unfreezable = Some(why);
+                } else if let Some(run) = self
+                    .site
+                    .get_mut(instance)
+                    .filter(|it| it.seen.phase.is_healthy())
+                {
+                    run.seen.phase = InstancePhase::Frozen;
+                }
+            }
+            Order::Thaw { instance } => self.thaw(*instance),
             Order::Forget { instance } => {
                 assert!(self.site.get(instance).is_none_or(|it| it.seen.phase.is_ended()));
                 self.site.remove(instance);
