@@ -7,17 +7,15 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::{sync::Notify, task::JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tram_planner::{Activity, Drain};
 use tram_types::{InstanceId, ServiceId, Timestamp};
 
 use crate::{
-    Deps,
     data_plane::{Event, Latency, ServiceActivity},
-    light::Sleepers,
-    queue::{Key, Queue},
-    routing::{self, Confirmed},
+    light::Waker,
+    queue::Key,
     service,
 };
 
@@ -94,7 +92,7 @@ impl Activities {
     }
 
     /// Somebody wants it awake, which is traffic like any other.
-    fn wake(&self, service: ServiceId, waiting: u64, now: Timestamp) {
+    pub(crate) fn wake(&self, service: ServiceId, waiting: u64, now: Timestamp) {
         let mut state = self.lock();
         let entry = state.services.entry(service).or_default();
         entry.wake = true;
@@ -161,17 +159,13 @@ impl Activities {
 
 /// Follows the data plane's news until `cancel`, or until there will be no more.
 pub(crate) async fn follow_data_plane(
-    deps: Deps,
-    sleepers: Arc<Sleepers>,
-    confirmed: Arc<Confirmed>,
+    waker: Arc<Waker>,
     reconciler: Arc<service::Reconciler>,
     activities: Arc<Activities>,
-    routing: Arc<routing::Reconciler>,
-    routing_signal: Arc<Notify>,
-    queue: Arc<Queue>,
     cancel: CancellationToken,
 ) {
     let scaling = reconciler.scaling();
+    let (deps, routing, queue) = (&waker.deps, &waker.routing, &waker.queue);
     // Ends with this task: a process that died thaws nothing any more.
     let mut wakes = JoinSet::new();
     loop {
@@ -186,7 +180,7 @@ pub(crate) async fn follow_data_plane(
                 activities.lost();
                 scaling.lost();
                 routing.connected(held);
-                routing_signal.notify_one();
+                waker.routing_signal.notify_one();
             }
             Some(Event::Lost) => {
                 activities.lost();
@@ -195,25 +189,8 @@ pub(crate) async fn follow_data_plane(
             }
             Some(Event::Wake { service, waiting }) => {
                 activities.wake(service, waiting, deps.clock.now());
-                if sleepers.get(service).is_none() {
-                    queue.add(Key::Service(service));
-                    continue;
-                }
-                let (deps, sleepers, confirmed) =
-                    (deps.clone(), Arc::clone(&sleepers), Arc::clone(&confirmed));
-                let (routing, signal, queue) = (
-                    Arc::clone(&routing),
-                    Arc::clone(&routing_signal),
-                    Arc::clone(&queue),
-                );
-                wakes.spawn(async move {
-                    if !sleepers.wake(&deps, &confirmed, service).await {
-                        routing.dirty_sleepers();
-                        signal.notify_one();
-                    }
-                    // What is written down about it is no caller's wait.
-                    queue.add(Key::Service(service));
-                });
+                let waker = Arc::clone(&waker);
+                wakes.spawn(async move { waker.wake(service).await });
             }
             Some(Event::Report { complete, services }) => {
                 for service in activities.report(complete, &services) {

@@ -46,7 +46,12 @@ pub use error::Error;
 pub use service::ServiceReport;
 
 use crate::{
-    activity::Activities, driver::drive, light::Sleepers, queue::Queue, routing::Confirmed, scaling::Scaling,
+    activity::Activities,
+    driver::drive,
+    light::{Sleepers, Waker},
+    queue::Queue,
+    routing::Confirmed,
+    scaling::Scaling,
 };
 
 /// Services reconciled at a time: they wait for the database and for sites most of the time, and a site that hangs
@@ -152,6 +157,14 @@ impl Controller {
             Arc::clone(&routing_signal),
             Arc::clone(&scaling),
         ));
+        let waker = Arc::new(Waker {
+            deps: deps.clone(),
+            sleepers,
+            confirmed,
+            routing: Arc::clone(&routing),
+            routing_signal: Arc::clone(&routing_signal),
+            queue: Arc::clone(&queue),
+        });
         let observer = &deps.observer;
         for _ in 0..WORKERS {
             tasks.spawn(service::work(
@@ -170,6 +183,8 @@ impl Controller {
             Arc::clone(&queue),
             Arc::clone(&routing),
             Arc::clone(&routing_signal),
+            Arc::clone(&activities),
+            Arc::clone(&waker),
             deps.clone(),
             cancel.clone(),
         ));
@@ -183,14 +198,9 @@ impl Controller {
             ));
         }
         tasks.spawn(activity::follow_data_plane(
-            deps.clone(),
-            sleepers,
-            Arc::clone(&confirmed),
+            waker,
             Arc::clone(&services),
             Arc::clone(&activities),
-            Arc::clone(&routing),
-            Arc::clone(&routing_signal),
-            Arc::clone(&queue),
             cancel.clone(),
         ));
         tasks.spawn(scaling::decide(

@@ -28,14 +28,18 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::MutexGuard as Turn;
+use tokio::sync::{MutexGuard as Turn, Notify};
 use tram_planner::ServiceView;
 use tram_types::{
     Generation, InstanceId, ServiceId, Timestamp,
     status::{DeploymentStatus, InstanceStatus},
 };
 
-use crate::{Deps, routing::Confirmed};
+use crate::{
+    Deps,
+    queue::{Key, Queue},
+    routing::{self, Confirmed},
+};
 
 /// Services that sleep lightly.
 #[derive(Debug, Default)]
@@ -190,6 +194,32 @@ impl Sleepers {
             state.thawed = Some(thawed.clone());
         }
         announce(deps, confirmed, service, thawed).await
+    }
+}
+
+/// What a wake goes through. It is not written down: whoever dies before its records follow is found out by the next
+/// look.
+#[derive(Debug)]
+pub(crate) struct Waker {
+    pub(crate) deps: Deps,
+    pub(crate) sleepers: Arc<Sleepers>,
+    pub(crate) confirmed: Arc<Confirmed>,
+    pub(crate) routing: Arc<routing::Reconciler>,
+    pub(crate) routing_signal: Arc<Notify>,
+    pub(crate) queue: Arc<Queue>,
+}
+
+impl Waker {
+    /// Wakes a service that somebody waits for: at once when it sleeps lightly, by a look at it in any case.
+    pub(crate) async fn wake(&self, service: ServiceId) {
+        if self.sleepers.get(service).is_some()
+            && !self.sleepers.wake(&self.deps, &self.confirmed, service).await
+        {
+            self.routing.dirty_sleepers();
+            self.routing_signal.notify_one();
+        }
+        // What is written down about it is no caller's wait.
+        self.queue.add(Key::Service(service));
     }
 }
 

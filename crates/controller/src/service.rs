@@ -180,6 +180,10 @@ impl Reconciler {
     /// One look at a service.
     async fn look(&self, id: ServiceId, report: &mut ServiceReport) -> Result<Next, Error> {
         let mut last_app = None;
+        if let Some(sleeper) = self.sleepers.get(id) {
+            // A caller waits for its wake: what is to be written down about it can wait for the caller.
+            drop(sleeper.turn().await);
+        }
         for _ in 0..ROUNDS_MAX {
             report.rounds += 1;
             let state = match self.deps.store.load_service_state(id).await {

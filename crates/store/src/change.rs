@@ -21,6 +21,8 @@ use crate::{
 pub enum Change {
     /// A service: its intent, its deployments, its scaling, its ports.
     Service(ServiceId),
+    /// Nothing of what is kept: somebody wants a service awake now, as a caller would.
+    Wake(ServiceId),
     /// An app: its intent or its name.
     App(AppId),
     /// A domain: made, changed, removed.
@@ -40,6 +42,7 @@ impl fmt::Display for Change {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Service(id) => write!(formatter, "service {id}"),
+            Self::Wake(id) => write!(formatter, "wake {id}"),
             Self::App(id) => write!(formatter, "app {id}"),
             Self::Domain(id) => write!(formatter, "domain {id}"),
             Self::Secret(id) => write!(formatter, "secret {id}"),
@@ -71,6 +74,7 @@ impl FromStr for Announcement {
         let id: Uuid = next()?.parse().map_err(|_| ())?;
         let change = match kind {
             "service" => Change::Service(ServiceId::from_uuid(id)),
+            "wake" => Change::Wake(ServiceId::from_uuid(id)),
             "app" => Change::App(AppId::from_uuid(id)),
             "domain" => Change::Domain(DomainId::from_uuid(id)),
             "secret" => Change::Secret(SecretId::from_uuid(id)),

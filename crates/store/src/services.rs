@@ -108,6 +108,17 @@ impl Store {
         Ok(deployed)
     }
 
+    /// Tells the controller, wherever it runs, that somebody wants a sleeping service awake. Nothing is written down: it
+    /// holds for now, as a request does, and a controller that is away does not hear of it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn wake_service(&self, service: ServiceId) -> Result<()> {
+        const DOING: &str = "asking for a service to wake";
+        let transaction = self.database().write(DOING).await?;
+        self.finish(transaction, &[Change::Wake(service)], DOING).await
+    }
+
     /// Changes a service without deploying it.
     ///
     /// # Errors

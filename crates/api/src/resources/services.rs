@@ -289,6 +289,11 @@ async fn resume(call: Call<Resume>) -> Result<ResumeServiceReply, Error> {
     let id: ServiceId = call.id("id")?;
     let organization = call.caller.organization;
     let (service, _turn) = at_its_turn(&call.api, organization, id).await?;
+    if service.desired == Desired::Run && service.sleeping_since.is_some() {
+        // Asleep and not paused: it goes on from where it is, without a deployment.
+        call.api.store.wake_service(id).await?;
+        return Ok(ResumeServiceReply {});
+    }
     let again = deployed_again(&call, &service, TriggerType::Resume, call.query.skip_build).await?;
     call.api.store.resume_service(organization, id, again).await?;
     Ok(ResumeServiceReply {})

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::{
     sync::{Notify, broadcast::error::RecvError},
+    task::JoinSet,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -14,6 +15,8 @@ use tram_types::{AppId, ServiceId};
 use super::Reconciler;
 use crate::{
     Deps, Error,
+    activity::Activities,
+    light::Waker,
     queue::{Key, Queue},
     routing,
 };
@@ -87,16 +90,25 @@ pub(crate) async fn follow_store(
     queue: Arc<Queue>,
     routing: Arc<routing::Reconciler>,
     routing_signal: Arc<Notify>,
+    activities: Arc<Activities>,
+    waker: Arc<Waker>,
     deps: Deps,
     cancel: CancellationToken,
 ) {
     let mut changes = deps.store.subscribe();
+    let mut wakes = JoinSet::new();
     loop {
         let change = tokio::select! {
             () = cancel.cancelled() => return,
             change = changes.recv() => change,
+            Some(_over) = wakes.join_next() => continue,
         };
         match change {
+            Ok(Change::Wake(id)) => {
+                activities.wake(id, 0, deps.clock.now());
+                let waker = Arc::clone(&waker);
+                wakes.spawn(async move { waker.wake(id).await });
+            }
             Ok(Change::Service(id)) => {
                 queue.add(Key::Service(id));
                 routing.dirty(id);

@@ -358,8 +358,14 @@ fn needs_history(deployment: &record::Deployment, instances: &[(record::Instance
             tram_types::status::DeploymentStatus::Allocating | tram_types::status::DeploymentStatus::Starting
         );
     let well = |(row, observed): &(record::Instance, Observed)| {
-        row.status == InstanceStatus::Healthy
-            && matches!(observed, Observed::Seen(seen) if seen.phase.is_healthy())
+        let Observed::Seen(seen) = observed else {
+            return false;
+        };
+        match row.status {
+            InstanceStatus::Healthy => seen.phase.is_healthy(),
+            InstanceStatus::Sleeping => seen.phase == InstancePhase::Frozen,
+            _ => false,
+        }
     };
     runs && (instances.is_empty() || !instances.iter().all(well))
 }

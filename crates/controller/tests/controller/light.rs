@@ -6,7 +6,7 @@ use rand::RngExt as _;
 use serde_json::{Value, json};
 use tram_controller::data_plane::ServiceActivity;
 use tram_site::Capabilities;
-use tram_store::record::Desired;
+use tram_store::record::{Desired, ObjectKind};
 use tram_types::{
     DeploymentId, InstanceId, ServiceId,
     routing::State,
@@ -112,7 +112,11 @@ async fn a_caller_is_let_through_without_a_table_and_the_records_follow() {
     let version = world.edge.table().version;
     world.edge.wake(service);
     opens(&world, service).await;
-    assert_eq!(world.edge.table().version, version, "no table was needed");
+    assert_eq!(
+        world.edge.opened_under(service),
+        Some(version),
+        "no table was needed"
+    );
     assert!(world.site.frozen().is_empty());
     world.deployment_becomes(deployment, D::Healthy).await;
     assert_eq!(world.site.running(), [instance], "the same one");
@@ -126,6 +130,20 @@ async fn a_caller_is_let_through_without_a_table_and_the_records_follow() {
     // And again, from its own beginning.
     rests(&world, service);
     world.clock.advance(Duration::from_secs(LIGHT + 1));
+    assert_eq!(frozen_comes(&world, 1).await, [instance]);
+}
+
+#[tokio::test]
+async fn it_is_woken_for_whoever_asks_without_a_request() {
+    let mut world = world().await;
+    world.start();
+    let (service, deployment, instance) = frozen(&world).await;
+    world.store.wake_service(service).await.unwrap();
+    opens(&world, service).await;
+    world.deployment_becomes(deployment, D::Healthy).await;
+    // That counts as a request: the idle clock starts anew.
+    world.pass(Duration::from_secs(LIGHT - 5)).await;
+    assert_eq!(world.deployment(deployment).await.status, D::Healthy);
     assert_eq!(frozen_comes(&world, 1).await, [instance]);
 }
 
@@ -222,8 +240,18 @@ async fn a_wake_that_nobody_wrote_down_is_found_after_a_restart() {
         .await
         .unwrap();
     world.start();
-    world.deployment_becomes(deployment, D::Healthy).await;
-    opens(&world, service).await;
+    // Whoever was to be woken for is not known any more: it is awake on record, idle, and asleep again.
+    world
+        .pass_until(STEP, "it was seen awake and is frozen again", async || {
+            let events = world.events(ObjectKind::Deployment, deployment.uuid()).await;
+            let count = |kind: &str| events.iter().filter(|it| it.ends_with(kind)).count();
+            if (count("HEALTHY"), count("SLEEPING")) == (2, 2) && world.site.frozen() == [instance] {
+                Ok(())
+            } else {
+                Err(format!("{events:?}"))
+            }
+        })
+        .await;
 }
 
 #[tokio::test]

@@ -121,6 +121,11 @@ impl FakeDataPlane {
             .is_some_and(|it| !it.endpoints.is_empty() && (it.state == routing::State::Ready || opened))
     }
 
+    /// The version of the table under which a sleeping service was opened last.
+    pub(crate) fn opened_under(&self, service: ServiceId) -> Option<u64> {
+        self.state.lock().unwrap().opened.get(&service).copied()
+    }
+
     pub(crate) fn wake(&self, service: ServiceId) {
         self.say(Event::Wake { service, waiting: 1 });
     }

@@ -168,7 +168,7 @@ fn without_a_freezer_it_sleeps_deeply_and_says_so() {
     world.capabilities.freeze = false;
     world.rounds(1);
     let note = Reason::LightSleepAsDeep.to_string();
-    assert_eq!(world.store.deployments[0].messages, [note.clone()]);
+    assert_eq!(world.store.deployments[0].messages, [note.as_str()]);
     world.advance(LIGHT);
     world.rounds(2);
     assert_eq!(statuses(&world), [D::Healthy]);
