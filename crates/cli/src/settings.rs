@@ -15,7 +15,7 @@ use std::{
 
 pub use self::{
     resolve::{DEFAULT_FILE, Error},
-    value::{Aliases, Block, Blocks, LogFormat, OnStop, Origins, PortRange, Servers},
+    value::{Aliases, Block, Blocks, LogFormat, OnStop, Origins, PortRange, Servers, SleepMemory},
 };
 
 /// What is known of one setting, for the resolver and the reference.
@@ -140,6 +140,9 @@ settings! {
     /// What becomes of instances when `tram up` is told to stop: `stop` ends them, `keep` leaves them and the edge
     /// running for the next start, as for an upgrade.
     on_stop: OnStop = OnStop::Stop;
+    /// What becomes of the memory of instances in light sleep: `keep` leaves it, `reclaim` gives back what the kernel
+    /// can take, and they wake more slowly.
+    light_sleep_memory: SleepMemory = SleepMemory::Keep;
     /// Which log lines are written, such as `info` or `info,tram_edge=debug`.
     log_filter: String = "info".to_owned();
     /// How log lines are written.

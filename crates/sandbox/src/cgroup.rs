@@ -151,13 +151,16 @@ pub enum Freezer {
     V1,
 }
 
+/// Where the cgroups of a state directory's instances are, below the mount point of a hierarchy.
+pub(crate) fn below(state_dir: &Path) -> String {
+    let hash = fnv1a(state_dir.as_os_str().as_encoded_bytes());
+    format!("{PARENT}/{hash:016x}")
+}
+
 /// The driver for this machine.
 pub(crate) fn driver(state_dir: &Path, freezer: Freezer) -> io::Result<Box<dyn Driver>> {
     let layout = Layout::detect()?;
-    let below = format!(
-        "{PARENT}/{:016x}",
-        fnv1a(state_dir.as_os_str().as_encoded_bytes())
-    );
+    let below = below(state_dir);
     if layout.controller("memory").is_some() {
         return Ok(Box::new(v1::V1::new(&layout, &below, freezer)?));
     }

@@ -20,6 +20,7 @@ pub mod logs;
 pub mod netns;
 pub mod probe;
 pub mod protocol;
+pub mod reclaim;
 pub mod supervisor;
 
 pub use sealed::ensure_sealed;

@@ -19,7 +19,10 @@ use anyhow::{Context, bail};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tram_api::ApiState;
-use tram_cli::{Printer, Settings, context, settings::OnStop};
+use tram_cli::{
+    Printer, Settings, context,
+    settings::{OnStop, SleepMemory},
+};
 use tram_controller::{
     Controller, ControllerHandle, Deps,
     domain::{Checker, Resolver, SystemResolver},
@@ -236,6 +239,7 @@ impl Inside {
             .network
             .name_servers
             .clone_from(&settings.name_servers.0);
+        site_config.reclaim_frozen = settings.light_sleep_memory == SleepMemory::Reclaim;
         site_config.network.denied = crate::network::denied(settings)?;
         let site = crate::network::open_site(paths, site_config, images.clone(), &settings.network).await?;
         // A token is made when nothing that comes after can fail: it is shown once, at the end.

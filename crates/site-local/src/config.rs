@@ -43,6 +43,8 @@ pub struct Config {
     pub pids_max: u64,
     /// Open files of each process of an instance.
     pub open_files_max: u64,
+    /// Whether the memory of an instance is given back to the machine while it is frozen: it wakes more slowly then.
+    pub reclaim_frozen: bool,
     /// How long an order waits for a supervisor that is being restarted.
     pub supervisor_patience: Duration,
 }
@@ -59,6 +61,7 @@ impl Config {
             logs_retention: DEFAULT_LOGS_RETENTION,
             pids_max: DEFAULT_PIDS_MAX,
             open_files_max: DEFAULT_OPEN_FILES_MAX,
+            reclaim_frozen: false,
             supervisor_patience: DEFAULT_SUPERVISOR_PATIENCE,
         }
     }

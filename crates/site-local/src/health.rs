@@ -178,6 +178,16 @@ impl Health {
         }
     }
 
+    /// An earlier process froze it. Only what is healthy is frozen, so what passed before is taken to pass until it is
+    /// asked again: nobody should wait for a probe after the thaw.
+    pub(crate) fn was_frozen(&mut self) {
+        for check in &mut self.checks {
+            if check.state == State::Unknown {
+                check.state = State::Passing;
+            }
+        }
+    }
+
     /// After a time without probes (frozen): what was known holds, and everything is asked again soon.
     pub(crate) fn resume(&mut self, now: Instant) {
         for check in &mut self.checks {

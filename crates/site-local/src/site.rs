@@ -96,6 +96,8 @@ struct Shared {
     entries: Mutex<HashMap<InstanceId, Entry>>,
     changed: broadcast::Sender<Changed>,
     probes: Arc<Semaphore>,
+    /// One at a time gives memory back.
+    reclaims: Semaphore,
     /// Something of an instance's view changed; for waiting inside the site.
     viewed: watch::Sender<()>,
     /// Starts and ends under way: not interrupted, and waited for when the site closes.
@@ -143,6 +145,7 @@ impl LocalSite {
             entries: Mutex::default(),
             changed,
             probes: Arc::new(Semaphore::new(PROBES_MAX)),
+            reclaims: Semaphore::new(1),
             viewed: watch::channel(()).0,
             tasks: TaskTracker::new(),
             end: end.clone(),

@@ -460,3 +460,31 @@ impl Setting for OnStop {
         })
     }
 }
+
+/// What becomes of the memory of an instance in light sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SleepMemory {
+    /// It stays, and a wake takes a millisecond.
+    Keep,
+    /// The machine gets back what the kernel can take, and a wake waits for what the program needs of it.
+    Reclaim,
+}
+
+impl Setting for SleepMemory {
+    const KIND: &'static str = "keep|reclaim";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "keep" => Ok(Self::Keep),
+            "reclaim" => Ok(Self::Reclaim),
+            other => Err(format!("`{other}` is neither `keep` nor `reclaim`")),
+        }
+    }
+
+    fn show(&self) -> String {
+        quoted(match self {
+            Self::Keep => "keep",
+            Self::Reclaim => "reclaim",
+        })
+    }
+}

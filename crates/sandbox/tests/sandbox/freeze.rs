@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use tram_sandbox::protocol::{Event, ExitCause, ExitStatus, InstanceState};
+use tram_sandbox::{
+    protocol::{Event, ExitCause, ExitStatus, InstanceState},
+    reclaim::reclaim,
+};
 
 use crate::support::{World, next_event, pause, until};
 
@@ -75,4 +78,30 @@ fn a_frozen_instance_hears_a_stop() {
         (Some(ExitStatus::Code(0)), ExitCause::Stopped)
     );
     world.wait_log(&id, "bye");
+}
+
+#[test]
+fn the_memory_of_a_frozen_instance_is_given_back_and_its_program_goes_on() {
+    let Some(world) = World::new() else { return };
+    // What is read from a file stays in the page cache and is counted as the instance's.
+    let spec = world.shell(
+        "i=0; while [ $i -lt 64 ]; do echo some-text-of-a-file-that-grows-and-grows; i=$((i+1)); done > /seed; \
+         j=0; while [ $j -lt 400 ]; do cat /seed; j=$((j+1)); done > /data; cat /data > /dev/null; echo ready; \
+         while :; do sleep 0.02; [ -e /data ] && echo alive; done",
+    );
+    let id = spec.id.clone();
+    world.client().launch(spec).unwrap();
+    world.wait_log(&id, "ready");
+    world.client().freeze(&id).unwrap();
+    let done = reclaim(&world.state(), &id).unwrap();
+    assert!(done.after_bytes < done.before_bytes, "{done:?}");
+    assert!(matches!(world.info(&id).state, InstanceState::Frozen { .. }));
+    let before = world.logs(&id).len();
+    world.client().thaw(&id).unwrap();
+    until("it goes on", || world.logs(&id).len() > before);
+    world.client().kill(&id).unwrap();
+    world.wait_exit(&id);
+    world.client().remove(&id).unwrap();
+    let gone = reclaim(&world.state(), &id).unwrap_err();
+    assert_eq!(gone.kind(), std::io::ErrorKind::NotFound);
 }

@@ -155,3 +155,25 @@ async fn a_long_freeze_is_no_failure() {
         "asked soon, but after it had time to breathe"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_an_earlier_process_froze_is_taken_for_healthy_until_it_is_asked_again() {
+    let start = Instant::now();
+    let mut health = Health::new(&[check(80)], start, true, start);
+    assert!(!health.view().healthy, "nobody has asked it yet");
+    health.was_frozen();
+    assert!(health.view().healthy);
+    let thawed = start + seconds(3600);
+    health.resume(thawed);
+    let (index, due) = health.next().unwrap();
+    assert_eq!(due, thawed + CONFIRMATION, "it gets a moment to come to itself");
+    health.record(index, Err("refused".to_owned()), due);
+    assert!(health.view().healthy, "once may be chance");
+    let (index, due) = health.next().unwrap();
+    health.record(index, Err("refused".to_owned()), due);
+    assert!(!health.view().healthy);
+    // One that was never healthy is not made so by a freeze.
+    let mut starting = Health::new(&[check(80)], start, false, start);
+    starting.was_frozen();
+    assert!(!starting.view().healthy);
+}

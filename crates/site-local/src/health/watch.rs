@@ -37,12 +37,11 @@ pub(crate) struct Subject {
 
 /// Probes until dropped; `report` gets the first view at once and then every other one.
 pub(crate) async fn watch(mut subject: Subject, mut report: impl FnMut(View)) {
-    let mut health = Health::new(
-        &subject.checks,
-        subject.started_at,
-        subject.became_healthy,
-        Instant::now(),
-    );
+    let now = Instant::now();
+    let mut health = Health::new(&subject.checks, subject.started_at, subject.became_healthy, now);
+    if *subject.frozen.borrow() {
+        health.was_frozen();
+    }
     let mut shown = health.view();
     report(shown.clone());
     while let Some((index, due)) = health.next() {

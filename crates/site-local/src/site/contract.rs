@@ -183,6 +183,8 @@ impl Site for LocalSite {
         let frozen = self.shared.call(instance, |client, id| client.freeze(id)).await;
         if frozen.is_err() {
             self.shared.frozen(instance, false);
+        } else if self.shared.config.reclaim_frozen {
+            self.shared.reclaim(instance);
         }
         frozen
     }
@@ -308,8 +310,12 @@ impl Shared {
     fn guard_running(&self, id: InstanceId, generation: Generation) -> Result<(), Error> {
         let mut entries = self.lock();
         let entry = entries.get_mut(&id).ok_or(Error::NoSuchInstance(id))?;
+        let known = entry.record.generation;
         entry.guard(generation)?;
-        self.save(&entry.record);
+        if entry.record.generation != known {
+            // Only then: somebody may be waiting for the thaw, and a disk takes longer than a thaw.
+            self.save(&entry.record);
+        }
         match entry.live {
             Live::Up(_) => Ok(()),
             Live::Preparing => Err(Error::Refused {
@@ -338,6 +344,33 @@ impl Shared {
         {
             tracing::warn!(instance = %id, error = crate::chain(&error), "cannot write to an instance's log");
         }
+    }
+
+    /// Gives the memory of a frozen instance back, in the background and one instance at a time: it costs the machine
+    /// more than a freeze does. One that was thawed meanwhile is left alone; what cannot be had stays where it is.
+    fn reclaim(self: &Arc<Self>, id: InstanceId) {
+        let (shared, end) = (Arc::clone(self), self.end.clone());
+        let reclaiming = async move {
+            // Closed only with the site, whose end cancels this task.
+            let _permit = shared.reclaims.acquire().await;
+            let is_frozen = |entry: &Entry| matches!(&entry.live, Live::Up(up) if *up.frozen.borrow());
+            let Ok(name) = super::wire_id(id) else { return };
+            if !shared.lock().get(&id).is_some_and(is_frozen) {
+                return;
+            }
+            let directory = shared.config.supervisor_dir.clone();
+            let work = move || tram_sandbox::reclaim::reclaim(&directory, &name);
+            match tokio::task::spawn_blocking(work).await {
+                Ok(Ok(done)) => {
+                    tracing::debug!(instance = %id, ?done, "gave memory of a frozen instance back")
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(instance = %id, %error, "the memory of a frozen instance stays in use");
+                }
+                Err(error) => tracing::error!(instance = %id, %error, "giving memory back ended badly"),
+            }
+        };
+        tokio::spawn(end.run_until_cancelled_owned(reclaiming));
     }
 
     /// A stop that did not reach the supervisor: whoever looks must not take it for one under way, or nobody would
