@@ -40,13 +40,15 @@ LOG_SHOWN = 8000
 SUBJECTS_MAX = 4
 # An intent comes true within this, also right after a restart and with a crash's back-off in between.
 PATIENCE_SECONDS = 60
+# Deep sleep after a second; or light sleep, and deep sleep not while the test lasts.
+DELAYS = {"deeply": {"deep_sleep_value": 1}, "lightly": {"light_sleep_value": 1, "deep_sleep_value": 86_400}}
 VERSIONS = {"1": b"Hello from version 1\n", "2": b"Hello from version 2\n"}
 
 
 class Subject:
     """A service and what it was asked to be."""
 
-    def __init__(self, name, image, version, instances=1, sleeps=False, app_goes=False):
+    def __init__(self, name, image, version, instances=1, sleeps=None, app_goes=False):
         self.name, self.image, self.version, self.instances, self.sleeps = name, image, version, instances, sleeps
         # Its app goes with it.
         self.app_goes = app_goes
@@ -57,7 +59,7 @@ class Subject:
     def definition(self):
         scaling = {"min": self.instances, "max": self.instances}
         if self.sleeps:
-            scaling = {"min": 0, "max": 1, "targets": [{"sleep_idle_delay": {"deep_sleep_value": 1}}]}
+            scaling = {"min": 0, "max": 1, "targets": [{"sleep_idle_delay": DELAYS[self.sleeps]}]}
         return {
             "name": self.name, "type": "WEB", "regions": ["fra"],
             "docker": {"image": self.image(self.version)},
@@ -75,7 +77,10 @@ class Chaos:
             self.image(version)
         self.count, self.subjects, self.history = 0, [], collections.Counter()
         self.reference = self.make("reference", instances=2)
-        self.sleeper = self.make("sleeper", sleeps=True)
+        self.sleepers = [self.make("sleeper", sleeps="deeply"), self.make("dozer", sleeps="lightly")]
+        # Whatever dies around it, it is frozen and thawed and never started anew.
+        self.dozing = self.processes(self.sleepers[1])
+        assert self.dozing, "the one that sleeps lightly runs"
         self.asker = Asker(cloud, self.reference.host, VERSIONS.values())
 
     def make(self, name, **more):
@@ -160,7 +165,7 @@ class Chaos:
     def processes(self, subject):
         """Instance to process of a service that nobody is changing."""
         found = {}
-        for instance in self.cloud.instances(subject.id, "HEALTHY"):
+        for instance in self.cloud.instances(subject.id, "HEALTHY", "SLEEPING"):
             found[instance["id"]] = self.process(instance["id"])
         return found
 
@@ -184,7 +189,7 @@ class Chaos:
         kinds += ["resume"] * bool(paused) + ["delete"] * bool(self.subjects)
         kind = self.choices.choice(kinds)
         if kind in ("wake", "sleep"):
-            subject = self.sleeper
+            subject = self.choices.choice(self.sleepers)
         elif kind == "create":
             self.count += 1
             subject = Subject(f"subject-{self.count}", self.image, self.choices.choice(list(VERSIONS)),
@@ -279,6 +284,8 @@ class Chaos:
                 assert self.find_app(subject.name), f"the app of {subject.name} went without being asked to"
         else:
             self.settle(subject)
+        after = self.processes(self.sleepers[1])
+        assert after == self.dozing, f"the one that sleeps lightly was started anew: {self.dozing} to {after}"
         for one in bystanders:
             self.settle(one)
             after = self.processes(one)
