@@ -88,6 +88,15 @@ struct Known {
     pause: Duration,
 }
 
+/// What a table makes of services that sleep in the store.
+#[derive(Debug, Default)]
+struct Asleep {
+    /// They sleep in it too, since then.
+    sleepers: BTreeMap<ServiceId, Timestamp>,
+    /// They take requests: they were thawed, and the store does not say so yet.
+    woken: Vec<ServiceId>,
+}
+
 /// A host name of an app.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Name {
@@ -385,10 +394,9 @@ impl Reconciler {
             tries -= 1;
             known.version = known.version.max(held) + 1;
             let began = Instant::now();
-            let (table, sleepers) = known.table(&self.deps, &self.sleepers);
-            let asleep: HashSet<ServiceId> = sleepers.iter().map(|(sleeper, _)| *sleeper).collect();
-            for id in &changed {
-                let endpoints = if asleep.contains(id) {
+            let (table, asleep) = known.table(&self.deps, &self.sleepers);
+            for id in changed.iter().chain(&asleep.woken) {
+                let endpoints = if asleep.sleepers.contains_key(id) {
                     BTreeSet::new()
                 } else {
                     known.endpoints(*id)
@@ -405,7 +413,7 @@ impl Reconciler {
                         self.queue.add(Key::Service(service));
                     }
                     // Whoever woke after this table was made is asleep in it.
-                    for (service, since) in sleepers {
+                    for (service, since) in asleep.sleepers {
                         let thawed = self.sleepers.thawed(service, since);
                         if let Some(thawed) = thawed.filter(|it| it.is_superset(&known.endpoints(service))) {
                             light::announce(&self.deps, &self.confirmed, service, thawed).await;
@@ -530,10 +538,10 @@ impl Known {
             .unwrap_or_default()
     }
 
-    /// The table, and the services that sleep in it with the beginning of their sleep.
-    fn table(&self, deps: &Deps, sleepers: &Sleepers) -> (RoutingTable, Vec<(ServiceId, Timestamp)>) {
+    /// The table, and who sleeps in it.
+    fn table(&self, deps: &Deps, sleepers: &Sleepers) -> (RoutingTable, Asleep) {
         let settings = &deps.settings;
-        let mut asleep = Vec::new();
+        let mut asleep = Asleep::default();
         let mut table = RoutingTable {
             version: self.version,
             base_domain: settings.base_domain.clone(),
@@ -578,8 +586,9 @@ impl Known {
                 let thawed = sleepers.thawed(entry.id, since);
                 if thawed.is_some_and(|thawed| thawed.is_superset(&entry.endpoints()) && !thawed.is_empty()) {
                     service.state = routing::State::Ready;
+                    asleep.woken.push(entry.id);
                 } else {
-                    asleep.push((entry.id, since));
+                    asleep.sleepers.insert(entry.id, since);
                 }
             }
             service.request_timeout_ms = chosen.unwrap_or(service.request_timeout_ms);
