@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rand::RngExt as _;
 use serde_json::{Value, json};
-use tram_controller::data_plane::ServiceActivity;
+use tram_controller::data_plane::{Latency, ServiceActivity};
 use tram_site::Capabilities;
 use tram_store::record::{Desired, ObjectKind};
 use tram_types::{
@@ -79,6 +79,8 @@ fn rests(world: &World, service: ServiceId) {
         in_flight: 0,
         queued: 0,
         last_at: Some(world.now()),
+        arrivals: None,
+        latency: Latency::default(),
     });
 }
 
@@ -176,6 +178,8 @@ async fn a_request_under_way_is_not_frozen() {
         in_flight: 1,
         queued: 0,
         last_at: Some(world.now()),
+        arrivals: None,
+        latency: Latency::default(),
     });
     world.deployment_becomes(made.deployment.id, D::Healthy).await;
     world.edge.set_busy(service, false);
