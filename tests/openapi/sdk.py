@@ -17,7 +17,10 @@ import sys
 SKIPPED = {
     "RevealSecret": "the model wants an object, and the value of a simple secret is text: the SDK's own fault",
 }
-OURS = {"role": "CreateCredential and Credential: whether a token only reads"}
+OURS = {
+    "decisions": "GetDeploymentScalingReply: how many instances there should be, and why",
+    "role": "CreateCredential and Credential: whether a token only reads",
+}
 
 
 def unknown(model, given, path=""):

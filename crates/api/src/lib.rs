@@ -19,6 +19,7 @@ mod openapi;
 mod query;
 mod resources;
 mod router;
+mod scaling;
 mod serve;
 mod state;
 mod streams;
@@ -32,6 +33,7 @@ pub mod wire;
 pub use auth::FailureLimit;
 pub use error::Error;
 pub use router::{openapi, router};
+pub use scaling::{NoScaling, ScalingDecision, ScalingSource};
 pub use state::{
     ApiState, DomainChecker, DomainVerdict, ImageVerdict, ImageVerifier, MetricSeries, MetricsError,
     MetricsQuery, MetricsSource, Settings,

@@ -12,7 +12,12 @@ use tram_site::{RegistryCredentials, Sites};
 use tram_store::{Store, record::Domain};
 use tram_types::{Clock, InstanceId, ServiceId, Timestamp, catalog::Catalog, status::MetricName};
 
-use crate::{auth::FailureLimit, turns::Turns, wire::helper::VerifyDockerImageReplyErrCode};
+use crate::{
+    auth::FailureLimit,
+    scaling::{NoScaling, ScalingSource},
+    turns::Turns,
+    wire::helper::VerifyDockerImageReplyErrCode,
+};
 
 /// Everything a handler may use. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -33,6 +38,8 @@ pub struct ApiState {
     pub domains: Arc<dyn DomainChecker>,
     /// Has the figures.
     pub metrics: Arc<dyn MetricsSource>,
+    /// Knows what the load decided.
+    pub scaling: Arc<dyn ScalingSource>,
     /// How often tokens failed, by address.
     pub failures: Arc<FailureLimit>,
     /// Whose turn it is to change an app's services.
@@ -65,9 +72,19 @@ impl ApiState {
             verifier,
             domains,
             metrics,
+            scaling: Arc::new(NoScaling),
             failures: Arc::new(FailureLimit::default()),
             turns: Arc::default(),
         }
+    }
+}
+
+impl ApiState {
+    /// The same, with somebody who knows what the load decides.
+    #[must_use]
+    pub fn with_scaling(mut self, scaling: Arc<dyn ScalingSource>) -> Self {
+        self.scaling = scaling;
+        self
     }
 }
 

@@ -6,6 +6,7 @@
 //! unknown `TRAM_` variables are refused: a setting that silently does nothing is worse than a start that fails.
 
 mod resolve;
+mod scaling;
 mod value;
 
 use std::{
@@ -15,6 +16,7 @@ use std::{
 
 pub use self::{
     resolve::{DEFAULT_FILE, Error},
+    scaling::Scaling,
     value::{Aliases, Block, Blocks, LogFormat, OnStop, Origins, PortRange, Servers, SleepMemory},
 };
 
@@ -143,6 +145,9 @@ settings! {
     /// What becomes of the memory of instances in light sleep: `keep` leaves it, `reclaim` gives back what the kernel
     /// can take, and they wake more slowly.
     light_sleep_memory: SleepMemory = SleepMemory::Keep;
+    /// How quickly services follow their load, such as `down_window=60`; in the file also a table of names. What is
+    /// left out is built in: see the page on autoscaling.
+    scaling: Scaling = Scaling::default();
     /// Which log lines are written, such as `info` or `info,tram_edge=debug`.
     log_filter: String = "info".to_owned();
     /// How log lines are written.

@@ -62,6 +62,7 @@ struct Regional {
     usage: Usage,
     decision: Decision,
     decided_at: Timestamp,
+    last_change: Option<(Decision, Timestamp)>,
     /// The number that was told to its owner last, when the decision is another one.
     untold: Option<u32>,
 }
@@ -81,6 +82,8 @@ pub struct Decided {
     pub decision: Decision,
     /// When it was last decided.
     pub at: Timestamp,
+    /// The decision that last changed the number, and when that was.
+    pub last_change: Option<(Decision, Timestamp)>,
 }
 
 /// A number that changed and was not told to its owner yet.
@@ -130,6 +133,7 @@ impl Regional {
         let changed = decision.is_change();
         if changed {
             self.untold.get_or_insert(decision.from);
+            self.last_change = Some((decision, now));
         }
         self.decision = decision;
         self.decided_at = now;
@@ -198,12 +202,14 @@ impl Scaling {
                     observation: None,
                 },
                 decided_at: now,
+                last_change: None,
                 untold: None,
                 subject,
             };
             new.decide(&service.traffic, &self.policy, now);
             // Its first number is no change of another one.
             new.untold = None;
+            new.last_change = None;
             service.regions.push(new);
         }
         self.deciding.notify_one();
@@ -313,6 +319,7 @@ impl Scaling {
                 max: known.subject.scale.max,
                 decision: known.decision,
                 at: known.decided_at,
+                last_change: known.last_change,
             })
             .collect()
     }

@@ -28,6 +28,7 @@ pub mod paths;
 pub mod processes;
 pub mod roles;
 pub mod sampler;
+pub mod scaling;
 pub mod stops;
 pub mod traces;
 pub mod trust;

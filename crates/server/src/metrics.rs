@@ -8,7 +8,8 @@ use prometheus_client::{
     registry::Registry,
 };
 use tokio::sync::Mutex;
-use tram_controller::{Observer, Outcome};
+use tram_controller::{Observer, Outcome, scaling::Totals};
+use tram_planner::autoscale::Cause;
 use tram_store::{
     Store,
     filter::{Organizations, PAGE_ITEMS_MAX, Page},
@@ -58,6 +59,11 @@ struct WakeLabel {
     outcome: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
 /// The control plane's metrics.
 #[derive(Debug)]
 pub struct Metrics {
@@ -73,6 +79,9 @@ pub struct Metrics {
     run_seconds: Family<ReconcilerLabel, Histogram>,
     backlog: Gauge,
     edge_connected: Gauge,
+    scaled_wanted: Gauge,
+    scaled_ready: Gauge,
+    scalings: Family<ReasonLabel, Counter>,
 }
 
 impl Metrics {
@@ -125,6 +134,30 @@ impl Metrics {
             "From the demand of a wake to the routing table that lets its callers go",
             wake_seconds.clone(),
         );
+        let scaled_wanted = Gauge::default();
+        registry.register(
+            "autoscaling_instances_wanted",
+            "Instances that the load asks for, of all services that scale on it",
+            scaled_wanted.clone(),
+        );
+        let scaled_ready = Gauge::default();
+        registry.register(
+            "autoscaling_instances_ready",
+            "Instances of these services that are healthy",
+            scaled_ready.clone(),
+        );
+        let scalings = Family::<ReasonLabel, Counter>::default();
+        for cause in Cause::ALL {
+            // Every reason is there from the start: a series that comes and goes is hard to alert on.
+            drop(scalings.get_or_create(&ReasonLabel {
+                reason: cause.as_str(),
+            }));
+        }
+        registry.register(
+            "autoscaling_changes",
+            "Decisions that changed the number of instances of a deployment in a region",
+            scalings.clone(),
+        );
         Self {
             store,
             registry: Mutex::new(registry),
@@ -137,6 +170,9 @@ impl Metrics {
             run_seconds,
             backlog,
             edge_connected,
+            scaled_wanted,
+            scaled_ready,
+            scalings,
         }
     }
 
@@ -214,6 +250,19 @@ impl Metrics {
             }
         }
         Ok(())
+    }
+
+    /// What the load decided so far.
+    pub fn set_scaling(&self, totals: &Totals) {
+        let whole = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        self.scaled_wanted.set(whole(totals.wanted));
+        self.scaled_ready.set(whole(totals.ready));
+        for (cause, count) in &totals.changes {
+            let counter = self.scalings.get_or_create(&ReasonLabel {
+                reason: cause.as_str(),
+            });
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
     }
 
     /// How many services wait to be looked at.

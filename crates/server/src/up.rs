@@ -45,7 +45,7 @@ use crate::{
     paths::Paths,
     processes::{DirectoryLock, Helper, Keeper, patience},
     roles::{self, EdgeSettings},
-    sampler,
+    sampler, scaling,
     stops::{Stops, ToldToStop},
     traces::Traces,
     verifier::{Domains, Verifier},
@@ -286,7 +286,10 @@ impl Inside {
             resolver,
             clock: Arc::clone(&clock),
             catalog: Arc::clone(&catalog),
-            policy: tram_planner::Policy::default(),
+            policy: tram_planner::Policy {
+                scaling: scaling::policy(&settings.scaling),
+                ..tram_planner::Policy::default()
+            },
             settings: tram_controller::Settings {
                 base_domain: settings.base_domain.clone(),
                 public_hosts: vec![settings.base_domain.clone()],
@@ -321,7 +324,8 @@ impl Inside {
             }),
             Arc::new(domains),
             figures,
-        );
+        )
+        .with_scaling(Arc::new(scaling::Decisions(controller.scaling())));
         let observed = Observed {
             store: store.clone(),
             edge: Arc::clone(&link),
@@ -365,6 +369,7 @@ impl Running {
         loop {
             tick.tick().await;
             self.metrics.set_backlog(self.controller.backlog());
+            self.metrics.set_scaling(&self.controller.scaling().totals());
             for helper in [self.edge.helper(), self.supervisor.helper()] {
                 helper_logs::bound(&helper.log).await;
             }

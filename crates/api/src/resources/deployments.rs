@@ -6,17 +6,22 @@ use tram_store::{
     filter,
     record::{self, ProxyPort},
 };
-use tram_types::{AppId, DeploymentId, ServiceId, status::DeploymentStatus};
+use tram_types::{
+    AppId, DeploymentId, ServiceId,
+    definition::DeploymentDefinition,
+    status::{DeploymentStatus, InstanceStatus},
+};
 
 use crate::{
     endpoint::{Call, Endpoint, get, post},
     error::Error,
     query::Page,
     resources::instances::LIVE,
+    scaling,
     views::{self, count, deployment::Beside},
     wire::deployment::{
-        CancelDeploymentReply, GetDeploymentReply, GetDeploymentScalingReply, GetDeploymentScalingReplyItem,
-        ListDeploymentsReply,
+        CancelDeploymentReply, DeploymentScalingDecision, GetDeploymentReply, GetDeploymentScalingReply,
+        GetDeploymentScalingReplyItem, ListDeploymentsReply,
     },
 };
 
@@ -130,7 +135,7 @@ async fn cancel(call: Call) -> Result<CancelDeploymentReply, Error> {
 async fn scaling(call: Call<Replicas>) -> Result<GetDeploymentScalingReply, Error> {
     let id: DeploymentId = call.id("id")?;
     let organization = call.caller.organization;
-    call.api.store.deployment(organization, id).await?;
+    let deployment = call.api.store.deployment(organization, id).await?;
     let filter = filter::Instances {
         deployment_id: Some(id),
         replica_index: call.query.replica_index,
@@ -146,15 +151,18 @@ async fn scaling(call: Call<Replicas>) -> Result<GetDeploymentScalingReply, Erro
         let known = call.api.catalog.region(given);
         known.map_or(given, |region| region.id.as_str())
     });
+    let asked = |it: &str| region.is_none_or(|region| region == it);
     let mut replicas: BTreeMap<(&str, u32), Vec<_>> = BTreeMap::new();
     for instance in &listed.items {
-        if region.is_none_or(|region| region == instance.region) {
+        if asked(&instance.region) {
             replicas
                 .entry((&instance.region, instance.replica_index))
                 .or_default()
                 .push(views::instance::instance(instance));
         }
     }
+    let mut decisions = decisions(&call, &deployment).await?;
+    decisions.retain(|decision| asked(&decision.region));
     Ok(GetDeploymentScalingReply {
         replicas: replicas
             .into_iter()
@@ -166,5 +174,53 @@ async fn scaling(call: Call<Replicas>) -> Result<GetDeploymentScalingReply, Erro
                 },
             )
             .collect(),
+        decisions,
     })
+}
+
+/// How many instances there should be in each region of a deployment, and why.
+async fn decisions(
+    call: &Call<Replicas>,
+    deployment: &record::Deployment,
+) -> Result<Vec<DeploymentScalingDecision>, Error> {
+    let organization = call.caller.organization;
+    let store = &call.api.store;
+    let service = store.service(organization, deployment.service_id).await?;
+    let definition: DeploymentDefinition =
+        serde::Deserialize::deserialize(&deployment.definition).unwrap_or_default();
+    let of_it = filter::RegionalDeployments {
+        deployment_id: Some(deployment.id),
+        ..filter::RegionalDeployments::default()
+    };
+    let regional = store
+        .list_regional_deployments(organization, &of_it, filter::Page::largest())
+        .await?;
+    let healthy = filter::Instances {
+        deployment_id: Some(deployment.id),
+        statuses: vec![InstanceStatus::Healthy],
+        ..filter::Instances::default()
+    };
+    let healthy = store
+        .list_instances(organization, &healthy, filter::Page::largest())
+        .await?;
+    let mut by_load = call.api.scaling.decisions(service.id, deployment.id);
+    let mut decisions = Vec::new();
+    for region in regional.items.iter().map(|it| it.region.as_str()) {
+        let known = by_load.iter().position(|it| it.region == region);
+        if let Some(known) = known {
+            decisions.push(scaling::told(by_load.swap_remove(known)));
+            continue;
+        }
+        let ready = healthy.items.iter().filter(|it| it.region == region).count();
+        let ready = i64::try_from(ready).unwrap_or(i64::MAX);
+        decisions.extend(scaling::without_load(
+            &service,
+            deployment,
+            &definition,
+            &call.api.catalog,
+            region,
+            ready,
+        ));
+    }
+    Ok(decisions)
 }

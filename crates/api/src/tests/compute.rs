@@ -438,3 +438,40 @@ async fn what_cannot_be_built_yet_says_so() {
         assert_eq!(refused["code"], "not_implemented", "{source}");
     }
 }
+
+#[tokio::test]
+async fn why_there_are_so_many_instances_is_told() {
+    let fixture = Fixture::new().await;
+    let app = fixture.app("shop").await;
+    let service = fixture.service(&app, "web", "/").await;
+    let scaling = format!(
+        "/v1/deployment/{}/scaling",
+        text(&service["latest_deployment_id"])
+    );
+    let told = fixture.get(&scaling).await.good()["decisions"].clone();
+    let first = &told[0];
+    assert_eq!(
+        (
+            &first["region"],
+            &first["wanted"],
+            &first["reason"],
+            &first["message"]
+        ),
+        (
+            &json!("fra"),
+            &json!(1),
+            &json!("fixed"),
+            &json!("stays at 1: fixed by the definition")
+        )
+    );
+    let by_hand = format!("/v1/services/{}/scale", text(&service["id"]));
+    let three = json!({"scalings": [{"scopes": ["region:na"], "instances": 3}]});
+    fixture.with(Method::PUT, &by_hand, three).await.good();
+    let told = fixture.get(&scaling).await.good()["decisions"].clone();
+    assert_eq!(
+        (&told[0]["wanted"], &told[0]["reason"], &told[0]["message"]),
+        (&json!(3), &json!("manual"), &json!("stays at 3: set by hand"))
+    );
+    let elsewhere = fixture.get(&format!("{scaling}?region=elsewhere")).await.good();
+    assert_eq!(elsewhere["decisions"], json!([]));
+}

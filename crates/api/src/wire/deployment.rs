@@ -234,6 +234,38 @@ tram_types::message! {
     /// The answer of `get deployment scaling`.
     pub struct GetDeploymentScalingReply {
         pub replicas: Vec<GetDeploymentScalingReplyItem>,
+        /// How many instances each region should have, and why. An addition of ours; empty: the deployment does not run.
+        pub decisions: Vec<DeploymentScalingDecision>,
+    }
+
+    /// How many instances a deployment should have in one region, and why.
+    pub struct DeploymentScalingDecision {
+        pub region: String,
+        /// How many there should be.
+        pub wanted: i64,
+        /// How many are healthy.
+        pub ready: i64,
+        /// Fewest, by the definition.
+        pub min: i64,
+        /// Most, by the definition.
+        pub max: i64,
+        /// `manual`, `fixed`, `asleep`, `above_target`, `burst`, `below_target`, `on_target`, `settling`, `waiting`,
+        /// `at_maximum`, `at_minimum` or `unknown`.
+        pub reason: String,
+        /// The same in words and numbers.
+        pub message: String,
+        /// The target that decided, such as `concurrent_requests`; empty: none did.
+        pub signal: String,
+        /// What was seen of it for one instance, in the target's unit.
+        pub observed: f64,
+        /// The target's value.
+        pub target: i64,
+        /// When this was decided; none: it did not have to be.
+        pub decided_at: Option<Timestamp>,
+        /// The last change of the number, in words; empty: none since the control plane started.
+        pub last_change: String,
+        /// When that was.
+        pub changed_at: Option<Timestamp>,
     }
 
     /// One replica with its instances.

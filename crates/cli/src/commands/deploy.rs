@@ -66,11 +66,11 @@ pub struct Arguments {
     /// Fewest instances; 0 lets the service sleep
     #[arg(long, value_name = "N")]
     pub min: Option<u16>,
-    /// Most instances; kept, but without effect until --scale-on has one
+    /// Most instances; needs --scale-on when it is more than --min
     #[arg(long, value_name = "N")]
     pub max: Option<u16>,
-    /// What to scale on between --min and --max: cpu, memory, requests-per-second or concurrent-requests; kept, but
-    /// not acted on yet
+    /// What one instance should carry, to scale between --min and --max: cpu or memory in percent, requests-per-second,
+    /// concurrent-requests, or response-time in milliseconds; several can be given, and the largest answer wins
     #[arg(long, value_name = "WHAT=VALUE")]
     pub scale_on: Vec<ScaleOn>,
     /// Sleep after so long without traffic, such as 5m; the next request wakes the service

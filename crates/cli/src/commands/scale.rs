@@ -26,7 +26,7 @@ pub struct Arguments {
     /// Fewest instances; 0 lets the service sleep
     #[arg(long, value_name = "N", group = "amount", conflicts_with = "auto")]
     pub min: Option<u16>,
-    /// Most instances; kept, but without effect until the service scales on its load
+    /// Most instances; needs a target to scale on when it is more than --min: see `tram deploy --scale-on`
     #[arg(long, value_name = "N", group = "amount", conflicts_with = "auto")]
     pub max: Option<u16>,
     /// Go back from an exact number to what the definition says

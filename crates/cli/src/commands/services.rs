@@ -96,6 +96,7 @@ async fn get(session: &Session, given: &str) -> Result<(), Error> {
         "service",
     );
     let definition = latest_definition(&client, &service).await?;
+    let (instances, scaling) = decided(&client, &service).await?;
     session.printer.value(&service, || {
         pairs(&[
             ("service", found.path()),
@@ -104,6 +105,8 @@ async fn get(session: &Session, given: &str) -> Result<(), Error> {
             ("status", text(&service, "status").to_owned()),
             ("image", image(&definition)),
             ("scale", scale(&definition)),
+            ("instances", instances),
+            ("scaling", scaling),
             ("active deployment", short(text(&service, "active_deployment_id"))),
             ("latest deployment", short(text(&service, "latest_deployment_id"))),
             (
@@ -126,6 +129,41 @@ pub(crate) async fn latest_definition(client: &Client, service: &Value) -> Resul
         "deployment",
     );
     Ok(take(&mut deployment, "definition"))
+}
+
+/// How many instances the active deployment should have and has, and why; each region on a line of its own where there
+/// are several. Empty when no deployment is active.
+async fn decided(client: &Client, service: &Value) -> Result<(String, String), Error> {
+    let id = text(service, "active_deployment_id");
+    if id.is_empty() {
+        return Ok((String::new(), String::new()));
+    }
+    let reply = client.get(&format!("/v1/deployment/{id}/scaling"), &[]).await?;
+    let decisions = list(&reply, "decisions");
+    let lines = |words: &dyn Fn(&Value) -> String| {
+        let line = |decision: &Value| {
+            let place = if decisions.len() > 1 {
+                format!("{}: ", text(decision, "region"))
+            } else {
+                String::new()
+            };
+            format!("{place}{}", words(decision))
+        };
+        decisions.iter().map(line).collect::<Vec<_>>().join("\n")
+    };
+    let counted = |decision: &Value| {
+        let (wanted, ready) = (number(decision, "wanted"), number(decision, "ready"));
+        format!("{wanted} wanted, {ready} ready")
+    };
+    let why = |decision: &Value| {
+        let (message, change) = (text(decision, "message"), text(decision, "last_change"));
+        if change.is_empty() || change == message {
+            message.to_owned()
+        } else {
+            format!("{message}; before: {change}")
+        }
+    };
+    Ok((lines(&counted), lines(&why)))
 }
 
 /// The image of a definition; empty when it has another source.

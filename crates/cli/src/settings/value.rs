@@ -49,7 +49,7 @@ fn listed(value: &toml::Value) -> Result<String, String> {
 }
 
 /// The parts of a list in an argument, or a string of the file.
-fn parts(text: &str) -> impl Iterator<Item = &str> {
+pub(super) fn parts(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty())
 }
 

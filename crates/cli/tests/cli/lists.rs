@@ -70,6 +70,9 @@ fn one_service_is_shown_by_any_of_its_names() {
     let expected = format!(
         "service:            shop/web\nid:                 {SERVICE_ID}\ntype:               web\n\
          status:             HEALTHY\nimage:              shop:1\nscale:              1\n\
+         instances:          5 wanted, 4 ready\n\
+         scaling:            stays at 5: 14.2 requests in flight per instance, target 3 (that is the maximum); \
+         before: scaled 2 to 5: 20.1 requests in flight per instance, target 3\n\
          active deployment:  d0000000\nlatest deployment:  d0000000\ncreated:            3h ago\n"
     );
     for name in ["web", "shop/web", SERVICE_ID, "50000000", "5000000000004000"] {

@@ -283,6 +283,14 @@ impl Server {
             &format!("GET /v1/deployments/{DEPLOYMENT_ID}"),
             deployment("HEALTHY", &[]),
         );
+        self.answer(
+            &format!("GET /v1/deployment/{DEPLOYMENT_ID}/scaling"),
+            json!({ "replicas": [], "decisions": [{
+                "region": "local", "wanted": 5, "ready": 4, "min": 1, "max": 5, "reason": "at_maximum",
+                "message": "stays at 5: 14.2 requests in flight per instance, target 3 (that is the maximum)",
+                "last_change": "scaled 2 to 5: 20.1 requests in flight per instance, target 3",
+            }]}),
+        );
         self
     }
 }

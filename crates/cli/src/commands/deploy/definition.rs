@@ -4,7 +4,8 @@ use tram_types::{
     definition::{
         DeploymentDefinition, DeploymentEnv, DeploymentHealthCheck, DeploymentInstanceType, DeploymentPort,
         DeploymentProxyPort, DeploymentRoute, DeploymentScaling, DeploymentScalingTarget, DeploymentStrategy,
-        DockerSource, HttpHealthCheck, ScalingTargetSleepIdleDelay, ScalingTargetValue, TcpHealthCheck,
+        DockerSource, HttpHealthCheck, ScalingTargetResponseTime, ScalingTargetSleepIdleDelay,
+        ScalingTargetValue, TcpHealthCheck,
     },
     status::{DefinitionType, DeploymentStrategyType, ProxyPortProtocol},
 };
@@ -247,6 +248,12 @@ fn target(scale_on: ScaleOn) -> DeploymentScalingTarget {
         ScaleOn::Memory(value) => target.average_mem = Some(ScalingTargetValue { value }),
         ScaleOn::RequestsPerSecond(value) => target.requests_per_second = Some(ScalingTargetValue { value }),
         ScaleOn::ConcurrentRequests(value) => target.concurrent_requests = Some(ScalingTargetValue { value }),
+        ScaleOn::ResponseTime(value) => {
+            target.requests_response_time = Some(ScalingTargetResponseTime {
+                value,
+                ..ScalingTargetResponseTime::default()
+            });
+        }
     }
     target
 }

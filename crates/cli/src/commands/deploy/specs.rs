@@ -118,6 +118,8 @@ pub enum ScaleOn {
     RequestsPerSecond(i64),
     /// Requests in flight, per instance.
     ConcurrentRequests(i64),
+    /// Milliseconds to the head of an answer, of 95 % of the requests.
+    ResponseTime(i64),
 }
 
 impl FromStr for ScaleOn {
@@ -135,8 +137,9 @@ impl FromStr for ScaleOn {
             "memory" => Ok(Self::Memory(value)),
             "requests-per-second" => Ok(Self::RequestsPerSecond(value)),
             "concurrent-requests" => Ok(Self::ConcurrentRequests(value)),
+            "response-time" => Ok(Self::ResponseTime(value)),
             other => Err(format!(
-                "`{other}` is not cpu, memory, requests-per-second or concurrent-requests"
+                "`{other}` is not cpu, memory, requests-per-second, concurrent-requests or response-time"
             )),
         }
     }
@@ -188,6 +191,7 @@ mod tests {
             Ok(Check::Http(8000, "/health".to_owned()))
         );
         assert_eq!(read("cpu=80"), Ok(ScaleOn::Cpu(80)));
+        assert_eq!(read("response-time=300"), Ok(ScaleOn::ResponseTime(300)));
     }
 
     #[test]
