@@ -162,10 +162,6 @@ impl Scaling {
         let now = self.clock.now();
         let mut state = self.lock();
         let state = &mut *state;
-        if subjects.is_empty() {
-            state.services.remove(&id);
-            return;
-        }
         let service = state.services.entry(id).or_insert_with(|| {
             let mut traffic = Traffic::new(&self.policy);
             if let Some(last) = last {
@@ -245,7 +241,7 @@ impl Scaling {
         }
     }
 
-    /// The service is gone.
+    /// The service is gone, or its load has no say for now.
     pub(crate) fn remove(&self, service: ServiceId) {
         self.lock().services.remove(&service);
     }

@@ -47,7 +47,9 @@ pub enum Signal {
 /// A signal over two windows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Average {
-    /// Over the burst window, or what is known of it.
+    /// Over the last burst window, or what is known of it.
+    pub peak: f64,
+    /// The lower one of the last two burst windows: what was there in both.
     pub burst: f64,
     /// Over the stable window; `None`: less than that is known.
     pub stable: Option<f64>,
@@ -152,8 +154,10 @@ pub struct Decision {
 /// What has to be known of earlier decisions. Belongs to one deployment in one region.
 #[derive(Debug, Clone, Default)]
 pub struct Memory {
-    /// What was recommended when, each smaller than the one before: the first is the largest of the window.
-    recent: VecDeque<(Timestamp, u32)>,
+    /// What the long windows recommended.
+    lasting: Recent,
+    /// What was recommended in all.
+    bursts: Recent,
     since: Option<Timestamp>,
     rose_at: Option<Timestamp>,
     fell_at: Option<Timestamp>,
@@ -162,24 +166,30 @@ pub struct Memory {
     too_few: Option<answer::TooFew>,
 }
 
-impl Memory {
+/// Recommendations and when they were made, each smaller than the one before: the first is the largest.
+#[derive(Debug, Clone, Default)]
+struct Recent(VecDeque<(Timestamp, u32)>);
+
+impl Recent {
     /// Notes a recommendation, and gives the largest of the last `window`.
     fn largest(&mut self, now: Timestamp, recommended: u32, window: Duration) -> u32 {
-        while self.recent.back().is_some_and(|(_, count)| *count <= recommended) {
-            self.recent.pop_back();
+        while self.0.back().is_some_and(|(_, count)| *count <= recommended) {
+            self.0.pop_back();
         }
-        self.recent.push_back((now, recommended));
+        self.0.push_back((now, recommended));
         let from = now.minus(window);
-        while self.recent.front().is_some_and(|(at, _)| *at < from) {
-            self.recent.pop_front();
+        while self.0.front().is_some_and(|(at, _)| *at < from) {
+            self.0.pop_front();
         }
-        self.recent.front().map_or(recommended, |(_, count)| *count)
+        self.0.front().map_or(recommended, |(_, count)| *count)
     }
+}
 
+impl Memory {
     /// Forgets what lies in the future: the clock was set back.
     fn trust(&mut self, now: Timestamp) {
         let ahead = |at: Option<Timestamp>| at.is_some_and(|at| at > now);
-        let newest = self.recent.back().map(|(at, _)| *at);
+        let newest = self.bursts.0.back().map(|(at, _)| *at);
         if ahead(newest)
             || ahead(self.since)
             || ahead(self.rose_at)
@@ -223,7 +233,11 @@ pub fn decide(input: &Input, memory: &mut Memory, policy: &Policy, now: Timestam
     let observation = largest.observation;
     let recommended = largest.wanted.clamp(min, max);
     let window = policy.down_window_for(input.start_time);
-    let kept = memory.largest(now, recommended, window);
+    let lasting = memory
+        .lasting
+        .largest(now, largest.lasting.clamp(min, max), window);
+    let burst_hold = policy.burst_hold_for(input.start_time);
+    let kept = lasting.max(memory.bursts.largest(now, recommended, burst_hold));
     if recommended > base {
         if memory.rose_at.is_some_and(|at| now.since(at) < policy.up_period) {
             return decision(base, Cause::Waiting, observation);

@@ -37,11 +37,11 @@ impl Reconciler {
                 }
             }
         }
-        let last = if subjects.is_empty() {
-            None
-        } else {
-            self.activities.last_report(service)
-        };
+        if subjects.is_empty() {
+            self.scaling.remove(service);
+            return;
+        }
+        let last = self.activities.last_report(service);
         self.scaling.note(service, subjects, last.as_ref());
         for deployment in deployments {
             for region in &mut deployment.regions {
@@ -93,7 +93,10 @@ impl Reconciler {
 /// Whether a deployment runs or comes up: one that sleeps has no load, and one that wakes has callers that wait.
 fn runs(deployment: &Deployment) -> bool {
     match deployment.status {
-        DeploymentStatus::Sleeping => deployment.instances().any(tram_planner::Instance::is_live),
+        // Frozen instances carry nothing.
+        DeploymentStatus::Sleeping => deployment
+            .instances()
+            .any(|it| it.is_live() && it.status != InstanceStatus::Sleeping),
         DeploymentStatus::Allocating | DeploymentStatus::Starting => true,
         status => status.is_serving(),
     }

@@ -12,11 +12,16 @@ use super::{Average, Cause, Input, Memory, Observation, Policy, Signal};
 
 /// Rounding noise of a division that should have been whole.
 const EPSILON: f64 = 1e-9;
-/// Standard deviations by which requests in flight must exceed what the instances should carry: with so few of them
-/// that noise is larger than half, two make a burst of noise rare enough, and waiting for more would be slow.
-const CONCURRENCY_SIGMA: f64 = 2.0;
-/// The same for arrivals. More, since they are counted over two seconds alone and cost nothing by themselves.
-const ARRIVALS_SIGMA: f64 = 4.0;
+/// What a burst of noise looks like: both signals are counts, whose standard deviation is their root. In two windows one
+/// after the other this many of them are seen by chance once in a day; two deviations would be in an hour.
+const BURST_SIGMA: f64 = 3.0;
+/// In one window alone, this many are seen by chance once in years.
+const PEAK_SIGMA: f64 = 6.0;
+/// One window alone must also show twice what the instances should carry, as Knative's panic does.
+const PEAK_FACTOR: f64 = 2.0;
+/// What remains after a step down leaves room for so many standard deviations of its average: with few requests the
+/// tolerance is less than noise, and what went down would come up again.
+const ROOM_SIGMA: f64 = 2.0;
 /// A number that was too slow is tried again when the arrivals are below this share of what they were then.
 const LIGHTER: f64 = 0.8;
 
@@ -35,6 +40,8 @@ pub(super) struct TooFew {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Answer {
     pub(super) wanted: u32,
+    /// What it asks for without its burst window.
+    pub(super) lasting: u32,
     pub(super) cause: Cause,
     pub(super) observation: Option<Observation>,
 }
@@ -49,22 +56,14 @@ pub(super) fn largest(
 ) -> Option<Answer> {
     let targets = &input.scale.targets;
     let signals = &input.signals;
-    let window = policy.burst_window.as_secs_f64();
-    let requests = |count: f64| {
-        let noise = CONCURRENCY_SIGMA * count.sqrt();
-        count + noise
-    };
-    let arrivals = |rate: f64| {
-        let expected = rate * window;
-        (expected + ARRIVALS_SIGMA * expected.sqrt()) / window.max(EPSILON)
-    };
+    let (stable, rate) = (policy.concurrency_window, policy.rate_window);
     let answers = [
         targets.concurrent_requests.map(|target| {
             total(
                 Signal::ConcurrentRequests,
                 target,
                 signals.concurrency,
-                requests,
+                stable,
                 input,
                 base,
                 policy,
@@ -72,15 +71,7 @@ pub(super) fn largest(
         }),
         targets.requests_per_second.map(|target| {
             let seen = signals.arrivals_per_second;
-            total(
-                Signal::RequestsPerSecond,
-                target,
-                seen,
-                arrivals,
-                input,
-                base,
-                policy,
-            )
+            total(Signal::RequestsPerSecond, target, seen, rate, input, base, policy)
         }),
         targets
             .cpu_percent
@@ -100,30 +91,43 @@ pub(super) fn largest(
             .map(|target| response_time(target, input, base, memory, policy, now)),
     ];
     let mut most: Option<Answer> = None;
+    let mut lasting = 0;
     let mut unknown = false;
     for answer in answers.into_iter().flatten() {
         match answer {
             None => unknown = true,
-            Some(answer) if most.is_none_or(|most| answer.wanted > most.wanted) => most = Some(answer),
-            Some(_) => {}
+            Some(answer) => {
+                lasting = lasting.max(answer.lasting);
+                if most.is_none_or(|most| answer.wanted > most.wanted) {
+                    most = Some(answer);
+                }
+            }
         }
     }
     // Fewer might be too few for what is not known.
     if unknown && most.is_none_or(|most| most.wanted <= base) {
         return None;
     }
-    most
+    // What is not known may last.
+    let lasting = if unknown { lasting.max(base) } else { lasting };
+    most.map(|most| Answer { lasting, ..most })
 }
 
 /// A linear signal in units of instances: one is as much as one instance should carry.
 struct Load {
-    /// Over the burst window.
+    /// Over the last burst window.
+    peak: f64,
+    /// In both of the last two.
     burst: f64,
     /// Over the stable window, when going up: what is not measured counts as nothing.
     stable: Option<f64>,
     /// Over the stable window, when going down: what is not measured counts as on target.
     down: Option<f64>,
-    /// From how much on it is a burst.
+    /// What has to fit on what remains, noise included.
+    room: f64,
+    /// From how much on the last burst window alone is a burst.
+    peak_from: f64,
+    /// From how much on both of them are.
     burst_from: f64,
     /// Share of the target that changes nothing.
     tolerance: f64,
@@ -132,16 +136,29 @@ struct Load {
 fn answer(load: &Load, base: u32) -> Answer {
     let made = |wanted, cause| Answer {
         wanted,
+        lasting: wanted,
         cause,
         observation: None,
     };
     let many = f64::from(base);
     let stable = load.stable.unwrap_or(0.0);
-    if load.burst >= load.burst_from {
-        return made(
-            count(load.burst.max(stable)).max(base.saturating_add(1)),
-            Cause::Burst,
-        );
+    let burst = if load.peak >= load.peak_from {
+        load.peak
+    } else {
+        load.burst
+    };
+    if burst >= load.burst_from {
+        let calm = Load {
+            peak_from: f64::INFINITY,
+            burst_from: f64::INFINITY,
+            ..*load
+        };
+        let lasting = answer(&calm, base).wanted;
+        let wanted = count(burst.max(stable)).max(base.saturating_add(1));
+        return Answer {
+            lasting,
+            ..made(wanted, Cause::Burst)
+        };
     }
     if stable > many * (1.0 + load.tolerance) {
         return made(count(stable), Cause::Above);
@@ -150,7 +167,7 @@ fn answer(load: &Load, base: u32) -> Answer {
         None => made(base, Cause::Settling),
         Some(down) => {
             // With the tolerance on this side too: what goes down must not come up again at the next whiff.
-            let fewer = count(down / (1.0 - load.tolerance));
+            let fewer = count((down / (1.0 - load.tolerance)).max(load.room));
             let cause = if fewer < base {
                 Cause::Below
             } else {
@@ -166,7 +183,7 @@ fn total(
     signal: Signal,
     target: u32,
     seen: Option<Average>,
-    noise: impl Fn(f64) -> f64,
+    window: Duration,
     input: &Input,
     base: u32,
     policy: &Policy,
@@ -174,12 +191,23 @@ fn total(
     let seen = seen?;
     let each = f64::from(target);
     let capacity = f64::from(base) * each;
-    let burst_from = (capacity * ratio(policy.burst_percent)).max(noise(capacity));
+    // Samples of what is in flight come each second, and so do counts of what came.
+    let noise =
+        |sigma: f64, count: f64, window: Duration| sigma * (count / window.as_secs_f64().max(EPSILON)).sqrt();
+    let above = |factor: f64, sigma: f64| {
+        (capacity * factor).max(capacity + noise(sigma, capacity, policy.burst_window))
+    };
+    let room = seen
+        .stable
+        .map(|stable| stable + noise(ROOM_SIGMA, stable, window));
     let load = Load {
+        peak: seen.peak / each,
         burst: seen.burst / each,
         stable: seen.stable.map(|stable| stable / each),
         down: seen.stable.map(|stable| stable / each),
-        burst_from: burst_from / each,
+        room: room.map_or(0.0, |room| room / each),
+        peak_from: above(PEAK_FACTOR, PEAK_SIGMA) / each,
+        burst_from: above(ratio(policy.burst_percent), BURST_SIGMA) / each,
         tolerance: ratio(policy.tolerance_percent).min(0.5),
     };
     let made = answer(&load, base);
@@ -214,9 +242,12 @@ fn percent(
     let room = (100.0 - each) / (2.0 * each);
     let unmeasured = f64::from(input.ready.saturating_sub(input.signals.measured));
     let load = Load {
+        peak: measured * seen.peak / each,
         burst: measured * seen.burst / each,
         stable: seen.stable.map(|stable| measured * stable / each),
         down: seen.stable.map(|stable| measured * stable / each + unmeasured),
+        room: 0.0,
+        peak_from: f64::INFINITY,
         burst_from: f64::from(base) * ratio(policy.burst_percent).min(1.0 + room).max(1.0 + EPSILON),
         tolerance: ratio(policy.tolerance_percent).min(room).min(0.5),
     };
@@ -249,6 +280,7 @@ fn response_time(
     let made = |wanted, cause| {
         Some(Answer {
             wanted,
+            lasting: wanted,
             cause,
             observation: Some(Observation {
                 signal: Signal::ResponseTime,
@@ -310,7 +342,7 @@ fn response_time(
 /// The average that an answer was made from.
 fn shown(seen: Average, cause: Cause) -> f64 {
     match cause {
-        Cause::Burst => seen.burst,
+        Cause::Burst => seen.peak,
         _ => seen.stable.unwrap_or(seen.burst),
     }
 }

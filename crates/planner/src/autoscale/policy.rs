@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 /// Requests in flight are averaged over this: long enough that one slow answer does not count for a trend, and a
-/// quarter of Knative's 60 s, since a wrong step costs an instance for half a minute and not a machine.
-const CONCURRENCY_WINDOW: Duration = Duration::from_secs(15);
-/// A burst is told from the last two seconds: the data plane reports each second, so that is two reports.
-const BURST_WINDOW: Duration = Duration::from_secs(2);
+/// sixth of Knative's 60 s, since a wrong step costs an instance for half a minute and not a machine.
+const CONCURRENCY_WINDOW: Duration = Duration::from_secs(10);
+/// A burst is told from the last second, the time between two reports of the data plane: what waits a second longer is
+/// a second late for everybody in the burst.
+const BURST_WINDOW: Duration = Duration::from_secs(1);
 /// Arrivals are averaged over a minute: they come in clusters, and what they cost shows in flight first.
 const RATE_WINDOW: Duration = Duration::from_secs(60);
 /// Processor and memory are averaged over a minute: garbage collectors and caches make them jump.
@@ -18,6 +19,9 @@ const LATENCY_WINDOW: Duration = Duration::from_secs(10);
 /// An instance goes only when none of the last thirty seconds asked for it: a pause between two pages of a person
 /// is shorter.
 const DOWN_WINDOW: Duration = Duration::from_secs(30);
+/// What a burst asked for is kept for a third of that: callers that queued up in its first moments inflate it, and they
+/// are gone in seconds. What of it lasts shows in the long window by then.
+const BURST_HOLD: Duration = Duration::from_secs(10);
 /// However slowly instances start, the window above grows no further than to the five minutes of Kubernetes.
 const DOWN_WINDOW_MAX: Duration = Duration::from_secs(300);
 /// An instance is kept for this many times what it takes to start one: to stop it too early costs that time again,
@@ -34,10 +38,10 @@ const UP_STEP: u32 = 4;
 /// Between two steps up. Shorter than the second between two looks, so that each look may take one; news that come
 /// faster than that do not add up to one large step.
 const UP_PERIOD: Duration = Duration::from_millis(500);
-/// One step down keeps at least one of so many: a wrong guess leaves half of the instances.
-const DOWN_DIVISOR: u32 = 2;
+/// One step down keeps at least one of so many: a wrong guess leaves a quarter of the instances.
+const DOWN_DIVISOR: u32 = 4;
 /// Between two steps down: the load that the stopped ones had has to show on the others first.
-const DOWN_PERIOD: Duration = Duration::from_secs(10);
+const DOWN_PERIOD: Duration = Duration::from_secs(5);
 /// One step up for response times: they do not fall in proportion, so a large excess does not justify a large step.
 const LATENCY_STEP_PERCENT: u32 = 150;
 /// Below so many answers in its window a quantile says nothing: p95 of fewer than twenty is the slowest one.
@@ -67,6 +71,8 @@ pub struct Policy {
     pub latency_window: Duration,
     /// The largest number that was recommended in this time is kept.
     pub down_window: Duration,
+    /// What a burst asked for is kept for this time.
+    pub burst_hold: Duration,
     /// The longest that window becomes when instances start slowly.
     pub down_window_max: Duration,
     /// The window lasts at least so many times as long as an instance takes to start.
@@ -107,6 +113,7 @@ impl Default for Policy {
             usage_burst_window: USAGE_BURST_WINDOW,
             latency_window: LATENCY_WINDOW,
             down_window: DOWN_WINDOW,
+            burst_hold: BURST_HOLD,
             down_window_max: DOWN_WINDOW_MAX,
             start_factor: START_FACTOR,
             tolerance_percent: TOLERANCE_PERCENT,
@@ -126,6 +133,13 @@ impl Default for Policy {
 }
 
 impl Policy {
+    /// How long what a burst asked for is kept. `start_time`: as below.
+    #[must_use]
+    pub fn burst_hold_for(&self, start_time: Option<Duration>) -> Duration {
+        let slow = start_time.unwrap_or_default().saturating_mul(self.start_factor);
+        slow.min(self.down_window_max).max(self.burst_hold)
+    }
+
     /// How long an instance is kept after the load last asked for it. `start_time`: what instances of the service
     /// took to become healthy.
     #[must_use]

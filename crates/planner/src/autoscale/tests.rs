@@ -148,6 +148,17 @@ fn a_burst_is_answered_within_two_seconds() {
 }
 
 #[test]
+fn one_report_alone_is_a_burst_only_when_it_stands_out_and_two_are_sooner() {
+    let mut service = Service::new(scale(1, 20, in_flight(10)));
+    service.seconds(20, 5, 0.0);
+    assert_eq!(service.second(25, 0.0, 1).wanted, 1);
+    assert_eq!(service.second(5, 0.0, 1).wanted, 1);
+    service.second(25, 0.0, 1);
+    let second = service.second(25, 0.0, 1);
+    assert_eq!((second.wanted, second.cause), (3, Cause::Burst));
+}
+
+#[test]
 fn what_went_up_comes_down_in_steps_once_the_load_stayed_lower() {
     let mut service = Service::new(scale(1, 20, in_flight(2)));
     service.seconds(60, 20, 0.0);
@@ -155,7 +166,7 @@ fn what_went_up_comes_down_in_steps_once_the_load_stayed_lower() {
     service.seconds(30, 0, 0.0);
     assert_eq!(service.input.current, 10);
     service.seconds(60, 0, 0.0);
-    assert_eq!(service.history, [5, 10, 9, 5, 3, 2, 1]);
+    assert_eq!(service.history, [5, 10, 9, 3, 1]);
     assert_eq!(service.second(0, 0.0, 1).cause, Cause::AtMin);
 }
 
@@ -186,7 +197,7 @@ fn requests_that_are_done_are_no_load_and_open_streams_are() {
     service.seconds(60, 2, 500.0);
     assert_eq!(service.input.current, 1);
     service.seconds(600, 8, 0.0);
-    assert_eq!(service.history, [3, 4]);
+    assert_eq!(service.history, [2, 3, 4]);
 }
 
 #[test]
@@ -198,6 +209,7 @@ fn the_largest_answer_wins_and_what_is_unknown_keeps_the_number() {
     };
     let average = |value: f64| {
         Some(Average {
+            peak: value,
             burst: value,
             stable: Some(value),
         })
@@ -256,6 +268,7 @@ fn processor_time_of_new_instances_counts_neither_way() {
         start_time: None,
         signals: Signals {
             cpu_percent: Some(Average {
+                peak: 95.0,
                 burst: 95.0,
                 stable: None,
             }),
@@ -272,6 +285,7 @@ fn processor_time_of_new_instances_counts_neither_way() {
     // The second is there, but not measured yet: what one of the two uses does not send the other away.
     input.ready = 2;
     input.signals.cpu_percent = Some(Average {
+        peak: 50.0,
         burst: 50.0,
         stable: Some(70.0),
     });
@@ -350,7 +364,7 @@ proptest! {
         let (policy, mut now, mut memory) = (Policy::default(), Timestamp::from_micros(START), Memory::default());
         let mut input = Input { scale, manual, current, ready: 0, start_time: None, signals: Signals::default() };
         for (burst, stable, cpu, known) in loads {
-            let average = |burst, stable| Some(Average { burst, stable: known.then_some(stable) });
+            let average = |burst, stable| Some(Average { peak: burst, burst, stable: known.then_some(stable) });
             input.signals = Signals {
                 concurrency: average(burst, stable),
                 arrivals_per_second: average(stable, burst),
@@ -382,7 +396,7 @@ proptest! {
         let wanted = |load: f64| {
             // Old enough that it may go down.
             let mut memory = Memory { since: Some(now.minus(Duration::from_secs(1000))), ..Memory::default() };
-            let concurrency = Some(Average { burst: load, stable: Some(load) });
+            let concurrency = Some(Average { peak: load, burst: load, stable: Some(load) });
             let signals = Signals { concurrency, ..Signals::default() };
             let input = Input { scale, manual: None, current, ready: current, start_time: None, signals };
             decide(&input, &mut memory, &policy, now).wanted

@@ -159,8 +159,18 @@ impl Traffic {
                 0.0
             }
         };
+        let peak = mean(policy.burst_window);
+        let both = policy.burst_window.saturating_mul(2).min(covered);
+        let earlier = both.saturating_sub(policy.burst_window).as_secs_f64();
+        let burst = if earlier > 0.0 {
+            let sum = mean(both) * both.as_secs_f64() - peak * policy.burst_window.as_secs_f64();
+            peak.min((sum / earlier).max(0.0))
+        } else {
+            peak
+        };
         (covered >= BURST_LEAST.min(policy.burst_window)).then(|| Average {
-            burst: mean(policy.burst_window),
+            peak,
+            burst,
             stable: (covered >= window).then(|| mean(window)),
         })
     }
@@ -257,7 +267,7 @@ mod tests {
         assert_eq!((idle.burst, idle.stable), (0.0, Some(0.0)));
         traffic.record(at(21_000), reading(10, 10, &[0, 0, 0]), &policy);
         let busy = traffic.concurrency(at(21_000), &policy).unwrap();
-        assert_eq!(busy.burst, 5.0);
+        assert_eq!((busy.peak, busy.burst), (10.0, 0.0));
         traffic.record(at(22_000), reading(10, 10, &[0, 0, 0]), &policy);
         assert_eq!(traffic.concurrency(at(22_000), &policy).unwrap().burst, 10.0);
         assert_eq!(traffic.concurrency(at(26_000), &policy).unwrap().burst, 10.0);

@@ -98,6 +98,7 @@ impl Usage {
         let covered = series.covered();
         let burst = series.mean(policy.usage_burst_window)?;
         (covered >= policy.usage_burst_window).then(|| Average {
+            peak: burst,
             burst,
             stable: series
                 .mean(policy.usage_window)
