@@ -201,7 +201,7 @@ pub enum Drain {
     /// It has not said.
     #[default]
     Unknown,
-    /// Some are under way.
+    /// Some are under way, or a session is open in it.
     Busy,
     /// None is, and none will come.
     Done,

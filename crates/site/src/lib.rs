@@ -10,6 +10,7 @@
 //! that the logs and the cause of the failed one are kept under an id of their own.
 
 pub mod observed;
+pub mod sessions;
 pub mod sites;
 pub mod spec;
 pub mod streams;
@@ -18,6 +19,7 @@ use async_trait::async_trait;
 use tram_types::{DeploymentId, Generation, InstanceId};
 
 pub use observed::{EndCause, InstancePhase, Observation, ObservedImage, ObservedInstance, Usage};
+pub use sessions::{Session, Sessions};
 pub use sites::Sites;
 pub use spec::{ImageSpec, InstanceSpec, RegistryCredentials};
 pub use streams::{ExecRequest, ExecSession, LogCursor, LogEntry, LogPage, LogQuery, LogStream};

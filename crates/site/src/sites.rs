@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use crate::Site;
+use crate::{Site, sessions::Sessions};
 
 /// The sites of an installation, by the region they serve. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Sites {
     by_region: Arc<BTreeMap<String, Arc<dyn Site>>>,
+    sessions: Sessions,
 }
 
 impl Sites {
@@ -16,6 +17,7 @@ impl Sites {
     pub fn new(by_region: BTreeMap<String, Arc<dyn Site>>) -> Self {
         Self {
             by_region: Arc::new(by_region),
+            sessions: Sessions::default(),
         }
     }
 
@@ -29,6 +31,12 @@ impl Sites {
     #[must_use]
     pub fn for_region(&self, region: &str) -> Option<&Arc<dyn Site>> {
         self.by_region.get(region)
+    }
+
+    /// The sessions that are open in instances.
+    #[must_use]
+    pub const fn sessions(&self) -> &Sessions {
+        &self.sessions
     }
 
     /// Every region with its site.

@@ -23,7 +23,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 use tram_site::{
-    ExecRequest, ExecSession,
+    ExecRequest, ExecSession, Session,
     streams::{ExecInput, ExecOutput, TerminalSize},
 };
 use tram_store::{filter, record::Instance};
@@ -128,7 +128,7 @@ async fn run(api: ApiState, caller: Caller, target: Target, mut socket: WebSocke
         Err(_) => Err(Error::field("body.command", "was not given in time")),
     };
     match started {
-        Ok((session, first_input)) => {
+        Ok((session, first_input, _in_use)) => {
             let refused = caller.until_refused(&api, Access::Write);
             converse(socket, session, first_input, refused).await;
         }
@@ -172,12 +172,13 @@ fn parse(message: &Message) -> Result<Option<Frame>, Error> {
         .map_err(|error| Error::Malformed(error.to_string()))
 }
 
+/// Starts the command. What is given last says that the instance is in use: hold it until the command has ended.
 async fn start(
     api: &ApiState,
     caller: &Caller,
     target: &Target,
     frame: Frame,
-) -> Result<(ExecSession, Vec<ExecInput>), Error> {
+) -> Result<(ExecSession, Vec<ExecInput>, Session), Error> {
     let id = frame
         .id
         .as_deref()
@@ -210,6 +211,8 @@ async fn start(
     let site = api.sites.for_region(&instance.region).ok_or_else(|| {
         Error::Precondition(format!("no site serves region `{}` any more", instance.region))
     })?;
+    // Before the command starts: an instance that is being taken away now waits for it.
+    let in_use = api.sites.sessions().open(instance.id);
     let session = site
         .exec(instance.id, &request)
         .await
@@ -230,6 +233,7 @@ async fn start(
             .into_iter()
             .filter(|input| !matches!(input, ExecInput::Resize(_)))
             .collect(),
+        in_use,
     ))
 }
 

@@ -297,6 +297,8 @@ impl Reconciler {
 
     fn instance(&self, row: &record::Instance, observed: Observed) -> Instance {
         let drain = match row.status {
+            // A session is a task that was declared; who opened it would lose it like a request.
+            InstanceStatus::Stopping if self.deps.sites.sessions().is_open(row.id) => Drain::Busy,
             InstanceStatus::Stopping => {
                 let version = self.confirmed.version_of(row.service_id);
                 version.map_or(Drain::Unknown, |version| self.activities.drain(row.id, version))

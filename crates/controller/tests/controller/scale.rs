@@ -166,6 +166,34 @@ async fn an_instance_with_an_open_stream_is_not_stopped_when_fewer_are_wanted() 
 }
 
 #[tokio::test]
+async fn an_instance_with_an_open_session_is_not_stopped_when_fewer_are_wanted() {
+    let world = World::new().await;
+    let made = world.create("web", in_flight("app", 1, 3, 2)).await;
+    let service = made.service.id;
+    world.endpoints_become(service, 1).await;
+    running_come_to(&world, service, 4, &[], 2).await;
+    world.endpoints_become(service, 2).await;
+    let rows = world.instances(service).await;
+    let last = rows.iter().find(|row| row.replica_index == 1).unwrap().id;
+    let session = world.sites.sessions().open(last);
+    world
+        .pass_until(REPORTS, "the second takes no requests", async || {
+            report(&world, service, 0, &[]);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let endpoints = world.edge.service(service).map(|it| it.endpoints.len());
+            (endpoints == Some(1))
+                .then_some(())
+                .ok_or(format!("{endpoints:?}"))
+        })
+        .await;
+    pass(&world, service, 0, &[], Duration::from_secs(120)).await;
+    assert!(world.site.running().contains(&last), "somebody works in it");
+    drop(session);
+    let left = running_come_to(&world, service, 0, &[], 1).await;
+    assert!(!left.contains(&last));
+}
+
+#[tokio::test]
 async fn an_unknown_load_keeps_the_number_through_a_lost_link_and_a_crash() {
     let mut world = World::new().await;
     let made = world.create("web", in_flight("app", 1, 5, 2)).await;

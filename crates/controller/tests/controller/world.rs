@@ -233,6 +233,7 @@ pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) clock: FakeClock,
     pub(crate) site: FakeSite,
+    pub(crate) sites: Sites,
     pub(crate) edge: FakeDataPlane,
     pub(crate) organization: OrganizationId,
     pub(crate) project: ProjectId,
@@ -272,10 +273,12 @@ impl World {
             .create_organization(organization, "acme", project, "default")
             .await
             .unwrap();
+        let site = FakeSite::new(Arc::new(clock.clone()));
         let mut world = Self {
             store,
-            clock: clock.clone(),
-            site: FakeSite::new(Arc::new(clock)),
+            clock,
+            sites: Sites::single("fra", Arc::new(site.clone())),
+            site,
             edge: FakeDataPlane::new(),
             organization,
             project,
@@ -292,7 +295,7 @@ impl World {
     pub(crate) fn deps(&self) -> Deps {
         Deps {
             store: self.store.clone(),
-            sites: Sites::single("fra", Arc::new(self.site.clone())),
+            sites: self.sites.clone(),
             data_plane: Arc::new(self.edge.clone()),
             resolver: Arc::new(NoNames),
             clock: Arc::new(self.clock.clone()),

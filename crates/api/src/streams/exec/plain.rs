@@ -44,7 +44,7 @@ pub(super) async fn exec(api: &ApiState, caller: &Caller, target: Target) -> Res
         }),
         ..Frame::default()
     };
-    let (session, input) = start(api, caller, &target, frame).await?;
+    let (session, input, _in_use) = start(api, caller, &target, frame).await?;
     let collected = async {
         tokio::select! {
             reply = collect(session, input) => reply,
