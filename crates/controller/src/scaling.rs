@@ -106,7 +106,8 @@ pub struct Totals {
 }
 
 impl Regional {
-    fn decide(&mut self, traffic: &Traffic, policy: &autoscale::Policy, now: Timestamp) -> bool {
+    /// `alone`: no other deployment of the service shares the load in this region.
+    fn decide(&mut self, traffic: &Traffic, alone: bool, policy: &autoscale::Policy, now: Timestamp) -> bool {
         let quantile = self
             .subject
             .scale
@@ -116,10 +117,13 @@ impl Regional {
         let signals = autoscale::Signals {
             concurrency: traffic.concurrency(now, policy),
             arrivals_per_second: traffic.arrivals_per_second(now, policy),
-            cpu_percent: self.usage.cpu_percent(now, policy),
-            memory_percent: self.usage.memory_percent(now, policy),
+            // While one takes over from another, each sees what is on its own instances and not the load to come.
+            cpu_percent: self.usage.cpu_percent(now, policy).filter(|_| alone),
+            memory_percent: self.usage.memory_percent(now, policy).filter(|_| alone),
             measured: self.usage.measured(),
-            response_time: quantile.and_then(|quantile| traffic.response_time(quantile, now, policy)),
+            response_time: quantile
+                .and_then(|quantile| traffic.response_time(quantile, now, policy))
+                .filter(|_| alone),
         };
         let input = autoscale::Input {
             scale: self.subject.scale,
@@ -202,7 +206,8 @@ impl Scaling {
                 untold: None,
                 subject,
             };
-            new.decide(&service.traffic, &self.policy, now);
+            let alone = !serving.contains_key(&new.subject.region);
+            new.decide(&service.traffic, alone, &self.policy, now);
             // Its first number is no change of another one.
             new.untold = None;
             new.last_change = None;
@@ -343,8 +348,14 @@ fn decide_all(
     now: Timestamp,
 ) -> bool {
     let mut changed = false;
+    let names: Vec<String> = service
+        .regions
+        .iter()
+        .map(|it| it.subject.region.clone())
+        .collect();
     for region in &mut service.regions {
-        if region.decide(&service.traffic, policy, now) {
+        let here = names.iter().filter(|name| **name == region.subject.region);
+        if region.decide(&service.traffic, here.count() == 1, policy, now) {
             *decisions.entry(region.decision.cause).or_default() += 1;
             changed = true;
         }

@@ -10,6 +10,7 @@ use tram_types::status::{DeploymentStatus, InstanceStatus};
 
 use crate::{
     draft::{At, Draft},
+    handover,
     plan::Order,
     reason::Reason,
     sleep,
@@ -154,10 +155,18 @@ fn gate(draft: &mut Draft<'_>, at: At) -> Gate {
     }
 }
 
-/// Whether the deployment of an instance that is on its way out goes on without it: there are fewer wanted.
+/// Whether the deployment of an instance that is on its way out goes on without it: there are fewer wanted, and no
+/// other deployment relieves it.
 fn goes_on(draft: &Draft<'_>, at: At) -> bool {
-    let deployment = &draft.view.deployments[at.deployment];
-    draft.view.intent == Intent::Run
+    let view = &draft.view;
+    let deployment = &view.deployments[at.deployment];
+    let relieved = view
+        .deployments
+        .iter()
+        .filter_map(|newer| handover::predecessor(view, newer))
+        .any(|old| old.id == deployment.id);
+    view.intent == Intent::Run
         && deployment.status.is_serving()
         && deployment.status != DeploymentStatus::Sleeping
+        && !relieved
 }
