@@ -105,7 +105,7 @@ def test_an_open_stream_outlives_that_its_instance_is_one_too_many(quick_cloud, 
     sockets = [connect(f"ws://{host}/ws", sock=cloud.connection()) for _ in range(2)]
     wait_for("one is wanted", lambda: decision(cloud, deployment)["wanted"] == 1)
     wait_for("the other is on its way out", lambda: cloud.instances(service, "STOPPING"))
-    # One more service's worth of looks: it is not stopped meanwhile.
+    # A number by hand makes the controller look again: it is still not stopped.
     cloud.tram("scale", name, 1)
     for number in range(20):
         for socket in sockets:
