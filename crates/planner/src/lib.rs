@@ -17,6 +17,7 @@
 //! | `scale` | how many replicas, with `restart` deciding when a failed one is tried again |
 //! | [`autoscale`] | how many the load asks for; called before, since it needs a memory |
 //! | `orders` | what the site is told, and when an instance may really be stopped |
+//! | `prewake` | when a service is worth keeping awake, from its pattern of calls |
 //! | `status` | what deployments and the service are shown as, and what they wait for |
 //!
 //! Two rules hold everywhere. A status only moves along the arrows of [`tram_types::machine`]; and **unknown is a
@@ -31,6 +32,7 @@ mod observe;
 mod orders;
 mod plan;
 mod policy;
+pub mod prewake;
 mod reason;
 mod restart;
 mod rollout;

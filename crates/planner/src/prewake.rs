@@ -1,0 +1,224 @@
+//! When a service is worth keeping awake, learned from how long it was idle before.
+//!
+//! A service that was called after 30 minutes of idleness again and again will probably be called after 30 minutes
+//! once more. [`Pattern`] counts idle times by the minute; its hazard is the chance that a service which has been idle
+//! for so long is called in the coming minute. Keeping it awake for that minute is worth its memory when the chance
+//! times the price of a slow wake exceeds it. That one rule keeps a service awake while calls are likely, lets it
+//! sleep when they are not, wakes it before the next one is due, and chooses between depths of sleep: a depth that
+//! costs a share of the memory is worth it at that share of the chance.
+//!
+//! The operator sets the price: [`Budget::minutes_per_slow_wake`] minutes of an awake service are given, on average,
+//! to spare one slow wake. What has not been seen is believed to be called ever more rarely: the prior hazard falls as
+//! `prior / minute`, as in the Azure Functions trace of 2019, where the share of idle times beyond T falls about as
+//! T to the power of -0.8. It weighs as much as `confidence` idle times that were seen, so a new service behaves like
+//! one with a fixed time-out, and a known one like itself.
+//!
+//! Pure, like the rest of the planner. The simulator compares it with fixed time-outs and with the hybrid histogram
+//! of Shahrad et al., "Serverless in the Wild", ATC 2020 (docs/concepts/simulator.md).
+
+use std::{ops::Range, time::Duration};
+
+/// Idle times are told apart up to this many minutes: eight hours hold what repeats within a working day, in about
+/// one KiB a service. Longer ones count as "longer".
+const BINS: usize = 480;
+/// Minutes looked ahead at most: a week. A service that slept for longer is nobody's daily habit.
+const HORIZON_MINUTES: u32 = 7 * 24 * 60;
+/// Minutes awake that one slow wake is worth when the operator does not say: with it the Azure trace costs as much
+/// memory as with a time-out of ten minutes, at half of its slow wakes.
+const MINUTES_PER_SLOW_WAKE: f64 = 40.0;
+/// Idle times seen that weigh as much as the prior: two calls in a row may be chance, three hardly.
+const CONFIDENCE: f64 = 2.0;
+/// Chance in minute m before anything was seen: this over m.
+const PRIOR: f64 = 0.8;
+/// Share of a neighbouring minute's count that counts here: calls on a schedule come a little early or late.
+const NEIGHBOUR: f64 = 0.5;
+/// Seconds in a minute.
+const MINUTE_SECONDS: u64 = 60;
+
+/// What sparing slow wakes may cost.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Budget {
+    /// Minutes of an awake service that may be spent to spare one slow wake. 0 spends nothing; the range that makes
+    /// sense is 1 to 1,000.
+    pub minutes_per_slow_wake: f64,
+    /// Idle times seen that weigh as much as the prior; above 0.
+    pub confidence: f64,
+    /// The prior's chance in the first minute, between 0 and 1.
+    pub prior: f64,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            minutes_per_slow_wake: MINUTES_PER_SLOW_WAKE,
+            confidence: CONFIDENCE,
+            prior: PRIOR,
+        }
+    }
+}
+
+impl Budget {
+    /// The default with another price.
+    #[must_use]
+    pub fn of(minutes_per_slow_wake: f64) -> Self {
+        Self {
+            minutes_per_slow_wake,
+            ..Self::default()
+        }
+    }
+}
+
+/// How long a service was idle between calls, counted by the minute.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern {
+    /// `bins[m]`: idle times of m whole minutes; the last one holds all that are longer.
+    bins: Vec<u16>,
+}
+
+impl Default for Pattern {
+    fn default() -> Self {
+        Self {
+            bins: vec![0; BINS + 1],
+        }
+    }
+}
+
+impl Pattern {
+    /// Counts one idle time that has ended with a call. When a count is full all are halved, so that old habits fade.
+    pub fn learn(&mut self, idle: Duration) {
+        let minute = usize::try_from(idle.as_secs() / MINUTE_SECONDS).unwrap_or(usize::MAX);
+        let count = &mut self.bins[minute.min(BINS)];
+        *count = count.saturating_add(1);
+        if *count == u16::MAX {
+            for bin in &mut self.bins {
+                *bin /= 2;
+            }
+        }
+    }
+
+    /// How many idle times are counted.
+    #[must_use]
+    pub fn seen(&self) -> u64 {
+        self.bins.iter().map(|count| u64::from(*count)).sum()
+    }
+
+    /// The minutes of idleness, the first being 0, in which keeping `share` of an awake service's memory is worth it;
+    /// `share` is above 0, and 1 means awake. The ranges are in order, do not touch, and end within a week.
+    #[must_use]
+    pub fn worth_keeping(&self, budget: &Budget, share: f64) -> Vec<Range<u32>> {
+        let mut kept: Vec<Range<u32>> = Vec::new();
+        let mut left = self.seen() as f64;
+        let worth = |chance: f64| chance * budget.minutes_per_slow_wake >= share;
+        for (minute, index) in (0u32..).zip(0..BINS) {
+            let chance = self.chance(index, left, budget);
+            left -= self.count(index);
+            if worth(chance) {
+                match kept.last_mut() {
+                    Some(last) if last.end == minute => last.end = minute + 1,
+                    _ => kept.push(minute..minute + 1),
+                }
+            }
+        }
+        // Beyond the bins only the prior is left, which falls: one last minute is worth it.
+        let first = u32::try_from(BINS).unwrap_or(u32::MAX);
+        let end = (first..=HORIZON_MINUTES)
+            .find(|minute| !worth(budget.prior / f64::from(minute + 1)))
+            .unwrap_or(HORIZON_MINUTES);
+        if end > first {
+            match kept.last_mut() {
+                Some(last) if last.end == first => last.end = end,
+                _ => kept.push(first..end),
+            }
+        }
+        kept
+    }
+
+    fn count(&self, index: usize) -> f64 {
+        self.bins.get(index).copied().map_or(0.0, f64::from)
+    }
+
+    /// The chance of a call in this minute of idleness, when `left` idle times lasted until it.
+    fn chance(&self, index: usize, left: f64, budget: &Budget) -> f64 {
+        let weight = left + budget.confidence;
+        let prior = budget.prior / (index + 1) as f64;
+        let here = (self.count(index) + budget.confidence * prior) / weight;
+        let before = index.checked_sub(1).map_or(0.0, |before| self.count(before));
+        // The bin beyond the last holds all that is longer, which is no neighbour.
+        let after = if index + 1 < BINS {
+            self.count(index + 1)
+        } else {
+            0.0
+        };
+        let spread = (self.count(index) + NEIGHBOUR * (before + after)) / (1.0 + 2.0 * NEIGHBOUR) / weight;
+        here.max(spread)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn minutes(count: u64) -> Duration {
+        Duration::from_secs(count * MINUTE_SECONDS)
+    }
+
+    fn learned(idle: impl IntoIterator<Item = u64>) -> Pattern {
+        let mut pattern = Pattern::default();
+        for one in idle {
+            pattern.learn(minutes(one));
+        }
+        pattern
+    }
+
+    #[test]
+    fn a_new_service_has_a_time_out() {
+        let kept = Pattern::default().worth_keeping(&Budget::of(10.0), 1.0);
+        let minutes: Vec<u32> = kept.into_iter().flatten().collect();
+        let last = 7;
+        assert_eq!(
+            minutes.last(),
+            Some(&last),
+            "a chance of 0.8 / 8 at ten minutes a wake is the last worth it"
+        );
+        assert_eq!(minutes.len(), 8);
+        assert!(Pattern::default().worth_keeping(&Budget::of(0.0), 1.0).is_empty());
+    }
+
+    #[test]
+    fn one_on_a_schedule_sleeps_and_is_woken_before_its_call() {
+        let kept = learned([30; 20]).worth_keeping(&Budget::of(10.0), 1.0);
+        assert!(kept.iter().any(|range| range.contains(&30)), "{kept:?}");
+        assert!(kept.iter().all(|range| !range.contains(&15)), "{kept:?}");
+        assert!(kept.iter().all(|range| !range.contains(&60)), "{kept:?}");
+    }
+
+    #[test]
+    fn a_full_count_halves_all() {
+        let pattern = learned((0..70_000).map(|_| 5));
+        assert!(pattern.seen() < u64::from(u16::MAX), "{}", pattern.seen());
+    }
+
+    proptest! {
+        #[test]
+        fn a_higher_price_and_a_smaller_share_keep_no_less(
+            idle in prop::collection::vec(0u64..700, 0..60),
+            price in 0.1f64..500.0,
+            more in 0.0f64..500.0,
+            share in 0.01f64..1.0,
+        ) {
+            let pattern = learned(idle);
+            let few = pattern.worth_keeping(&Budget::of(price), 1.0);
+            for wider in [
+                pattern.worth_keeping(&Budget::of(price + more), 1.0),
+                pattern.worth_keeping(&Budget::of(price), share),
+            ] {
+                for minute in few.iter().cloned().flatten() {
+                    prop_assert!(wider.iter().any(|range| range.contains(&minute)), "{minute} in {wider:?}");
+                }
+            }
+            prop_assert!(few.windows(2).all(|pair| pair[0].end < pair[1].start));
+        }
+    }
+}
