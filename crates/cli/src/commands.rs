@@ -22,6 +22,7 @@ mod resume;
 mod scale;
 mod secrets;
 mod services;
+mod simulate;
 mod trust;
 mod version;
 
@@ -29,7 +30,9 @@ use std::ffi::OsString;
 
 use clap::Subcommand;
 
-pub use self::{admin::AdminAction, images::ImagesAction, trust::TrustAction};
+pub use self::{
+    admin::AdminAction, images::ImagesAction, simulate::Arguments as SimulateArguments, trust::TrustAction,
+};
 use crate::{EXIT_SUCCESS, error::Error, host::Host, session::Session, settings::Flags, settings::Settings};
 
 /// What to do.
@@ -112,6 +115,10 @@ pub enum ServerArguments {
     Images(images::Arguments),
     /// For the operator of a running server, as root: tokens, keys, backups
     Admin(admin::Arguments),
+    /// Replay a trace of a real cloud against policies of sleep and scaling, and compare them
+    ///
+    /// Needs no running server and changes nothing. What is modelled: docs/concepts/simulator.md.
+    Simulate(simulate::Arguments),
     /// Parent of instances; started by `tram up`
     #[command(hide = true)]
     Supervise(Raw),
@@ -161,6 +168,8 @@ pub enum ServerCommand {
         /// What to ask.
         action: AdminAction,
     },
+    /// Replay a trace.
+    Simulate(SimulateArguments),
     /// The parent of instances, with the arguments of whoever started it.
     Supervise(Vec<OsString>),
     /// The data plane, with the arguments of whoever started it.
@@ -191,6 +200,7 @@ pub(crate) fn resolve_server(command: ServerArguments, host: &Host) -> Result<Se
             settings: settings(&admin.place.flags())?,
             action: admin.action,
         },
+        ServerArguments::Simulate(arguments) => ServerCommand::Simulate(arguments),
         ServerArguments::Supervise(raw) => ServerCommand::Supervise(raw.arguments),
         ServerArguments::Edge(raw) => ServerCommand::Edge(raw.arguments),
     })

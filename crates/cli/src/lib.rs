@@ -30,10 +30,10 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 
 pub use crate::{
     arguments::Arguments,
-    commands::{AdminAction, ImagesAction, ServerCommand, TrustAction},
+    commands::{AdminAction, ImagesAction, ServerCommand, SimulateArguments, TrustAction},
     error::Error,
     host::{Host, Interrupt},
-    printer::{Output, Printer},
+    printer::{Output, Printer, columns},
     settings::Settings,
 };
 use crate::{commands::Command, session::Session};

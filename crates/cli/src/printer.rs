@@ -214,7 +214,8 @@ impl Printer {
 }
 
 /// Aligns rows in columns, without borders and without spaces at the ends of lines.
-pub(crate) fn columns(header: Option<&[&str]>, rows: impl Iterator<Item = Vec<String>>) -> String {
+#[must_use]
+pub fn columns(header: Option<&[&str]>, rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     if let Some(header) = header {

@@ -2,8 +2,8 @@
 //!
 //! `tram` is one binary with several roles. Commands for people are carried out by `tram-cli`; the roles that need
 //! other rooms of the house come here: `up` (the control plane), `supervise` and `edge` (its helper processes),
-//! `doctor`, `trust`, `images`, `admin`. Nothing is decided in this crate; it starts things in order, connects them, and stops
-//! them in the reverse order.
+//! `doctor`, `trust`, `images`, `admin`, `simulate`. Nothing is decided in this crate; it starts things in order,
+//! connects them, and stops them in the reverse order.
 //!
 //! Start reading at [`up`].
 
@@ -29,6 +29,7 @@ pub mod processes;
 pub mod roles;
 pub mod sampler;
 pub mod scaling;
+pub mod simulate;
 pub mod stops;
 pub mod traces;
 pub mod trust;
@@ -71,6 +72,7 @@ fn serve(command: ServerCommand, printer: &Printer) -> ExitCode {
         ServerCommand::Admin { settings, action } => {
             finish(printer, block_on(operate::run(&settings, action, printer)))
         }
+        ServerCommand::Simulate(arguments) => finish(printer, simulate::run(&arguments, printer)),
     }
 }
 

@@ -1,0 +1,69 @@
+//! `tram simulate`: runs the simulator and shows its report as tables, as JSON, or as a page.
+
+use anyhow::Context;
+use serde_json::{Map, Value, json};
+use tram_cli::{Output, Printer, SimulateArguments};
+use tram_testkit::simulator::{
+    self, Options,
+    report::{Report, Table},
+};
+
+/// Carries out the command.
+///
+/// # Errors
+/// With what is wrong with the trace or the arguments, for the user.
+pub fn run(arguments: &SimulateArguments, printer: &Printer) -> anyhow::Result<()> {
+    let report = simulator::run(&Options {
+        trace: arguments.trace.clone(),
+        policy: arguments.policy.clone(),
+        seed: arguments.seed,
+    })
+    .context("cannot simulate")?;
+    if let Some(path) = &arguments.report {
+        std::fs::write(path, simulator::html::page(&report))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if printer.output() == Output::Table {
+        printer.note(&report.title);
+        for note in &report.notes {
+            printer.note(note);
+        }
+        for table in &report.tables {
+            printer.data(format_args!("{}\n", text(table)))?;
+        }
+        return Ok(());
+    }
+    Ok(printer.value(&value(&report), String::new)?)
+}
+
+fn text(table: &Table) -> String {
+    let titles = table.columns.iter().map(|column| column.title.to_uppercase());
+    let header: Vec<String> = std::iter::once(table.title.to_uppercase())
+        .chain(titles)
+        .collect();
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    let rows = table.rows.iter().map(|(name, values)| {
+        let values = table.columns.iter().zip(values);
+        let shown = values.map(|(column, value)| column.shown(*value));
+        std::iter::once(name.clone()).chain(shown).collect()
+    });
+    tram_cli::columns(Some(&header), rows)
+}
+
+/// The figures for programs. Those that could not be told are null.
+fn value(report: &Report) -> Value {
+    let tables: Vec<Value> = report.tables.iter().map(table_value).collect();
+    json!({ "title": report.title, "notes": report.notes, "tables": tables })
+}
+
+fn table_value(table: &Table) -> Value {
+    let rows = table.rows.iter().map(|(name, values)| {
+        let mut row = Map::new();
+        row.insert("name".to_owned(), json!(name));
+        for (column, value) in table.columns.iter().zip(values) {
+            row.insert(column.key.to_owned(), json!(value));
+        }
+        Value::Object(row)
+    });
+    json!({ "title": table.title, "rows": rows.collect::<Vec<_>>() })
+}
