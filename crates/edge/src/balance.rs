@@ -107,29 +107,20 @@ fn pick<'r>(
     if let [(only, _)] = &**all {
         return (!is_in(tried, only)).then_some(only);
     }
-    if route.even && all.len() > SCAN_MAX && tried.is_empty() {
-        let first = at(all, rotation);
-        let second = at(all, rotation.rotate_left(16).wrapping_mul(0x9E37_79B9));
-        let better = if lighter(second, first) { second } else { first };
-        if !better.0.is_avoided(now) {
-            return Some(&better.0);
-        }
-    }
-    let begin = usize::try_from(rotation).unwrap_or_default() % all.len().max(1);
-    let untried = || {
-        all[begin..]
-            .iter()
-            .chain(&all[..begin])
-            .filter(|(endpoint, _)| !is_in(tried, endpoint))
-    };
-    if !route.even {
+    let load = |index: usize| (all[index].0.in_flight(), all[index].1);
+    let untried = |index: usize| !is_in(tried, &all[index].0);
+    let usable = |index: usize| untried(index) && !all[index].0.is_avoided(now);
+    let of_drawn = || {
         let drawn = draw(all, rotation);
-        let of_that = untried().filter(|(endpoint, weight)| *weight == drawn && !endpoint.is_avoided(now));
-        if let Some(least) = least(of_that) {
-            return Some(least);
-        }
-    }
-    least(untried().filter(|(endpoint, _)| !endpoint.is_avoided(now))).or_else(|| least(untried()))
+        choose(all.len(), rotation, load, |index| {
+            usable(index) && all[index].1 == drawn
+        })
+    };
+    let found = if route.even { None } else { of_drawn() };
+    found
+        .or_else(|| choose(all.len(), rotation, load, usable))
+        .or_else(|| choose(all.len(), rotation, load, untried))
+        .map(|index| &all[index].0)
 }
 
 fn is_in(tried: &[Arc<Endpoint>], endpoint: &Arc<Endpoint>) -> bool {
@@ -137,10 +128,6 @@ fn is_in(tried: &[Arc<Endpoint>], endpoint: &Arc<Endpoint>) -> bool {
 }
 
 type Weighted = (Arc<Endpoint>, u32);
-
-fn at(all: &[Weighted], random: u32) -> &Weighted {
-    &all[usize::try_from(random).unwrap_or_default() % all.len()]
-}
 
 /// One of the weights, as often as the instances that have it weigh together.
 fn draw(all: &[Weighted], random: u32) -> u32 {
@@ -155,16 +142,34 @@ fn draw(all: &[Weighted], random: u32) -> u32 {
     all.last().map_or(1, |(_, weight)| *weight)
 }
 
-fn least<'r>(candidates: impl Iterator<Item = &'r Weighted>) -> Option<&'r Arc<Endpoint>> {
-    candidates
+/// One of `count` instances by requests in flight and weight: what the data plane and the simulator choose with.
+/// Those that are not usable are passed over; `None`: none is. `rotation` is random.
+pub fn choose(
+    count: usize,
+    rotation: u32,
+    load: impl Fn(usize) -> (u32, u32),
+    usable: impl Fn(usize) -> bool,
+) -> Option<usize> {
+    let begin = usize::try_from(rotation).unwrap_or_default() % count.max(1);
+    let lighter = |a: usize, b: usize| is_lighter(load(a), load(b));
+    if count > SCAN_MAX {
+        let other = rotation.rotate_left(16).wrapping_mul(0x9E37_79B9);
+        let other = usize::try_from(other).unwrap_or_default() % count;
+        let better = if lighter(other, begin) { other } else { begin };
+        if usable(better) {
+            return Some(better);
+        }
+    }
+    let around = (begin..count).chain(0..begin);
+    around
+        .filter(|index| usable(*index))
         .reduce(|best, next| if lighter(next, best) { next } else { best })
-        .map(|(endpoint, _)| endpoint)
 }
 
 /// Whether `a` would carry less for its weight than `b` with one request more.
-fn lighter(a: &Weighted, b: &Weighted) -> bool {
-    let load = |endpoint: &Endpoint| u64::from(endpoint.in_flight()) + 1;
-    load(&a.0) * u64::from(b.1) < load(&b.0) * u64::from(a.1)
+fn is_lighter(a: (u32, u32), b: (u32, u32)) -> bool {
+    let load = |in_flight: u32| u64::from(in_flight) + 1;
+    load(a.0) * u64::from(b.1) < load(b.0) * u64::from(a.1)
 }
 
 #[cfg(test)]

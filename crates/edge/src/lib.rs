@@ -46,6 +46,7 @@ mod waiting;
 mod wake;
 mod worker;
 
+pub use balance::choose;
 pub use config::{AccessLog, Config};
 pub use edge::{Addresses, Edge, Handle, run};
 pub use error::Error;

@@ -17,6 +17,9 @@ pub fn run(arguments: &SimulateArguments, printer: &Printer) -> anyhow::Result<(
         trace: arguments.trace.clone(),
         policy: arguments.policy.clone(),
         seed: arguments.seed,
+        services: arguments.services,
+        machines: arguments.machines,
+        choose: |loads, rotation| tram_edge::choose(loads.len(), rotation, |index| loads[index], |_| true),
     })
     .context("cannot simulate")?;
     if let Some(path) = &arguments.report {

@@ -16,6 +16,7 @@ pub mod report;
 pub mod rng;
 pub mod run;
 pub mod trace;
+pub mod world;
 
 pub use rng::Rng;
 pub use run::{Options, run};

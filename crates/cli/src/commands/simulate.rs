@@ -13,12 +13,19 @@ pub struct Arguments {
     pub trace: PathBuf,
     /// Policies to compare, separated by commas
     ///
-    /// `all` is every one that fits the trace.
+    /// `all` is every one that answers the trace's question. For functions, `planner-SECONDS` runs the whole planner
+    /// with that idle time before deep sleep.
     #[arg(long, value_name = "NAMES", default_value = "all")]
     pub policy: String,
     /// Of everything that is random: the same seed gives the same bytes
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
+    /// Services of the whole planner: more than the trace has repeat it, shifted by a time of day [default: as many]
+    #[arg(long, value_name = "N")]
+    pub services: Option<usize>,
+    /// Machines of the whole planner, of 16 GiB each
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub machines: usize,
     /// Write a page with all figures and plots to this file
     #[arg(long, value_name = "FILE.html")]
     pub report: Option<PathBuf>,
