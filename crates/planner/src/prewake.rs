@@ -10,8 +10,9 @@
 //! The operator sets the price: [`Budget::minutes_per_slow_wake`] minutes of an awake service are given, on average,
 //! to spare one slow wake. What has not been seen is believed to be called ever more rarely: the prior hazard falls as
 //! `prior / minute`, as in the Azure Functions trace of 2019, where the share of idle times beyond T falls about as
-//! T to the power of -0.8. It weighs as much as `confidence` idle times that were seen, so a new service behaves like
-//! one with a fixed time-out, and a known one like itself.
+//! T to the power of -0.8. How much that belief weighs follows Good and Turing ("The population frequencies of species",
+//! Biometrika 1953): the chance of something new is told by how much was seen exactly once. A service whose idle times
+//! repeat is trusted after a few of them; one whose idle times all differ goes on like a new one, with a time-out.
 //!
 //! Pure, like the rest of the planner. The simulator compares it with fixed time-outs and with the hybrid histogram
 //! of Shahrad et al., "Serverless in the Wild", ATC 2020 (docs/concepts/simulator.md).
@@ -24,10 +25,11 @@ const BINS: usize = 480;
 /// Minutes looked ahead at most: a week. A service that slept for longer is nobody's daily habit.
 const HORIZON_MINUTES: u32 = 7 * 24 * 60;
 /// Minutes awake that one slow wake is worth when the operator does not say: with it the Azure trace costs as much
-/// memory as with a time-out of ten minutes, at half of its slow wakes.
+/// memory as with a time-out of eight minutes, at less than half of the slow wakes of ten.
 const MINUTES_PER_SLOW_WAKE: f64 = 40.0;
-/// Idle times seen that weigh as much as the prior: two calls in a row may be chance, three hardly.
-const CONFIDENCE: f64 = 2.0;
+/// The prior weighs as much as so many idle times, and as many more for each minute that was seen exactly once. On the
+/// Azure trace 0.1 trusts chance, 1 trusts nobody, and what lies between hardly differs.
+const CONFIDENCE: f64 = 0.25;
 /// Chance in minute m before anything was seen: this over m.
 const PRIOR: f64 = 0.8;
 /// Share of a neighbouring minute's count that counts here: calls on a schedule come a little early or late.
@@ -41,7 +43,7 @@ pub struct Budget {
     /// Minutes of an awake service that may be spent to spare one slow wake. 0 spends nothing; the range that makes
     /// sense is 1 to 1,000.
     pub minutes_per_slow_wake: f64,
-    /// Idle times seen that weigh as much as the prior; above 0.
+    /// How many idle times the prior weighs as much as, for each minute seen exactly once and one more; above 0.
     pub confidence: f64,
     /// The prior's chance in the first minute, between 0 and 1.
     pub prior: f64,
@@ -108,9 +110,11 @@ impl Pattern {
     pub fn worth_keeping(&self, budget: &Budget, share: f64) -> Vec<Range<u32>> {
         let mut kept: Vec<Range<u32>> = Vec::new();
         let mut left = self.seen() as f64;
+        let once = self.bins.iter().filter(|count| **count == 1).count() as f64;
+        let doubt = budget.confidence * (1.0 + once);
         let worth = |chance: f64| chance * budget.minutes_per_slow_wake >= share;
         for (minute, index) in (0u32..).zip(0..BINS) {
-            let chance = self.chance(index, left, budget);
+            let chance = self.chance(index, left, doubt, budget.prior);
             left -= self.count(index);
             if worth(chance) {
                 match kept.last_mut() {
@@ -137,11 +141,11 @@ impl Pattern {
         self.bins.get(index).copied().map_or(0.0, f64::from)
     }
 
-    /// The chance of a call in this minute of idleness, when `left` idle times lasted until it.
-    fn chance(&self, index: usize, left: f64, budget: &Budget) -> f64 {
-        let weight = left + budget.confidence;
-        let prior = budget.prior / (index + 1) as f64;
-        let here = (self.count(index) + budget.confidence * prior) / weight;
+    /// The chance of a call in this minute of idleness, when `left` idle times lasted until it and the prior weighs as
+    /// much as `doubt` of them.
+    fn chance(&self, index: usize, left: f64, doubt: f64, prior: f64) -> f64 {
+        let weight = left + doubt;
+        let here = (self.count(index) + doubt * prior / (index + 1) as f64) / weight;
         let before = index.checked_sub(1).map_or(0.0, |before| self.count(before));
         // The bin beyond the last holds all that is longer, which is no neighbour.
         let after = if index + 1 < BINS {
