@@ -136,7 +136,7 @@ pub struct Raw {
 }
 
 /// Commands of the composition root, with their settings resolved.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum ServerCommand {
     /// Run the whole cloud on this machine.
     Up(Settings),

@@ -19,6 +19,7 @@ pub fn run(arguments: &SimulateArguments, printer: &Printer) -> anyhow::Result<(
         seed: arguments.seed,
         services: arguments.services,
         machines: arguments.machines,
+        scale: arguments.scale,
         choose: |loads, rotation| tram_edge::choose(loads.len(), rotation, |index| loads[index], |_| true),
     })
     .context("cannot simulate")?;

@@ -9,6 +9,7 @@
 //! `tram simulate` is the only user beside tests and benches; what is modelled and what is not is told in
 //! docs/concepts/simulator.md.
 
+pub mod autoscale;
 pub mod html;
 pub mod keepalive;
 pub mod queue;

@@ -6,11 +6,12 @@ use std::{
 };
 
 use super::{
-    Error, keepalive,
+    Error, autoscale, keepalive,
     report::Report,
     trace::{
         Csv,
         azure_functions::{self, Functions},
+        requests,
     },
     world::{self, Choose, World},
 };
@@ -37,6 +38,8 @@ pub struct Options {
     pub services: Option<usize>,
     /// Machines of the whole planner.
     pub machines: usize,
+    /// Times the rates of a trace that has rates; above 0.
+    pub scale: f64,
     /// How the edge chooses among instances.
     pub choose: Choose,
 }
@@ -46,6 +49,12 @@ pub struct Options {
 /// # Errors
 /// When the trace cannot be read, a policy is unknown, or what must never happen happens.
 pub fn run(options: &Options) -> Result<Report, Error> {
+    if options.scale.is_nan() || options.scale <= 0.0 {
+        return Err(Error::Argument {
+            field: "--scale",
+            must: "above 0".to_owned(),
+        });
+    }
     let csv = Csv::open(&options.trace)?;
     let names: Vec<&str> = options.policy.split(',').map(str::trim).collect();
     let name = shown(&options.trace);
@@ -53,11 +62,23 @@ pub fn run(options: &Options) -> Result<Report, Error> {
         let trace = azure_functions::read(&options.trace)?;
         return functions(options, &name, &trace, &names);
     }
-    Err(csv.wrong(
-        "the columns are those of no trace that can be simulated: expected `HashFunction, minute_1 ...` (Azure \
-         Functions)"
-            .to_owned(),
-    ))
+    let made = if requests::is_azure(&csv) {
+        requests::azure(&options.trace)?
+    } else if requests::is_servegen(&csv) {
+        requests::servegen(&options.trace, options.scale, options.seed)?
+    } else {
+        return Err(csv.wrong(
+            "the columns are those of no trace that can be simulated: expected `HashFunction, minute_1 ...` (Azure \
+             Functions), `TIMESTAMP, ContextTokens ...` (Azure LLM) or `client, t_s, rate_rps ...` (ServeGen)"
+                .to_owned(),
+        ));
+    };
+    let policies = if names == [ALL] {
+        autoscale::ALL.to_vec()
+    } else {
+        names
+    };
+    autoscale::compare(&name, &made, &policies, options.choose, options.seed)
 }
 
 fn functions(options: &Options, name: &str, trace: &Functions, names: &[&str]) -> Result<Report, Error> {
@@ -119,4 +140,65 @@ fn shown(path: &Path) -> String {
         || path.display().to_string(),
         |name| name.to_string_lossy().into_owned(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(directory: &Path, name: &str, text: &str, policy: &str) -> Options {
+        let trace = directory.join(name);
+        std::fs::write(&trace, text).unwrap();
+        Options {
+            trace,
+            policy: policy.to_owned(),
+            seed: 5,
+            services: Some(20),
+            machines: 3,
+            scale: 1.0,
+            choose: |loads, _| (0..loads.len()).min_by_key(|index| loads[*index].0),
+        }
+    }
+
+    const FUNCTIONS: &str = "HashFunction,minute_1,minute_2,minute_3,minute_4\na,1,0,0,2\nb,0,3,0,0\n";
+    const REQUESTS: &str = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.97,480,10\n\
+                            2023-11-16 18:17:04.03,3180,8\n";
+    const RATES: &str = "client,t_s,rate_rps,cv,pattern,arg1,arg2\n0,0,0.2,1.5,Gamma,0.44,0.45\n";
+
+    #[test]
+    fn every_kind_of_trace_is_told_by_its_columns_and_gives_the_same_bytes_twice() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, text, policy) in [
+            ("f_inv.csv", FUNCTIONS, "fixed-1,planner-60"),
+            ("f_inv.csv", FUNCTIONS, ALL),
+            ("azure.csv", REQUESTS, "tram,kpa"),
+            ("rates.csv", RATES, "tram,oracle"),
+        ] {
+            let options = options(directory.path(), name, text, policy);
+            let once = || {
+                let report = run(&options).unwrap();
+                assert!(report.tables.iter().any(|table| !table.rows.is_empty()));
+                format!("{report:?}{}", crate::simulator::html::page(&report))
+            };
+            assert_eq!(once(), once(), "{name} {policy}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let said = |name, text, policy| {
+            let refused = run(&options(directory.path(), name, text, policy)).unwrap_err();
+            refused.to_string()
+        };
+        assert!(said("x.csv", "a,b\n1,2\n", ALL).contains("ServeGen"));
+        assert!(said("f_inv.csv", FUNCTIONS, "planner-soon").contains("planner-SECONDS"));
+        assert!(said("f_inv.csv", FUNCTIONS, "kpa").contains("fixed-MINUTES"));
+        assert!(said("azure.csv", REQUESTS, "fixed-5").contains("oracle"));
+        let scale = Options {
+            scale: 0.0,
+            ..options(directory.path(), "rates.csv", RATES, ALL)
+        };
+        assert!(run(&scale).unwrap_err().to_string().contains("--scale"));
+    }
 }

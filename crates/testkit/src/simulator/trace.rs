@@ -3,6 +3,7 @@
 //! Traces are not part of the project; docs/concepts/simulator.md says where they come from and under which licences.
 
 pub mod azure_functions;
+pub mod requests;
 
 use std::{
     collections::BTreeMap,

@@ -47,7 +47,7 @@ pub enum Policy {
 }
 
 /// The policies that are compared when none is named: the published baselines, and the whole curve of ours.
-pub const ALL: [&str; 31] = [
+pub const ALL: [&str; 32] = [
     "fixed-5",
     "fixed-10",
     "fixed-20",
@@ -71,10 +71,11 @@ pub const ALL: [&str; 31] = [
     "zram-300",
     "reclaimed-5",
     "reclaimed-10",
+    "reclaimed-15",
     "reclaimed-20",
+    "reclaimed-25",
     "reclaimed-40",
     "reclaimed-100",
-    "reclaimed-300",
     "checkpointed-1",
     "checkpointed-5",
     "checkpointed-20",

