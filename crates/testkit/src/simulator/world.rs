@@ -29,6 +29,7 @@ use super::{
     trace::azure_functions::Functions,
 };
 use service::Service;
+pub use service::asleep;
 use site::{Site, Step};
 
 /// When simulations begin: 2026-01-01T00:00:00Z.

@@ -49,14 +49,14 @@ pub struct Tram {
 }
 
 impl Tram {
-    /// With a target of requests in flight for each instance.
+    /// With a target of requests in flight for each instance, and the fewest instances.
     #[must_use]
-    pub fn new(target: u32, model: &Model) -> Self {
+    pub fn new(target: u32, least: u32, model: &Model) -> Self {
         let policy = Policy::default();
         Self {
             policy,
             scale: Scale {
-                min: 1,
+                min: least,
                 max: INSTANCES_MAX,
                 targets: Targets {
                     concurrent_requests: Some(target),
@@ -73,6 +73,10 @@ impl Tram {
 }
 
 impl Scaler for Tram {
+    fn first(&self) -> u32 {
+        self.scale.min
+    }
+
     fn period(&self) -> Duration {
         Duration::from_secs(1)
     }
@@ -119,6 +123,7 @@ const KPA_DOWN: f64 = 2.0;
 #[derive(Debug)]
 pub struct Kpa {
     target: f64,
+    least: u32,
     /// Concurrency by second, the newest last.
     seconds: VecDeque<(Timestamp, f64)>,
     panic_since: Option<Timestamp>,
@@ -126,11 +131,12 @@ pub struct Kpa {
 }
 
 impl Kpa {
-    /// With a target of requests in flight for each instance, of which it aims at 70 %.
+    /// With a target of requests in flight for each instance, of which it aims at 70 %, and the fewest instances.
     #[must_use]
-    pub fn new(target: f64) -> Self {
+    pub fn new(target: f64, least: u32) -> Self {
         Self {
             target: target * KPA_UTILISATION,
+            least,
             seconds: VecDeque::new(),
             panic_since: None,
             most_in_panic: 0,
@@ -146,6 +152,10 @@ impl Kpa {
 }
 
 impl Scaler for Kpa {
+    fn first(&self) -> u32 {
+        self.least
+    }
+
     /// It samples each second and decides at every other one.
     fn period(&self) -> Duration {
         Duration::from_secs(1)
@@ -187,9 +197,9 @@ impl Scaler for Kpa {
         }
         if self.panic_since.is_some() {
             self.most_in_panic = self.most_in_panic.max(panic).max(seen.ready);
-            return self.most_in_panic.max(1);
+            return self.most_in_panic.max(self.least);
         }
-        stable.max(1)
+        stable.max(self.least)
     }
 }
 

@@ -39,7 +39,7 @@ fn kpa_after(kpa: &mut Kpa, from: u64, seconds: u64, load: u64, ready: u32) -> u
 #[test]
 fn knatives_autoscaler_behaves_as_published() {
     // 70 % of a target of 10: 70 in flight are ten instances' work.
-    let mut kpa = Kpa::new(10.0);
+    let mut kpa = Kpa::new(10.0, 1);
     assert_eq!(kpa_after(&mut kpa, 0, 60, 70, 10), 10);
     // Twice what is ready over six seconds is panic: it grows at once, and to what those six seconds say.
     assert_eq!(kpa_after(&mut kpa, 60, 6, 140, 10), 20);
@@ -48,7 +48,7 @@ fn knatives_autoscaler_behaves_as_published() {
     // Then it shrinks, at most to half of what is ready.
     assert_eq!(kpa_after(&mut kpa, 124, 10, 7, 20), 10);
     // Below twice there is no panic: the mean of a minute moves slowly.
-    let mut calm = Kpa::new(10.0);
+    let mut calm = Kpa::new(10.0, 1);
     kpa_after(&mut calm, 0, 60, 70, 10);
     let after = kpa_after(&mut calm, 60, 6, 126, 10);
     assert!((10..=11).contains(&after), "{after}");

@@ -101,60 +101,7 @@ impl<'t> Service<'t> {
         deep_sleep: Duration,
         mut rng: Rng,
     ) -> Self {
-        let mut uuid = || Uuid::from_u128(rng.bits_128());
-        let deployment = DeploymentId::from_uuid(uuid());
-        let region = Region {
-            id: RegionalDeploymentId::from_uuid(uuid()),
-            region: "sim".to_owned(),
-            scale: Scale {
-                min: 0,
-                max: MAX,
-                targets: Targets::default(),
-                deep_sleep: Some(deep_sleep),
-                light_sleep: None,
-            },
-            manual: None,
-            load: None,
-            restart_limit: 3,
-            start_grace: Duration::ZERO,
-            site: SiteState::Reachable(Capabilities::default()),
-            image: Some(ObservedImage::Ready {
-                digest: "sha256:00".to_owned(),
-                size_bytes: 1,
-            }),
-            instances: Vec::new(),
-        };
-        let store = ServiceView {
-            id: ServiceId::from_uuid(uuid()),
-            intent: Intent::Run,
-            status: ServiceStatus::Healthy,
-            messages: Vec::new(),
-            created_at: start,
-            sleeping_since: Some(start),
-            active: Some(deployment),
-            delete_after_create: None,
-            delete_after_sleep: None,
-            routed: true,
-            may_sleep: true,
-            deployments: vec![Deployment {
-                id: deployment,
-                version: 1,
-                status: DeploymentStatus::Sleeping,
-                messages: Vec::new(),
-                cancel_requested: false,
-                created_at: start,
-                allocated_at: Some(start),
-                healthy_at: Some(start),
-                source: Source::Image,
-                takeover: Takeover::Rolling,
-                regions: vec![region],
-            }],
-            activity: Activity::QUIET,
-            edge: Edge::Known {
-                endpoints: BTreeSet::new(),
-                since: start,
-            },
-        };
+        let store = asleep(start, deep_sleep, &mut rng);
         // A shifted day begins with the calls that the shift brings over midnight.
         let wraps = |(minute, _): &(u32, u32)| minute + shift >= minutes;
         let first = function.calls.iter().position(wraps).unwrap_or(0);
@@ -515,6 +462,65 @@ impl<'t> Service<'t> {
             }
         }
         Ok(())
+    }
+}
+
+/// A service that was deployed before and sleeps deeply, as the planner sees it.
+#[must_use]
+pub fn asleep(start: Timestamp, deep_sleep: Duration, rng: &mut Rng) -> ServiceView {
+    let mut uuid = || Uuid::from_u128(rng.bits_128());
+    let deployment = DeploymentId::from_uuid(uuid());
+    let region = Region {
+        id: RegionalDeploymentId::from_uuid(uuid()),
+        region: "sim".to_owned(),
+        scale: Scale {
+            min: 0,
+            max: MAX,
+            targets: Targets::default(),
+            deep_sleep: Some(deep_sleep),
+            light_sleep: None,
+        },
+        manual: None,
+        load: None,
+        restart_limit: 3,
+        start_grace: Duration::ZERO,
+        site: SiteState::Reachable(Capabilities::default()),
+        image: Some(ObservedImage::Ready {
+            digest: "sha256:00".to_owned(),
+            size_bytes: 1,
+        }),
+        instances: Vec::new(),
+    };
+    ServiceView {
+        id: ServiceId::from_uuid(uuid()),
+        intent: Intent::Run,
+        status: ServiceStatus::Healthy,
+        messages: Vec::new(),
+        created_at: start,
+        sleeping_since: Some(start),
+        active: Some(deployment),
+        delete_after_create: None,
+        delete_after_sleep: None,
+        routed: true,
+        may_sleep: true,
+        deployments: vec![Deployment {
+            id: deployment,
+            version: 1,
+            status: DeploymentStatus::Sleeping,
+            messages: Vec::new(),
+            cancel_requested: false,
+            created_at: start,
+            allocated_at: Some(start),
+            healthy_at: Some(start),
+            source: Source::Image,
+            takeover: Takeover::Rolling,
+            regions: vec![region],
+        }],
+        activity: Activity::QUIET,
+        edge: Edge::Known {
+            endpoints: BTreeSet::new(),
+            since: start,
+        },
     }
 }
 
