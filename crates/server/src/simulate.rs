@@ -20,6 +20,7 @@ pub fn run(arguments: &SimulateArguments, printer: &Printer) -> anyhow::Result<(
         services: arguments.services,
         machines: arguments.machines,
         scale: arguments.scale,
+        load_seconds: arguments.load_seconds,
         choose: |loads, rotation| tram_edge::choose(loads.len(), rotation, |index| loads[index], |_| true),
     })
     .context("cannot simulate")?;

@@ -30,6 +30,9 @@ pub struct Arguments {
     /// Times the rates of a trace that has rates
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
     pub scale: f64,
+    /// Median seconds until an instance that serves a model has loaded: what light sleep would make of it
+    #[arg(long, value_name = "SECONDS", default_value_t = 22.7)]
+    pub load_seconds: f64,
     /// Write a page with all figures and plots to this file
     #[arg(long, value_name = "FILE.html")]
     pub report: Option<PathBuf>,

@@ -21,8 +21,10 @@ use scalers::{Fixed, Kpa, Oracle, Scaler, Tram};
 pub const ATTAINMENT: f64 = 0.99;
 /// The shares of its slots that the oracle fills.
 const FILLED: [f64; 9] = [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25];
-/// Seconds ahead that the oracle starts an instance: the median time to load one, and longer ones.
-const AHEAD: [usize; 3] = [23, 32, 45];
+/// How long before it is needed the oracle starts an instance: the median time to load one, and longer.
+const AHEAD: [f64; 3] = [1.0, 1.4, 2.0];
+/// Requests for each instance beyond its slots that a target may ask for: a line that moves quickly is in time.
+const QUEUED: u32 = 2;
 /// Targets of Knative's autoscaler, as shares of the slots; it aims at 70 % of each.
 const KPA_TARGETS: [f64; 14] = [
     0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.1,
@@ -52,7 +54,7 @@ fn candidates(
         String::new()
     };
     Ok(match policy {
-        "tram" => (1..=model.slots)
+        "tram" => (1..=model.slots + QUEUED)
             .map(|target| {
                 let scaler = Box::new(Tram::new(target, least, model));
                 made(format!("tram-{target}{ending}"), scaler)
@@ -70,6 +72,7 @@ fn candidates(
             .iter()
             .flat_map(|ahead| FILLED.iter().map(move |filled| (*ahead, *filled)))
             .map(|(ahead, filled)| {
+                let ahead = (ahead * model.load_median).ceil();
                 let oracle = Oracle::new(requests, model, filled, ahead);
                 made(format!("oracle-{ahead}s-{filled}"), Box::new(oracle))
             })
@@ -103,6 +106,7 @@ pub fn compare(
     name: &str,
     requests: &[Request],
     policies: &[&str],
+    model: &Model,
     choose: Choose,
     seed: u64,
 ) -> Result<Report, Error> {
@@ -112,15 +116,14 @@ pub fn compare(
             must: "a trace with at least one request".to_owned(),
         });
     }
-    let model = Model::default();
     let mut swept: Vec<(String, Outcome)> = Vec::new();
     let mut best: Vec<(String, Outcome)> = Vec::new();
     for policy in policies {
         let reactive = matches!(*policy, "tram" | "kpa");
         let mut cheapest: Option<(String, Outcome)> = None;
         for least in LEAST.into_iter().take(if reactive { LEAST.len() } else { 1 }) {
-            for mut candidate in candidates(policy, requests, &model, least)? {
-                let outcome = fleet::replay(requests, &model, candidate.scaler.as_mut(), choose, seed)?;
+            for mut candidate in candidates(policy, requests, model, least)? {
+                let outcome = fleet::replay(requests, model, candidate.scaler.as_mut(), choose, seed)?;
                 let known = cheapest.as_ref().map(|(_, known)| known.instance_hours);
                 let cheaper = known.is_none_or(|known| outcome.instance_hours < known);
                 if outcome.within >= ATTAINMENT && cheaper {
@@ -136,7 +139,7 @@ pub fn compare(
     }
     Ok(Report {
         title: format!("Autoscaling: {name}, {} requests, seed {seed}", requests.len()),
-        notes: notes(&model),
+        notes: notes(model),
         tables: vec![table("At the objective", &best), table("All targets", &swept)],
         plots: plots(&best, &swept),
     })

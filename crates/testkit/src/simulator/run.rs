@@ -6,7 +6,9 @@ use std::{
 };
 
 use super::{
-    Error, autoscale, keepalive,
+    Error,
+    autoscale::{self, fleet::Model},
+    keepalive,
     report::Report,
     trace::{
         Csv,
@@ -22,6 +24,8 @@ pub const ALL: &str = "all";
 const PLANNER: &str = "planner";
 /// Idle time before deep sleep when none is named: the product's own.
 const DEEP_SLEEP_SECONDS: u64 = 300;
+/// Median seconds to load a model, in production at Alibaba.
+pub const LOAD_SECONDS: f64 = 22.7;
 /// Memory of a simulated machine: a common size of small servers.
 const MACHINE_MIB: f64 = 16.0 * 1024.0;
 
@@ -40,6 +44,8 @@ pub struct Options {
     pub machines: usize,
     /// Times the rates of a trace that has rates; above 0.
     pub scale: f64,
+    /// Median seconds until an instance that serves a model has loaded; 0 or above.
+    pub load_seconds: f64,
     /// How the edge chooses among instances.
     pub choose: Choose,
 }
@@ -53,6 +59,12 @@ pub fn run(options: &Options) -> Result<Report, Error> {
         return Err(Error::Argument {
             field: "--scale",
             must: "above 0".to_owned(),
+        });
+    }
+    if options.load_seconds.is_nan() || options.load_seconds < 0.0 {
+        return Err(Error::Argument {
+            field: "--load-seconds",
+            must: "0 or above".to_owned(),
         });
     }
     let csv = Csv::open(&options.trace)?;
@@ -78,7 +90,11 @@ pub fn run(options: &Options) -> Result<Report, Error> {
     } else {
         names
     };
-    autoscale::compare(&name, &made, &policies, options.choose, options.seed)
+    let model = Model {
+        load_median: options.load_seconds,
+        ..Model::default()
+    };
+    autoscale::compare(&name, &made, &policies, &model, options.choose, options.seed)
 }
 
 fn functions(options: &Options, name: &str, trace: &Functions, names: &[&str]) -> Result<Report, Error> {
@@ -156,6 +172,7 @@ mod tests {
             services: Some(20),
             machines: 3,
             scale: 1.0,
+            load_seconds: LOAD_SECONDS,
             choose: |loads, _| (0..loads.len()).min_by_key(|index| loads[*index].0),
         }
     }

@@ -9,7 +9,9 @@ use std::{collections::VecDeque, time::Duration};
 use tram_types::Timestamp;
 
 use super::scalers::{Scaler, Seen};
-use crate::simulator::{Error, Rng, queue::Queue, trace::requests::Request, world::Choose};
+use crate::simulator::{
+    Error, Rng, queue::Queue, run::LOAD_SECONDS, trace::requests::Request, world::Choose,
+};
 
 /// Seconds of an hour.
 const HOUR: f64 = 3600.0;
@@ -41,13 +43,14 @@ pub struct Model {
 }
 
 impl Default for Model {
-    /// A model of 8 billion parameters on one large GPU. Loading as in production at Alibaba: p50 22.7 s, p99 51.9 s.
+    /// A model of 8 billion parameters on one large GPU. Loading as in production at Alibaba: p50 22.7 s, p99
+    /// 51.9 s.
     fn default() -> Self {
         Self {
             slots: 8,
             read_per_second: 6_000.0,
             written_per_second: 40.0,
-            load_median: 22.7,
+            load_median: LOAD_SECONDS,
             load_sigma: 0.355,
             objective: 2.0,
         }

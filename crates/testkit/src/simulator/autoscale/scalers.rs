@@ -232,7 +232,8 @@ impl Oracle {
     /// `filled`: the share of an instance's slots that it is asked to fill; `ahead`: seconds from start to service
     /// that it reckons with.
     #[must_use]
-    pub fn new(requests: &[Request], model: &Model, filled: f64, ahead: usize) -> Self {
+    pub fn new(requests: &[Request], model: &Model, filled: f64, ahead: f64) -> Self {
+        let ahead = place(ahead);
         let need = need(requests, model, filled);
         // An instance is there from when it is ordered to the last second it is needed within the time to load one.
         let mut plan = Vec::with_capacity(need.len());

@@ -57,7 +57,7 @@ fn knatives_autoscaler_behaves_as_published() {
 #[test]
 fn a_steady_load_is_met_by_all_and_the_oracle_pays_least() {
     let requests = steady(10, 1_300);
-    let report = compare("steady", &requests, &ALL, least, 1).unwrap();
+    let report = compare("steady", &requests, &ALL, &Model::default(), least, 1).unwrap();
     let best = &report.tables[0];
     assert_eq!(
         best.rows.len(),
@@ -87,7 +87,7 @@ fn a_steady_load_is_met_by_all_and_the_oracle_pays_least() {
 fn the_same_seed_gives_the_same_bytes() {
     let requests = steady(4, 120);
     let run = || {
-        let report = compare("x", &requests, &["tram", "kpa"], least, 3).unwrap();
+        let report = compare("x", &requests, &["tram", "kpa"], &Model::default(), least, 3).unwrap();
         format!("{report:?}{}", crate::simulator::html::page(&report))
     };
     assert_eq!(run(), run());
@@ -95,9 +95,11 @@ fn the_same_seed_gives_the_same_bytes() {
 
 #[test]
 fn what_cannot_be_simulated_is_named() {
-    let said = compare("x", &[], &["tram"], least, 1).unwrap_err().to_string();
+    let said = compare("x", &[], &["tram"], &Model::default(), least, 1)
+        .unwrap_err()
+        .to_string();
     assert!(said.contains("TRACE"), "{said}");
-    let said = compare("x", &steady(1, 1), &["hpa"], least, 1)
+    let said = compare("x", &steady(1, 1), &["hpa"], &Model::default(), least, 1)
         .unwrap_err()
         .to_string();
     assert!(said.contains("`hpa`") && said.contains("oracle"), "{said}");
