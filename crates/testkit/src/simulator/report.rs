@@ -74,7 +74,7 @@ pub struct Plot {
     pub x: String,
     /// What the vertical axis counts, with its unit.
     pub y: String,
-    /// Whether each point stands for itself and is named, instead of being joined to the next.
+    /// Whether each point stands for itself and is marked.
     pub scattered: bool,
     /// The curves by name.
     pub lines: Vec<(String, Vec<(f64, f64)>)>,

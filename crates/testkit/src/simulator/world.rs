@@ -93,8 +93,8 @@ pub struct Outcome {
     pub most_instances: usize,
     /// Most memory in use on one machine, in MiB.
     pub fullest_mib: f64,
-    /// By hour: calls, instances at its end, cold starts, instance-hours.
-    pub hours: Vec<[f64; 4]>,
+    /// By hour: calls, instances at its end, cold starts, instance-hours, mean wait of those who waited in seconds.
+    pub hours: Vec<[f64; 5]>,
 }
 
 /// What happens next.
@@ -117,6 +117,8 @@ struct Run<'t> {
     choose: Choose,
     rng: Rng,
     outcome: Outcome,
+    /// Waits that are in an hour that is over.
+    waits_shown: usize,
     end: Timestamp,
 }
 
@@ -153,6 +155,7 @@ pub fn simulate(trace: &Functions, world: &World) -> Result<Outcome, Error> {
         choose: world.choose,
         rng: seed.stream(u64::MAX - 1),
         outcome: Outcome::default(),
+        waits_shown: 0,
         end: start.plus(Duration::from_secs(u64::from(trace.minutes) * 60)),
     };
     for (index, function) in called.iter().cycle().take(world.services).enumerate() {
@@ -256,11 +259,15 @@ impl Run<'_> {
         let before = self.outcome.hours.iter().fold([0.0; 3], |sum, hour| {
             [sum[0] + hour[0], sum[1] + hour[2], sum[2] + hour[3]]
         });
+        let waits = self.outcome.waits.get(self.waits_shown..).unwrap_or_default();
+        let wait = waits.iter().sum::<f64>() / (waits.len() as f64).max(1.0);
+        self.waits_shown = self.outcome.waits.len();
         self.outcome.hours.push([
             self.outcome.arrived as f64 - before[0],
             self.site.instances() as f64,
             self.outcome.cold as f64 - before[1],
             self.site.instance_seconds / HOUR - before[2],
+            wait,
         ]);
         if now < self.end {
             self.queue.plan(now.plus(Duration::from_secs(3600)), Event::Hour);
@@ -438,6 +445,7 @@ fn plots(outcomes: &[(String, Outcome)]) -> Vec<Plot> {
         ("Instances", "at the end of the hour"),
         ("Cold starts", "an hour"),
         ("Instance-hours", "an hour"),
+        ("Wait for an instance", "s, mean"),
     ];
     let plot = |(place, (title, y)): (usize, (&str, &str))| Plot {
         title: title.to_owned(),
