@@ -72,3 +72,34 @@ fn table_value(table: &Table) -> Value {
     });
     json!({ "title": table.title, "rows": rows.collect::<Vec<_>>() })
 }
+
+#[cfg(test)]
+mod tests {
+    use tram_testkit::simulator::report::Column;
+
+    use super::*;
+
+    #[test]
+    fn a_table_is_shown_and_told_with_its_units() {
+        let table = Table {
+            title: "Policies".to_owned(),
+            columns: vec![
+                Column::new("slow_percent", "slow %", 2),
+                Column::new("hours", "hours", 0),
+            ],
+            rows: vec![
+                ("fixed-10".to_owned(), vec![3.586, 5_574.2]),
+                ("none".to_owned(), vec![f64::NAN, 0.0]),
+            ],
+        };
+        assert_eq!(
+            text(&table),
+            "POLICIES  SLOW %  HOURS\nfixed-10  3.59    5574\nnone      -       0"
+        );
+        let expected = json!({ "title": "Policies", "rows": [
+            { "name": "fixed-10", "slow_percent": 3.586, "hours": 5574.2 },
+            { "name": "none", "slow_percent": null, "hours": 0.0 },
+        ]});
+        assert_eq!(table_value(&table), expected);
+    }
+}
