@@ -21,6 +21,8 @@ pub use targets::{DEFAULT_QUANTILE, ResponseTimeTarget, Targets};
 pub const DEFAULT_WEB_PORT: u16 = 8000;
 /// Idle time before a service that may sleep does, when the definition does not say.
 pub const DEFAULT_DEEP_SLEEP: Duration = Duration::from_secs(300);
+/// From light to deep sleep when the definition only asks for light sleep: what Koyeb's control panel sends.
+pub const DEFAULT_DEEP_AFTER_LIGHT: Duration = Duration::from_secs(3600);
 /// Grace before a failing probe counts.
 pub const DEFAULT_GRACE_PERIOD: Duration = Duration::from_secs(5);
 /// Time between probes of a healthy instance.
@@ -306,6 +308,7 @@ fn scale(scaling: &DeploymentScaling) -> Scale {
     let light_sleep = delay.and_then(|delay| some(delay.light_sleep_value));
     let deep_sleep = delay
         .and_then(|delay| some(delay.deep_sleep_value).or_else(|| some(delay.value)))
+        .or_else(|| light_sleep.map(|light| light.saturating_add(DEFAULT_DEEP_AFTER_LIGHT)))
         .or(Some(DEFAULT_DEEP_SLEEP));
     let targets = Targets::of(&scaling.targets);
     if min == 0 {
@@ -391,6 +394,12 @@ mod tests {
     fn sleep_only_with_a_minimum_of_zero() {
         let sleeper = definition(r#"{"scalings":[{"min":0,"max":2}]}"#).effective_scale("fra");
         assert_eq!(sleeper.deep_sleep, Some(DEFAULT_DEEP_SLEEP));
+        let light = definition(
+            r#"{"scalings":[{"min":0,"max":1,"targets":[{"sleep_idle_delay":{"light_sleep_value":600}}]}]}"#,
+        )
+        .effective_scale("fra");
+        assert_eq!(light.light_sleep, Some(Duration::from_secs(600)));
+        assert_eq!(light.deep_sleep, Some(Duration::from_secs(4200)));
         let awake = definition(
             r#"{"scalings":[{"min":1,"max":2,"targets":[{"sleep_idle_delay":{"deep_sleep_value":5}}]}]}"#,
         )

@@ -200,7 +200,7 @@ const ARGUMENTS: &[(&str, &str)] = &[
     ("definition.routes", "--route"),
     (
         "definition.scalings",
-        "--min, --max, --scale-on and --sleep-after",
+        "--min, --max, --scale-on, --sleep-after and --light-sleep-after",
     ),
     ("definition.strategy", "--strategy"),
 ];

@@ -76,6 +76,10 @@ pub struct Arguments {
     /// Sleep after so long without traffic, such as 5m; the next request wakes the service
     #[arg(long, value_name = "SPAN", value_parser = crate::age::parse_span)]
     pub sleep_after: Option<std::time::Duration>,
+    /// Freeze it after so long without traffic, such as 30s, until --sleep-after stops it; the next request goes on where
+    /// it stood
+    #[arg(long, value_name = "SPAN", value_parser = crate::age::parse_span)]
+    pub light_sleep_after: Option<std::time::Duration>,
     /// Health check, such as http:8000:/health or tcp:5432; without it a TCP check of each port; several can be given
     #[arg(long = "check", value_name = "CHECK")]
     pub checks: Vec<Check>,

@@ -4,8 +4,7 @@ use tram_types::{
     definition::{
         DeploymentDefinition, DeploymentEnv, DeploymentHealthCheck, DeploymentInstanceType, DeploymentPort,
         DeploymentProxyPort, DeploymentRoute, DeploymentScaling, DeploymentScalingTarget, DeploymentStrategy,
-        DockerSource, HttpHealthCheck, ScalingTargetResponseTime, ScalingTargetSleepIdleDelay,
-        ScalingTargetValue, TcpHealthCheck,
+        DockerSource, HttpHealthCheck, ScalingTargetResponseTime, ScalingTargetValue, TcpHealthCheck,
     },
     status::{DefinitionType, DeploymentStrategyType, ProxyPortProtocol},
 };
@@ -186,6 +185,10 @@ fn environment(definition: &mut DeploymentDefinition, arguments: &Arguments) {
     }
 }
 
+fn seconds(span: std::time::Duration) -> i64 {
+    i64::try_from(span.as_secs()).unwrap_or(i64::MAX)
+}
+
 fn scaling(definition: &mut DeploymentDefinition, arguments: &Arguments) -> Result<(), Error> {
     if definition.scalings.is_empty() {
         definition.scalings = vec![DeploymentScaling {
@@ -194,10 +197,15 @@ fn scaling(definition: &mut DeploymentDefinition, arguments: &Arguments) -> Resu
             ..DeploymentScaling::default()
         }];
     }
-    if let (Some(_), Some(min @ 1..)) = (arguments.sleep_after, arguments.min) {
+    let sleeps = [
+        (arguments.sleep_after, "--sleep-after"),
+        (arguments.light_sleep_after, "--light-sleep-after"),
+    ];
+    let asked = sleeps.iter().find(|(after, _)| after.is_some());
+    if let (Some((_, flag)), Some(min @ 1..)) = (asked, arguments.min) {
         return Err(Error::input(
             format!("a service with at least {min} instances never sleeps"),
-            "give `--min 0` or leave `--sleep-after` out",
+            format!("give `--min 0` or leave `{flag}` out"),
         ));
     }
     if let (Some(min), Some(max)) = (arguments.min, arguments.max)
@@ -217,14 +225,23 @@ fn scaling(definition: &mut DeploymentDefinition, arguments: &Arguments) -> Resu
             scaling.min = min.into();
             scaling.max = scaling.max.max(scaling.min).max(1);
         }
-        if let Some(idle) = arguments.sleep_after {
+        if asked.is_some() {
             scaling.min = 0;
+            let known = scaling
+                .targets
+                .iter()
+                .find_map(|target| target.sleep_idle_delay.clone());
+            let mut delay = known.unwrap_or_default();
+            if let Some(idle) = arguments.sleep_after {
+                delay.deep_sleep_value = seconds(idle);
+                delay.value = 0;
+            }
+            if let Some(idle) = arguments.light_sleep_after {
+                delay.light_sleep_value = seconds(idle);
+            }
             scaling.targets.retain(|target| target.sleep_idle_delay.is_none());
             scaling.targets.push(DeploymentScalingTarget {
-                sleep_idle_delay: Some(ScalingTargetSleepIdleDelay {
-                    deep_sleep_value: i64::try_from(idle.as_secs()).unwrap_or(i64::MAX),
-                    ..ScalingTargetSleepIdleDelay::default()
-                }),
+                sleep_idle_delay: Some(delay),
                 ..DeploymentScalingTarget::default()
             });
         }
@@ -376,6 +393,23 @@ mod tests {
         assert_eq!(bounds("--min 1 --max 4 --scale-on cpu=70").unwrap(), (1, 4));
         assert!(bounds("--min 5 --max 4").is_err());
         assert!(bounds("--min 1 --sleep-after 5m").is_err());
+        assert!(bounds("--min 1 --light-sleep-after 5m").is_err());
+    }
+
+    #[test]
+    fn each_kind_of_sleep_keeps_what_was_said_of_the_other() {
+        let delay = |definition: &DeploymentDefinition| {
+            let delay = definition.scalings[0].targets[0]
+                .sleep_idle_delay
+                .clone()
+                .unwrap();
+            (delay.light_sleep_value, delay.deep_sleep_value)
+        };
+        let light = built(None, "app -n web --light-sleep-after 30s").unwrap();
+        assert_eq!((light.scalings[0].min, delay(&light)), (0, (30, 0)));
+        let both = built(Some(light), "app -n web --sleep-after 1h").unwrap();
+        assert_eq!(delay(&both), (30, 3600));
+        assert_eq!(both.scalings[0].targets.len(), 1);
     }
 
     #[test]
