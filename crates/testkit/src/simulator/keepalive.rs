@@ -3,7 +3,7 @@
 //! Each function of the trace is a service with one instance. A minute is active when it has calls; d minutes after
 //! the last active one the next call comes, and the minutes 1 to d - 1 between are idle. A policy says for each idle
 //! minute how deep the service sleeps, knowing only the idle times before. The call finds the depth of minute d: awake
-//! costs no wait, light sleep costs its rung's wake, deep sleep a start. A wake above [`SLOW_WAKE`] is a *slow* (cold)
+//! costs no wait, light sleep costs its rung's wake, deep sleep a start. A wake above 100 ms is a *slow* (cold)
 //! one; the first call of all is always one. An idle minute costs the share of the service's memory that its depth
 //! keeps, and nothing is said of active minutes, in which every policy keeps the service awake.
 //!

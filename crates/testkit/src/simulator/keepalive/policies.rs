@@ -5,7 +5,7 @@
 //! | `fixed-M` | awake for M minutes, then deep |
 //! | `never` | awake for ever |
 //! | `hybrid-M` | the hybrid histogram of Shahrad et al., ATC 2020; M minutes where the histogram says nothing |
-//! | `prewake-P` | the planner's [`prewake`], awake or deep, at a price of P minutes |
+//! | `prewake-P` | the planner's [`tram_planner::prewake`], awake or deep, at a price of P minutes |
 //! | `RUNG-P` | the same, with light sleep on that rung between: `frozen`, `zram`, `reclaimed`, `checkpointed` |
 
 use std::{fmt, str::FromStr, time::Duration};
