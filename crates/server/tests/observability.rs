@@ -168,7 +168,7 @@ fn parse(text: &str) -> BTreeMap<String, (String, BTreeSet<String>)> {
 
 /// The same from the tables of the documentation: `| name | type | labels | meaning |`.
 fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/metrics.md");
+    let path = Path::new("../../docs/reference/metrics.md");
     let text = std::fs::read_to_string(path).expect("the documentation");
     text.lines()
         .filter(|line| line.starts_with("| `tram_"))

@@ -237,7 +237,7 @@ fn read_with_the_sdk(replies: &[u8]) {
     };
     let mut file = tempfile::NamedTempFile::new().unwrap();
     std::io::Write::write_all(&mut file, replies).unwrap();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/openapi/sdk.py");
+    let script = Path::new("../../tests/openapi/sdk.py");
     let done = std::process::Command::new(python)
         .arg(script)
         .arg(file.path())

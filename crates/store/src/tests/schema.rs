@@ -159,7 +159,7 @@ async fn the_statements_of_one_service_use_their_indexes() {
 
 #[test]
 fn every_file_is_a_step_and_every_step_a_file() {
-    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations");
+    let directory = "migrations";
     let files: BTreeSet<String> = std::fs::read_dir(directory)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
