@@ -18,7 +18,7 @@ use tram_types::{
     catalog::Catalog,
     definition::{ConfigFile, DeploymentDefinition, REGION_SCOPE_PREFIX},
     interpolate::{self, Piece, UnknownName, pieces},
-    status::{DefinitionType, DeploymentMesh, EgressPolicyMode, SecretType},
+    status::{DefinitionType, DeploymentMesh, DeploymentStrategyType, EgressPolicyMode, SecretType},
 };
 
 use crate::error::Error;
@@ -295,6 +295,25 @@ fn egress(definition: &DeploymentDefinition) -> Option<Vec<String>> {
     match egress.mode {
         EgressPolicyMode::Default => None,
         EgressPolicyMode::DenyAll => Some(egress.allow_list.iter().map(|rule| rule.cidr.clone()).collect()),
+    }
+}
+
+/// How a deployment takes over from the one that serves, `active`. One place, since the planner and the routing table
+/// have to agree on who takes requests meanwhile.
+pub(crate) fn takeover(
+    definition: &DeploymentDefinition,
+    active: Option<&DeploymentDefinition>,
+) -> planner::Takeover {
+    use planner::Takeover;
+    let interchangeable = active.is_none_or(|active| definition.is_interchangeable_with(active));
+    match definition.effective_strategy() {
+        _ if !definition.volumes.is_empty() => Takeover::StopFirst,
+        DeploymentStrategyType::Immediate => Takeover::Immediate,
+        // What the paths of the old one lead to, the new one would not answer.
+        _ if !interchangeable => Takeover::BlueGreen,
+        DeploymentStrategyType::BlueGreen => Takeover::BlueGreen,
+        DeploymentStrategyType::Canary => Takeover::Canary,
+        _ => Takeover::Rolling,
     }
 }
 

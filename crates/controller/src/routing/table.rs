@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::Deserialize;
+use tram_planner::Takeover;
 use tram_store::{
     RoutedService, Store,
     record::{Desired, Instance},
@@ -15,11 +16,11 @@ use tram_types::{
     definition::DeploymentDefinition,
     effective::PortProtocol,
     routing::{Endpoint, Protocol, Route, RoutingKey, Service, State, TcpPort},
-    status::{DeploymentStatus, DeploymentStrategyType, InstanceStatus},
+    status::{DeploymentStatus, InstanceStatus},
 };
 
 use super::security::{self, Hasher};
-use crate::error::Error;
+use crate::{error::Error, spec::takeover};
 
 /// Of the requests of a service, how many hundredths a canary takes: enough to see what it does with them, few enough
 /// to be forgiven.
@@ -201,16 +202,12 @@ fn endpoints(service: &RoutedService, definition: &DeploymentDefinition) -> Resu
             deployment: upcoming.id,
             source,
         })?;
-    let strategy = its.effective_strategy();
-    let shares = matches!(
-        strategy,
-        DeploymentStrategyType::Rolling | DeploymentStrategyType::Canary
-    );
-    if !shares || !its.volumes.is_empty() || !its.is_interchangeable_with(definition) {
+    let takeover = takeover(&its, Some(definition));
+    if !takeover.shares() {
         return Ok(own);
     }
     let mut new = serving(service, upcoming.id, DeploymentStatus::Starting, &its);
-    if strategy == DeploymentStrategyType::Canary {
+    if takeover == Takeover::Canary {
         let count = |endpoints: &[Endpoint]| u32::try_from(endpoints.len()).unwrap_or(1);
         let (old_ones, new_ones) = (count(&own), count(&new));
         for endpoint in &mut own {

@@ -6,20 +6,20 @@ use std::{
     time::Duration,
 };
 
-use tram_planner::{Deployment, Drain, Instance, Intent, Observed, Region, ServiceView, SiteState, Takeover};
+use tram_planner::{Deployment, Drain, Instance, Intent, Observed, Region, ServiceView, SiteState};
 use tram_site::{EndCause, InstancePhase, ObservedImage, ObservedInstance};
 use tram_store::{ServiceState, filter, record};
 use tram_types::{
     DeploymentId, InstanceId, ServiceId,
     definition::DeploymentDefinition,
     effective::{DEFAULT_RESTART_LIMIT, HealthCheck},
-    status::{DeploymentStrategyType, InstanceStatus, ServiceType},
+    status::{InstanceStatus, ServiceType},
 };
 
 use super::{Reconciler, freeze};
 use crate::{
     error::Error,
-    spec::{in_scope, source, written_region},
+    spec::{in_scope, source, takeover, written_region},
 };
 
 /// Ended instances of each replica that are read for the back-off: a few more than the ten failures in a row that its
@@ -233,16 +233,6 @@ impl Reconciler {
         instances: &[(record::Instance, Observed)],
         unreachable: &[String],
     ) -> Deployment {
-        let interchangeable = active.is_none_or(|active| definition.is_interchangeable_with(active));
-        let takeover = match definition.effective_strategy() {
-            _ if !definition.volumes.is_empty() => Takeover::StopFirst,
-            DeploymentStrategyType::Immediate => Takeover::Immediate,
-            // What the paths of the old one lead to, the new one would not answer.
-            _ if !interchangeable => Takeover::BlueGreen,
-            DeploymentStrategyType::BlueGreen => Takeover::BlueGreen,
-            DeploymentStrategyType::Canary => Takeover::Canary,
-            _ => Takeover::Rolling,
-        };
         let limits = definition.effective_health_checks();
         let restart_limit = limits
             .iter()
@@ -290,7 +280,7 @@ impl Reconciler {
             allocated_at: deployment.allocated_at,
             healthy_at: deployment.succeeded_at,
             source: source(definition),
-            takeover,
+            takeover: takeover(definition, active),
             regions: regions.collect(),
         }
     }
