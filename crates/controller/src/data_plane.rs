@@ -4,7 +4,10 @@
 use std::{collections::HashSet, fmt::Debug};
 
 use async_trait::async_trait;
-use tram_types::{InstanceId, ServiceId, Timestamp, routing::RoutingTable};
+use tram_types::{
+    InstanceId, ServiceId, Timestamp,
+    routing::{RoutingTable, TableChange},
+};
 
 /// What carries user traffic.
 #[async_trait]
@@ -15,6 +18,15 @@ pub trait DataPlane: Send + Sync + Debug {
     /// [`Error::Lost`] when the link is down (an [`Event::Connected`] follows when it is up again),
     /// [`Error::Refused`] when it holds a newer table or this one makes no sense.
     async fn push(&self, table: &RoutingTable) -> Result<(), Error>;
+
+    /// Makes the table in force into the next version, as [`DataPlane::push`] would with that one whole. False when it
+    /// takes nothing but whole tables.
+    ///
+    /// # Errors
+    /// As [`DataPlane::push`]; [`Error::Refused`] too when another version is in force than the change begins with.
+    async fn change(&self, _change: &TableChange) -> Result<bool, Error> {
+        Ok(false)
+    }
 
     /// Says that these instances of a service, which sleeps in the table of this version, answer again: requests go
     /// there from now on. Gives false when another table is in force, or when it takes nothing but tables.
@@ -131,6 +143,10 @@ pub struct Detached;
 impl DataPlane for Detached {
     async fn push(&self, _table: &RoutingTable) -> Result<(), Error> {
         Ok(())
+    }
+
+    async fn change(&self, _change: &TableChange) -> Result<bool, Error> {
+        Ok(true)
     }
 
     async fn next_event(&self) -> Option<Event> {

@@ -153,11 +153,15 @@ impl Sleepers {
         self.get(service).is_some_and(|sleeper| sleeper.is_over(since))
     }
 
-    /// The instances that answer again, of a sleep that has ended though the store may not say so yet.
-    pub(crate) fn thawed(&self, service: ServiceId, since: Timestamp) -> Option<BTreeSet<InstanceId>> {
-        let sleeper = self.get(service)?;
-        let state = sleeper.state();
-        state.thawed.clone().filter(|_| state.since == Some(since))
+    /// The instances that answer again, of every sleep that has ended though the store may not say so yet, with when
+    /// that sleep began.
+    pub(crate) fn all_thawed(&self) -> Vec<(ServiceId, Timestamp, BTreeSet<InstanceId>)> {
+        let services = self.lock();
+        let thawed = services.iter().filter_map(|(id, sleeper)| {
+            let state = sleeper.state();
+            Some((*id, state.since?, state.thawed.clone()?))
+        });
+        thawed.collect()
     }
 
     /// Thaws the service and tells the data plane. False when it does not sleep lightly as far as is known, when it

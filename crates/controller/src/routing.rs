@@ -1,32 +1,33 @@
 //! The data plane serves what the store says.
 //!
-//! The table is kept by service and by app in memory; a change reloads the one service it concerns, and the whole
-//! table is put together from there and pushed whole. Pushes are coalesced: while one is under way or has just been,
-//! changes gather. Every push gets a higher version; the data plane says which one it holds when the link comes up,
-//! so versions grow across restarts without being kept.
+//! The table is kept by service and by app in memory; a change reloads the one service it concerns, and what became of
+//! it is pushed as a change of the table that the data plane confirmed last. The whole table is pushed on a new link,
+//! and whenever the data plane holds another one than we think. Pushes are coalesced: while one is under way or has just
+//! been, changes gather. Every push gets a higher version; the data plane says which one it holds when the link comes
+//! up, so versions grow across restarts without being kept.
 //!
 //! What was confirmed is kept in [`Confirmed`]: an instance may be stopped only when no confirmed table and none
 //! under way names it.
 
+mod built;
 mod confirmed;
+mod known;
 mod security;
 mod table;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use tokio::time::Instant;
-use tram_store::{RoutedDomain, RoutedService};
-use tram_types::{
-    AppId, InstanceId, ServiceId, Timestamp,
-    routing::{self, Host, REQUEST_TIMEOUT_SECONDS, RoutingTable},
-};
+use tram_store::RoutedService;
+use tram_types::{AppId, DomainId, ServiceId};
 
 pub use confirmed::Confirmed;
+use known::{Known, Name};
 
 use crate::{
     Deps, data_plane, driver,
@@ -46,8 +47,9 @@ const PAUSE_FACTOR: u32 = 4;
 /// Longest such pause: a service that wakes waits for the next push.
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 
-/// Pushes in one run: the second one goes on from the version that the data plane says it holds.
-const PUSH_TRIES: u32 = 2;
+/// Pushes in one run: a change, the whole table when the data plane did not take it, and once more from the version that
+/// it says it holds.
+const PUSH_TRIES: u32 = 3;
 
 /// Keeps the data plane's table up to date.
 #[derive(Debug)]
@@ -65,56 +67,14 @@ pub struct Reconciler {
 #[derive(Debug)]
 struct Dirty {
     everything: bool,
-    domains: bool,
     secrets: bool,
     push: bool,
+    /// The link is new: nothing is known of the table in force.
+    relinked: bool,
     held: u64,
     services: HashSet<ServiceId>,
     apps: HashSet<AppId>,
-}
-
-/// The table's parts.
-#[derive(Debug, Default)]
-struct Known {
-    version: u64,
-    services: BTreeMap<ServiceId, table::Entry>,
-    services_of: HashMap<AppId, BTreeSet<ServiceId>>,
-    hosts_of: BTreeMap<AppId, Vec<Name>>,
-    /// Services whose own data could not be read, and when that was tried last.
-    troubled: HashMap<ServiceId, Instant>,
-    /// When everything was read last.
-    read_whole: Option<Instant>,
-    pushed: Option<Instant>,
-    pause: Duration,
-}
-
-/// What a table makes of services that sleep in the store.
-#[derive(Debug, Default)]
-struct Asleep {
-    /// They sleep in it too, since then.
-    sleepers: BTreeMap<ServiceId, Timestamp>,
-    /// They take requests: they were thawed, and the store does not say so yet.
-    woken: Vec<ServiceId>,
-}
-
-/// A host name of an app.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Name {
-    name: String,
-    /// What its owner chose, in milliseconds.
-    request_timeout_ms: Option<u64>,
-}
-
-impl From<RoutedDomain> for Name {
-    fn from(domain: RoutedDomain) -> Self {
-        let (least, most) = REQUEST_TIMEOUT_SECONDS.into_inner();
-        Self {
-            name: domain.name,
-            request_timeout_ms: domain
-                .request_timeout_seconds
-                .map(|seconds| u64::from(seconds.clamp(least, most)) * 1000),
-        }
-    }
+    domains: HashSet<DomainId>,
 }
 
 /// What one run did.
@@ -155,12 +115,13 @@ impl Reconciler {
             hasher: security::Hasher::new(),
             dirty: Mutex::new(Dirty {
                 everything: true,
-                domains: false,
                 secrets: false,
                 push: true,
+                relinked: true,
                 held: 0,
                 services: HashSet::new(),
                 apps: HashSet::new(),
+                domains: HashSet::new(),
             }),
             known: tokio::sync::Mutex::default(),
         }
@@ -181,8 +142,8 @@ impl Reconciler {
     }
 
     /// A domain changed.
-    pub fn dirty_domains(&self) {
-        self.dirty_state().domains = true;
+    pub fn dirty_domain(&self, domain: DomainId) {
+        self.dirty_state().domains.insert(domain);
     }
 
     /// A secret changed.
@@ -205,6 +166,7 @@ impl Reconciler {
         let mut dirty = self.dirty_state();
         dirty.held = dirty.held.max(held);
         dirty.push = true;
+        dirty.relinked = true;
     }
 
     /// The link is down.
@@ -229,12 +191,13 @@ impl Reconciler {
             &mut *dirty,
             Dirty {
                 everything: false,
-                domains: false,
                 secrets: false,
                 push: false,
+                relinked: false,
                 held,
                 services: HashSet::new(),
                 apps: HashSet::new(),
+                domains: HashSet::new(),
             },
         )
     }
@@ -243,68 +206,73 @@ impl Reconciler {
     fn give_back(&self, taken: Dirty) {
         let mut dirty = self.dirty_state();
         dirty.everything |= taken.everything;
-        dirty.domains |= taken.domains;
         dirty.secrets |= taken.secrets;
         dirty.push |= taken.push;
+        dirty.relinked |= taken.relinked;
         dirty.services.extend(taken.services);
         dirty.apps.extend(taken.apps);
+        dirty.domains.extend(taken.domains);
     }
 
-    /// Reads what is dirty; gives the services whose entry changed, and whether hosts did. `signalled`: everything is
-    /// read for a reason, and not because it is time again.
+    /// Reads what is dirty. `signalled`: everything is read for a reason, and not because it is time again.
     async fn read(
         &self,
         known: &mut Known,
         dirty: &Dirty,
         signalled: bool,
         report: &mut Report,
-    ) -> Result<(BTreeSet<ServiceId>, bool), Error> {
-        let mut changed = BTreeSet::new();
-        let mut hosts_changed = false;
-        if dirty.everything || dirty.domains {
+    ) -> Result<(), Error> {
+        if dirty.everything {
             let snapshot = self
                 .deps
                 .store
                 .routing_snapshot()
                 .await
                 .map_err(Error::store("read the routes"))?;
-            hosts_changed |= known.take_hosts(&snapshot.domains);
-            if dirty.everything {
-                let there: HashSet<ServiceId> = snapshot.services.iter().map(|service| service.id).collect();
-                let gone: Vec<ServiceId> = known
-                    .services
-                    .keys()
-                    .filter(|id| !there.contains(id))
-                    .copied()
-                    .collect();
-                for id in gone {
-                    known.remove(id);
-                    changed.insert(id);
+            known.take_hosts(&snapshot.domains);
+            let there: HashSet<ServiceId> = snapshot.services.iter().map(|service| service.id).collect();
+            let gone: Vec<ServiceId> = known
+                .services
+                .keys()
+                .filter(|id| !there.contains(id))
+                .copied()
+                .collect();
+            for id in gone {
+                report.changed += usize::from(known.remove(id));
+            }
+            known.read_whole = Some(Instant::now());
+            for service in &snapshot.services {
+                if signalled {
+                    // Once at the start, and after signals were lost: services at rest have alarms too, such as
+                    // the time of their deletion, and a sweep passes them over.
+                    self.queue.add(Key::Service(service.id));
+                    // Its app may be shown as it was before a crash, which nothing else would find.
+                    self.queue.add(Key::App(service.app_id));
                 }
-                known.read_whole = Some(Instant::now());
-                for service in &snapshot.services {
-                    if signalled {
-                        // Once at the start, and after signals were lost: services at rest have alarms too, such as
-                        // the time of their deletion, and a sweep passes them over.
-                        self.queue.add(Key::Service(service.id));
-                        // Its app may be shown as it was before a crash, which nothing else would find.
-                        self.queue.add(Key::App(service.app_id));
-                    }
-                    report.read += 1;
-                    if self.take_service(known, service).await? {
-                        changed.insert(service.id);
-                    }
-                }
+                report.read += 1;
+                report.changed += usize::from(self.take_service(known, service).await?);
             }
         }
-        for app in &dirty.apps {
+        let mut apps = dirty.apps.clone();
+        for id in &dirty.domains {
+            let domain = self
+                .deps
+                .store
+                .routed_domain(*id)
+                .await
+                .map_err(Error::store("read a domain"))?;
+            apps.extend(domain.map(|domain| domain.app_id));
+            // It may have led elsewhere before.
+            apps.extend(known.app_of(*id));
+        }
+        for app in apps {
             let domains = self
                 .deps
                 .store
-                .routed_domains_of_app(*app)
+                .routed_domains_of_app(app)
                 .await
                 .map_err(Error::store("read the domains of an app"))?;
-            hosts_changed |= known.set_hosts(*app, domains.into_iter().map(Name::from).collect());
+            known.set_hosts(app, domains.into_iter().map(Name::from).collect());
         }
         let mut services = dirty.services.clone();
         let pace = self.pace();
@@ -327,12 +295,10 @@ impl Reconciler {
             match service {
                 None => {
                     self.confirmed.remove(id);
-                    if known.remove(id) {
-                        changed.insert(id);
-                    }
+                    report.changed += usize::from(known.remove(id));
                 }
                 Some(service) => {
-                    if !known.hosts_of.contains_key(&service.app_id) {
+                    if !known.knows_names_of(service.app_id) {
                         let domains = self
                             .deps
                             .store
@@ -340,15 +306,13 @@ impl Reconciler {
                             .await
                             .map_err(Error::store("read the domains of an app"))?;
                         let names = domains.into_iter().map(Name::from).collect();
-                        hosts_changed |= known.set_hosts(service.app_id, names);
+                        known.set_hosts(service.app_id, names);
                     }
-                    if self.take_service(known, &service).await? {
-                        changed.insert(id);
-                    }
+                    report.changed += usize::from(self.take_service(known, &service).await?);
                 }
             }
         }
-        Ok((changed, hosts_changed))
+        Ok(())
     }
 
     /// Takes what a service adds to the table. What is wrong with one service's own data is that service's trouble:
@@ -371,59 +335,51 @@ impl Reconciler {
             }
             Err(error) => return Err(error),
         };
-        known
-            .services_of
-            .entry(service.app_id)
-            .or_default()
-            .insert(service.id);
-        let same = known.services.get(&service.id) == Some(&entry);
-        known.services.insert(service.id, entry);
-        Ok(!same)
+        Ok(known.set_service(entry))
     }
 
-    /// Pushes the table. A link that is down is no failure: the news that it is up wakes us.
-    async fn push(
-        &self,
-        known: &mut Known,
-        changed: BTreeSet<ServiceId>,
-        mut held: u64,
-        report: &mut Report,
-    ) -> Result<(), Error> {
+    /// Pushes what is new. A link that is down is no failure: the news that it is up wakes us.
+    async fn push(&self, known: &mut Known, mut held: u64, report: &mut Report) -> Result<(), Error> {
         let mut tries = PUSH_TRIES;
         loop {
             tries -= 1;
-            known.version = known.version.max(held) + 1;
             let began = Instant::now();
-            let (table, asleep) = known.table(&self.deps, &self.sleepers);
-            for id in changed.iter().chain(&asleep.woken) {
-                let endpoints = if asleep.sleepers.contains_key(id) {
+            known.build(&self.deps.settings, &self.sleepers);
+            known.version = known.version.max(held) + 1;
+            for (id, asleep) in known.built.news() {
+                let endpoints = if asleep {
                     BTreeSet::new()
                 } else {
-                    known.endpoints(*id)
+                    known.endpoints(id)
                 };
-                self.confirmed.offer(*id, endpoints);
+                self.confirmed.offer(id, endpoints);
             }
-            let pushed = self.deps.data_plane.push(&table).await;
+            let base = known.in_force.take();
+            let pushed = self.send(known, base).await;
             known.pause = began.elapsed().saturating_mul(PAUSE_FACTOR).min(PAUSE_MAX);
             known.pushed = Some(Instant::now());
             match pushed {
-                Ok(()) => {
+                Ok(true) => {
                     report.pushed = Some(known.version);
+                    known.in_force = Some(known.version);
+                    known.built.confirmed();
                     for service in self.confirmed.confirm(known.version, self.deps.clock.now()) {
                         self.queue.add(Key::Service(service));
                     }
                     // Whoever woke after this table was made is asleep in it.
-                    for (service, since) in asleep.sleepers {
-                        let thawed = self.sleepers.thawed(service, since);
-                        if let Some(thawed) = thawed.filter(|it| it.is_superset(&known.endpoints(service))) {
+                    for (service, since, thawed) in self.sleepers.all_thawed() {
+                        if known.built.sleeps(service, since) && thawed.is_superset(&known.endpoints(service))
+                        {
                             light::announce(&self.deps, &self.confirmed, service, thawed).await;
                         }
                     }
                     return Ok(());
                 }
-                // It holds a table of an earlier life of ours: go on from there.
+                // It takes whole tables.
+                Ok(false) => {}
+                // It holds another table than we thought, or one of an earlier life of ours: go on from there.
                 Err(data_plane::Error::Refused { held: newer, .. })
-                    if newer >= known.version && tries > 0 =>
+                    if tries > 0 && (base.is_some() || newer >= known.version) =>
                 {
                     held = newer;
                 }
@@ -441,6 +397,20 @@ impl Reconciler {
                     self.dirty_state().push = true;
                     return Err(Error::DataPlane(refused));
                 }
+            }
+        }
+    }
+
+    /// Sends the change since `base`, or the whole table when there is none. False: the data plane takes no changes.
+    async fn send(&self, known: &Known, base: Option<u64>) -> Result<bool, data_plane::Error> {
+        match base {
+            Some(base) => {
+                let change = known.built.change(base, known.version);
+                self.deps.data_plane.change(&change).await
+            }
+            None => {
+                let table = known.built.whole(known.version, &self.deps.settings);
+                self.deps.data_plane.push(&table).await.map(|()| true)
             }
         }
     }
@@ -469,133 +439,24 @@ impl driver::Reconciler for Reconciler {
         let signalled = dirty.everything;
         dirty.everything |= known.read_whole.is_some_and(|at| at.elapsed() >= self.whole());
         let mut report = Report::default();
-        let (changed, hosts_changed) = match self.read(known, &dirty, signalled, &mut report).await {
-            Ok(read) => read,
-            Err(error) => {
-                self.give_back(dirty);
-                // Entries may have been taken in part; a whole read sorts that out.
-                self.dirty_all();
-                return Err(error);
-            }
-        };
-        report.changed = changed.len();
-        if dirty.push || hosts_changed || !changed.is_empty() {
-            self.push(known, changed, dirty.held, &mut report).await?;
+        if dirty.relinked {
+            known.in_force = None;
+        }
+        if let Err(error) = self.read(known, &dirty, signalled, &mut report).await {
+            self.give_back(dirty);
+            // Entries may have been taken in part; a whole read sorts that out.
+            self.dirty_all();
+            return Err(error);
+        }
+        if dirty.push || known.is_touched() {
+            self.push(known, dirty.held, &mut report).await?;
         }
         let waits = self.dirty_state();
         // A push that waits for the link is woken by it.
         let pushable = waits.push && report.pushed.is_some();
-        report.more = pushable || waits.domains || waits.everything || !waits.services.is_empty();
+        report.more = pushable
+            || waits.everything
+            || !(waits.services.is_empty() && waits.apps.is_empty() && waits.domains.is_empty());
         Ok(report)
-    }
-}
-
-impl Known {
-    fn take_hosts(&mut self, domains: &[RoutedDomain]) -> bool {
-        let mut hosts: BTreeMap<AppId, Vec<Name>> = BTreeMap::new();
-        for domain in domains {
-            hosts
-                .entry(domain.app_id)
-                .or_default()
-                .push(domain.clone().into());
-        }
-        for app in self.services_of.keys() {
-            hosts.entry(*app).or_default();
-        }
-        let same = hosts == self.hosts_of;
-        self.hosts_of = hosts;
-        !same
-    }
-
-    fn set_hosts(&mut self, app: AppId, names: Vec<Name>) -> bool {
-        let empty = names.is_empty();
-        let before = self.hosts_of.insert(app, names);
-        let same = before.as_ref() == self.hosts_of.get(&app) || (before.is_none() && empty);
-        if empty && !self.services_of.contains_key(&app) {
-            self.hosts_of.remove(&app);
-        }
-        !same
-    }
-
-    fn remove(&mut self, id: ServiceId) -> bool {
-        self.troubled.remove(&id);
-        let Some(entry) = self.services.remove(&id) else {
-            return false;
-        };
-        if let Some(services) = self.services_of.get_mut(&entry.app_id) {
-            services.remove(&id);
-            if services.is_empty() {
-                self.services_of.remove(&entry.app_id);
-            }
-        }
-        true
-    }
-
-    fn endpoints(&self, id: ServiceId) -> BTreeSet<InstanceId> {
-        self.services
-            .get(&id)
-            .map(table::Entry::endpoints)
-            .unwrap_or_default()
-    }
-
-    /// The table, and who sleeps in it.
-    fn table(&self, deps: &Deps, sleepers: &Sleepers) -> (RoutingTable, Asleep) {
-        let settings = &deps.settings;
-        let mut asleep = Asleep::default();
-        let mut table = RoutingTable {
-            version: self.version,
-            base_domain: settings.base_domain.clone(),
-            public_hosts: settings.public_hosts.clone(),
-            hosts: settings.platform_hosts.clone(),
-            services: settings.platform_services.clone(),
-            ..RoutingTable::default()
-        };
-        let taken: HashSet<String> = table.hosts.iter().map(|host| host.name.clone()).collect();
-        for (app, names) in &self.hosts_of {
-            let mut members: Vec<&table::Entry> = self
-                .services_of
-                .get(app)
-                .into_iter()
-                .flatten()
-                .filter_map(|id| self.services.get(id))
-                .filter(|entry| entry.service.is_some())
-                .collect();
-            // Of two services that claim one path, the older one has it.
-            members.sort_by_key(|entry| (entry.created_at, entry.id));
-            let mut prefixes = HashSet::new();
-            let routes: Vec<_> = members
-                .into_iter()
-                .flat_map(|entry| &entry.routes)
-                .filter(|route| prefixes.insert(route.prefix.trim_end_matches('/').to_owned()))
-                .cloned()
-                .collect();
-            for name in names.iter().filter(|name| !taken.contains(&name.name)) {
-                table.hosts.push(Host {
-                    name: name.name.clone(),
-                    routes: routes.clone(),
-                });
-            }
-        }
-        for entry in self.services.values() {
-            let Some(service) = &entry.service else { continue };
-            let names = self.hosts_of.get(&entry.app_id).into_iter().flatten();
-            // The table has one time-out a service: the longest that any of its app's domains asks for.
-            let chosen = names.filter_map(|name| name.request_timeout_ms).max();
-            let mut service = service.clone();
-            if let (routing::State::Sleeping, Some(since)) = (&service.state, entry.sleeping_since) {
-                let thawed = sleepers.thawed(entry.id, since);
-                if thawed.is_some_and(|thawed| thawed.is_superset(&entry.endpoints()) && !thawed.is_empty()) {
-                    service.state = routing::State::Ready;
-                    asleep.woken.push(entry.id);
-                } else {
-                    asleep.sleepers.insert(entry.id, since);
-                }
-            }
-            service.request_timeout_ms = chosen.unwrap_or(service.request_timeout_ms);
-            table.services.push(service);
-            table.routing_keys.extend(entry.routing_key.clone());
-            table.tcp_ports.extend(entry.tcp_ports.iter().cloned());
-        }
-        (table, asleep)
     }
 }

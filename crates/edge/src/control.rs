@@ -4,10 +4,10 @@
 //! Started by `edge.rs`. The order on a new table matters: swap first, then release those who wait (a wake must not
 //! wait for a disk), then answer the controller, and write to disk behind its back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
-use tram_types::routing::{RoutingTable, State};
+use tram_types::routing::{RoutingTable, State, TableChange};
 use uuid::Uuid;
 
 use crate::account::{LATENCY_BOUNDS_US, Live};
@@ -43,6 +43,12 @@ const HOUSEKEEPING_PERIOD: Duration = Duration::from_secs(2);
 
 /// Rest before a table that could not be kept is written again: a full disk seldom has room at once.
 const KEEP_AGAIN: Duration = Duration::from_secs(2);
+
+/// A rest after each write of so many times its own length: a large table that changes all the time is written a fifth
+/// of the time at most, on a disk that instances use too.
+const KEEP_REST_FACTOR: u32 = 4;
+/// Longest such rest: an edge that dies in it, and its controller too, comes back with a table that is that much older.
+const KEEP_REST_MAX: Duration = Duration::from_secs(1);
 
 /// Frames that wait for a controller; one that is further behind is cut off and may connect again.
 const OUTBOX_MAX: usize = 1024;
@@ -98,7 +104,7 @@ impl Control {
 
     /// Puts a table into force, see the module's doc.
     pub(crate) fn apply(&self, source: RoutingTable) -> Result<(), TableError> {
-        let mut ports = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        let ports = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.shared.table.load_full();
         if source.version < before.version {
             return Err(TableError::Older {
@@ -109,22 +115,47 @@ impl Control {
         if source.version == before.version && before.version != 0 {
             return Ok(());
         }
-        let table = Arc::new(Table::compile(source, &before, &self.registry)?);
-        self.shared.table.store(Arc::clone(&table));
-        self.release(&before, &table);
-        self.sync_ports(&table, &mut ports);
-        drop(ports);
-        self.to_keep.notify_one();
-        self.report_changed_states(&before, &table);
-        // An instance that left may still be busy; the reporter looks after it.
-        self.shared.signals.on_change.notify_one();
-        tracing::debug!(version = table.version, "routing table in force");
+        let table = Table::compile(source, &before, &self.registry)?;
+        let touched = before.services().chain(table.services());
+        let touched: HashSet<Uuid> = touched.map(|service| service.spec.id).collect();
+        self.enter(&before, table, &touched, ports);
         Ok(())
     }
 
+    /// Makes the table in force into the next version, see the module's doc.
+    pub(crate) fn change(&self, change: TableChange) -> Result<(), TableError> {
+        let ports = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.shared.table.load_full();
+        if change.version <= before.version {
+            return Err(TableError::Older {
+                offered: change.version,
+                held: before.version,
+            });
+        }
+        let put = change.services.iter().map(|service| service.id);
+        let touched: HashSet<Uuid> = put.chain(change.services_gone.iter().copied()).collect();
+        let table = before.change(change, &self.registry)?;
+        self.enter(&before, table, &touched, ports);
+        Ok(())
+    }
+
+    /// `touched`: every service that may differ.
+    fn enter(&self, before: &Table, table: Table, touched: &HashSet<Uuid>, mut ports: MutexGuard<'_, Ports>) {
+        let table = Arc::new(table);
+        self.shared.table.store(Arc::clone(&table));
+        self.release(before, &table, touched);
+        self.sync_ports(&table, &mut ports);
+        drop(ports);
+        self.to_keep.notify_one();
+        self.report_changed_states(before, &table, touched);
+        // An instance that left may still be busy; the reporter looks after it.
+        self.shared.signals.on_change.notify_one();
+        tracing::debug!(version = table.version, "routing table in force");
+    }
+
     /// Sends those who wait to look at the new table.
-    fn release(&self, before: &Table, table: &Table) {
-        for service in before.services() {
+    fn release(&self, before: &Table, table: &Table, touched: &HashSet<Uuid>) {
+        for service in touched.iter().filter_map(|id| before.service(*id)) {
             let now = table.service(service.spec.id);
             if service.spec.state == State::Sleeping
                 && now.is_some_and(|now| now.spec.state != State::Sleeping)
@@ -224,9 +255,10 @@ impl Control {
         }
     }
 
-    fn report_changed_states(&self, before: &Table, table: &Table) {
-        let changed: Vec<Arc<Live>> = table
-            .services()
+    fn report_changed_states(&self, before: &Table, table: &Table, touched: &HashSet<Uuid>) {
+        let changed: Vec<Arc<Live>> = touched
+            .iter()
+            .filter_map(|id| table.service(*id))
             .filter(|service| {
                 before
                     .service(service.spec.id)
@@ -376,9 +408,14 @@ pub(crate) async fn keep_tables(control: Arc<Control>) {
             () = control.to_keep.notified() => {}
             () = tokio::time::sleep(KEEP_AGAIN), if failing => {}
         }
+        let began = Instant::now();
         let (control, table) = (Arc::clone(&control), control.shared.table.load_full());
         let saved =
-            tokio::task::spawn_blocking(move || keep::save(&control.config.state_dir, &table.source)).await;
+            tokio::task::spawn_blocking(move || keep::save(&control.config.state_dir, &table.source())).await;
+        let rest = began
+            .elapsed()
+            .saturating_mul(KEEP_REST_FACTOR)
+            .min(KEEP_REST_MAX);
         let failed = match saved {
             Ok(Err(error)) => {
                 if !failing {
@@ -395,6 +432,7 @@ pub(crate) async fn keep_tables(control: Arc<Control>) {
             tracing::info!("the routing table is on the disk again");
         }
         failing = failed;
+        tokio::time::sleep(rest).await;
     }
 }
 
@@ -427,6 +465,7 @@ async fn converse(control: Arc<Control>, stream: UnixStream) {
         edge_id: control.edge_id,
         table_version: control.shared.table.load().version,
         light_sleep: true,
+        changes: true,
     };
     if !send(&Message::Hello(hello)) || protocol != link::PROTOCOL {
         if let Some(frame) = frames.recv().await {
@@ -482,24 +521,8 @@ async fn converse(control: Arc<Control>, stream: UnixStream) {
 fn answer(control: &Control, request: Request) -> Option<Message> {
     match request {
         Request::Hello { .. } => None,
-        Request::Table { table } => {
-            let version = table.version;
-            Some(match control.apply(*table) {
-                Ok(()) => Message::Accepted { version },
-                Err(error) => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        version,
-                        "a routing table was refused"
-                    );
-                    Message::Refused {
-                        version,
-                        held: control.shared.table.load().version,
-                        reason: error.to_string(),
-                    }
-                }
-            })
-        }
+        Request::Table { table } => Some(taken(control, table.version, control.apply(*table))),
+        Request::Change { change } => Some(taken(control, change.version, control.change(*change))),
         Request::Thawed {
             service_id,
             table_version,
@@ -513,5 +536,23 @@ fn answer(control: &Control, request: Request) -> Option<Message> {
         Request::Metrics => Some(Message::Metrics {
             text: metrics::encode(&control.shared),
         }),
+    }
+}
+
+fn taken(control: &Control, version: u64, outcome: Result<(), TableError>) -> Message {
+    match outcome {
+        Ok(()) => Message::Accepted { version },
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                version,
+                "a routing table was refused"
+            );
+            Message::Refused {
+                version,
+                held: control.shared.table.load().version,
+                reason: error.to_string(),
+            }
+        }
     }
 }

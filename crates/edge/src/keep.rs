@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tram_types::routing::RoutingTable;
@@ -76,7 +77,7 @@ pub(crate) fn load(state_dir: &Path) -> Result<Option<RoutingTable>, Error> {
 
 fn without_instances(mut table: RoutingTable) -> RoutingTable {
     for service in &mut table.services {
-        service.endpoints.clear();
+        Arc::make_mut(service).endpoints.clear();
     }
     table
 }
@@ -151,7 +152,7 @@ mod tests {
         });
         RoutingTable {
             version: 3,
-            services: vec![service],
+            services: vec![service.into()],
             ..RoutingTable::default()
         }
     }

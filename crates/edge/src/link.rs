@@ -1,7 +1,7 @@
 //! The control link between the controller and the edge: a Unix socket, frames of JSON, each behind its length in four
 //! bytes, big end first.
 //!
-//! The controller uses [`Client`]: it pushes whole tables and hears reports and wake demands. The edge's half is in
+//! The controller uses [`Client`]: it pushes whole tables and changes of them, and hears reports and wake demands. The edge's half is in
 //! `control.rs`. Both sides say which protocol they speak before anything else. Either may go away at any time: the
 //! edge goes on serving, the controller connects again and learns from [`Hello`] which table is held. A wake that was
 //! demanded and has not come is demanded again on every new link.
@@ -18,7 +18,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
-use tram_types::routing::RoutingTable;
+use tram_types::routing::{RoutingTable, TableChange};
 use uuid::Uuid;
 
 /// Raised when a frame changes its meaning; new optional fields do not count.
@@ -51,6 +51,9 @@ pub struct Hello {
     /// Whether [`Client::thawed`] and [`Client::is_quiet`] are understood. An edge that does not needs whole tables.
     #[serde(default)]
     pub light_sleep: bool,
+    /// Whether [`Client::push_change`] is understood.
+    #[serde(default)]
+    pub changes: bool,
 }
 
 /// From the controller.
@@ -62,6 +65,10 @@ pub(crate) enum Request {
     },
     Table {
         table: Box<RoutingTable>,
+    },
+    /// See [`Client::push_change`].
+    Change {
+        change: Box<TableChange>,
     },
     Metrics,
     /// See [`Client::thawed`].
@@ -76,11 +83,12 @@ pub(crate) enum Request {
     },
 }
 
-/// [`Request::Table`] without a copy.
+/// [`Request::Table`] and [`Request::Change`] without a copy.
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Push<'t> {
     Table { table: &'t RoutingTable },
+    Change { change: &'t TableChange },
 }
 
 /// From the edge.
@@ -325,7 +333,17 @@ impl Client {
     /// Puts a table into force. When this returns, no request is routed by an older one any more, and the edge is
     /// keeping the new one on its disk. Pushing the version that is held already changes nothing.
     pub async fn push_table(&self, table: &RoutingTable) -> Result<(), Error> {
-        match self.ask(&Push::Table { table }).await? {
+        self.put(&Push::Table { table }).await
+    }
+
+    /// Makes the table in force into the next version, as [`Client::push_table`] would with that one whole. Refused when
+    /// another version is in force than the change begins with. Only for an edge that said [`Hello::changes`].
+    pub async fn push_change(&self, change: &TableChange) -> Result<(), Error> {
+        self.put(&Push::Change { change }).await
+    }
+
+    async fn put(&self, push: &Push<'_>) -> Result<(), Error> {
+        match self.ask(push).await? {
             Message::Accepted { .. } => Ok(()),
             Message::Refused {
                 version,

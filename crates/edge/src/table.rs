@@ -5,11 +5,12 @@
 //! loses nothing: see [`Registry`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::Hash;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use tram_types::routing::{self, Protocol, RoutingTable};
+use tram_types::routing::{self, Protocol, RoutingTable, TableChange};
 use uuid::Uuid;
 
 use crate::account::{Live, Signals};
@@ -25,6 +26,14 @@ pub enum TableError {
     Older {
         /// What was pushed.
         offered: u64,
+        /// What we serve.
+        held: u64,
+    },
+    /// A change of another table than the one we hold.
+    #[error("the change begins with table version {base}, and version {held} is held")]
+    OtherBase {
+        /// What it begins with.
+        base: u64,
         /// What we serve.
         held: u64,
     },
@@ -117,21 +126,49 @@ impl Registry {
 pub(crate) struct Table {
     pub(crate) version: u64,
     pub(crate) base_domain: Box<str>,
-    hosts: HashMap<Box<str>, Arc<[Arc<Route>]>>,
-    public_hosts: HashSet<Box<str>>,
-    keys: HashMap<Box<str>, Arc<[Arc<Route>]>>,
-    services: HashMap<Uuid, Arc<Service>>,
-    tcp_ports: HashMap<u16, Arc<Route>>,
+    public_hosts: Arc<HashSet<Box<str>>>,
+    entries: Entries,
     /// Any one route to each port of each service.
     targets: HashMap<(Uuid, u16), Arc<Route>>,
-    /// As it came, for the disk.
-    pub(crate) source: RoutingTable,
+}
+
+/// What a change replaces one by one. Keys and values are shared with the tables before and after.
+#[derive(Debug, Default, Clone)]
+struct Entries {
+    services: HashMap<Uuid, Arc<Service>>,
+    hosts: HashMap<Arc<str>, Led<routing::Host>>,
+    keys: HashMap<Arc<str>, Led<routing::RoutingKey>>,
+    tcp_ports: HashMap<u16, Arc<Route>>,
+}
+
+/// Something that leads to services: as it came, and its routes, longest prefix first.
+#[derive(Debug)]
+struct Led<T> {
+    source: Arc<T>,
+    routes: Arc<[Arc<Route>]>,
+}
+
+impl<T> Clone for Led<T> {
+    fn clone(&self) -> Self {
+        Self {
+            source: Arc::clone(&self.source),
+            routes: Arc::clone(&self.routes),
+        }
+    }
+}
+
+impl<T> Led<T> {
+    fn names_any(&self, services: &HashSet<Uuid>) -> bool {
+        self.routes
+            .iter()
+            .any(|route| services.contains(&route.service.spec.id))
+    }
 }
 
 /// A service in one table: what the controller says of it, and the state that outlives the table.
 #[derive(Debug)]
 pub(crate) struct Service {
-    pub(crate) spec: routing::Service,
+    pub(crate) spec: Arc<routing::Service>,
     pub(crate) live: Arc<Live>,
 }
 
@@ -190,13 +227,9 @@ impl Table {
         Self {
             version: 0,
             base_domain: "".into(),
-            hosts: HashMap::new(),
-            public_hosts: HashSet::new(),
-            keys: HashMap::new(),
-            services: HashMap::new(),
-            tcp_ports: HashMap::new(),
+            public_hosts: Arc::default(),
+            entries: Entries::default(),
             targets: HashMap::new(),
-            source: RoutingTable::default(),
         }
     }
 
@@ -206,54 +239,112 @@ impl Table {
         before: &Table,
         registry: &Registry,
     ) -> Result<Self, TableError> {
-        let mut endpoints = registry.lock();
-        let mut services = HashMap::with_capacity(source.services.len());
-        for spec in &source.services {
-            let live = before.services.get(&spec.id).map_or_else(
-                || Arc::new(Live::new(spec.id, &spec.name, Arc::clone(&registry.signals))),
-                |known| Arc::clone(&known.live),
-            );
-            if services
-                .insert(
-                    spec.id,
-                    Arc::new(Service {
-                        spec: spec.clone(),
-                        live,
-                    }),
-                )
-                .is_some()
-            {
+        let lower = |host: &String| host.to_ascii_lowercase().into_boxed_str();
+        let public_hosts = source.public_hosts.iter().map(lower).collect();
+        let head = (source.version, lower(&source.base_domain), Arc::new(public_hosts));
+        let whole = TableChange {
+            services: source.services,
+            hosts: source.hosts,
+            routing_keys: source.routing_keys,
+            tcp_ports: source.tcp_ports,
+            ..TableChange::default()
+        };
+        Self::put(head, Entries::default(), whole, before, registry)
+    }
+
+    /// The table that a change makes of this one.
+    pub(crate) fn change(&self, change: TableChange, registry: &Registry) -> Result<Self, TableError> {
+        if change.base != self.version {
+            return Err(TableError::OtherBase {
+                base: change.base,
+                held: self.version,
+            });
+        }
+        let head = (
+            change.version,
+            self.base_domain.clone(),
+            Arc::clone(&self.public_hosts),
+        );
+        Self::put(head, self.entries.clone(), change, self, registry)
+    }
+
+    /// Puts a change into `entries`.
+    fn put(
+        (version, base_domain, public_hosts): (u64, Box<str>, Arc<HashSet<Box<str>>>),
+        mut entries: Entries,
+        change: TableChange,
+        before: &Table,
+        registry: &Registry,
+    ) -> Result<Self, TableError> {
+        let mut touched: HashSet<Uuid> = change.services_gone.iter().copied().collect();
+        entries.services.retain(|id, _| !touched.contains(id));
+        for spec in change.services {
+            if !touched.insert(spec.id) {
                 return Err(TableError::Twice {
                     what: format!("service {}", spec.id),
                 });
             }
+            let live = before.service(spec.id).map_or_else(
+                || Arc::new(Live::new(spec.id, &spec.name, Arc::clone(&registry.signals))),
+                |known| Arc::clone(&known.live),
+            );
+            entries.services.insert(spec.id, Arc::new(Service { spec, live }));
         }
+        let mut endpoints = registry.lock();
         let mut compiler = Compiler {
-            services: &services,
+            services: &entries.services,
             endpoints: &mut endpoints,
             workers: registry.workers,
         };
-        let mut hosts = HashMap::with_capacity(source.hosts.len());
-        for host in &source.hosts {
-            let name = host.name.to_ascii_lowercase().into_boxed_str();
+        for name in change.hosts_gone {
+            entries.hosts.remove(&*name.to_ascii_lowercase());
+        }
+        for key in change.routing_keys_gone {
+            entries.keys.remove(&*key);
+        }
+        for port in change.tcp_ports_gone {
+            entries.tcp_ports.remove(&port);
+        }
+        // What stays and leads to a service that did not: a route holds the endpoints of its service.
+        let led = |hosts: &HashMap<Arc<str>, Led<routing::Host>>| -> Vec<_> {
+            let led = hosts.values().filter(|host| host.names_any(&touched));
+            led.map(|host| Arc::clone(&host.source)).collect()
+        };
+        let keyed = |keys: &HashMap<Arc<str>, Led<routing::RoutingKey>>| -> Vec<_> {
+            let led = keys.values().filter(|key| key.names_any(&touched));
+            led.map(|key| Arc::clone(&key.source)).collect()
+        };
+        let ports = entries.tcp_ports.iter();
+        let ports = ports.filter(|(_, route)| touched.contains(&route.service.spec.id));
+        let ports: Vec<_> = ports.map(|(port, route)| as_source(*port, route)).collect();
+        let (again_hosts, again_keys, again_ports) = (led(&entries.hosts), keyed(&entries.keys), ports);
+
+        let named = |host: &routing::Host| host.name.to_ascii_lowercase();
+        let new = unique(change.hosts.iter().map(|host| named(host)), |name| {
+            format!("host {name}")
+        })?;
+        let again = again_hosts.iter().filter(|host| !new.contains(&named(host)));
+        for host in change.hosts.iter().chain(again) {
             let routes = compiler.routes(&host.routes, || format!("host {}", host.name))?;
-            if hosts.insert(name, routes).is_some() {
-                return Err(TableError::Twice {
-                    what: format!("host {}", host.name),
-                });
-            }
+            let source = Arc::clone(host);
+            entries.hosts.insert(named(host).into(), Led { source, routes });
         }
-        let mut keys = HashMap::with_capacity(source.routing_keys.len());
-        for entry in &source.routing_keys {
-            let routes = compiler.routes(&entry.routes, || "a routing key".to_owned())?;
-            if keys.insert(entry.key.clone().into_boxed_str(), routes).is_some() {
-                return Err(TableError::Twice {
-                    what: "a routing key".to_owned(),
-                });
-            }
+        let new = unique(change.routing_keys.iter().map(|key| &key.key), |_| {
+            "a routing key".to_owned()
+        })?;
+        let again = again_keys.iter().filter(|key| !new.contains(&key.key));
+        for key in change.routing_keys.iter().chain(again) {
+            let routes = compiler.routes(&key.routes, || "a routing key".to_owned())?;
+            let source = Arc::clone(key);
+            entries
+                .keys
+                .insert(key.key.as_str().into(), Led { source, routes });
         }
-        let mut tcp_ports = HashMap::with_capacity(source.tcp_ports.len());
-        for entry in &source.tcp_ports {
+        let new = unique(change.tcp_ports.iter().map(|port| port.public_port), |port| {
+            format!("TCP port {port}")
+        })?;
+        let again = again_ports.iter().filter(|port| !new.contains(&port.public_port));
+        for entry in change.tcp_ports.iter().chain(again) {
             let as_route = routing::Route {
                 prefix: "/".to_owned(),
                 service_id: entry.service_id,
@@ -262,16 +353,12 @@ impl Table {
                 security: routing::Security::default(),
             };
             let route = compiler.route(&as_route, || format!("TCP port {}", entry.public_port))?;
-            if tcp_ports.insert(entry.public_port, Arc::new(route)).is_some() {
-                return Err(TableError::Twice {
-                    what: format!("TCP port {}", entry.public_port),
-                });
-            }
+            entries.tcp_ports.insert(entry.public_port, Arc::new(route));
         }
-        let used: HashSet<(Uuid, SocketAddr)> = source
+        let used: HashSet<(Uuid, SocketAddr)> = entries
             .services
-            .iter()
-            .flat_map(|service| &service.endpoints)
+            .values()
+            .flat_map(|service| &service.spec.endpoints)
             .flat_map(|endpoint| {
                 endpoint
                     .addresses
@@ -283,38 +370,43 @@ impl Table {
             endpoint.set_leaving(!used.contains(key));
         }
         endpoints.retain(|_, endpoint| !endpoint.is_gone());
-        let targets = hosts
-            .values()
-            .chain(keys.values())
-            .flat_map(|routes: &Arc<[Arc<Route>]>| routes.iter())
-            .chain(tcp_ports.values())
-            .map(|route| ((route.service.spec.id, route.port), Arc::clone(route)))
-            .collect();
+        drop(endpoints);
         Ok(Self {
-            targets,
-            version: source.version,
-            base_domain: source.base_domain.to_ascii_lowercase().into_boxed_str(),
-            hosts,
-            public_hosts: source
-                .public_hosts
-                .iter()
-                .map(|host| host.to_ascii_lowercase().into_boxed_str())
-                .collect(),
-            keys,
-            services,
-            tcp_ports,
-            source,
+            targets: entries.targets(),
+            version,
+            base_domain,
+            public_hosts,
+            entries,
         })
+    }
+
+    /// As the controller would push it whole.
+    pub(crate) fn source(&self) -> RoutingTable {
+        let entries = &self.entries;
+        let ports = entries.tcp_ports.iter();
+        RoutingTable {
+            version: self.version,
+            base_domain: self.base_domain.clone().into(),
+            public_hosts: self.public_hosts.iter().map(|host| (**host).to_owned()).collect(),
+            hosts: entries
+                .hosts
+                .values()
+                .map(|host| Arc::clone(&host.source))
+                .collect(),
+            services: self.services().map(|service| Arc::clone(&service.spec)).collect(),
+            routing_keys: entries.keys.values().map(|key| Arc::clone(&key.source)).collect(),
+            tcp_ports: ports.map(|(port, route)| as_source(*port, route)).collect(),
+        }
     }
 
     /// Routes of a host given in lower case, longest prefix first.
     pub(crate) fn host(&self, name: &str) -> Option<&[Arc<Route>]> {
-        self.hosts.get(name).map(|routes| &**routes)
+        self.entries.hosts.get(name).map(|host| &*host.routes)
     }
 
     /// Routes of a sandbox's key, longest prefix first.
     pub(crate) fn key(&self, key: &str) -> Option<&[Arc<Route>]> {
-        self.keys.get(key).map(|routes| &**routes)
+        self.entries.keys.get(key).map(|key| &*key.routes)
     }
 
     /// Whether routing keys are honoured on a host given in lower case.
@@ -324,7 +416,7 @@ impl Table {
 
     /// Whether certificates may be made for a name given in lower case.
     pub(crate) fn knows_host(&self, name: &str) -> bool {
-        self.hosts.contains_key(name)
+        self.entries.hosts.contains_key(name)
             || self.public_hosts.contains(name)
             || name == &*self.base_domain
             || name
@@ -333,11 +425,11 @@ impl Table {
     }
 
     pub(crate) fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.services.values()
+        self.entries.services.values()
     }
 
     pub(crate) fn service(&self, id: Uuid) -> Option<&Arc<Service>> {
-        self.services.get(&id)
+        self.entries.services.get(&id)
     }
 
     /// A route to the same port of the same service as an older table's route.
@@ -348,7 +440,42 @@ impl Table {
     }
 
     pub(crate) fn tcp_ports(&self) -> &HashMap<u16, Arc<Route>> {
-        &self.tcp_ports
+        &self.entries.tcp_ports
+    }
+}
+
+impl Entries {
+    fn targets(&self) -> HashMap<(Uuid, u16), Arc<Route>> {
+        let hosts = self.hosts.values().flat_map(|host| host.routes.iter());
+        let keys = self.keys.values().flat_map(|key| key.routes.iter());
+        hosts
+            .chain(keys)
+            .chain(self.tcp_ports.values())
+            .map(|route| ((route.service.spec.id, route.port), Arc::clone(route)))
+            .collect()
+    }
+}
+
+/// The keys, unless one comes twice.
+fn unique<K: Eq + Hash>(
+    keys: impl Iterator<Item = K>,
+    what: impl Fn(&K) -> String,
+) -> Result<HashSet<K>, TableError> {
+    let mut seen = HashSet::new();
+    for key in keys {
+        if seen.contains(&key) {
+            return Err(TableError::Twice { what: what(&key) });
+        }
+        seen.insert(key);
+    }
+    Ok(seen)
+}
+
+fn as_source(public_port: u16, route: &Route) -> routing::TcpPort {
+    routing::TcpPort {
+        public_port,
+        service_id: route.service.spec.id,
+        port: route.port,
     }
 }
 
@@ -436,3 +563,6 @@ fn compile_security(route: &routing::Route) -> Result<Option<Box<Security>>, Tab
             .collect::<Result<_, _>>()?,
     })))
 }
+
+#[cfg(test)]
+mod tests;

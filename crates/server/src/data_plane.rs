@@ -7,7 +7,10 @@ use tokio::sync::{Mutex, RwLock, mpsc};
 use tokio_util::sync::CancellationToken;
 use tram_controller::data_plane::{DataPlane, Error, Event, Latency, ServiceActivity};
 use tram_edge::link;
-use tram_types::{InstanceId, ServiceId, Timestamp, routing::RoutingTable};
+use tram_types::{
+    InstanceId, ServiceId, Timestamp,
+    routing::{RoutingTable, TableChange},
+};
 
 use crate::{figures::Figures, metrics::Metrics, wakes::Wakes};
 
@@ -197,18 +200,34 @@ fn translate(event: link::Event) -> Event {
     }
 }
 
+fn untaken(error: link::Error) -> Error {
+    match error {
+        link::Error::Refused { held, reason, .. } => Error::Refused { held, reason },
+        other => Error::Lost(Some(Box::new(other))),
+    }
+}
+
 #[async_trait]
 impl DataPlane for EdgeLink {
     async fn push(&self, table: &RoutingTable) -> Result<(), Error> {
         let client = self.client.read().await.clone().ok_or(Error::Lost(None))?;
-        client.push_table(table).await.map_err(|error| match error {
-            link::Error::Refused { held, reason, .. } => Error::Refused { held, reason },
-            other => Error::Lost(Some(Box::new(other))),
-        })?;
-        for ended in self.wakes.in_force(table) {
+        client.push_table(table).await.map_err(untaken)?;
+        for ended in self.wakes.in_force(&table.services) {
             self.metrics.woke(ended);
         }
         Ok(())
+    }
+
+    async fn change(&self, change: &TableChange) -> Result<bool, Error> {
+        let client = self.client.read().await.clone().ok_or(Error::Lost(None))?;
+        if !client.hello().changes {
+            return Ok(false);
+        }
+        client.push_change(change).await.map_err(untaken)?;
+        for ended in self.wakes.changed(&change.services, &change.services_gone) {
+            self.metrics.woke(ended);
+        }
+        Ok(true)
     }
 
     async fn thawed(

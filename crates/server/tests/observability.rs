@@ -115,17 +115,20 @@ fn table(version: u64, service: Service) -> RoutingTable {
     RoutingTable {
         version,
         base_domain: "localhost".into(),
-        hosts: vec![Host {
-            name: "shop.localhost".into(),
-            routes: vec![Route {
-                prefix: "/".into(),
-                service_id: service.id,
-                port: PORT,
-                protocol: Protocol::Http,
-                security: Security::default(),
-            }],
-        }],
-        services: vec![service],
+        hosts: vec![
+            Host {
+                name: "shop.localhost".into(),
+                routes: vec![Route {
+                    prefix: "/".into(),
+                    service_id: service.id,
+                    port: PORT,
+                    protocol: Protocol::Http,
+                    security: Security::default(),
+                }],
+            }
+            .into(),
+        ],
+        services: vec![service.into()],
         ..RoutingTable::default()
     }
 }

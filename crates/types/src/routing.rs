@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -44,16 +45,51 @@ pub struct RoutingTable {
     pub public_hosts: Vec<String>,
     /// Host names with their routes. The API and the console are entries like any other.
     #[serde(default)]
-    pub hosts: Vec<Host>,
+    pub hosts: Vec<Arc<Host>>,
     /// Every service that a route, a routing key or a TCP port names.
     #[serde(default)]
-    pub services: Vec<Service>,
+    pub services: Vec<Arc<Service>>,
     /// Sandboxes by their routing key.
     #[serde(default)]
-    pub routing_keys: Vec<RoutingKey>,
+    pub routing_keys: Vec<Arc<RoutingKey>>,
     /// Public TCP ports.
     #[serde(default)]
     pub tcp_ports: Vec<TcpPort>,
+}
+
+/// What makes one version of a table into the next. What is named is replaced or taken out; the rest stays.
+///
+/// A table of ten thousand services is megabytes, and one of them that wakes is a few hundred bytes of it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TableChange {
+    /// The version it applies to, and no other.
+    pub base: u64,
+    /// The version that it makes.
+    pub version: u64,
+    /// Hosts that are new or different.
+    #[serde(default)]
+    pub hosts: Vec<Arc<Host>>,
+    /// Names of hosts that are gone.
+    #[serde(default)]
+    pub hosts_gone: Vec<String>,
+    /// Services that are new or different.
+    #[serde(default)]
+    pub services: Vec<Arc<Service>>,
+    /// Services that are gone.
+    #[serde(default)]
+    pub services_gone: Vec<Uuid>,
+    /// Routing keys that are new or lead elsewhere.
+    #[serde(default)]
+    pub routing_keys: Vec<Arc<RoutingKey>>,
+    /// Routing keys that are gone.
+    #[serde(default)]
+    pub routing_keys_gone: Vec<String>,
+    /// Public TCP ports that are new or lead elsewhere.
+    #[serde(default)]
+    pub tcp_ports: Vec<TcpPort>,
+    /// Public TCP ports that are gone.
+    #[serde(default)]
+    pub tcp_ports_gone: Vec<u16>,
 }
 
 /// A host name and what it serves.
@@ -268,7 +304,7 @@ mod tests {
             version: 7,
             base_domain: "localhost".into(),
             public_hosts: vec!["sandbox.localhost".into()],
-            hosts: vec![Host {
+            hosts: vec![Arc::new(Host {
                 name: "shop.localhost".into(),
                 routes: vec![Route {
                     prefix: "/".into(),
@@ -283,8 +319,8 @@ mod tests {
                         }],
                     },
                 }],
-            }],
-            services: vec![Service {
+            })],
+            services: vec![Arc::new(Service {
                 endpoints: vec![Endpoint {
                     instance_id: Uuid::new_v4(),
                     addresses: BTreeMap::from([(8000, SocketAddr::from(([127, 0, 0, 1], 9)))]),
@@ -298,11 +334,11 @@ mod tests {
                         deployment_id: service_id,
                     },
                 )
-            }],
-            routing_keys: vec![RoutingKey {
+            })],
+            routing_keys: vec![Arc::new(RoutingKey {
                 key: "k".into(),
                 routes: vec![],
-            }],
+            })],
             tcp_ports: vec![TcpPort {
                 public_port: 1,
                 service_id,

@@ -117,7 +117,7 @@ pub(crate) async fn follow_store(
                 queue.add(Key::App(id));
                 routing.dirty_app(id);
             }
-            Ok(Change::Domain(_)) => routing.dirty_domains(),
+            Ok(Change::Domain(id)) => routing.dirty_domain(id),
             Ok(Change::Secret(_)) => routing.dirty_secrets(),
             Err(RecvError::Lagged(missed)) => {
                 tracing::debug!(missed, "signals of the store were lost; sweeping");

@@ -8,6 +8,7 @@ use tram_store::record::Instance;
 use tram_testkit::{Behaviour, ImageBehaviour, Life};
 use tram_types::{
     ServiceId,
+    routing::RoutingTable,
     status::{DeploymentStatus as D, InstanceStatus},
 };
 
@@ -87,5 +88,34 @@ async fn after_the_storm_all_is_well() {
                 }
             })
             .await;
+        is_what_a_new_controller_pushes(&mut world).await;
     }
+}
+
+/// A new controller pushes its table whole: nothing was lost in the changes.
+pub(crate) async fn is_what_a_new_controller_pushes(world: &mut World) {
+    world.kill();
+    let by_changes = sorted(world.edge.table());
+    world.start();
+    world
+        .until("the same table, whole", async || {
+            let whole = sorted(world.edge.table());
+            let version = whole.version;
+            let same = RoutingTable {
+                version: by_changes.version,
+                ..whole
+            };
+            if version > by_changes.version && same == by_changes {
+                Ok(())
+            } else {
+                Err(format!("{same:#?} after {by_changes:#?}"))
+            }
+        })
+        .await;
+}
+
+fn sorted(mut table: RoutingTable) -> RoutingTable {
+    table.hosts.sort_by(|a, b| a.name.cmp(&b.name));
+    table.services.sort_by_key(|it| it.id);
+    table
 }

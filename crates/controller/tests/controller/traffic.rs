@@ -7,16 +7,20 @@ use tram_controller::data_plane::{Event, Latency, ServiceActivity};
 use tram_site::EndCause;
 use tram_store::{
     Store,
-    intent::{AppEdit, NewSecret, SecretEdit},
+    intent::{AppEdit, DomainEdit, NewDomain, NewSecret, SecretEdit},
+    record::Desired,
 };
 use tram_testkit::{Behaviour, Life};
 use tram_types::{
-    SecretId, ServiceId,
+    DomainId, SecretId, ServiceId,
     routing::State,
-    status::{DeploymentStatus as D, SecretType, ServiceStatus as S},
+    status::{DeploymentStatus as D, DomainStatus, DomainType, SecretType, ServiceStatus as S},
 };
 
-use crate::world::{STEP, World, web};
+use crate::{
+    chaos::is_what_a_new_controller_pushes,
+    world::{STEP, World, web},
+};
 
 async fn asleep(world: &World) -> (ServiceId, tram_types::DeploymentId) {
     let made = world.create("web", web("sleeper", 0)).await;
@@ -230,6 +234,123 @@ async fn an_edge_of_an_earlier_life_is_overtaken_though_nobody_says_what_it_hold
                 Ok(())
             } else {
                 Err(format!("{version}"))
+            }
+        })
+        .await;
+}
+
+/// Services, with and without instances, come and go one by one.
+async fn come_and_go(world: &World) {
+    let mut made = Vec::new();
+    for name in ["a", "b", "c"] {
+        let app = world.create_app(name, true).await;
+        let deployed = world.create_in(app, "web", web("v1", 1)).await;
+        world.endpoints_become(deployed.service.id, 1).await;
+        made.push(deployed.service.id);
+    }
+    let (first, second) = (made[0], made[1]);
+    world.want(first, Desired::Delete).await;
+    world
+        .until("it is gone from the table", async || {
+            match world.edge.service(first) {
+                None => Ok(()),
+                there => Err(format!("{there:?}")),
+            }
+        })
+        .await;
+    let last = world.deploy(second, web("v2", 2)).await;
+    world.deployment_becomes(last, D::Healthy).await;
+    world.running_come_to(3).await;
+    world.endpoints_become(second, 2).await;
+}
+
+#[tokio::test]
+async fn what_changes_is_pushed_as_a_change_and_makes_the_same_table() {
+    let mut world = World::new().await;
+    come_and_go(&world).await;
+    let (pushes, changes) = (world.edge.pushes(), world.edge.changes());
+    assert!(changes > 6, "{changes} changes of {pushes} pushes");
+    is_what_a_new_controller_pushes(&mut world).await;
+}
+
+#[tokio::test]
+async fn a_data_plane_that_takes_no_changes_gets_whole_tables() {
+    let mut world = World::without_controller().await;
+    world.edge.only_tables();
+    world.start();
+    come_and_go(&world).await;
+    assert_eq!(world.edge.changes(), 0);
+    is_what_a_new_controller_pushes(&mut world).await;
+}
+
+#[tokio::test]
+async fn a_change_of_a_table_that_is_not_in_force_is_followed_by_the_whole() {
+    let mut world = World::new().await;
+    let made = world.create("web", web("v1", 1)).await;
+    world.endpoints_become(made.service.id, 1).await;
+    // Another controller was there, and has told the data plane of nothing.
+    world.edge.forget(9_000);
+    let last = world.deploy(made.service.id, web("v2", 2)).await;
+    world.deployment_becomes(last, D::Healthy).await;
+    world.running_come_to(2).await;
+    world.endpoints_become(made.service.id, 2).await;
+    assert!(world.edge.table().version > 9_000);
+    assert_eq!(world.edge.table().hosts.len(), 1);
+    is_what_a_new_controller_pushes(&mut world).await;
+}
+
+#[tokio::test]
+async fn a_domain_leads_to_the_app_that_has_it_last() {
+    let mut world = World::new().await;
+    let other = world.create_app("other", false).await;
+    let ours = world.create("web", web("v1", 1)).await.service.id;
+    let theirs = world.create_in(other, "web", web("v1", 1)).await.service.id;
+    let domain = DomainId::random();
+    let new = NewDomain {
+        id: domain,
+        organization_id: world.organization,
+        project_id: None,
+        app_id: Some(world.app),
+        name: "shop.example".to_owned(),
+        kind: DomainType::Custom,
+        status: DomainStatus::Active,
+        intended_cname: String::new(),
+        load_balancer: json!({"cloudflare": {}}),
+    };
+    world.store.create_domain(new).await.unwrap();
+    leads_to(&world, "shop.example", Some(ours)).await;
+    for (app, service) in [
+        (Some(other), Some(theirs)),
+        (None, None),
+        (Some(world.app), Some(ours)),
+    ] {
+        let edit = DomainEdit {
+            app_id: Some(app),
+            ..DomainEdit::default()
+        };
+        let edited = world.store.update_domain(world.organization, domain, &edit).await;
+        edited.unwrap();
+        leads_to(&world, "shop.example", service).await;
+    }
+    world
+        .store
+        .delete_domain(world.organization, domain)
+        .await
+        .unwrap();
+    leads_to(&world, "shop.example", None).await;
+    is_what_a_new_controller_pushes(&mut world).await;
+}
+
+async fn leads_to(world: &World, host: &str, service: Option<ServiceId>) {
+    world
+        .until(&format!("{host} leads to {service:?}"), async || {
+            let table = world.edge.table();
+            let host = table.hosts.iter().find(|it| it.name == host);
+            let to = host.and_then(|it| it.routes.first()).map(|it| it.service_id);
+            if to == service.map(ServiceId::uuid) {
+                Ok(())
+            } else {
+                Err(format!("{to:?}"))
             }
         })
         .await;

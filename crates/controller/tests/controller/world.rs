@@ -27,9 +27,10 @@ use tram_testkit::{FakeClock, FakeSite};
 use tram_types::{
     AppId, Clock as _, DeploymentId, DomainId, InstanceId, OrganizationId, ProjectId, RegionalDeploymentId,
     ServiceId,
-    routing::{self, RoutingTable},
+    routing::{self, RoutingTable, TableChange},
     status::{AppStatus, DeploymentStatus, DomainStatus, DomainType, ServiceStatus, ServiceType},
 };
+use uuid::Uuid;
 
 /// Longest wait for a condition; far above what any takes.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -53,6 +54,7 @@ struct State {
     events: VecDeque<Event>,
     down: bool,
     pub(crate) pushes: u64,
+    changes: u64,
     /// Sleeping services that are open, with the version under which they are.
     opened: HashMap<ServiceId, u64>,
     busy: HashSet<ServiceId>,
@@ -91,6 +93,14 @@ impl FakeDataPlane {
         self.table
             .send_modify(|table| before = std::mem::replace(&mut table.version, version));
         before
+    }
+
+    /// Makes it hold a table of this version with nothing in it.
+    pub(crate) fn forget(&self, version: u64) {
+        self.table.send_replace(RoutingTable {
+            version,
+            ..RoutingTable::default()
+        });
     }
 
     pub(crate) fn disconnect(&self) {
@@ -141,13 +151,19 @@ impl FakeDataPlane {
         self.table.borrow().clone()
     }
 
+    /// How many of the pushes were changes.
+    pub(crate) fn changes(&self) -> u64 {
+        self.state.lock().unwrap().changes
+    }
+
     pub(crate) fn pushes(&self) -> u64 {
         self.state.lock().unwrap().pushes
     }
 
     pub(crate) fn service(&self, id: ServiceId) -> Option<routing::Service> {
         let table = self.table.borrow();
-        table.services.iter().find(|it| it.id == id.uuid()).cloned()
+        let found = table.services.iter().find(|it| it.id == id.uuid());
+        found.map(|it| (**it).clone())
     }
 }
 
@@ -170,6 +186,29 @@ impl DataPlane for FakeDataPlane {
         }
         self.table.send_replace(table.clone());
         Ok(())
+    }
+
+    async fn change(&self, change: &TableChange) -> Result<bool, Error> {
+        {
+            let mut state = self.state.lock().unwrap();
+            if state.down {
+                return Err(Error::Lost(None));
+            }
+            if state.only_tables {
+                return Ok(false);
+            }
+            state.pushes += 1;
+            state.changes += 1;
+        }
+        let held = self.table.borrow().version;
+        if change.base != held {
+            return Err(Error::Refused {
+                held,
+                reason: "it is of another table".to_owned(),
+            });
+        }
+        self.table.send_modify(|table| apply(table, change));
+        Ok(true)
     }
 
     async fn thawed(
@@ -216,6 +255,27 @@ impl DataPlane for FakeDataPlane {
             self.news.notified().await;
         }
     }
+}
+
+fn apply(table: &mut RoutingTable, change: &TableChange) {
+    table.version = change.version;
+    let new = |id: Uuid| change.services.iter().any(|it| it.id == id) || change.services_gone.contains(&id);
+    table.services.retain(|it| !new(it.id));
+    table.services.extend(change.services.iter().cloned());
+    let new =
+        |name: &String| change.hosts.iter().any(|it| it.name == *name) || change.hosts_gone.contains(name);
+    table.hosts.retain(|it| !new(&it.name));
+    table.hosts.extend(change.hosts.iter().cloned());
+    let new = |key: &String| {
+        change.routing_keys.iter().any(|it| it.key == *key) || change.routing_keys_gone.contains(key)
+    };
+    table.routing_keys.retain(|it| !new(&it.key));
+    table.routing_keys.extend(change.routing_keys.iter().cloned());
+    let new = |port: u16| {
+        change.tcp_ports.iter().any(|it| it.public_port == port) || change.tcp_ports_gone.contains(&port)
+    };
+    table.tcp_ports.retain(|it| !new(it.public_port));
+    table.tcp_ports.extend(change.tcp_ports.iter().cloned());
 }
 
 /// No name leads anywhere.
@@ -436,7 +496,7 @@ impl World {
     }
 
     /// Kinds of the events of an object, oldest first.
-    pub(crate) async fn events(&self, kind: ObjectKind, id: uuid::Uuid) -> Vec<String> {
+    pub(crate) async fn events(&self, kind: ObjectKind, id: Uuid) -> Vec<String> {
         let filter = filter::Events {
             object_ids: vec![id],
             order: filter::Order::Ascending,

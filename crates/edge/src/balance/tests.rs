@@ -27,20 +27,26 @@ fn route(weights: &[u32]) -> Arc<Route> {
         .collect();
     let source = RoutingTable {
         version: 1,
-        hosts: vec![Host {
-            name: "a".into(),
-            routes: vec![routing::Route {
-                prefix: "/".into(),
-                service_id: id,
-                port: 80,
-                protocol: Protocol::Http,
-                security: routing::Security::default(),
-            }],
-        }],
-        services: vec![Service {
-            endpoints,
-            ..Service::new(id, "a", State::Ready)
-        }],
+        hosts: vec![
+            Host {
+                name: "a".into(),
+                routes: vec![routing::Route {
+                    prefix: "/".into(),
+                    service_id: id,
+                    port: 80,
+                    protocol: Protocol::Http,
+                    security: routing::Security::default(),
+                }],
+            }
+            .into(),
+        ],
+        services: vec![
+            Service {
+                endpoints,
+                ..Service::new(id, "a", State::Ready)
+            }
+            .into(),
+        ],
         ..RoutingTable::default()
     };
     let table = Table::compile(
@@ -134,24 +140,30 @@ fn a_request_that_chose_by_an_old_table_follows_the_new_one() {
     let id = Uuid::new_v4();
     let source = |version: u64, port: u16| RoutingTable {
         version,
-        hosts: vec![Host {
-            name: "a".into(),
-            routes: vec![routing::Route {
-                prefix: "/".into(),
-                service_id: id,
-                port: 80,
-                protocol: Protocol::Http,
-                security: routing::Security::default(),
-            }],
-        }],
-        services: vec![Service {
-            endpoints: vec![routing::Endpoint {
-                instance_id: Uuid::from_u64_pair(0, port.into()),
-                addresses: [(80, SocketAddr::from(([127, 0, 0, 1], port)))].into(),
-                weight: 1,
-            }],
-            ..Service::new(id, "a", State::Ready)
-        }],
+        hosts: vec![
+            Host {
+                name: "a".into(),
+                routes: vec![routing::Route {
+                    prefix: "/".into(),
+                    service_id: id,
+                    port: 80,
+                    protocol: Protocol::Http,
+                    security: routing::Security::default(),
+                }],
+            }
+            .into(),
+        ],
+        services: vec![
+            Service {
+                endpoints: vec![routing::Endpoint {
+                    instance_id: Uuid::from_u64_pair(0, port.into()),
+                    addresses: [(80, SocketAddr::from(([127, 0, 0, 1], port)))].into(),
+                    weight: 1,
+                }],
+                ..Service::new(id, "a", State::Ready)
+            }
+            .into(),
+        ],
         ..RoutingTable::default()
     };
     let first = Arc::new(Table::compile(source(1, 1), &Table::empty(), &registry).expect("a sound table"));

@@ -43,13 +43,16 @@ fn table(hosts: &[(&str, &[&str])]) -> Table {
             let id = Uuid::new_v4();
             source
                 .services
-                .push(Service::new(id, format!("{name}{prefix}"), State::Ready));
+                .push(Service::new(id, format!("{name}{prefix}"), State::Ready).into());
             routes.push(spec(prefix, id));
         }
-        source.hosts.push(Host {
-            name: (*name).into(),
-            routes,
-        });
+        source.hosts.push(
+            Host {
+                name: (*name).into(),
+                routes,
+            }
+            .into(),
+        );
     }
     compile(source)
 }
@@ -121,18 +124,24 @@ fn sandboxes() -> Table {
     compile(RoutingTable {
         version: 1,
         public_hosts: vec!["box.test".into()],
-        hosts: vec![Host {
-            name: "box.test".into(),
-            routes: vec![spec("/", executor)],
-        }],
-        services: vec![
-            Service::new(executor, "executor", State::Ready),
-            Service::new(program, "program", State::Ready),
+        hosts: vec![
+            Host {
+                name: "box.test".into(),
+                routes: vec![spec("/", executor)],
+            }
+            .into(),
         ],
-        routing_keys: vec![RoutingKey {
-            key: "k1".into(),
-            routes: vec![spec("/koyeb-sandbox/", executor), spec("/", program)],
-        }],
+        services: vec![
+            Service::new(executor, "executor", State::Ready).into(),
+            Service::new(program, "program", State::Ready).into(),
+        ],
+        routing_keys: vec![
+            RoutingKey {
+                key: "k1".into(),
+                routes: vec![spec("/koyeb-sandbox/", executor), spec("/", program)],
+            }
+            .into(),
+        ],
         ..RoutingTable::default()
     })
 }
@@ -183,11 +192,12 @@ fn routing_keys_lead_by_header_and_by_path() {
 
 #[test]
 fn keys_mean_nothing_on_other_hosts() {
-    let mut source = sandboxes().source.clone();
-    source.hosts.push(Host {
+    let mut source = sandboxes().source();
+    let other = Host {
         name: "other.test".into(),
         routes: vec![source.hosts[0].routes[0].clone()],
-    });
+    };
+    source.hosts.push(other.into());
     source.version = 2;
     let table = compile(source);
     let found = find(&table, "other.test", "/r/k1/x", Some(b"k1")).expect("its own route");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::StatusCode;
 use tram_edge::link::{self, Client, Error, Event, Events, Report};
 use tram_edge::{Config, Edge};
-use tram_types::routing::{Service, State};
+use tram_types::routing::{Service, State, TableChange};
 
 use crate::harness::*;
 
@@ -73,6 +73,46 @@ async fn tables_are_pushed_whole_and_older_ones_refused() {
             .expect("an answer")
             .contains("tram_edge_table_version 5")
     );
+}
+
+#[tokio::test]
+async fn a_change_makes_the_table_in_force_into_the_next_and_no_other() {
+    let edge = Fixture::start();
+    let (client, _events) = link_to(&edge).await;
+    assert!(client.hello().changes);
+    let ready = service(State::Ready, &[says("one").await]);
+    client
+        .push_table(&table(5, ready.clone()))
+        .await
+        .expect("accepted");
+    assert_eq!(get(edge.http, "/").await.text, "one");
+    let change = |base| TableChange {
+        base,
+        version: base + 2,
+        ..TableChange::default()
+    };
+    let mut moved = ready.clone();
+    moved.endpoints = service(State::Ready, &[says("two").await]).endpoints;
+    let moved = TableChange {
+        services: vec![moved.into()],
+        ..change(5)
+    };
+    client.push_change(&moved).await.expect("accepted");
+    assert_eq!(get(edge.http, "/").await.text, "two", "its host was not named");
+    assert!(
+        matches!(
+            client.push_change(&change(6)).await,
+            Err(Error::Refused { held: 7, .. })
+        ),
+        "another table"
+    );
+    let gone = TableChange {
+        services_gone: vec![ready.id],
+        hosts_gone: vec!["APP.test".to_owned()],
+        ..change(7)
+    };
+    client.push_change(&gone).await.expect("accepted");
+    assert_eq!(get(edge.http, "/").await.status, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use http::StatusCode;
 use http_body_util::Full;
+use std::sync::Arc;
 use tram_types::routing::State;
 use uuid::Uuid;
 
@@ -72,7 +73,7 @@ async fn browsers_and_programs_get_pages_of_their_own() {
         (Some(404), Some("no_such_app"))
     );
     let mut source = table(2, service(State::Ready, &[]));
-    source.hosts[0].routes[0].prefix = "/api".into();
+    Arc::make_mut(&mut source.hosts[0]).routes[0].prefix = "/api".into();
     edge.apply(source);
     assert_eq!(ask("app.test", "*/*").await.code(), "no_such_route");
 }

@@ -54,17 +54,19 @@ async fn prefixes_are_removed_and_routing_keys_lead() {
         service(State::Ready, &[echo(false).await]),
     );
     let mut source = table(1, web.clone());
-    source.hosts[0].routes.push(route("/api", api.id));
+    Arc::make_mut(&mut source.hosts[0])
+        .routes
+        .push(route("/api", api.id));
     source.public_hosts.push("box.test".into());
-    source.routing_keys.push(RoutingKey {
+    source.routing_keys.push(Arc::new(RoutingKey {
         key: "k1".into(),
         routes: vec![route("/koyeb-sandbox/", api.id), route("/", web.id)],
-    });
-    source.hosts.push(Host {
+    }));
+    source.hosts.push(Arc::new(Host {
         name: "box.test".into(),
         routes: vec![],
-    });
-    source.services.push(api);
+    }));
+    source.services.push(api.into());
     edge.apply(source);
     assert!(
         get(edge.http, "/api/list?x=1")
@@ -451,7 +453,7 @@ async fn protected_routes_ask_for_credentials() {
     let edge = Fixture::start();
     let guarded = service(State::Ready, &[says("in").await]);
     let mut source = table(1, guarded);
-    source.hosts[0].routes[0].security = Security {
+    Arc::make_mut(&mut source.hosts[0]).routes[0].security = Security {
         basic_auths: vec![BasicAuth {
             username: "ann".into(),
             password: tram_edge::secret::hash("secret"),

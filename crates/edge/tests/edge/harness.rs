@@ -99,11 +99,14 @@ pub(crate) fn table(version: u64, service: Service) -> RoutingTable {
     RoutingTable {
         version,
         base_domain: "test".into(),
-        hosts: vec![Host {
-            name: "app.test".into(),
-            routes: vec![route("/", service.id)],
-        }],
-        services: vec![service],
+        hosts: vec![
+            Host {
+                name: "app.test".into(),
+                routes: vec![route("/", service.id)],
+            }
+            .into(),
+        ],
+        services: vec![service.into()],
         ..RoutingTable::default()
     }
 }

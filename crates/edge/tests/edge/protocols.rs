@@ -1,6 +1,7 @@
 //! HTTP/2, gRPC's trailers, WebSockets and event streams.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
@@ -16,7 +17,7 @@ use tram_types::routing::{Protocol, RoutingTable, State};
 use crate::harness::*;
 
 fn over_http2(mut source: RoutingTable) -> RoutingTable {
-    source.hosts[0].routes[0].protocol = Protocol::Http2;
+    Arc::make_mut(&mut source.hosts[0]).routes[0].protocol = Protocol::Http2;
     source
 }
 
@@ -108,13 +109,13 @@ async fn more_requests_than_an_http2_instance_takes_on_one_connection_go_on_more
     let mut source = over_http2(table(1, service(State::Ready, &[])));
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
     let address = listener.local_addr().expect("bound");
-    let arrived = std::sync::Arc::new(tokio::sync::Barrier::new(ASKED));
+    let arrived = Arc::new(tokio::sync::Barrier::new(ASKED));
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.expect("accepts");
-            let arrived = std::sync::Arc::clone(&arrived);
+            let arrived = Arc::clone(&arrived);
             let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
-                let arrived = std::sync::Arc::clone(&arrived);
+                let arrived = Arc::clone(&arrived);
                 async move {
                     if request.uri().path() != "/warm" {
                         arrived.wait().await;
@@ -127,7 +128,9 @@ async fn more_requests_than_an_http2_instance_takes_on_one_connection_go_on_more
             tokio::spawn(builder.serve_connection(TokioIo::new(stream), service));
         }
     });
-    source.services[0].endpoints.push(endpoint(address));
+    Arc::make_mut(&mut source.services[0])
+        .endpoints
+        .push(endpoint(address));
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut config = config(dir.path());
     config.workers = 1;
@@ -344,7 +347,7 @@ async fn websocket_echo() -> std::net::SocketAddr {
 async fn websockets_pass_count_as_in_flight_and_end_when_either_side_leaves() {
     let edge = Fixture::start();
     let mut source = table(1, service(State::Ready, &[websocket_echo().await]));
-    source.hosts[0].routes[0].prefix = "/ws".into();
+    Arc::make_mut(&mut source.hosts[0]).routes[0].prefix = "/ws".into();
     edge.apply(source);
     let stream = TcpStream::connect(edge.http).await.expect("listens");
     let (mut socket, response) = tokio_tungstenite::client_async("ws://app.test/ws/room?id=1", stream)
@@ -382,7 +385,7 @@ async fn an_instance_that_declines_an_upgrade_is_heard() {
 async fn events_arrive_one_by_one() {
     let edge = Fixture::start();
     let (sender, receiver) = tokio::sync::mpsc::channel::<&'static str>(1);
-    let receiver = std::sync::Arc::new(std::sync::Mutex::new(Some(receiver)));
+    let receiver = Arc::new(std::sync::Mutex::new(Some(receiver)));
     let server = upstream(false, move |_| {
         let mut receiver = receiver
             .lock()

@@ -99,10 +99,10 @@ async fn the_local_authority_signs_for_hosts_of_the_table_and_no_others() {
 async fn a_custom_domain_is_served_by_a_certificate_that_trust_in_the_authority_does_not_cover() {
     let edge = Fixture::start();
     let mut source = table(1, service(State::Ready, &[echo(false).await]));
-    source.hosts.push(tram_types::routing::Host {
+    source.hosts.push(Arc::new(tram_types::routing::Host {
         name: "shop.example".into(),
         routes: source.hosts[0].routes.clone(),
-    });
+    }));
     edge.apply(source);
     let refused = handshake(&edge, &trusting([authority(&edge)], &[]), "shop.example").await;
     let error = refused.expect_err("not by the authority").to_string();
