@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admit::{H2_HEAD_MAX_BYTES, HEAD_MAX_BYTES};
 use crate::forwarded::Client;
+use crate::gather::Gather;
 use crate::pipeline::{self, Context};
 use crate::streams::{Impatient, Streams};
 use crate::worker::{Shared, Worker};
@@ -153,7 +154,7 @@ async fn http1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             .header_read_timeout(IDLE_TIMEOUT)
             .max_header_size(HEAD_MAX_BYTES)
             .serve_connection(
-                TokioIo::new(stream),
+                Gather(TokioIo::new(stream)),
                 service_fn(move |request| pipeline::boxed(Arc::clone(&context), request, None))
             )
             .with_upgrades()

@@ -25,6 +25,7 @@ mod forward;
 mod forwarded;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod gather;
 mod keep;
 mod light;
 pub mod link;

@@ -18,6 +18,7 @@ use tokio::task::AbortHandle;
 use uuid::Uuid;
 
 use crate::body::RequestBody;
+use crate::gather::Gather;
 use crate::spare::Spare;
 
 /// Idle connections one worker keeps to one instance: enough for a burst, few enough to fit an instance's
@@ -291,7 +292,7 @@ impl Endpoint {
         let stream = self.connect_tcp().await?;
         let (sender, connection) = http1::Builder::new()
             .max_header_size(RESPONSE_HEAD_MAX_BYTES)
-            .handshake(TokioIo::new(stream))
+            .handshake(Gather(TokioIo::new(stream)))
             .await
             .map_err(ConnectError::Handshake)?;
         let task = tokio::spawn(async move {
