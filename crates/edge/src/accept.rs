@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::admit::{H2_HEAD_MAX_BYTES, HEAD_MAX_BYTES};
+use crate::alarm::{Timer, watched};
 use crate::forwarded::Client;
 use crate::gather::Gather;
 use crate::pipeline::{self, Context};
@@ -79,6 +80,7 @@ pub(crate) async fn run(worker: Arc<Worker>, listener: TcpListener, tls: bool, u
                 let context = Arc::new(Context {
                     client: Client::new(peer.ip(), port, tls),
                     worker: Arc::clone(&worker),
+                    alarm: Arc::default(),
                 });
                 worker.shared.open.spawn(connection(context, stream));
             }
@@ -148,9 +150,10 @@ async fn http1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     stop: CancellationToken,
 ) -> Outcome {
+    let alarm = Arc::clone(&context.alarm);
     let mut connection = std::pin::pin!(
         http1::Builder::new()
-            .timer(TokioTimer::new())
+            .timer(Timer(Arc::clone(&alarm)))
             .header_read_timeout(IDLE_TIMEOUT)
             .max_header_size(HEAD_MAX_BYTES)
             .serve_connection(
@@ -159,15 +162,18 @@ async fn http1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             )
             .with_upgrades()
     );
-    tokio::select! {
-        biased;
-        outcome = connection.as_mut() => outcome?,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await?;
+    watched(&alarm, async {
+        tokio::select! {
+            biased;
+            outcome = connection.as_mut() => outcome?,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await?;
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    })
+    .await
 }
 
 async fn http2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
@@ -320,6 +326,7 @@ mod tests {
                 shared: Arc::new(shared),
             }),
             client: Client::new([127, 0, 0, 1].into(), 80, false),
+            alarm: Arc::default(),
         })
     }
 

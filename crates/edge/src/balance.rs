@@ -8,7 +8,6 @@
 //! prefers the heavy ones, and a canary would see nothing before the others are busy.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
@@ -56,7 +55,7 @@ impl<'s> Candidates<'s> {
             } else {
                 0
             };
-            let seat = pick(&self.route, &self.tried, rotation, Instant::now()).map(Seat::take);
+            let seat = pick(&self.route, &self.tried, rotation).map(Seat::take);
             if self.follow() {
                 continue;
             }
@@ -97,19 +96,14 @@ impl<'s> Candidates<'s> {
 
 /// One endpoint of a route, `rotation` breaking ties so that equals share. `tried` were refused in this very
 /// request. Endpoints under avoidance are taken only when nothing else is left. `None`: all were tried.
-fn pick<'r>(
-    route: &'r Route,
-    tried: &[Arc<Endpoint>],
-    rotation: u32,
-    now: Instant,
-) -> Option<&'r Arc<Endpoint>> {
+fn pick<'r>(route: &'r Route, tried: &[Arc<Endpoint>], rotation: u32) -> Option<&'r Arc<Endpoint>> {
     let all = &route.endpoints;
     if let [(only, _)] = &**all {
         return (!is_in(tried, only)).then_some(only);
     }
     let load = |index: usize| (all[index].0.in_flight(), all[index].1);
     let untried = |index: usize| !is_in(tried, &all[index].0);
-    let usable = |index: usize| untried(index) && !all[index].0.is_avoided(now);
+    let usable = |index: usize| untried(index) && !all[index].0.is_avoided();
     let of_drawn = || {
         let drawn = draw(all, rotation);
         choose(all.len(), rotation, load, |index| {

@@ -13,9 +13,10 @@ use bytes::BytesMut;
 use http::header::{CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING};
 use http::{HeaderValue, Request, Response, Uri, Version, uri};
 use hyper::body::{Body as _, Incoming};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until};
 use tram_types::routing::Protocol;
 
+use crate::alarm::Alarm;
 use crate::balance::Candidates;
 use crate::body::{Progress, RequestBody};
 use crate::page::Refusal;
@@ -46,6 +47,7 @@ pub(crate) async fn forward(
     route: &Arc<Route>,
     request: Request<RequestBody>,
     progress: Option<&Arc<Progress>>,
+    alarm: Option<&Arc<Alarm>>,
 ) -> Result<Answer, Refusal> {
     let candidates = Candidates::new(&worker.shared.table, version, route);
     let attempt = async {
@@ -58,7 +60,7 @@ pub(crate) async fn forward(
     if limit_ms == 0 {
         return attempt.await;
     }
-    within(Duration::from_millis(limit_ms), attempt, progress)
+    within(Duration::from_millis(limit_ms), attempt, progress, alarm)
         .await
         .unwrap_or_else(|| {
             Err(Refusal::TimedOut {
@@ -74,17 +76,31 @@ async fn within<T>(
     limit: Duration,
     work: impl Future<Output = T>,
     progress: Option<&Arc<Progress>>,
+    alarm: Option<&Arc<Alarm>>,
 ) -> Option<T> {
     let mut work = std::pin::pin!(work);
     let mut give_up = Instant::now() + limit;
     loop {
-        if let Ok(done) = timeout_at(give_up, work.as_mut()).await {
-            return Some(done);
+        let done = match alarm {
+            Some(alarm) => before(alarm.until(give_up.into_std()), work.as_mut()).await,
+            None => before(sleep_until(give_up), work.as_mut()).await,
+        };
+        if done.is_some() {
+            return done;
         }
         give_up = progress?.last_moved() + limit;
         if give_up <= Instant::now() {
             return None;
         }
+    }
+}
+
+/// What the work gives if it is done before `end`.
+async fn before<T>(end: impl Future<Output = ()>, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = end => None,
     }
 }
 
@@ -274,13 +290,20 @@ fn address_for_http2(request: &mut Request<RequestBody>) -> Result<(), Refusal> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::alarm::watched;
 
     #[tokio::test(start_paused = true)]
     async fn the_clock_runs_from_the_last_byte_and_no_longer() {
+        runs(None).await;
+        let alarm = Arc::new(Alarm::default());
+        watched(&alarm, runs(Some(&alarm))).await;
+    }
+
+    async fn runs(alarm: Option<&Arc<Alarm>>) {
         let limit = Duration::from_secs(10);
         let begun = Instant::now();
         let progress = Arc::new(Progress::new());
-        let silent = within(limit, std::future::pending::<()>(), Some(&progress)).await;
+        let silent = within(limit, std::future::pending::<()>(), Some(&progress), alarm).await;
         assert!(
             silent.is_none() && begun.elapsed().as_secs() == 10,
             "{:?}",
@@ -293,7 +316,7 @@ mod tests {
             progress.add(1);
             std::future::pending::<()>().await;
         };
-        assert!(within(limit, upload, Some(&progress)).await.is_none());
+        assert!(within(limit, upload, Some(&progress), alarm).await.is_none());
         assert_eq!(
             begun.elapsed().as_secs(),
             15,

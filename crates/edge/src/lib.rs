@@ -13,6 +13,7 @@ mod accept;
 mod access_log;
 mod account;
 mod admit;
+mod alarm;
 mod balance;
 mod body;
 pub mod ca;

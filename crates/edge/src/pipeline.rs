@@ -17,6 +17,7 @@ use tram_types::routing::Protocol;
 
 use crate::access_log::Entry;
 use crate::account::{InFlight, Live};
+use crate::alarm::Alarm;
 use crate::body::{EdgeBody, Progress, RequestBody};
 use crate::forwarded::{self, Client, X_REQUEST_ID, X_ROUTING_KEY};
 use crate::page::{self, Refusal};
@@ -33,6 +34,8 @@ use crate::{admit, forward, route, tunnel, waiting, wake};
 pub(crate) struct Context {
     pub(crate) worker: Arc<Worker>,
     pub(crate) client: Client,
+    /// Its deadlines, where one task does all of the connection.
+    pub(crate) alarm: Arc<Alarm>,
 }
 
 /// The status in the accounts of a request whose client left before an answer began; nginx's, which tools know.
@@ -235,6 +238,7 @@ async fn serve(
         &route,
         Request::from_parts(parts, body),
         progress.as_ref(),
+        Some(&context.alarm).filter(|alarm| alarm.is_watched()),
     )
     .await;
     let answer = match answer {
@@ -441,14 +445,15 @@ fn respond(
         return Err(exchange);
     }
     exchange.in_flight.live().count(status.as_u16());
-    exchange.in_flight.live().latency.observe(started.elapsed());
+    let took = started.elapsed();
+    exchange.in_flight.live().latency.observe(took);
     if let Some(span) = &mut exchange.span {
         span.answered(status.as_u16(), exchange.seat.endpoint.instance_id);
     }
     if let Some(entry) = &mut exchange.entry {
         entry.status = status.as_u16();
         entry.instance = Some(exchange.seat.endpoint.instance_id);
-        entry.first_byte = started.elapsed();
+        entry.first_byte = took;
     }
     if let (true, Some(on_client)) = (switched, on_client) {
         let on_instance = hyper::upgrade::on(&mut response);

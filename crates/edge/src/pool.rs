@@ -150,12 +150,12 @@ impl Drop for Http1 {
     }
 }
 
-fn epoch() -> Instant {
+pub(crate) fn epoch() -> Instant {
     static EPOCH: OnceLock<Instant> = OnceLock::new();
     *EPOCH.get_or_init(Instant::now)
 }
 
-fn ms_since_epoch(now: Instant) -> u64 {
+pub(crate) fn ms_since_epoch(now: Instant) -> u64 {
     u64::try_from(now.saturating_duration_since(epoch()).as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -195,9 +195,10 @@ impl Endpoint {
         self.is_leaving() && self.in_flight() == 0
     }
 
-    pub(crate) fn is_avoided(&self, now: Instant) -> bool {
+    pub(crate) fn is_avoided(&self) -> bool {
         let until = self.avoid_until_ms.load(Relaxed);
-        until != 0 && ms_since_epoch(now) < until
+        // The clock is only looked at where there is a reason.
+        until != 0 && ms_since_epoch(Instant::now()) < until
     }
 
     /// Passes the instance over for a while.

@@ -64,7 +64,7 @@ fn spread(route: &Route, requests: u32) -> HashMap<u16, u32> {
     let mut counts = HashMap::new();
     for _ in 0..requests {
         #[expect(clippy::cast_possible_truncation, reason = "any 32 bits")]
-        let endpoint = pick(route, &[], random() as u32, Instant::now()).expect("somebody");
+        let endpoint = pick(route, &[], random() as u32).expect("somebody");
         *counts.entry(endpoint.address.port()).or_default() += 1;
         seats.push(Seat::take(endpoint));
     }
@@ -90,7 +90,7 @@ fn weights_are_shares_whatever_the_load() {
     let mut idle: HashMap<u16, u32> = HashMap::new();
     for _ in 0..4000 {
         #[expect(clippy::cast_possible_truncation, reason = "any 32 bits")]
-        let endpoint = pick(&route, &[], random() as u32, Instant::now()).expect("somebody");
+        let endpoint = pick(&route, &[], random() as u32).expect("somebody");
         *idle.entry(endpoint.address.port()).or_default() += 1;
     }
     let idle = canary(&idle);
@@ -107,7 +107,7 @@ fn a_weight_of_zero_takes_nothing() {
         spread(&route(&[0, 1]), 5).keys().copied().collect::<Vec<_>>(),
         [2]
     );
-    assert!(pick(&route(&[0]), &[], 0, Instant::now()).is_none());
+    assert!(pick(&route(&[0]), &[], 0).is_none());
 }
 
 #[test]
@@ -126,12 +126,12 @@ fn refusers_are_avoided_until_they_are_all_there_is() {
     route.endpoints[0].0.avoid();
     assert_eq!(spread(&route, 6).keys().copied().collect::<Vec<_>>(), [2]);
     route.endpoints[1].0.avoid();
-    assert!(pick(&route, &[], 7, Instant::now()).is_some());
+    assert!(pick(&route, &[], 7).is_some());
     let both = [
         Arc::clone(&route.endpoints[0].0),
         Arc::clone(&route.endpoints[1].0),
     ];
-    assert!(pick(&route, &both, 7, Instant::now()).is_none());
+    assert!(pick(&route, &both, 7).is_none());
 }
 
 #[test]
