@@ -52,6 +52,8 @@ struct State {
     traffic: HashMap<ServiceId, VecDeque<Traffic>>,
     usage: HashMap<InstanceId, (ServiceId, VecDeque<Usage>)>,
     slots: usize,
+    /// Slots older than this minute were let go.
+    oldest: i64,
 }
 
 /// The figures of the last day.
@@ -162,8 +164,25 @@ impl State {
         slot.bytes_out += bytes_out;
     }
 
+    /// Lets old slots go. All are looked at once a minute, however many reports come in it.
     fn forget_before(&mut self, oldest: i64) {
-        let mut slots = self.slots;
+        if oldest > self.oldest {
+            self.oldest = oldest;
+            self.forget_old();
+        }
+        while self.slots > SLOTS_MAX {
+            let Some(longest) = self.traffic.values_mut().max_by_key(|kept| kept.len()) else {
+                break;
+            };
+            if longest.pop_front().is_none() {
+                break;
+            }
+            self.slots -= 1;
+        }
+    }
+
+    fn forget_old(&mut self) {
+        let (mut slots, oldest) = (self.slots, self.oldest);
         self.traffic.retain(|_, kept| {
             while kept.front().is_some_and(|slot| slot.minute < oldest) {
                 kept.pop_front();
@@ -178,15 +197,6 @@ impl State {
             }
             !kept.is_empty()
         });
-        while slots > SLOTS_MAX {
-            let Some(longest) = self.traffic.values_mut().max_by_key(|kept| kept.len()) else {
-                break;
-            };
-            if longest.pop_front().is_none() {
-                break;
-            }
-            slots -= 1;
-        }
         self.slots = slots;
     }
 
