@@ -17,7 +17,7 @@ use std::{
 pub use self::{
     resolve::{DEFAULT_FILE, Error},
     scaling::Scaling,
-    value::{Aliases, Block, Blocks, LogFormat, OnStop, Origins, PortRange, Servers, SleepMemory},
+    value::{Aliases, Block, Blocks, LogFormat, Minutes, OnStop, Origins, PortRange, Servers, SleepMemory},
 };
 
 /// What is known of one setting, for the resolver and the reference.
@@ -145,6 +145,10 @@ settings! {
     /// What becomes of the memory of instances in light sleep: `keep` leaves it, `reclaim` gives back what the kernel
     /// can take, and they wake more slowly.
     light_sleep_memory: SleepMemory = SleepMemory::Keep;
+    /// How many minutes of an awake service may be spent, on average, so that one caller does not wait for a wake:
+    /// services with habits are woken before they are called. 0, as long as nothing else is said, wakes none; 10 is a
+    /// good start, 1000 the most.
+    prewake_minutes: Minutes = Minutes(0);
     /// How quickly services follow their load, such as `down_window=60`; in the file also a table of names. What is
     /// left out is built in: see the page on autoscaling.
     scaling: Scaling = Scaling::default();

@@ -164,7 +164,7 @@ pub(crate) async fn follow_data_plane(
     activities: Arc<Activities>,
     cancel: CancellationToken,
 ) {
-    let scaling = reconciler.scaling();
+    let (scaling, habits) = (reconciler.scaling(), reconciler.habits());
     let (deps, routing, queue) = (&waker.deps, &waker.routing, &waker.queue);
     // Ends with this task: a process that died thaws nothing any more.
     let mut wakes = JoinSet::new();
@@ -179,12 +179,14 @@ pub(crate) async fn follow_data_plane(
             Some(Event::Connected { held }) => {
                 activities.lost();
                 scaling.lost();
+                habits.lost();
                 routing.connected(held);
                 waker.routing_signal.notify_one();
             }
             Some(Event::Lost) => {
                 activities.lost();
                 scaling.lost();
+                habits.lost();
                 routing.lost();
             }
             Some(Event::Wake { service, waiting }) => {
@@ -193,6 +195,9 @@ pub(crate) async fn follow_data_plane(
                 wakes.spawn(async move { waker.wake(service).await });
             }
             Some(Event::Report { complete, services }) => {
+                for _call in services.iter().filter(|told| habits.heard(told)) {
+                    deps.observer.prewoken(true);
+                }
                 for service in activities.report(complete, &services) {
                     queue.add(Key::Service(service));
                 }

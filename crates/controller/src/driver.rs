@@ -62,6 +62,9 @@ pub enum Outcome {
 pub trait Observer: Send + Sync + Debug {
     /// A run of the reconciler `name` ended.
     fn ran(&self, name: &'static str, outcome: Outcome, took: Duration);
+
+    /// A service that was woken for a call that was expected was called, or fell asleep again without one.
+    fn prewoken(&self, _called: bool) {}
 }
 
 /// Tells nobody.

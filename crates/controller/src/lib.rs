@@ -22,6 +22,7 @@ pub mod data_plane;
 pub mod domain;
 pub mod driver;
 mod error;
+mod habits;
 pub mod light;
 pub mod orphan;
 pub mod queue;
@@ -100,6 +101,8 @@ pub struct Settings {
     pub tick: Duration,
     /// How often everything that is not at rest is looked at, whether or not there were signals.
     pub sweep: Duration,
+    /// What waking services before they are called may cost; `None`: it is not done.
+    pub prewake: Option<tram_planner::prewake::Budget>,
 }
 
 impl Default for Settings {
@@ -112,6 +115,7 @@ impl Default for Settings {
             retention: Retention::default(),
             tick: Duration::from_secs(1),
             sweep: Duration::from_secs(120),
+            prewake: None,
         }
     }
 }
@@ -148,14 +152,9 @@ impl Controller {
             Arc::clone(&sleepers),
             Arc::clone(&queue),
         ));
-        let services = Arc::new(service::Reconciler::new(
-            deps.clone(),
-            Arc::clone(&activities),
-            Arc::clone(&confirmed),
-            Arc::clone(&sleepers),
-            Arc::clone(&routing),
-            Arc::clone(&routing_signal),
-            Arc::clone(&scaling),
+        let habits = Arc::new(habits::Habits::new(
+            deps.settings.prewake,
+            Arc::clone(&deps.clock),
         ));
         let waker = Arc::new(Waker {
             deps: deps.clone(),
@@ -165,6 +164,12 @@ impl Controller {
             routing_signal: Arc::clone(&routing_signal),
             queue: Arc::clone(&queue),
         });
+        let services = Arc::new(service::Reconciler::new(
+            &waker,
+            Arc::clone(&activities),
+            Arc::clone(&scaling),
+            Arc::clone(&habits),
+        ));
         let observer = &deps.observer;
         for _ in 0..WORKERS {
             tasks.spawn(service::work(
@@ -197,6 +202,12 @@ impl Controller {
                 cancel.clone(),
             ));
         }
+        tasks.spawn(habits::follow(
+            habits,
+            Arc::clone(&waker),
+            Arc::clone(&activities),
+            cancel.clone(),
+        ));
         tasks.spawn(activity::follow_data_plane(
             waker,
             Arc::clone(&services),

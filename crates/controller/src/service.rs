@@ -35,7 +35,8 @@ use crate::{
     activity::Activities,
     driver::Outcome,
     error::Error,
-    light::Sleepers,
+    habits::Habits,
+    light::{Sleepers, Waker},
     queue::{Key, Queue},
     routing::{self, Confirmed},
     scaling::Scaling,
@@ -76,6 +77,7 @@ pub struct Reconciler {
     routing: Arc<routing::Reconciler>,
     routing_signal: Arc<Notify>,
     scaling: Arc<Scaling>,
+    habits: Arc<Habits>,
     memory: Mutex<Memory>,
 }
 
@@ -143,22 +145,20 @@ enum Next {
 
 impl Reconciler {
     pub(crate) fn new(
-        deps: Deps,
+        waker: &Waker,
         activities: Arc<Activities>,
-        confirmed: Arc<Confirmed>,
-        sleepers: Arc<Sleepers>,
-        routing: Arc<routing::Reconciler>,
-        routing_signal: Arc<Notify>,
         scaling: Arc<Scaling>,
+        habits: Arc<Habits>,
     ) -> Self {
         Self {
-            deps,
+            deps: waker.deps.clone(),
             activities,
-            confirmed,
-            sleepers,
-            routing,
-            routing_signal,
+            confirmed: Arc::clone(&waker.confirmed),
+            sleepers: Arc::clone(&waker.sleepers),
+            routing: Arc::clone(&waker.routing),
+            routing_signal: Arc::clone(&waker.routing_signal),
             scaling,
+            habits,
             memory: Mutex::default(),
         }
     }
@@ -170,6 +170,11 @@ impl Reconciler {
     /// What the load decides on.
     pub(crate) fn scaling(&self) -> &Scaling {
         &self.scaling
+    }
+
+    /// When services are called.
+    pub(crate) fn habits(&self) -> &Habits {
+        &self.habits
     }
 
     /// The service that an instance belongs to, if it has been looked at.
@@ -197,6 +202,9 @@ impl Reconciler {
             last_app = Some(state.app.id);
             let seen = self.view(state).await?;
             self.sleepers.note(&seen.view);
+            if self.habits.note(&seen.view) {
+                self.deps.observer.prewoken(false);
+            }
             if !matches!(seen.view.activity, Activity::Unknown) && seen.is_waking_or_awake() {
                 self.activities.clear_wake(id);
             }
@@ -236,6 +244,7 @@ impl Reconciler {
         self.activities.remove(id);
         self.scaling.remove(id);
         self.sleepers.remove(id);
+        self.habits.remove(id);
         let mut memory = self.memory();
         memory.stop_waiting(id);
         if let Some(gone) = memory.services.remove(&id) {

@@ -34,6 +34,8 @@ const CONFIDENCE: f64 = 0.25;
 const PRIOR: f64 = 0.8;
 /// Share of a neighbouring minute's count that counts here: calls on a schedule come a little early or late.
 const NEIGHBOUR: f64 = 0.5;
+/// Idle times that make a habit: two that are alike may be chance.
+const SEEN_MIN: u64 = 3;
 /// Seconds in a minute.
 const MINUTE_SECONDS: u64 = 60;
 
@@ -137,6 +139,53 @@ impl Pattern {
         kept
     }
 
+    /// The minute of idleness, not before `from`, in which to wake the service although nobody called, when it then stays
+    /// awake for at least `stays` minutes: the first that is worth it by itself, and after which the chance of a call
+    /// within the whole stay is worth the whole. `None`: none within the minutes that are told apart, or too little was
+    /// seen to say: a time-out has nothing to do with habits.
+    #[must_use]
+    pub fn wake_at(&self, budget: &Budget, from: u32, stays: u32) -> Option<u32> {
+        if self.seen() < SEEN_MIN {
+            return None;
+        }
+        let stays = stays.max(1);
+        let once = self.bins.iter().filter(|count| **count == 1).count() as f64;
+        let doubt = budget.confidence * (1.0 + once);
+        let mut left = self.seen() as f64;
+        let chances: Vec<f64> = (0..BINS)
+            .map(|index| {
+                let chance = self.chance(index, left, doubt, budget.prior);
+                left -= self.count(index);
+                chance
+            })
+            .collect();
+        let first = usize::try_from(from).ok().filter(|from| *from < BINS)?;
+        let whole = usize::try_from(stays).unwrap_or(BINS);
+        let minute = (first..BINS).find(|minute| {
+            let rest = &chances[*minute..BINS.min(minute + whole)];
+            let none = rest.iter().map(|chance| 1.0 - chance.min(1.0)).product::<f64>();
+            let price = budget.minutes_per_slow_wake;
+            rest[0] * price >= 1.0 && (1.0 - none) * price >= f64::from(stays)
+        })?;
+        u32::try_from(minute).ok()
+    }
+
+    /// What was counted: minutes of idleness, and how often; the last minute stands for all that are longer.
+    pub fn counts(&self) -> impl Iterator<Item = (u16, u16)> {
+        let counts = (0u16..).zip(self.bins.iter().copied());
+        counts.filter(|(_, count)| *count > 0)
+    }
+
+    /// What [`Pattern::counts`] gave once.
+    #[must_use]
+    pub fn of(counts: impl IntoIterator<Item = (u16, u16)>) -> Self {
+        let mut pattern = Self::default();
+        for (minute, count) in counts {
+            pattern.bins[usize::from(minute).min(BINS)] = count;
+        }
+        pattern
+    }
+
     fn count(&self, index: usize) -> f64 {
         self.bins.get(index).copied().map_or(0.0, f64::from)
     }
@@ -199,6 +248,49 @@ mod tests {
     }
 
     #[test]
+    fn who_calls_every_half_hour_is_woken_a_minute_before() {
+        let pattern = learned([30; 6]);
+        assert_eq!(pattern.wake_at(&Budget::of(10.0), 5, 5), Some(29));
+        assert_eq!(pattern.wake_at(&Budget::of(10.0), 40, 5), None, "it is over");
+        assert_eq!(
+            pattern.wake_at(&Budget::of(10.0), 5, 20),
+            None,
+            "it would stay awake for more than a wake is worth"
+        );
+        assert_eq!(
+            pattern.wake_at(&Budget::of(0.0), 5, 5),
+            None,
+            "nothing may be spent"
+        );
+        assert_eq!(
+            learned([30; 2]).wake_at(&Budget::of(10.0), 5, 5),
+            None,
+            "no habit yet"
+        );
+    }
+
+    #[test]
+    fn who_has_two_habits_is_woken_for_both() {
+        let pattern = learned([30, 120].repeat(10));
+        let budget = Budget::of(20.0);
+        assert_eq!(pattern.wake_at(&budget, 5, 5), Some(29));
+        assert_eq!(pattern.wake_at(&budget, 36, 5), Some(119));
+    }
+
+    #[test]
+    fn who_calls_at_random_is_not_woken_for_long() {
+        let pattern = learned((0..40).map(|index| 20 + 11 * index));
+        assert_eq!(pattern.wake_at(&Budget::of(10.0), 10, 5), None);
+    }
+
+    #[test]
+    fn what_is_kept_comes_back() {
+        let pattern = learned([0, 3, 3, 30, 479, 480, 9_999]);
+        assert_eq!(Pattern::of(pattern.counts()), pattern);
+        assert_eq!(pattern.counts().last(), Some((480, 2)));
+    }
+
+    #[test]
     fn a_full_count_halves_all() {
         let pattern = learned((0..70_000).map(|_| 5));
         assert!(pattern.seen() < u64::from(u16::MAX), "{}", pattern.seen());
@@ -223,6 +315,22 @@ mod tests {
                 }
             }
             prop_assert!(few.windows(2).all(|pair| pair[0].end < pair[1].start));
+        }
+
+        #[test]
+        fn no_wake_costs_more_than_it_may(
+            idle in prop::collection::vec(0u64..700, 0..60),
+            price in 0.0f64..500.0,
+            from in 0u32..700,
+            stays in 0u32..120,
+        ) {
+            let pattern = learned(idle);
+            if let Some(minute) = pattern.wake_at(&Budget::of(price), from, stays) {
+                prop_assert!(minute >= from && minute < 480);
+                prop_assert!(f64::from(stays) <= price, "not even a certain call is worth it");
+                let kept = pattern.worth_keeping(&Budget::of(price), 1.0);
+                prop_assert!(kept.iter().any(|range| range.contains(&minute)));
+            }
         }
     }
 }

@@ -109,6 +109,8 @@ pub enum Reason {
     Idle(Duration),
     /// Somebody waits for the service.
     WakeRequested,
+    /// Nobody called, and somebody probably will soon.
+    WakeExpected,
     /// Fewer replicas are wanted.
     ScaledDown {
         /// How many there should be.
@@ -265,6 +267,7 @@ impl fmt::Display for Reason {
             }
             Self::Idle(after) => write!(f, "no traffic for {}: going to sleep", span(*after)),
             Self::WakeRequested => write!(f, "a request came in: waking up"),
+            Self::WakeExpected => write!(f, "a call is expected soon: waking up before it"),
             Self::ScaledDown { wanted } => write!(f, "scaled down to {wanted}"),
             Self::Duplicate => write!(f, "another instance of the same replica runs"),
             Self::Gone => write!(f, "all its instances have ended"),

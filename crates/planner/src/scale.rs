@@ -196,7 +196,7 @@ fn ensure_replica(
         return;
     }
     let reason = match restart::verdict(here, replica, draft.policy, draft.now) {
-        Verdict::Start if asleep => Reason::WakeRequested,
+        Verdict::Start if asleep => draft.view.wake_reason(),
         Verdict::Start => Reason::ReplicaWanted { replica, wanted },
         Verdict::TryAgain { attempt, cause } => Reason::TryAgain {
             replica,

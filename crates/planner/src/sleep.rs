@@ -74,7 +74,8 @@ fn wake(draft: &mut Draft<'_>, index: usize) {
         instance.status == InstanceStatus::Healthy && (demanded || !draft.was_healthy(instance.id))
     });
     if awake {
-        draft.set_deployment(index, D::Healthy, Vec::new(), &Reason::WakeRequested);
+        let reason = draft.view.wake_reason();
+        draft.set_deployment(index, D::Healthy, Vec::new(), &reason);
         draft.set_sleeping_since(None);
         return;
     }

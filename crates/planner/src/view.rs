@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
+use crate::reason::Reason;
 use tram_site::{Capabilities, ObservedImage, ObservedInstance};
 use tram_types::{
     DeploymentId, Generation, InstanceId, RegionalDeploymentId, ServiceId, Timestamp,
@@ -57,6 +58,19 @@ pub struct ServiceView {
     pub activity: Activity,
     /// What the data plane was told and has confirmed.
     pub edge: Edge,
+    /// It was woken for a call that is expected and has not come yet.
+    pub expected: bool,
+}
+
+impl ServiceView {
+    /// Why it wakes.
+    pub(crate) fn wake_reason(&self) -> Reason {
+        if self.expected {
+            Reason::WakeExpected
+        } else {
+            Reason::WakeRequested
+        }
+    }
 }
 
 /// One deployment.

@@ -59,6 +59,9 @@ struct WakeLabel {
     outcome: &'static str,
 }
 
+/// The call came, or the service fell asleep again without one.
+const PREWAKE_OUTCOMES: [&str; 2] = ["called", "in_vain"];
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
     reason: &'static str,
@@ -82,6 +85,7 @@ pub struct Metrics {
     scaled_wanted: Gauge,
     scaled_ready: Gauge,
     scalings: Family<ReasonLabel, Counter>,
+    prewakes: Family<WakeLabel, Counter>,
 }
 
 impl Metrics {
@@ -153,6 +157,15 @@ impl Metrics {
                 reason: cause.as_str(),
             }));
         }
+        let prewakes = Family::<WakeLabel, Counter>::default();
+        for outcome in PREWAKE_OUTCOMES {
+            drop(prewakes.get_or_create(&WakeLabel { outcome }));
+        }
+        registry.register(
+            "prewakes",
+            "Wakes of services for a call that was expected",
+            prewakes.clone(),
+        );
         registry.register(
             "autoscaling_changes",
             "Decisions that changed the number of instances of a deployment in a region",
@@ -173,6 +186,7 @@ impl Metrics {
             scaled_wanted,
             scaled_ready,
             scalings,
+            prewakes,
         }
     }
 
@@ -288,6 +302,12 @@ impl Observer for Metrics {
         self.run_seconds
             .get_or_create(&ReconcilerLabel { reconciler: name })
             .observe(took.as_secs_f64());
+    }
+
+    fn prewoken(&self, called: bool) {
+        let [came, in_vain] = PREWAKE_OUTCOMES;
+        let outcome = if called { came } else { in_vain };
+        self.prewakes.get_or_create(&WakeLabel { outcome }).inc();
     }
 }
 

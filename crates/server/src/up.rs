@@ -293,6 +293,9 @@ impl Inside {
             settings: tram_controller::Settings {
                 base_domain: settings.base_domain.clone(),
                 public_hosts: vec![settings.base_domain.clone()],
+                prewake: Some(tram_planner::prewake::Budget::of(f64::from(
+                    settings.prewake_minutes.0,
+                ))),
                 ..tram_controller::Settings::default()
             },
             observer: Arc::clone(&metrics) as Arc<dyn tram_controller::Observer>,

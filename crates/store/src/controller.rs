@@ -298,7 +298,13 @@ impl Store {
         if left != Some(0) {
             return Err(Error::conflict("service", id, "it still has instances"));
         }
-        for table in ["instances", "regional_deployments", "deployments", "proxy_ports"] {
+        for table in [
+            "instances",
+            "regional_deployments",
+            "deployments",
+            "proxy_ports",
+            "call_patterns",
+        ] {
             Sql::new(format!("DELETE FROM {table} WHERE service_id = $1"))
                 .bind(&id)
                 .run(&mut transaction, DOING)

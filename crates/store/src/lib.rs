@@ -15,6 +15,7 @@
 
 mod apps;
 mod backup;
+mod call_patterns;
 mod change;
 mod column;
 mod controller;
@@ -42,6 +43,7 @@ mod tenancy;
 #[cfg(test)]
 mod tests;
 
+pub use call_patterns::CallPattern;
 pub use change::Change;
 pub use controller::{KnownInstance, RemovedService, ServiceState};
 pub use counts::Counts;

@@ -90,6 +90,7 @@ migrations! {
     50 "0050_create_activities",
     51 "0051_index_activities_organization_id_created_at",
     52 "0052_index_activities_created_at",
+    53 "0053_create_call_patterns",
 }
 
 /// Brings the database up to date.

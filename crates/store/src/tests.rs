@@ -65,6 +65,7 @@ cases! {
     compute::ports_and_services_are_taken_in_one_order,
     edge::public_ports_are_unique_and_run_out,
     edge::public_ports_are_unique_under_a_race,
+    edge::call_patterns_are_kept_and_go_with_their_service,
     edge::domains_are_unique_everywhere,
     edge::secrets_are_encrypted_scoped_and_rotated,
     edge::a_ciphertext_cannot_be_moved,

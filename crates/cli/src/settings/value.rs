@@ -461,6 +461,40 @@ impl Setting for OnStop {
     }
 }
 
+/// Minutes of an awake service that one slow wake is worth.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Minutes(pub u16);
+
+impl Minutes {
+    /// Most that makes sense: with so many hardly anything sleeps.
+    const MAX: u16 = 1000;
+}
+
+impl Setting for Minutes {
+    const KIND: &'static str = "MINUTES";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(minutes) if minutes <= Self::MAX => Ok(Self(minutes)),
+            _ => Err(format!(
+                "`{text}` is not a number of minutes from 0 to {}",
+                Self::MAX
+            )),
+        }
+    }
+
+    fn of_toml(value: &toml::Value) -> Result<Self, String> {
+        match value {
+            toml::Value::Integer(number) => Self::parse(&number.to_string()),
+            other => Err(format!("must be a number, is a {}", other.type_str())),
+        }
+    }
+
+    fn show(&self) -> String {
+        self.0.to_string()
+    }
+}
+
 /// What becomes of the memory of an instance in light sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SleepMemory {

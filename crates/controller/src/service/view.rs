@@ -107,6 +107,7 @@ impl Reconciler {
             deployments,
             activity: freeze::activity(self.activities.of(service.id), over),
             edge: self.confirmed.of(service.id),
+            expected: self.habits.is_expected(service.id),
         };
         Ok(Seen {
             state,

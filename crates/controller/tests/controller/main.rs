@@ -4,6 +4,7 @@
 
 mod chaos;
 mod crash;
+mod habits;
 mod handover;
 mod life;
 mod light;

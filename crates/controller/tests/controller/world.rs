@@ -15,13 +15,13 @@ use tram_controller::{
     data_plane::{Error, Event, ServiceActivity},
     domain::{Resolver, Unanswered},
 };
-use tram_planner::Policy;
+use tram_planner::{Policy, prewake::Budget};
 use tram_site::Sites;
 use tram_store::{
     Options, Store, filter,
     intent::{Deployed, NewApp, NewDeployment, NewDomain, NewRegionalDeployment, NewService, ServiceEdit},
     keyring,
-    record::{Deployment, Desired, Instance, ObjectKind, Service},
+    record::{self, Deployment, Desired, Instance, ObjectKind, Service},
 };
 use tram_testkit::{FakeClock, FakeSite};
 use tram_types::{
@@ -300,6 +300,7 @@ pub(crate) struct World {
     pub(crate) app: AppId,
     pub(crate) controller: Option<ControllerHandle>,
     pub(crate) sweep: Duration,
+    pub(crate) prewake: Option<Budget>,
     options: Options,
     _directory: tempfile::TempDir,
 }
@@ -345,6 +346,7 @@ impl World {
             app: AppId::random(),
             controller: None,
             sweep: DEADLINE * 100,
+            prewake: None,
             options,
             _directory: directory,
         };
@@ -365,6 +367,7 @@ impl World {
                 tick: Duration::from_millis(5),
                 // Signals alone have to do: what only a sweep finds would take two minutes.
                 sweep: self.sweep,
+                prewake: self.prewake,
                 ..Settings::default()
             },
             observer: Arc::new(NoObserver),
@@ -496,7 +499,19 @@ impl World {
     }
 
     /// Kinds of the events of an object, oldest first.
+    /// The kinds of all events of an object, oldest first.
     pub(crate) async fn events(&self, kind: ObjectKind, id: Uuid) -> Vec<String> {
+        let events = self.told(kind, id).await;
+        events.into_iter().map(|event| event.kind).collect()
+    }
+
+    /// What all events of an object say, oldest first.
+    pub(crate) async fn messages(&self, kind: ObjectKind, id: Uuid) -> Vec<String> {
+        let events = self.told(kind, id).await;
+        events.into_iter().map(|event| event.message).collect()
+    }
+
+    async fn told(&self, kind: ObjectKind, id: Uuid) -> Vec<record::Event> {
         let filter = filter::Events {
             object_ids: vec![id],
             order: filter::Order::Ascending,
@@ -506,12 +521,7 @@ impl World {
             .store
             .list_events(self.organization, &filter, filter::Page::largest())
             .await;
-        listed
-            .unwrap()
-            .items
-            .into_iter()
-            .map(|event| event.kind)
-            .collect()
+        listed.unwrap().items
     }
 
     async fn look_at_deployment(

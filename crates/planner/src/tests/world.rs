@@ -71,6 +71,7 @@ impl World {
                 status: ServiceStatus::Starting,
                 messages: Vec::new(),
                 created_at: now,
+                expected: false,
                 sleeping_since: None,
                 active: None,
                 delete_after_create: None,

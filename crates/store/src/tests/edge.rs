@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use tram_types::{
-    SecretId,
+    SecretId, ServiceId, Timestamp,
     status::{DomainStatus, DomainType, SecretType},
 };
 
 use super::fixture::{Fixture, new_deployment, new_domain, new_service};
 use crate::{
-    Error, Page, Store, filter,
+    CallPattern, Error, Page, Store, filter,
     intent::{DomainEdit, NewSecret, SecretEdit, ServiceEdit},
     record::Desired,
     sql::Sql,
@@ -329,4 +329,42 @@ async fn ciphertexts(store: &Store) -> Vec<(String, String)> {
             )
         })
         .collect()
+}
+
+pub(super) async fn call_patterns_are_kept_and_go_with_their_service(fixture: &Fixture) {
+    let store = &fixture.store;
+    let (organization, _) = fixture.organization().await;
+    let app = fixture.app(organization).await;
+    let service = store
+        .create_service(new_service(&app, "habits"))
+        .await
+        .unwrap()
+        .service
+        .id;
+    let pattern = |service, counts: &[(u16, u16)]| CallPattern {
+        service,
+        called_at: Timestamp::from_micros(7),
+        counts: counts.to_vec(),
+    };
+    let gone = pattern(ServiceId::random(), &[(1, 1)]);
+    let first = pattern(service, &[(30, 2)]);
+    store.keep_call_patterns(&[gone, first.clone()]).await.unwrap();
+    let ours = || async {
+        let all = store.call_patterns().await.unwrap();
+        let ours = all.into_iter().filter(|it| it.service == service);
+        ours.collect::<Vec<_>>()
+    };
+    assert_eq!(ours().await, [first]);
+    let second = pattern(service, &[(30, 3), (480, 1)]);
+    store
+        .keep_call_patterns(std::slice::from_ref(&second))
+        .await
+        .unwrap();
+    assert_eq!(ours().await, [second]);
+    store
+        .set_service_desired(organization, service, Desired::Delete)
+        .await
+        .unwrap();
+    store.remove_service(service).await.unwrap();
+    assert!(ours().await.is_empty());
 }

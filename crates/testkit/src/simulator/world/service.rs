@@ -497,6 +497,7 @@ pub fn asleep(start: Timestamp, deep_sleep: Duration, rng: &mut Rng) -> ServiceV
         status: ServiceStatus::Healthy,
         messages: Vec::new(),
         created_at: start,
+        expected: false,
         sleeping_since: Some(start),
         active: Some(deployment),
         delete_after_create: None,
