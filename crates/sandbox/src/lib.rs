@@ -16,6 +16,7 @@
 //! is in `sys`.
 
 pub mod client;
+pub mod heap;
 pub mod logs;
 pub mod netns;
 pub mod probe;

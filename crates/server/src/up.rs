@@ -69,6 +69,9 @@ const INSTANCES_PATIENCE: Duration = Duration::from_secs(30);
 const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(5);
 /// How often the figure of the backlog is brought up to date; scrapers come about as often.
 const BACKLOG_LOOK: Duration = Duration::from_secs(5);
+/// How often memory that nothing lives in goes back to the machine: soon after a burst of work, and seldom enough that
+/// the milliseconds it takes are nothing.
+const GIVE_BACK_PERIOD: Duration = Duration::from_secs(20);
 
 /// Runs the whole cloud on this machine until SIGTERM, Ctrl-C or the end of the terminal.
 ///
@@ -93,6 +96,7 @@ pub async fn run(settings: Settings, printer: &Printer) -> anyhow::Result<()> {
         () = stops.asked.cancelled() => {}
         () = running.leader.lost() => {}
         never = running.watch_backlog() => match never {},
+        never = Running::give_back_memory() => match never {},
     }
     let lost = running.leader.is_lost();
     printer.note(match settings.on_stop {
@@ -376,6 +380,18 @@ impl Running {
             for helper in [self.edge.helper(), self.supervisor.helper()] {
                 helper_logs::bound(&helper.log).await;
             }
+        }
+    }
+
+    /// Gives back what bursts of work needed.
+    async fn give_back_memory() -> std::convert::Infallible {
+        let mut tick = tokio::time::interval(GIVE_BACK_PERIOD);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        tick.tick().await;
+        loop {
+            tick.tick().await;
+            // It cannot fail; a runtime that stops does not start it any more.
+            drop(tokio::task::spawn_blocking(tram_sandbox::heap::give_back).await);
         }
     }
 
