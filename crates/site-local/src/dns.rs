@@ -10,12 +10,14 @@
 mod answer;
 mod directory;
 mod forward;
+mod outside;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hickory_proto::op::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -24,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use self::answer::Verdict;
 pub(crate) use self::directory::{Directory, Entry};
 use self::forward::Forwarder;
+pub(crate) use self::outside::{Gate, Names};
 
 /// Largest question or answer over UDP; the usual bound of resolvers that know EDNS is 1232 to 4096.
 const DATAGRAM_BYTES_MAX: usize = 4096;
@@ -59,6 +62,7 @@ impl Server {
         address: SocketAddr,
         directory: Arc<Directory>,
         name_servers: Vec<SocketAddr>,
+        gate: Arc<dyn Gate>,
     ) -> io::Result<Self> {
         let udp = Arc::new(UdpSocket::bind(address).await?);
         // Port 0 in tests: both must have the same one.
@@ -68,6 +72,7 @@ impl Server {
         let shared = Arc::new(Shared {
             forwarder: Forwarder::new(name_servers, address.ip()),
             directory,
+            gate,
             in_flight: Semaphore::new(IN_FLIGHT_MAX),
             forwarded: Shares::new(IN_FLIGHT_PER_INSTANCE_MAX),
             datagrams: Shares::new(DATAGRAMS_PER_INSTANCE_MAX),
@@ -103,6 +108,7 @@ impl Drop for Server {
 struct Shared {
     forwarder: Forwarder,
     directory: Arc<Directory>,
+    gate: Arc<dyn Gate>,
     in_flight: Semaphore,
     /// Questions that are forwarded.
     forwarded: Arc<Shares>,
@@ -177,13 +183,28 @@ impl Shared {
         match answer::judge(question, &self.directory, asker)? {
             Verdict::Answer(answer) => Some(answer),
             Verdict::Forward => {
+                // One that the site does not know of yet asks again.
+                let names = self.directory.outside(asker)?;
+                if let Names::Listed(patterns) = &names {
+                    let name = outside::asked_name(&Message::from_vec(question).ok()?)?;
+                    if !patterns.iter().any(|pattern| pattern.matches(&name)) {
+                        self.gate.refused(asker, &name);
+                        return answer::refusal(question);
+                    }
+                }
                 let Some(_turn) = self.turn(source) else {
                     return answer::server_failure(question);
                 };
-                match self.forwarder.ask(question, transport).await {
-                    Some(answer) => Some(answer),
-                    None => answer::server_failure(question),
+                let Some(answer) = self.forwarder.ask(question, transport).await else {
+                    return answer::server_failure(question);
+                };
+                if names != Names::All {
+                    let found = outside::addresses(&answer);
+                    if !found.is_empty() && !self.gate.let_reach(asker, &found).await {
+                        return answer::server_failure(question);
+                    }
                 }
+                Some(answer)
             }
         }
     }

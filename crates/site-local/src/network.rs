@@ -13,6 +13,8 @@
 mod addresses;
 pub(crate) mod firewall;
 mod host;
+mod reach;
+pub(crate) mod refusals;
 mod stale;
 mod wire;
 
@@ -129,6 +131,8 @@ struct Inner {
     names: Names,
     netlink: rtnetlink::Handle,
     firewall: Firewall,
+    reach: reach::Reach,
+    refusals: refusals::Refusals,
     state: Mutex<State>,
     /// The pool is not full.
     wanted: Notify,
@@ -230,13 +234,15 @@ impl Network {
             uplinks,
         };
         let members: Vec<Member> = held.iter().map(|place| place.member.clone()).collect();
-        let firewall = Firewall::install(&frame, &members).await?;
+        let (firewall, named) = Firewall::install(&frame, &members).await?;
         let inner = Arc::new(Inner {
             network,
             pool: config.pool,
             names,
             netlink,
             firewall,
+            reach: reach::Reach::new(named),
+            refusals: refusals::Refusals::default(),
             state: Mutex::new(State {
                 addresses,
                 mark,
@@ -300,10 +306,16 @@ impl Network {
     /// Takes a place back and removes everything of it. On an error the place stays taken, and the next start of
     /// the site removes what is left.
     pub(crate) async fn release(&self, slot: Slot, member: Member) -> Result<(), Error> {
-        self.inner.firewall.revoke(member).await?;
+        let named = self.inner.reach.forget(member.address);
+        self.inner.firewall.revoke(member, named).await?;
         self.inner.unmake(slot).await?;
         self.inner.lock().addresses.release(slot.0);
         Ok(())
+    }
+
+    /// What instances were refused since the last look, by address.
+    pub(crate) async fn refusals(&self) -> Result<Vec<(Ipv4Addr, String)>, Error> {
+        self.inner.refusals.look(&self.inner.firewall).await
     }
 
     /// Ends the pool and removes what nobody uses; with nothing in use, the table and the address too.
@@ -328,6 +340,17 @@ impl Network {
             host::restore(&self.inner.netlink, self.inner.network).await?;
         }
         Ok(())
+    }
+}
+
+#[async_trait::async_trait]
+impl crate::dns::Gate for Network {
+    async fn let_reach(&self, asker: Ipv4Addr, found: &[(Ipv4Addr, Duration)]) -> bool {
+        self.inner.reach.open(&self.inner.firewall, asker, found).await
+    }
+
+    fn refused(&self, asker: Ipv4Addr, name: &str) {
+        self.inner.refusals.name(asker, name);
     }
 }
 

@@ -33,7 +33,7 @@ use crate::dns::{Directory, Server};
 use crate::health::watch::{PROBES_MAX, Subject};
 use crate::health::{self, View};
 use crate::images::Images;
-use crate::network::{self, Network};
+use crate::network::{self, Network, refusals};
 use crate::record::{End, Record, Store};
 use crate::supervisor::{self, Supervisor};
 
@@ -128,7 +128,8 @@ impl LocalSite {
         let directory = Arc::new(Directory::default());
         let address = (network.gateway(), crate::dns::PORT).into();
         let name_servers = config.network.name_servers.clone();
-        let dns = Server::start(address, Arc::clone(&directory), name_servers)
+        let gate = Arc::new(network.clone());
+        let dns = Server::start(address, Arc::clone(&directory), name_servers, gate)
             .await
             .map_err(|source| OpenError::NameServer { address, source })?;
 
@@ -160,6 +161,10 @@ impl LocalSite {
         tokio::spawn(
             end.clone()
                 .run_until_cancelled_owned(measure_disks(Arc::downgrade(&shared))),
+        );
+        tokio::spawn(
+            end.clone()
+                .run_until_cancelled_owned(tell_refusals(Arc::downgrade(&shared))),
         );
         tokio::spawn(end.run_until_cancelled_owned(remove_old_logs(Arc::downgrade(&shared))));
         shared.first_probes().await;
@@ -268,16 +273,10 @@ impl Shared {
             frozen: see_frozen,
             probes: Arc::clone(&self.probes),
         };
-        self.directory.insert(
-            address,
-            crate::dns::Entry {
-                organization: spec.organization_id,
-                app: spec.app_name.clone(),
-                service: spec.service_name.clone(),
-                mesh: spec.mesh,
-                healthy: false,
-            },
-        );
+        // One whose policy cannot be read was not admitted either.
+        if let Ok(known) = entries::names(spec, self.network.gateway()) {
+            self.directory.insert(address, known);
+        }
         let view = View {
             became_healthy: entry.record.became_healthy,
             ..View::default()
@@ -446,6 +445,39 @@ async fn measure_disks(shared: Weak<Shared>) {
         for (id, line) in over.measure(&shared.config.supervisor_dir, running).await {
             tracing::warn!(instance = %id, line, "an instance has no disk left");
             shared.write_lines(id, vec![line]).await;
+        }
+    }
+}
+
+/// Tells instances' owners what was refused, for as long as the site is open.
+async fn tell_refusals(shared: Weak<Shared>) {
+    loop {
+        tokio::time::sleep(refusals::INTERVAL).await;
+        let Some(shared) = shared.upgrade() else { return };
+        let lines = match shared.network.refusals().await {
+            Ok(lines) => lines,
+            Err(error) => {
+                tracing::warn!(
+                    error = crate::chain(&error),
+                    "cannot read what instances were refused"
+                );
+                continue;
+            }
+        };
+        for (address, line) in lines {
+            let held = |entry: &Entry| {
+                entry
+                    .slot()
+                    .is_some_and(|slot| shared.network.address(slot) == address)
+            };
+            let id = shared
+                .lock()
+                .iter()
+                .find(|(_, entry)| held(entry))
+                .map(|(id, _)| *id);
+            if let Some(id) = id {
+                shared.write_lines(id, vec![line]).await;
+            }
         }
     }
 }

@@ -98,7 +98,7 @@ pub struct InstanceSpec {
     pub limits: Limits,
     /// Whether it takes part in the private network of its organization.
     pub mesh: bool,
-    /// What it may reach outside. `None`: everything.
+    /// What it may reach outside: addresses, networks and names (see [`tram_types::egress`]). `None`: everything.
     pub egress_allow: Option<Vec<String>>,
 }
 

@@ -270,9 +270,9 @@ crate::message! {
         pub allow_list: Vec<EgressRule>,
     }
 
-    /// One network that may be reached.
+    /// One thing that may be reached.
     pub struct EgressRule {
-        /// An address or a network, v4 or v6.
+        /// An address or a network, v4 or v6; or a name, `*.` before it for all names below.
         pub cidr: String,
     }
 

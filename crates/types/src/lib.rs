@@ -13,6 +13,7 @@ extern crate self as tram_types;
 pub mod catalog;
 pub mod definition;
 pub mod effective;
+pub mod egress;
 pub mod ids;
 pub mod interpolate;
 pub mod machine;

@@ -116,11 +116,21 @@ fn respond(question: &Message, code: ResponseCode, answers: &[Record]) -> Option
 
 /// What is said when nobody outside answers.
 pub(super) fn server_failure(question: &[u8]) -> Option<Vec<u8>> {
+    failure(question, ResponseCode::ServFail)
+}
+
+/// What is said about a name that a network policy does not list: not that it does not exist, which may be wrong and
+/// would be remembered.
+pub(super) fn refusal(question: &[u8]) -> Option<Vec<u8>> {
+    failure(question, ResponseCode::Refused)
+}
+
+fn failure(question: &[u8], code: ResponseCode) -> Option<Vec<u8>> {
     let question = Message::from_vec(question).ok()?;
     let mut response = Message::response(question.metadata.id, question.metadata.op_code);
     response.metadata.recursion_desired = question.metadata.recursion_desired;
     response.metadata.recursion_available = true;
-    response.metadata.response_code = ResponseCode::ServFail;
+    response.metadata.response_code = code;
     response.queries = question.queries;
     response.to_vec().ok()
 }

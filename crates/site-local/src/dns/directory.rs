@@ -9,6 +9,8 @@ use std::sync::{PoisonError, RwLock};
 
 use tram_types::OrganizationId;
 
+use super::Names;
+
 /// An instance as the name server knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
@@ -19,6 +21,8 @@ pub(crate) struct Entry {
     pub(crate) mesh: bool,
     /// Whether names lead to it now.
     pub(crate) healthy: bool,
+    /// Which names of the outside it may ask for.
+    pub(crate) outside: Names,
 }
 
 /// What a name of the private network leads to.
@@ -63,6 +67,12 @@ impl Directory {
         if let Some(entry) = state.by_address.get_mut(&address) {
             entry.healthy = healthy;
         }
+    }
+
+    /// Which names of the outside an instance may ask for; `None` for one that is not here.
+    pub(crate) fn outside(&self, asker: Ipv4Addr) -> Option<Names> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.by_address.get(&asker).map(|entry| entry.outside.clone())
     }
 
     /// Takes an instance out.

@@ -15,6 +15,28 @@ const SANDBOX: Ipv4Addr = Ipv4Addr::new(127, 0, 5, 4);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 0, 5, 5);
 const OTHER_DATABASE: Ipv4Addr = Ipv4Addr::new(127, 0, 5, 6);
 
+/// A gate that remembers.
+#[derive(Debug, Default)]
+struct Open {
+    reached: std::sync::Mutex<Vec<(Ipv4Addr, Ipv4Addr, u64)>>,
+    refused: std::sync::Mutex<Vec<String>>,
+}
+
+#[async_trait::async_trait]
+impl Gate for Open {
+    async fn let_reach(&self, asker: Ipv4Addr, found: &[(Ipv4Addr, Duration)]) -> bool {
+        let found = found
+            .iter()
+            .map(|(address, time)| (asker, *address, time.as_secs()));
+        self.reached.lock().unwrap().extend(found);
+        true
+    }
+
+    fn refused(&self, _asker: Ipv4Addr, name: &str) {
+        self.refused.lock().unwrap().push(name.to_owned());
+    }
+}
+
 struct Setup {
     server: Server,
     directory: Arc<Directory>,
@@ -62,6 +84,7 @@ async fn setup() -> Setup {
         service: service.to_owned(),
         mesh,
         healthy: true,
+        outside: Names::All,
     };
     directory.insert(SHOP, entry(ours, "shop", "web", true));
     directory.insert(DATABASE, entry(ours, "shop", "database", true));
@@ -78,6 +101,7 @@ async fn start(directory: &Arc<Directory>, outside: SocketAddr) -> Server {
             "127.0.0.1:0".parse().unwrap(),
             Arc::clone(directory),
             vec![outside],
+            Arc::new(Open::default()),
         )
         .await;
         match started {
@@ -254,6 +278,7 @@ async fn nonsense_gets_no_answer_and_does_no_harm() {
 async fn a_silent_outside_is_a_failure_not_a_hang() {
     let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let directory = Arc::new(Directory::default());
+    directory.insert(SHOP, alone(Names::All));
     let server = start(&directory, silent.local_addr().unwrap()).await;
     let setup = Setup { server, directory };
     assert_eq!(
@@ -306,4 +331,97 @@ fn a_share_comes_back_when_it_is_dropped() {
     drop(held);
     assert!(shares.take(one).is_some());
     assert!(shares.lock().is_empty(), "nobody is remembered for nothing");
+}
+
+/// A service in an organization of its own.
+fn alone(outside: Names) -> Entry {
+    Entry {
+        organization: OrganizationId::random(),
+        app: "app".to_owned(),
+        service: "service".to_owned(),
+        mesh: true,
+        healthy: true,
+        outside,
+    }
+}
+
+/// Answers every question with an alias and the address it leads to.
+async fn world(address: Ipv4Addr, ttl: u32) -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let listening = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 4096];
+        loop {
+            let (length, source) = socket.recv_from(&mut buffer).await.unwrap();
+            let question = Message::from_vec(&buffer[..length]).unwrap();
+            let mut answer = Message::response(question.metadata.id, question.metadata.op_code);
+            let alias = Name::from_ascii("elsewhere.example.net.").unwrap();
+            let asked = question.queries[0].name().clone();
+            let to_alias = RData::CNAME(hickory_proto::rr::rdata::CNAME(alias.clone()));
+            answer.queries = question.queries;
+            answer.answers = vec![
+                hickory_proto::rr::Record::from_rdata(asked, 300, to_alias),
+                hickory_proto::rr::Record::from_rdata(alias, ttl, RData::A(address.into())),
+            ];
+            socket.send_to(&answer.to_vec().unwrap(), source).await.unwrap();
+        }
+    });
+    listening
+}
+
+#[tokio::test]
+async fn a_policy_lets_listed_names_be_asked_for_and_reached_and_no_other() {
+    use tram_types::egress::Destination;
+    let server = Ipv4Addr::new(192, 0, 2, 80);
+    let directory = Arc::new(Directory::default());
+    let pattern = |text: &str| match Destination::parse(text) {
+        Some(Destination::Name(name)) => name,
+        other => panic!("{other:?}"),
+    };
+    let listed = vec![pattern("pypi.org"), pattern("*.pythonhosted.org")];
+    directory.insert(SANDBOX, alone(Names::Listed(listed)));
+    directory.insert(SHOP, alone(Names::All));
+    let gate = Arc::new(Open::default());
+    let running = Server::start(
+        "127.0.0.1:0".parse().unwrap(),
+        Arc::clone(&directory),
+        vec![world(server, 20).await],
+        Arc::<Open>::clone(&gate),
+    )
+    .await
+    .unwrap();
+    let setup = Setup {
+        server: running,
+        directory,
+    };
+    let code = async |from, name: &str| {
+        let answer = setup.raw(from, &question(name, RecordType::A)).await;
+        Message::from_vec(&answer).unwrap().metadata.response_code
+    };
+    for name in ["pypi.org", "PyPI.org.", "files.pythonhosted.org"] {
+        assert_eq!(code(SANDBOX, name).await, ResponseCode::NoError, "{name}");
+    }
+    assert_eq!(*gate.reached.lock().unwrap(), [(SANDBOX, server, 20); 3]);
+    // A name of the private network's own kind, one that is not listed, and one that only looks like it.
+    for name in [
+        "evil.org",
+        "pythonhosted.org",
+        "pypi.org.evil.net",
+        "secret.evil.org",
+    ] {
+        assert_eq!(code(SANDBOX, name).await, ResponseCode::Refused, "{name}");
+    }
+    assert_eq!(
+        *gate.refused.lock().unwrap(),
+        [
+            "evil.org",
+            "pythonhosted.org",
+            "pypi.org.evil.net",
+            "secret.evil.org"
+        ]
+    );
+    // Names of services are answered all the same, and without a policy nothing needs to be let through.
+    assert_eq!(code(SANDBOX, "service.app").await, ResponseCode::NoError);
+    assert_eq!(code(SHOP, "evil.org").await, ResponseCode::NoError);
+    assert_eq!(gate.reached.lock().unwrap().len(), 3);
 }

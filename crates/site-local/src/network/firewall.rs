@@ -9,12 +9,15 @@
 //! ```text
 //! instance -> machine    name server on the gateway address, answers to what the machine asked; else refused
 //! instance -> instance   same organization, both in the private network; else refused
-//! instance -> outside    not link-local, metadata, multicast or denied; all, or its allow list; masqueraded
+//! instance -> outside    not link-local, metadata, multicast or denied; all, or its allow list, or what names of the
+//!                        list led to; masqueraded
 //! outside  -> instance   answers only
 //! machine  -> instance   everything
 //! ```
+//!
+//! What is refused is counted by instance, and by where it went (see `refusals`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::process::Stdio;
@@ -37,6 +40,23 @@ const BATCH: usize = 64;
 /// Oracle.
 const METADATA: [&str; 3] = ["168.63.129.16", "100.100.100.200", "192.0.0.192"];
 
+/// What names led to, by instance; each element has its time.
+const NAMED_SET: &str = "outward_named";
+/// Bounds what names may cost the kernel, all instances together.
+const NAMED_MAX: u32 = 262_144;
+/// Packets refused, by instance.
+pub(crate) const REFUSALS_SET: &str = "refusals";
+/// As many as a machine has instances, and more.
+const REFUSALS_MAX: u32 = 65_536;
+/// An instance that was refused nothing for so long is counted from zero again.
+pub(crate) const REFUSALS_SECS: u32 = 3600;
+/// Packets refused, by instance and by where they went: a sample, since whoever scans fills it.
+pub(crate) const REFUSED_SET: &str = "refused";
+/// Bounds the sample.
+const REFUSED_MAX: u32 = 4096;
+/// Long enough to be read a few times, short enough that one scan does not hide the next instance's packets for long.
+const REFUSED_SECS: u32 = 60;
+
 /// An instance as the firewall knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Member {
@@ -46,6 +66,9 @@ pub(crate) struct Member {
     /// What it may reach outside. `None`: everything.
     pub(crate) egress: Option<Vec<Ipv4Network>>,
 }
+
+/// What names led to, by instance, and for how long that holds.
+pub(crate) type Named = HashMap<Ipv4Addr, Vec<(Ipv4Addr, Duration)>>;
 
 /// What the rules are about.
 #[derive(Debug, Clone)]
@@ -90,24 +113,33 @@ struct Job {
 #[derive(Debug, Clone)]
 enum Change {
     Admit(Member),
-    Revoke(Member),
+    Revoke(Member, Vec<Ipv4Addr>),
+    /// Lets an instance reach addresses for a time.
+    Reach(Ipv4Addr, Vec<(Ipv4Addr, Duration)>),
 }
 
 impl Firewall {
-    /// Puts the table in place, whole, with these members and no others.
-    pub(crate) async fn install(frame: &Frame, members: &[Member]) -> Result<Self, Error> {
+    /// Puts the table in place, whole, with these members and no others. Also tells what names had led to for them,
+    /// which stays.
+    pub(crate) async fn install(frame: &Frame, members: &[Member]) -> Result<(Self, Named), Error> {
         let mut groups = Groups::default();
+        let named = kept_named(&frame.table, members).await;
         let mut script = frame_script(frame);
         for member in members {
             script.push_str(&elements("add", &frame.table, member, &mut groups));
         }
+        for (member, found) in &named {
+            script.push_str(&reach(&frame.table, *member, found));
+        }
         run(&script).await?;
         let (jobs, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(work(frame.table.clone(), groups, queue));
-        Ok(Self {
+        let admitted = members.iter().map(|member| member.address).collect();
+        tokio::spawn(work(frame.table.clone(), groups, admitted, queue));
+        let firewall = Self {
             table: frame.table.clone(),
             jobs,
-        })
+        };
+        Ok((firewall, named))
     }
 
     /// Lets an instance out of its shell. Returns when the kernel has it.
@@ -115,9 +147,25 @@ impl Firewall {
         self.change(Change::Admit(member)).await
     }
 
+    /// Lets an instance reach these addresses, each for so long from now.
+    pub(crate) async fn reach(
+        &self,
+        member: Ipv4Addr,
+        found: Vec<(Ipv4Addr, Duration)>,
+    ) -> Result<(), Error> {
+        self.change(Change::Reach(member, found)).await
+    }
+
+    /// What a set of the table holds.
+    pub(crate) async fn list(&self, set: &str) -> Result<Vec<serde_json::Value>, Error> {
+        list(&self.table, set).await
+    }
+
     /// Takes everything back that [`Firewall::admit`] gave.
-    pub(crate) async fn revoke(&self, member: Member) -> Result<(), Error> {
-        self.change(Change::Revoke(member)).await
+    ///
+    /// `named` is what [`Firewall::reach`] gave.
+    pub(crate) async fn revoke(&self, member: Member, named: Vec<Ipv4Addr>) -> Result<(), Error> {
+        self.change(Change::Revoke(member, named)).await
     }
 
     async fn change(&self, change: Change) -> Result<(), Error> {
@@ -137,9 +185,27 @@ impl Firewall {
     }
 }
 
-async fn work(table: String, mut groups: Groups, mut queue: mpsc::Receiver<Job>) {
+async fn work(
+    table: String,
+    mut groups: Groups,
+    mut admitted: HashSet<Ipv4Addr>,
+    mut queue: mpsc::Receiver<Job>,
+) {
     let mut jobs = Vec::with_capacity(BATCH);
     while queue.recv_many(&mut jobs, BATCH).await > 0 {
+        // What a name led to for an instance that ended meanwhile is nobody's: the next one with its address must not
+        // have it. Whoever waits is told by the dropped answer.
+        jobs.retain(|job| match &job.change {
+            Change::Admit(member) => {
+                admitted.insert(member.address);
+                true
+            }
+            Change::Revoke(member, _) => {
+                admitted.remove(&member.address);
+                true
+            }
+            Change::Reach(member, _) => admitted.contains(member),
+        });
         let scripts: Vec<String> = jobs
             .iter()
             .map(|job| script(&table, &job.change, &mut groups))
@@ -165,9 +231,20 @@ fn script(table: &str, change: &Change, groups: &mut Groups) -> String {
         Change::Admit(member) => elements("add", table, member, groups),
         // `destroy` would do without the `add`, but is newer than the oldest nftables we meet. Adding an element
         // that is there changes nothing; deleting one that is not there would fail the transaction.
-        Change::Revoke(member) => {
-            elements("add", table, member, groups) + &elements("delete", table, member, groups)
+        Change::Revoke(member, named) => {
+            let named: String = named
+                .iter()
+                .map(|address| {
+                    let element = format!(
+                        "element inet {table} {NAMED_SET} {{ {} . {address} }}",
+                        member.address
+                    );
+                    format!("add {element}\ndelete {element}\n")
+                })
+                .collect();
+            elements("add", table, member, groups) + &elements("delete", table, member, groups) + &named
         }
+        Change::Reach(member, found) => reach(table, *member, found),
     }
 }
 
@@ -188,12 +265,74 @@ fn elements(verb: &str, table: &str, member: &Member, groups: &mut Groups) -> St
     match &member.egress {
         None => element("outward", address.to_string()),
         Some(allowed) => {
+            element("listed", address.to_string());
             for network in outermost(allowed) {
                 element("outward_allowed", format!("{address} . {network}"));
             }
         }
     }
     script
+}
+
+/// An element that is there keeps its time unless it is taken out first; kernels before 6.12 cannot change it.
+fn reach(table: &str, member: Ipv4Addr, found: &[(Ipv4Addr, Duration)]) -> String {
+    let mut script = String::new();
+    for (address, time) in found {
+        let element = format!("element inet {table} {NAMED_SET} {{ {member} . {address}");
+        let _infallible = writeln!(
+            script,
+            "add {element} }}\ndelete {element} }}\nadd {element} timeout {}s }}",
+            time.as_secs()
+        );
+    }
+    script
+}
+
+/// What names led to before this process, for those that are still here: they must not be shut out by our restart.
+async fn kept_named(table: &str, members: &[Member]) -> Named {
+    // Without a table, or with one of an older version, there is nothing to keep.
+    let listed = list(table, NAMED_SET).await.unwrap_or_default();
+    let mut kept = Named::new();
+    for element in &listed {
+        let read = |index: usize| {
+            let text = element.pointer(&format!("/elem/val/concat/{index}"))?.as_str()?;
+            text.parse::<Ipv4Addr>().ok()
+        };
+        let left = element
+            .pointer("/elem/expires")
+            .and_then(serde_json::Value::as_u64);
+        if let (Some(member), Some(address), Some(left @ 1..)) = (read(0), read(1), left)
+            && members
+                .iter()
+                .any(|one| one.address == member && one.egress.is_some())
+        {
+            kept.entry(member)
+                .or_default()
+                .push((address, Duration::from_secs(left)));
+        }
+    }
+    kept
+}
+
+/// The elements of a set, as nftables prints them.
+async fn list(table: &str, set: &str) -> Result<Vec<serde_json::Value>, Error> {
+    let said = nft(&["-j", "list", "set", "inet", table, set], "").await?;
+    let unreadable = |message: &str| Error::Firewall {
+        message: format!("cannot read the set {set}: {message}"),
+        source: None,
+    };
+    let mut told: serde_json::Value =
+        serde_json::from_slice(&said).map_err(|error| unreadable(&error.to_string()))?;
+    let sets = told
+        .get_mut("nftables")
+        .and_then(serde_json::Value::as_array_mut)
+        .ok_or_else(|| unreadable("it is not as nftables writes it"))?;
+    let elements = sets.iter_mut().find_map(|one| one.pointer_mut("/set/elem"));
+    match elements.map(serde_json::Value::take) {
+        Some(serde_json::Value::Array(elements)) => Ok(elements),
+        // An empty set has no such member.
+        _ => Ok(Vec::new()),
+    }
 }
 
 /// The blocks that are not inside another one: nftables refuses overlapping elements.
@@ -229,7 +368,7 @@ fn frame_script(frame: &Frame) -> String {
     .into_iter()
     .chain(METADATA.map(str::to_owned))
     .chain(denied.iter().map(ToString::to_string))
-    .map(|network| format!("        ip daddr {network} reject with icmpx admin-prohibited\n"))
+    .map(|network| format!("        ip daddr {network} goto refuse\n"))
     .collect::<String>();
     let closed = if uplinks.is_empty() {
         String::new()
@@ -250,6 +389,10 @@ table inet {table} {{
     set members {{ type mark . ipv4_addr; }}
     set outward {{ type ipv4_addr; }}
     set outward_allowed {{ type ipv4_addr . ipv4_addr; flags interval; }}
+    set listed {{ type ipv4_addr; }}
+    set {NAMED_SET} {{ type ipv4_addr . ipv4_addr; size {NAMED_MAX}; flags timeout; }}
+    set {REFUSALS_SET} {{ type ipv4_addr; size {REFUSALS_MAX}; flags dynamic,timeout; }}
+    set {REFUSED_SET} {{ type ipv4_addr . ipv4_addr . inet_proto . inet_service; size {REFUSED_MAX}; flags dynamic,timeout; }}
 
     chain early {{
         type filter hook prerouting priority raw; policy accept;
@@ -264,8 +407,8 @@ table inet {table} {{
     chain to_machine {{
         ct state established,related accept
         ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 ip saddr @outward accept
-        ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 ip saddr . ip daddr @outward_allowed accept
-        reject with icmpx admin-prohibited
+        ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 ip saddr @listed accept
+        goto refuse
     }}
     chain forward {{
         type filter hook forward priority filter - 5; policy accept;
@@ -275,12 +418,17 @@ table inet {table} {{
 {closed}    }}
     chain from_instance {{
         ct state invalid drop
-        ip saddr != @outward ip saddr . ip daddr != @outward_allowed reject with icmpx admin-prohibited
+        ip saddr != @outward ip saddr . ip daddr != @outward_allowed ip saddr . ip daddr != @{NAMED_SET} goto refuse
         oifname {ours} goto between
 {denied}        accept
     }}
     chain between {{
         meta mark set ip saddr map @group_of meta mark . ip daddr @members meta mark set 0 accept
+        goto refuse
+    }}
+    chain refuse {{
+        update @{REFUSALS_SET} {{ ip saddr timeout {REFUSALS_SECS}s counter }}
+        meta l4proto {{ tcp, udp }} update @{REFUSED_SET} {{ ip saddr . ip daddr . meta l4proto . th dport timeout {REFUSED_SECS}s counter }}
         reject with icmpx admin-prohibited
     }}
     chain outgoing {{
@@ -296,22 +444,27 @@ async fn run(script: &str) -> Result<(), Error> {
     if script.is_empty() {
         return Ok(());
     }
+    nft(&["-f", "-"], script).await.map(drop)
+}
+
+/// Runs the tool; returns what it printed.
+async fn nft(arguments: &[&str], input: &str) -> Result<Vec<u8>, Error> {
     let start = |source| Error::Firewall {
         message: "cannot run nft: install nftables".to_owned(),
         source: Some(source),
     };
     let mut child = tokio::process::Command::new("nft")
-        .args(["-f", "-"])
+        .args(arguments)
         .env("PATH", crate::programs::path())
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
         .map_err(start)?;
     let work = async {
         if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(script.as_bytes()).await?;
+            stdin.write_all(input.as_bytes()).await?;
             drop(stdin);
         }
         child.wait_with_output().await
@@ -326,7 +479,7 @@ async fn run(script: &str) -> Result<(), Error> {
         }
     };
     if output.status.success() {
-        return Ok(());
+        return Ok(output.stdout);
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.lines().next().unwrap_or("no reason given").to_owned();
@@ -357,7 +510,10 @@ mod tests {
              add element inet t members { 1 . 10.1.0.2 }\n\
              add element inet t outward { 10.1.0.2 }\n"
         );
-        assert_eq!(elements("add", "t", &member(false, Some(&[])), &mut groups), "");
+        assert_eq!(
+            elements("add", "t", &member(false, Some(&[])), &mut groups),
+            "add element inet t listed { 10.1.0.2 }\n"
+        );
     }
 
     #[test]
@@ -387,23 +543,47 @@ mod tests {
             uplinks: vec!["eth9".to_owned()],
         };
         let open = member(true, None);
-        let firewall = Firewall::install(&frame, std::slice::from_ref(&open))
+        let (firewall, _) = Firewall::install(&frame, std::slice::from_ref(&open))
             .await
             .unwrap();
         let mut shut = member(true, Some(&["10.0.0.0/8", "10.3.0.0/16"]));
         shut.address = Ipv4Addr::new(10, 77, 0, 3);
         firewall.admit(shut.clone()).await.unwrap();
-        let listed = list(&table).await;
+        let listed = printed(&table).await;
         assert!(listed.contains("10.77.0.3 . 10.0.0.0/8"), "{listed}");
+        // What a name led to is let through for a time, and outlives this process and its table.
+        let server: Ipv4Addr = "192.0.2.7".parse().unwrap();
+        for secs in [100, 3000] {
+            let found = vec![(server, Duration::from_secs(secs))];
+            firewall.reach(shut.address, found).await.unwrap();
+        }
+        let stranger = Ipv4Addr::new(10, 77, 0, 9);
+        let found = vec![(server, Duration::from_secs(100))];
+        assert!(
+            firewall.reach(stranger, found).await.is_err(),
+            "it was not admitted"
+        );
+        let (firewall, named) = Firewall::install(&frame, &[open.clone(), shut.clone()])
+            .await
+            .unwrap();
+        let [(kept, left)] = named[&shut.address][..] else {
+            panic!("{named:?}");
+        };
+        assert!(kept == server && left > Duration::from_secs(2900), "{named:?}");
+        assert_eq!(firewall.list(NAMED_SET).await.unwrap().len(), 1);
         // Twice, as after a crash between the kernel and the record.
         for _ in 0..2 {
-            firewall.revoke(shut.clone()).await.unwrap();
-            firewall.revoke(open.clone()).await.unwrap();
+            firewall.revoke(shut.clone(), vec![server]).await.unwrap();
+            firewall.revoke(open.clone(), Vec::new()).await.unwrap();
         }
-        assert!(!list(&table).await.contains("elements"), "{}", list(&table).await);
+        assert!(
+            !printed(&table).await.contains("elements"),
+            "{}",
+            printed(&table).await
+        );
         firewall.remove().await.unwrap();
         firewall.remove().await.unwrap();
-        assert_eq!(list(&table).await, "");
+        assert_eq!(printed(&table).await, "");
     }
 
     /// A machine with an uplink and another network, in namespaces of its own. Removed with the value.
@@ -513,13 +693,13 @@ mod tests {
             "192.0.0.192",
         ] {
             assert!(
-                script.contains(&format!("ip daddr {address} reject")),
+                script.contains(&format!("ip daddr {address} goto refuse")),
                 "{address}: {script}"
             );
         }
     }
 
-    async fn list(table: &str) -> String {
+    async fn printed(table: &str) -> String {
         let output = tokio::process::Command::new("nft")
             .args(["list", "table", "inet", table])
             .output()

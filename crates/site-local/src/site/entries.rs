@@ -7,7 +7,7 @@
 //!
 //! One lock around the table, held for look-ups and small file writes, never across an await.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -15,8 +15,10 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tram_image::Image;
 use tram_site::{Error, InstancePhase, InstanceSpec, ObservedInstance};
+use tram_types::egress::{Destination, NamePattern};
 use tram_types::{Generation, Timestamp};
 
+use crate::dns;
 use crate::health::View;
 use crate::network::firewall::Member;
 use crate::network::{Ipv4Network, Network, Slot};
@@ -140,30 +142,63 @@ impl Entry {
 
 /// An instance as the firewall is to know it.
 pub(crate) fn member(spec: &InstanceSpec, address: Ipv4Addr) -> Result<Member, Error> {
-    let egress = match &spec.egress_allow {
-        None => None,
-        Some(list) => {
-            let mut networks = Vec::new();
-            for text in list {
-                // Instances have no IPv6, so there is nothing to allow.
-                if text.contains(':') {
-                    continue;
-                }
-                let network: Ipv4Network = text.parse().map_err(|error| Error::Refused {
-                    message: format!("the network policy cannot be applied: {error}"),
-                })?;
-                networks.push(network);
-            }
-            Some(networks)
-        }
-    };
-    // Allowed everywhere is not restricted.
-    let everywhere = egress
-        .as_ref()
-        .is_some_and(|list| list.iter().any(|network| network.prefix() == 0));
     Ok(Member {
         address,
         mesh: spec.mesh.then_some(spec.organization_id),
-        egress: if everywhere { None } else { egress },
+        egress: policy(spec)?.map(|policy| policy.networks),
     })
+}
+
+/// An instance as the name server is to know it, before it is healthy.
+pub(crate) fn names(spec: &InstanceSpec, gateway: Ipv4Addr) -> Result<dns::Entry, Error> {
+    let outside = match policy(spec)? {
+        None => dns::Names::All,
+        // A list that holds the name server says so on purpose, as Koyeb has it.
+        Some(policy) if policy.networks.iter().any(|network| network.contains(gateway)) => dns::Names::All,
+        Some(policy) => dns::Names::Listed(policy.names),
+    };
+    Ok(dns::Entry {
+        organization: spec.organization_id,
+        app: spec.app_name.clone(),
+        service: spec.service_name.clone(),
+        mesh: spec.mesh,
+        healthy: false,
+        outside,
+    })
+}
+
+struct Policy {
+    networks: Vec<Ipv4Network>,
+    names: Vec<NamePattern>,
+}
+
+/// `None` when everything may be reached.
+fn policy(spec: &InstanceSpec) -> Result<Option<Policy>, Error> {
+    let Some(list) = &spec.egress_allow else {
+        return Ok(None);
+    };
+    let (mut networks, mut names) = (Vec::new(), Vec::new());
+    for text in list {
+        match Destination::parse(text) {
+            Some(Destination::Network {
+                address: IpAddr::V4(address),
+                bits,
+            }) => networks.push(Ipv4Network::containing(address, bits)),
+            // Instances have no IPv6, so there is nothing to allow.
+            Some(Destination::Network { .. }) => {}
+            Some(Destination::Name(name)) => names.push(name),
+            None => {
+                return Err(Error::Refused {
+                    message: format!(
+                        "the network policy cannot be applied: `{text}` is no address, no network and no name"
+                    ),
+                });
+            }
+        }
+    }
+    // Allowed everywhere is not restricted.
+    if networks.iter().any(|network| network.prefix() == 0) {
+        return Ok(None);
+    }
+    Ok(Some(Policy { networks, names }))
 }

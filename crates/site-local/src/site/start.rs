@@ -116,6 +116,10 @@ async fn prepare(
 ) -> Result<LaunchSpec, Failure> {
     let address = shared.network.address(slot);
     let member = entries::member(spec, address).map_err(|error| Failure::Message(error.to_string()))?;
+    let known = entries::names(spec, shared.network.gateway())
+        .map_err(|error| Failure::Message(error.to_string()))?;
+    // Before the program is there to ask.
+    shared.directory.insert(address, known);
     let (image, namespace) = tokio::join!(image_and_account(shared, spec), async {
         let (namespace, admitted) = tokio::join!(shared.network.ensure(slot), shared.network.admit(member));
         admitted.and(namespace)

@@ -1,11 +1,12 @@
 //! How a service is reached, by whom, and what it may reach.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::collections::BTreeSet;
 
 use super::Check;
 use crate::{
     definition::SecurityPolicies,
     effective::PortProtocol,
+    egress::Destination,
     interpolate::{Piece, pieces},
     status::{DefinitionType, MeshScope},
 };
@@ -154,11 +155,12 @@ impl Check<'_> {
             && self.bounded("network_policy.egress.allow_list", egress.allow_list.len())
         {
             for (index, rule) in egress.allow_list.iter().enumerate() {
-                if !is_network(&rule.cidr) {
+                if Destination::parse(&rule.cidr).is_none() {
                     self.wrong(
                         format!("network_policy.egress.allow_list.{index}.cidr"),
                         format!(
-                            "`{}` is no address and no network: write it like `192.0.2.7` or `10.0.0.0/8`",
+                            "`{}` is no address, no network and no name: write it like `192.0.2.7`, `10.0.0.0/8`, \
+                             `pypi.org` or `*.example.org`",
                             rule.cidr
                         ),
                     );
@@ -185,17 +187,4 @@ impl Check<'_> {
             }
         }
     }
-}
-
-/// Whether this is an address, or an address and how many of its bits count.
-fn is_network(text: &str) -> bool {
-    let (address, bits) = match text.split_once('/') {
-        Some((address, bits)) => (address, Some(bits)),
-        None => (text, None),
-    };
-    let Ok(address) = address.parse::<IpAddr>() else {
-        return false;
-    };
-    let most = if address.is_ipv4() { 32 } else { 128 };
-    bits.is_none_or(|bits| bits.parse::<u8>().is_ok_and(|bits| bits <= most))
 }

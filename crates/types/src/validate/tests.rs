@@ -174,7 +174,7 @@ fn a_registry_is_logged_in_to_with_a_registry_secret() {
 }
 
 #[test]
-fn what_may_be_reached_is_addresses_and_networks() {
+fn what_may_be_reached_is_addresses_networks_and_names() {
     let with = |cidr: &str| {
         violations(&format!(
             r#"{{{GOOD},"network_policy":{{"mesh":{{}},"egress":{{"mode":"EGRESS_POLICY_MODE_DENY_ALL",
@@ -187,12 +187,14 @@ fn what_may_be_reached_is_addresses_and_networks() {
         "0.0.0.0/0",
         "2001:db8::/32",
         "2001:db8::1",
+        "example.org",
+        "*.example.org",
     ] {
         assert_eq!(with(good), Vec::<String>::new(), "{good}");
     }
     for bad in [
         "",
-        "example.org",
+        "example",
         "10.0.0.0/33",
         "10.0.0/8",
         "10.0.0.0/",

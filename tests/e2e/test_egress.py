@@ -1,0 +1,192 @@
+"""What an instance may reach outside: lists of addresses and names, what is refused is told, and restarts change nothing.
+
+The outside is a network namespace behind a pair of interfaces, with web servers on three addresses, and a name server
+of the test's own that says where names lead."""
+
+import contextlib
+import os
+import socket
+import struct
+import subprocess
+import threading
+
+import pytest
+
+from cloud import Cloud, wait_for
+
+SUBNET = f"198.19.{os.getpid() % 256}"
+LISTED, NAMED, OTHER = f"{SUBNET}.10", f"{SUBNET}.11", f"{SUBNET}.12"
+# A program keeps what it was told for so long; the firewall lets it through for longer.
+TTL_SECONDS = 5
+
+
+class NameServer:
+    """Answers every question for an IPv4 address from a table, and remembers what it was asked."""
+
+    def __init__(self, table):
+        self.table = dict(table)
+        self.asked = []
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        while True:
+            question, source = self.socket.recvfrom(4096)
+            labels, at = [], 12
+            while question[at]:
+                labels.append(question[at + 1:at + 1 + question[at]].decode())
+                at += 1 + question[at]
+            name, asked = ".".join(labels), question[12:at + 5]
+            kind = struct.unpack("!H", question[at + 1:at + 3])[0]
+            self.asked.append(name)
+            address = self.table.get(name) if kind == 1 else None
+            code = 0 if name in self.table else 3
+            reply = question[:2] + struct.pack("!HHHHH", 0x8180 | code, 1, 1 if address else 0, 0, 0) + asked
+            if address:
+                reply += struct.pack("!HHHIH", 0xC00C, 1, 1, TTL_SECONDS, 4) + socket.inet_aton(address)
+            self.socket.sendto(reply, source)
+
+
+@pytest.fixture(scope="module")
+def names():
+    return NameServer({"listed.example.org": NAMED, "other.example.org": OTHER, "deep.below.example.net": OTHER,
+                       "metadata.example.org": "169.254.169.254"})
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory):
+    page = tmp_path_factory.mktemp("outside")
+    (page / "index.html").write_text("the outside\n")
+    name, link = f"trameg{os.getpid()}", f"treg{os.getpid() % 100000}"
+    commands = [
+        f"ip netns add {name}",
+        f"ip link add {link} type veth peer name eth0 netns {name}",
+        f"ip addr add {SUBNET}.1/24 dev {link}",
+        f"ip link set {link} up",
+        f"sysctl -q -w net.ipv4.conf.{link}.forwarding=1",
+        *(f"ip -n {name} addr add {address}/24 dev eth0" for address in (LISTED, NAMED, OTHER)),
+        f"ip -n {name} link set eth0 up",
+        f"ip -n {name} link set lo up",
+    ]
+    for command in commands:
+        subprocess.run(command.split(), check=True)
+    server = subprocess.Popen(["ip", "netns", "exec", name, "busybox", "httpd", "-f", "-p", "80", "-h", page])
+    yield
+    server.kill()
+    server.wait()
+    subprocess.run(["ip", "netns", "delete", name], check=True)
+    with contextlib.suppress(subprocess.CalledProcessError):
+        subprocess.run(["ip", "link", "delete", link], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def cloud(names, outside):
+    cloud = Cloud(name_servers=f"127.0.0.1:{names.port}").start()
+    yield cloud
+    cloud.remove()
+
+
+@pytest.fixture
+def deploy(cloud, registry, name):
+    """Deploys a web server with an allow list; `None` is no policy."""
+
+    def definition(allow):
+        policy = None
+        if allow is not None:
+            policy = {"egress": {"mode": "EGRESS_POLICY_MODE_DENY_ALL", "allow_list": [{"cidr": one} for one in allow]}}
+        return {
+            "name": name, "type": "WEB", "regions": ["local"], "instance_types": [{"type": "nano"}],
+            "docker": {"image": registry.image("fastapi"), "entrypoint": ["python3", "-m", "http.server", "8000"]},
+            "ports": [{"port": 8000, "protocol": "http"}],
+            "routes": [{"port": 8000, "path": "/"}], "scalings": [{"min": 1, "max": 1}], "network_policy": policy,
+        }
+
+    def deploy(allow):
+        _, reply = cloud.call("POST", "/v1/apps", {"name": name})
+        status, reply = cloud.call("POST", "/v1/services", {"app_id": reply["app"]["id"], "definition": definition(allow)})
+        assert status == 200, reply
+        service = reply["service"]["id"]
+        cloud.wait_status(service, "HEALTHY")
+        return service
+
+    deploy.definition = definition
+    yield deploy
+    with contextlib.suppress(IndexError, KeyError):
+        cloud.call("DELETE", f"/v1/apps/{cloud.call('GET', f'/v1/apps?name={name}')[1]['apps'][0]['id']}")
+
+
+FETCH = """
+import sys, urllib.request
+try:
+    sys.stdout.write(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())
+except OSError as error:
+    print(error)
+"""
+
+
+def fetch(cloud, name, host):
+    """What an instance gets from a web server, or what it is told instead."""
+    return cloud.tram("exec", name, "--", "python3", "-c", FETCH, f"http://{host}/").stdout
+
+
+def reaches(cloud, name, host):
+    return fetch(cloud, name, host) == "the outside\n"
+
+
+def log(cloud, name):
+    return cloud.tram("logs", name).stdout
+
+
+def test_without_a_policy_everything_but_metadata_is_reached(cloud, name, deploy):
+    deploy(None)
+    assert reaches(cloud, name, OTHER) and reaches(cloud, name, "other.example.org")
+    for address in ("169.254.169.254", "168.63.129.16", "metadata.example.org"):
+        assert "No route to host" in fetch(cloud, name, address), address
+    wait_for("the owner is told", lambda: "TCP 169.254.169.254:80" in log(cloud, name))
+
+
+def test_nothing_is_reached_with_an_empty_list_and_names_stay_inside(cloud, name, names, deploy):
+    deploy([])
+    assert "No route to host" in fetch(cloud, name, LISTED)
+    assert not reaches(cloud, name, "secret.leaks.example.org")
+    assert "secret.leaks.example.org" not in names.asked, "a question is a way out too"
+    assert cloud.get(cloud.host(name))[0] == 200, "the way in stays"
+    wait_for("packets are told", lambda: f"TCP {LISTED}:80" in log(cloud, name))
+    wait_for("names are told", lambda: "secret.leaks.example.org" in log(cloud, name))
+
+
+def test_a_rule_follows_its_name_and_a_restart_does_not_end_it(cloud, name, names, deploy):
+    deploy([f"{LISTED}/32", "listed.example.org", "*.below.example.net", "metadata.example.org"])
+    assert reaches(cloud, name, LISTED)
+    # By address it is not to be had before its name was asked for.
+    assert not reaches(cloud, name, NAMED)
+    assert reaches(cloud, name, "listed.example.org")
+    assert reaches(cloud, name, NAMED)
+    assert not reaches(cloud, name, "other.example.org") and not reaches(cloud, name, OTHER)
+    assert reaches(cloud, name, "deep.below.example.net")
+    # A name that leads to where nobody may go opens nothing.
+    assert "No route to host" in fetch(cloud, name, "metadata.example.org")
+    cloud.kill()
+    cloud.start()
+    assert reaches(cloud, name, NAMED), "what was let through outlives the control plane"
+    names.table["listed.example.org"] = OTHER
+    wait_for("the rule follows the name", lambda: reaches(cloud, name, "listed.example.org"))
+
+
+def test_a_changed_policy_holds_for_the_next_deployment(cloud, name, deploy):
+    service = deploy([])
+    assert not reaches(cloud, name, LISTED)
+    status, reply = cloud.call("PUT", f"/v1/services/{service}", {"definition": deploy.definition([LISTED])})
+    assert status == 200, reply
+    cloud.wait_deployment(reply["service"]["latest_deployment_id"], "HEALTHY")
+    wait_for("one instance is left", lambda: len(cloud.instances(service, "HEALTHY")) == 1)
+    assert reaches(cloud, name, LISTED) and not reaches(cloud, name, OTHER)
+
+
+def test_an_entry_that_is_none_is_named(cloud, name, deploy):
+    _, reply = cloud.call("POST", "/v1/apps", {"name": name})
+    wrong = deploy.definition(["10.0.0.0/8", "10.0.0.300"])
+    status, reply = cloud.call("POST", "/v1/services", {"app_id": reply["app"]["id"], "definition": wrong})
+    assert status == 400 and "network_policy.egress.allow_list.1.cidr" in str(reply), reply
