@@ -17,7 +17,10 @@ use std::{
 pub use self::{
     resolve::{DEFAULT_FILE, Error},
     scaling::Scaling,
-    value::{Aliases, Block, Blocks, LogFormat, Minutes, OnStop, Origins, PortRange, Servers, SleepMemory},
+    value::{
+        Aliases, Block, Blocks, LogFormat, Minutes, OnStop, Origins, PortRange, Servers, SleepMemory,
+        UserNamespaces,
+    },
 };
 
 /// What is known of one setting, for the resolver and the reference.
@@ -149,6 +152,9 @@ settings! {
     /// services with habits are woken before they are called. 0, as long as nothing else is said, wakes none; 10 is a
     /// good start, 1000 the most.
     prewake_minutes: Minutes = Minutes(0);
+    /// Which instances get user and group ids of their own, so that root inside is nobody on this machine: `sandboxes`,
+    /// `all`, or `none`. A program whose user id is above 65535 does not start with them.
+    user_namespaces: UserNamespaces = UserNamespaces::Sandboxes;
     /// How quickly services follow their load, such as `down_window=60`; in the file also a table of names. What is
     /// left out is built in: see the page on autoscaling.
     scaling: Scaling = Scaling::default();

@@ -228,6 +228,7 @@ impl Subject<'_> {
             },
             mesh: mesh(definition),
             egress_allow: egress(definition),
+            untrusted: definition.r#type == DefinitionType::Sandbox,
         })
     }
 

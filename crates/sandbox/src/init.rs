@@ -16,7 +16,7 @@ pub(crate) mod rootfs;
 
 use std::convert::Infallible;
 use std::io::{self, Write};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -26,7 +26,10 @@ use crate::protocol::{Capability, LaunchFailure, LaunchSpec, Network, User};
 use crate::seccomp::Filter;
 use crate::shim::READY;
 use crate::state::InstanceDir;
-use crate::sys;
+use crate::{sys, userns};
+
+/// Every group there can be.
+const PING_GROUPS: &str = "0 2147483647";
 
 type Step<T> = Result<T, LaunchFailure>;
 
@@ -60,11 +63,20 @@ pub(crate) fn namespaces(network: &Network) -> i32 {
     flags
 }
 
+/// What a root is put together from, beside the spec.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Parts<'a> {
+    /// For its writable layer.
+    pub(crate) disk: Option<&'a OwnedFd>,
+    /// The user namespace whose ids its files have.
+    pub(crate) namespace: Option<&'a OwnedFd>,
+}
+
 /// The body of an instance's first process. Returns only to say why there is no program.
 pub(crate) fn become_instance(
     spec: &LaunchSpec,
     dir: &InstanceDir,
-    disk: Option<&OwnedFd>,
+    parts: Parts<'_>,
     attach: Attach,
     view: View,
     filter: &Filter,
@@ -74,7 +86,7 @@ pub(crate) fn become_instance(
     enter_cgroups(procs)?;
     enter_network(&spec.network)?;
     rustix::system::sethostname(spec.hostname.as_bytes()).during(|| "set the hostname".into())?;
-    rootfs::build(spec, dir, disk)?;
+    rootfs::build(spec, dir, parts)?;
     // Now, because the setting up was in a hurry and the program is not: its session, its priority and
     // its share of the CPU begin here.
     rustix::process::setsid().during(|| "make a session".into())?;
@@ -83,9 +95,11 @@ pub(crate) fn become_instance(
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)
         .during(|| "make a cgroup namespace".into())?;
     rootfs::show_cgroups(view)?;
-    leave_the_machine(verdict)?;
+    let namespace = parts.namespace.map(AsFd::as_fd);
+    leave_the_machine(verdict, namespace)?;
     enter_directory(&spec.cwd)?;
     let identity = Identity {
+        namespace,
         user: &spec.user,
         capabilities: &spec.capabilities,
         nofile: spec.limits.nofile,
@@ -95,6 +109,8 @@ pub(crate) fn become_instance(
 
 /// Who a program runs as and what it may do.
 pub(crate) struct Identity<'a> {
+    /// The user namespace, if it has one of its own: itself, or a pidfd of somebody in it.
+    pub(crate) namespace: Option<BorrowedFd<'a>>,
     pub(crate) user: &'a User,
     pub(crate) capabilities: &'a [Capability],
     pub(crate) nofile: Option<u64>,
@@ -113,6 +129,9 @@ pub(crate) fn start_program(
     privileges::limit_resources(identity.nofile)?;
     let program = program::Program::prepare(argv, env)?;
     sys::reset_signals().during(|| "reset the signals".into())?;
+    if let Some(namespace) = identity.namespace {
+        userns::enter(namespace).during(|| "enter the user namespace".into())?;
+    }
     privileges::drop_to(identity.user, identity.capabilities)?;
     filter.apply().map_err(|_| LaunchFailure::Setup {
         what: "put on the system call filter".to_owned(),
@@ -127,14 +146,15 @@ pub(crate) fn start_program(
 
 /// Closes everything but the standard streams and the way to say how it went. A descriptor of something outside the
 /// root is a way out of it (`/proc/self/fd/9/../..`) for as long as it is open, so this comes before the first path
-/// that the image or the instance has a say in.
-pub(crate) fn leave_the_machine(verdict: BorrowedFd<'_>) -> Step<()> {
-    let keep = [
+/// that the image or the instance has a say in. `namespace` is no directory, and closes with the exec.
+pub(crate) fn leave_the_machine(verdict: BorrowedFd<'_>, namespace: Option<BorrowedFd<'_>>) -> Step<()> {
+    let mut keep = vec![
         rustix::stdio::stdin(),
         rustix::stdio::stdout(),
         rustix::stdio::stderr(),
         verdict,
     ];
+    keep.extend(namespace);
     sys::close_all_except(&keep).during(|| "close inherited files".into())
 }
 
@@ -182,5 +202,7 @@ fn enter_network(network: &Network) -> Step<()> {
     // Ports below 1024 mean nothing in a namespace of one's own: any user may serve on 80 (as with
     // Docker). This writes to the namespace just entered, whichever /proc is mounted.
     std::fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
-        .during(|| "open the low ports to every user".into())
+        .during(|| "open the low ports to every user".into())?;
+    // Nobody needs a raw socket for a ping.
+    std::fs::write("/proc/sys/net/ipv4/ping_group_range", PING_GROUPS).during(|| "let every user ping".into())
 }

@@ -34,3 +34,4 @@ mod seccomp;
 mod shim;
 mod state;
 mod sys;
+mod userns;

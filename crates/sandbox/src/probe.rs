@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::cgroup::Layout;
 use crate::init::rootfs;
 use crate::seccomp::Filter;
+use crate::userns;
 
 /// One thing that was tried.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -53,7 +54,13 @@ pub fn facts() -> Vec<Fact> {
             "Use a kernel with CONFIG_SECCOMP_FILTER, on x86-64 or 64-bit ARM.",
             seccomp(),
         ),
-        user_namespaces(),
+        tried(
+            "user namespaces",
+            false,
+            "Set the sysctl user.max_user_namespaces above zero, use Linux 5.19 or newer, and keep the data directory on \
+             ext4, XFS or btrfs. Without it root in an instance is the machine's root, held by everything else.",
+            user_namespaces(),
+        ),
         tried(
             "disk limits",
             false,
@@ -259,17 +266,13 @@ fn seccomp() -> io::Result<String> {
     Ok(actions.trim().to_owned())
 }
 
-fn user_namespaces() -> Fact {
+fn user_namespaces() -> io::Result<String> {
     let limit = fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
-    let ok = limit.trim().parse::<u64>().is_ok_and(|limit| limit > 0);
-    let detail = format!("at most {}", if limit.is_empty() { "none" } else { limit.trim() });
-    fact(
-        "user namespaces",
-        false,
-        "Set the sysctl user.max_user_namespaces above zero.",
-        ok,
-        detail,
-    )
+    userns::try_shift(&std::env::temp_dir())?;
+    let limit = limit.trim();
+    Ok(format!(
+        "root inside can be nobody outside (at most {limit} namespaces)"
+    ))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! to by hand.
 
 pub mod frame;
+mod ids;
 mod spec;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,8 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use ids::IdRange;
+pub(crate) use ids::outside;
 pub use spec::{
     BindMount, Capability, ConfigFile, DISK_BYTES_MIN, InstanceId, InvalidSpec, LaunchSpec, Limits,
     LogLimits, Network,

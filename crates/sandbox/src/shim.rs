@@ -20,12 +20,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Attach, Driver};
 use crate::disk;
-use crate::init;
+use crate::init::{self, Parts};
 use crate::logs::{Stream, Writer};
-use crate::protocol::{ExitCause, ExitRecord, ExitStatus, LaunchFailure, LaunchSpec, frame};
+use crate::protocol::{ExitCause, ExitRecord, ExitStatus, LaunchFailure, LaunchSpec, frame, outside};
 use crate::seccomp::Filter;
 use crate::state::{InstanceDir, ProcessIdentity, Run, StopKind};
-use crate::sys;
+use crate::{sys, userns};
 
 /// Killed late when memory runs out: without the shim nobody learns how the instance ended. -1000
 /// would exempt it altogether, which no process should be.
@@ -92,8 +92,8 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
     let (verdict, child_verdict) = pipe_with(PipeFlags::CLOEXEC)?;
     // A program of another user may open /dev/stdout, which is this pipe.
     let owner = (
-        rustix::fs::Uid::from_raw(order.spec.user.uid),
-        rustix::fs::Gid::from_raw(order.spec.user.gid),
+        rustix::fs::Uid::from_raw(outside(order.spec.ids, order.spec.user.uid)),
+        rustix::fs::Gid::from_raw(outside(order.spec.ids, order.spec.user.gid)),
     );
     for pipe in [&child_stdout, &child_stderr] {
         rustix::fs::fchown(pipe, Some(owner.0), Some(owner.1))?;
@@ -125,6 +125,20 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
     let disk = order.disk.as_ref().or(made.as_ref());
     // Held to the end, so that the disk's own end comes after the instance's and can be a short one.
     let held = disk.map(disk::open).transpose()?;
+    let namespace = match order.spec.ids.map(userns::make).transpose() {
+        Ok(namespace) => namespace,
+        Err(error) => {
+            let failure = LaunchFailure::Setup {
+                what: "make the user namespace".to_owned(),
+                errno: error.raw_os_error().unwrap_or(libc::EIO),
+            };
+            return fail(order, failure);
+        }
+    };
+    let parts = Parts {
+        disk,
+        namespace: namespace.as_ref(),
+    };
     let Attach { born_in, procs, cpu } = attach;
     let child = sys::clone3(
         init::namespaces(&order.spec.network),
@@ -136,7 +150,7 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
                 procs,
                 cpu,
             };
-            let Err(failure) = first_process(order, disk, attach, stdio, &child_verdict);
+            let Err(failure) = first_process(order, parts, attach, stdio, &child_verdict);
             // Nobody listens when the shim is gone; then there is nobody to tell either.
             let _ = File::from(child_verdict).write_all(&serde_json::to_vec(&failure).unwrap_or_default());
             1
@@ -209,7 +223,7 @@ fn own_identity() -> io::Result<ProcessIdentity> {
 /// In the child: on the way to the program.
 fn first_process(
     order: &Order<'_>,
-    disk: Option<&OwnedFd>,
+    parts: Parts<'_>,
     attach: Attach,
     [stdin, stdout, stderr]: [std::os::fd::BorrowedFd<'_>; 3],
     verdict: &OwnedFd,
@@ -222,7 +236,7 @@ fn first_process(
     init::become_instance(
         order.spec,
         order.dir,
-        disk,
+        parts,
         attach,
         order.driver.view(),
         order.filter,

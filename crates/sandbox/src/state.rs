@@ -195,6 +195,10 @@ pub(crate) struct InstanceDir {
 }
 
 impl InstanceDir {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(crate) fn logs(&self) -> PathBuf {
         self.path.join("logs")
     }

@@ -165,6 +165,10 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, set: u64, recursive: bool) ->
     // SAFETY: `mount_attr` is plain integers; zero is "leave as it is" for each of them.
     let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };
     attributes.attr_set = set;
+    set_attributes(mount, &attributes, recursive)
+}
+
+fn set_attributes(mount: BorrowedFd<'_>, attributes: &libc::mount_attr, recursive: bool) -> io::Result<()> {
     let recurse = if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: needed because no wrapper offers it. Sound because the path is a constant C string,
     // `attributes` outlives the call and the size is that of the structure.
@@ -174,10 +178,24 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, set: u64, recursive: bool) ->
             mount.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH | recurse,
-            &raw const attributes,
+            std::ptr::from_ref(attributes),
             size_of::<libc::mount_attr>(),
         )
     })
+}
+
+/// Show the ids in a mount that is attached nowhere as those of a user namespace: what is 0 on the disk is the
+/// namespace's 0.
+pub(crate) fn shift_mount(
+    mount: BorrowedFd<'_>,
+    namespace: BorrowedFd<'_>,
+    recursive: bool,
+) -> io::Result<()> {
+    // SAFETY: `mount_attr` is plain integers; zero is "leave as it is" for each of them.
+    let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };
+    attributes.attr_set = libc::MOUNT_ATTR_IDMAP;
+    attributes.userns_fd = u64::from(namespace.as_raw_fd().cast_unsigned());
+    set_attributes(mount, &attributes, recursive)
 }
 
 /// `struct loop_config` of `linux/loop.h`.

@@ -10,20 +10,21 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tram_cli::{Printer, Settings};
+use tram_cli::{Printer, Settings, settings::UserNamespaces};
 
 use crate::{paths::Paths, processes::DirectoryLock, roles, up};
 
 /// Below this much free space, pulls of ordinary images begin to fail.
 const FREE_SPACE_WANTED_BYTES: u64 = 5 * 1024 * 1024 * 1024;
 /// Facts of the sandbox that are tried by doing what only root may: without root, a failure says nothing.
-const TRIED_AS_ROOT: [&str; 6] = [
+const TRIED_AS_ROOT: [&str; 7] = [
     "root",
     "capabilities",
     "cgroup.kill",
     "overlay",
     "new mount calls",
     "disk limits",
+    "user namespaces",
 ];
 /// What is to be done about the unknown.
 const AS_ROOT: &str = "run `sudo tram doctor`";
@@ -141,11 +142,9 @@ async fn look(settings: &Settings, is_root: bool) -> Vec<Check> {
         program("nft", "nftables", Weight::Needed),
         program("update-ca-certificates", "ca-certificates", Weight::Wanted),
     ];
-    checks.extend(
-        tram_sandbox::probe::facts()
-            .into_iter()
-            .map(|fact| sandbox(fact, is_root)),
-    );
+    let facts = tram_sandbox::probe::facts();
+    checks.push(container_class(&facts, settings.user_namespaces, is_root));
+    checks.extend(facts.into_iter().map(|fact| sandbox(fact, is_root)));
     checks.push(names(&settings.base_domain).await);
     let control_plane = holder(paths.root(), up::LOCK_NAME, is_root);
     let edge = holder(&paths.edge(), roles::LOCK_NAME, is_root);
@@ -166,6 +165,42 @@ async fn look(settings: &Settings, is_root: bool) -> Vec<Check> {
     checks.push(space(&settings.data_dir));
     checks.push(trust(&paths));
     checks
+}
+
+/// Whether instances can be isolated here, and how strongly.
+fn container_class(facts: &[tram_sandbox::probe::Fact], wanted: UserNamespaces, is_root: bool) -> Check {
+    let holds = |name: &str| facts.iter().any(|fact| fact.name == name && fact.ok);
+    let missing: Vec<&str> = facts
+        .iter()
+        .filter(|fact| fact.needed && !fact.ok)
+        .map(|fact| fact.name)
+        .collect();
+    let finding = if !is_root {
+        Finding::Unknown("what an instance would be held by is tried as root".to_owned())
+    } else if !missing.is_empty() {
+        bad(format!("needs {}", missing.join(", ")), "see the checks named")
+    } else if holds("user namespaces") {
+        Finding::Good(format!(
+            "works: namespaces, system call filter, limits; {}",
+            match wanted {
+                UserNamespaces::All => "root inside is nobody outside",
+                UserNamespaces::Sandboxes => "in sandboxes root inside is nobody outside",
+                UserNamespaces::None =>
+                    "root inside is the machine's root (`user_namespaces` is `none`): for code you trust",
+            }
+        ))
+    } else if wanted == UserNamespaces::None {
+        Finding::Good(
+            "works: namespaces, system call filter, limits; root inside is the machine's root: for code you trust"
+                .to_owned(),
+        )
+    } else {
+        bad(
+            "works for services; sandboxes do not start, because ids cannot be shifted here",
+            "see `user namespaces`; or set `user_namespaces` to `none` and run only code you trust",
+        )
+    };
+    Check::new("isolation class container", Weight::Wanted, finding)
 }
 
 fn sandbox(fact: tram_sandbox::probe::Fact, is_root: bool) -> Check {

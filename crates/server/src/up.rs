@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tram_api::ApiState;
 use tram_cli::{
     Printer, Settings, context,
-    settings::{OnStop, SleepMemory},
+    settings::{OnStop, SleepMemory, UserNamespaces},
 };
 use tram_controller::{
     Controller, ControllerHandle, Deps,
@@ -244,6 +244,11 @@ impl Inside {
             .name_servers
             .clone_from(&settings.name_servers.0);
         site_config.reclaim_frozen = settings.light_sleep_memory == SleepMemory::Reclaim;
+        site_config.user_namespaces = match settings.user_namespaces {
+            UserNamespaces::None => tram_site_local::UserNamespaces::Never,
+            UserNamespaces::Sandboxes => tram_site_local::UserNamespaces::Untrusted,
+            UserNamespaces::All => tram_site_local::UserNamespaces::Always,
+        };
         site_config.network.denied = crate::network::denied(settings)?;
         let site = crate::network::open_site(paths, site_config, images.clone(), &settings.network).await?;
         // A token is made when nothing that comes after can fail: it is shown once, at the end.

@@ -26,6 +26,17 @@ pub const DEFAULT_SUPERVISOR_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the logs of an instance are kept after it was forgotten: the service they belong to may live on for years.
 pub const DEFAULT_LOGS_RETENTION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
+/// Which instances get a user namespace of their own, in which root inside is nobody outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UserNamespaces {
+    /// None: root inside is the machine's root, held by everything else.
+    Never,
+    /// Those for whose code nobody vouches.
+    Untrusted,
+    /// All.
+    Always,
+}
+
 /// Everything [`crate::LocalSite::open`] needs beside the image store.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -45,6 +56,8 @@ pub struct Config {
     pub open_files_max: u64,
     /// Whether the memory of an instance is given back to the machine while it is frozen: it wakes more slowly then.
     pub reclaim_frozen: bool,
+    /// Which instances get user and group ids of their own.
+    pub user_namespaces: UserNamespaces,
     /// How long an order waits for a supervisor that is being restarted.
     pub supervisor_patience: Duration,
 }
@@ -62,6 +75,7 @@ impl Config {
             pids_max: DEFAULT_PIDS_MAX,
             open_files_max: DEFAULT_OPEN_FILES_MAX,
             reclaim_frozen: false,
+            user_namespaces: UserNamespaces::Untrusted,
             supervisor_patience: DEFAULT_SUPERVISOR_PATIENCE,
         }
     }

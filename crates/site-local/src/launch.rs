@@ -8,17 +8,27 @@ use std::path::PathBuf;
 
 use tram_image::ImageConfig;
 use tram_sandbox::protocol::{
-    ConfigFile, DISK_BYTES_MIN, InstanceId, InvalidSpec, LaunchSpec, Limits, Network, User,
+    Capability, ConfigFile, DISK_BYTES_MIN, IdRange, InstanceId, InvalidSpec, LaunchSpec, Limits, Network,
+    User,
 };
 use tram_site::InstanceSpec;
 
-use crate::config::Config;
+use crate::config::{Config, UserNamespaces};
 use crate::dns;
 
 /// What the usual base images have.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Files the platform writes are for everybody to read.
 const PLATFORM_FILE_MODE: u32 = 0o644;
+/// What root does not need in a user namespace of its own, where it would hold over nothing: the network and the devices
+/// are the machine's. What it keeps (owners and modes of its files, users of its processes, chroot) is what installing
+/// packages and changing users take.
+const USELESS_ALONE: [Capability; 4] = [
+    Capability::CAP_MKNOD,
+    Capability::CAP_NET_RAW,
+    Capability::CAP_NET_BIND_SERVICE,
+    Capability::CAP_AUDIT_WRITE,
+];
 /// The label by which this site knows its own instances at the supervisor.
 pub(crate) const SITE_LABEL: &str = "tramontane.site";
 /// Its value.
@@ -51,6 +61,8 @@ pub(crate) struct Place {
     pub(crate) address: Ipv4Addr,
     pub(crate) gateway: Ipv4Addr,
     pub(crate) namespace: PathBuf,
+    /// Of the place; no two instances have the same at a time.
+    pub(crate) number: u32,
 }
 
 /// Who the program runs as.
@@ -83,6 +95,12 @@ pub(crate) fn launch_spec(
         relative => format!("/{relative}"),
     };
     launch.user = account.user.clone();
+    if wants_own_ids(spec, config) {
+        launch.ids = Some(IdRange::numbered(place.number));
+        launch
+            .capabilities
+            .retain(|capability| !USELESS_ALONE.contains(capability));
+    }
     launch.hostname = spec.id.short();
     launch.files = files(spec, place, &account.user);
     launch.network = Network::Namespace {
@@ -107,6 +125,14 @@ pub(crate) fn launch_spec(
     ]);
     launch.validate()?;
     Ok(launch)
+}
+
+fn wants_own_ids(spec: &InstanceSpec, config: &Config) -> bool {
+    match config.user_namespaces {
+        UserNamespaces::Never => false,
+        UserNamespaces::Untrusted => spec.untrusted,
+        UserNamespaces::Always => true,
+    }
 }
 
 /// The program and its arguments: `entrypoint` (or the image's), `command` as one word, `args`. Giving an

@@ -35,7 +35,7 @@ mod supervisor;
 #[cfg(test)]
 mod testing;
 
-pub use config::{Config, NetworkConfig};
+pub use config::{Config, NetworkConfig, UserNamespaces};
 pub use images::images_in_use_at;
 pub use network::Ipv4Network;
 pub use site::{LocalSite, OpenError};

@@ -100,6 +100,9 @@ pub struct InstanceSpec {
     pub mesh: bool,
     /// What it may reach outside: addresses, networks and names (see [`tram_types::egress`]). `None`: everything.
     pub egress_allow: Option<Vec<String>>,
+    /// Whether nobody vouches for its code, as in a sandbox: the site isolates it as well as it can.
+    #[serde(default)]
+    pub untrusted: bool,
 }
 
 /// A file laid into the root file system.

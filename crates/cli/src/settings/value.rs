@@ -522,3 +522,35 @@ impl Setting for SleepMemory {
         })
     }
 }
+
+/// Which instances get user and group ids of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UserNamespaces {
+    /// None.
+    None,
+    /// Sandboxes.
+    Sandboxes,
+    /// Every instance.
+    All,
+}
+
+impl Setting for UserNamespaces {
+    const KIND: &'static str = "none|sandboxes|all";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            "sandboxes" => Ok(Self::Sandboxes),
+            "all" => Ok(Self::All),
+            other => Err(format!("`{other}` is neither `none`, `sandboxes` nor `all`")),
+        }
+    }
+
+    fn show(&self) -> String {
+        quoted(match self {
+            Self::None => "none",
+            Self::Sandboxes => "sandboxes",
+            Self::All => "all",
+        })
+    }
+}

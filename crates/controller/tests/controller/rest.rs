@@ -49,6 +49,7 @@ fn stray() -> InstanceSpec {
         },
         mesh: false,
         egress_allow: None,
+        untrusted: false,
     }
 }
 

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
 use super::{During, Step};
-use crate::protocol::ConfigFile;
+use crate::protocol::{ConfigFile, IdRange, outside};
 
 const DIRECTORY_MODE: u32 = 0o755;
 /// Tries of a path while something on the machine is renamed or mounted: the kernel then cannot vouch for a `..` and
@@ -23,6 +23,7 @@ const TRIES: usize = 128;
 #[derive(Debug)]
 pub(super) struct Root {
     fd: OwnedFd,
+    ids: Option<IdRange>,
 }
 
 /// Who owns what is created.
@@ -37,10 +38,10 @@ impl Owner {
 }
 
 impl Root {
-    pub(super) fn open(path: &Path) -> Step<Self> {
+    pub(super) fn open(path: &Path, ids: Option<IdRange>) -> Step<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(CWD, path, flags, Mode::empty()).during(|| "open the root".into())?;
-        Ok(Self { fd })
+        Ok(Self { fd, ids })
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -83,7 +84,7 @@ impl Root {
                 Err(Errno::NOENT) => {
                     rustix::fs::mkdirat(&current, name, Mode::from_raw_mode(DIRECTORY_MODE))?;
                     let made = self.resolve(&walked, OFlags::DIRECTORY)?;
-                    own(&made, owner)?;
+                    self.own(&made, owner)?;
                     made
                 }
                 other => other?,
@@ -122,12 +123,18 @@ impl Root {
         let created = rustix::fs::openat(&parent, &name, flags, Mode::from_raw_mode(0o600)).during(what)?;
         rustix::fs::fchown(
             &created,
-            Some(Uid::from_raw(file.uid)),
-            Some(Gid::from_raw(file.gid)),
+            Some(Uid::from_raw(outside(self.ids, file.uid))),
+            Some(Gid::from_raw(outside(self.ids, file.gid))),
         )
         .during(what)?;
         rustix::fs::fchmod(&created, Mode::from_raw_mode(file.mode)).during(what)?;
         std::fs::File::from(created).write_all(&file.content).during(what)
+    }
+
+    fn own(&self, fd: &OwnedFd, owner: Owner) -> Result<(), Errno> {
+        let uid = Uid::from_raw(outside(self.ids, owner.uid));
+        let gid = Gid::from_raw(outside(self.ids, owner.gid));
+        rustix::fs::chownat(fd, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
     }
 
     fn parent(&self, path: &Path) -> Step<(OwnedFd, PathBuf)> {
@@ -150,11 +157,6 @@ pub(super) fn again<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, 
         }
     }
     result
-}
-
-fn own(fd: &OwnedFd, owner: Owner) -> Result<(), Errno> {
-    let (uid, gid) = (Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)));
-    rustix::fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH)
 }
 
 /// Whether a path of this machine is a directory.

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -16,19 +16,19 @@ use rustix::mount::{
 };
 
 use super::files::{Owner, Root, is_directory};
-use super::{During, Step};
+use super::{During, Parts, Step};
 use crate::cgroup::View;
 use crate::disk;
-use crate::protocol::{BindMount, LaunchSpec};
+use crate::protocol::{BindMount, LaunchSpec, outside};
 use crate::state::InstanceDir;
-use crate::sys;
+use crate::{sys, userns};
 
 /// `/dev` holds a handful of nodes and links.
 const DEV_BYTES: &str = "65536";
 /// What `mount(2)` reads of its options at most: a page less its end.
 const MOUNT_OPTIONS_MAX: usize = 4095;
 /// The group `tty` in every distribution.
-const TTY_GROUP: &str = "5";
+const TTY_GROUP: u32 = 5;
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 const DEVICE_LINKS: [(&str, &str); 5] = [
     ("/proc/self/fd", "fd"),
@@ -63,18 +63,18 @@ const READONLY: [&str; 5] = [
 ];
 
 /// Put the root together and make it ours.
-pub(super) fn build(spec: &LaunchSpec, dir: &InstanceDir, disk: Option<&OwnedFd>) -> Step<()> {
+pub(super) fn build(spec: &LaunchSpec, dir: &InstanceDir, parts: Parts<'_>) -> Step<()> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).during(|| "make the mounts private".into())?;
-    let overlay = overlay(spec, dir, disk)?;
+    let overlay = overlay(spec, dir, parts)?;
     attach(overlay.as_fd(), CWD, &dir.root()).during(|| "mount the root".into())?;
-    let root = Root::open(&dir.root())?;
+    let root = Root::open(&dir.root(), spec.ids)?;
 
     // Parents before what is mounted below them.
     let mut binds: Vec<&BindMount> = spec.binds.iter().collect();
     binds.sort_by_key(|bind| bind.target.components().count());
     for bind in binds {
-        bind_mount(&root, bind)?;
+        bind_mount(&root, bind, parts.namespace)?;
     }
     // Before /proc and /sys: a symlink in the image could lead a write into the kernel's settings.
     for file in &spec.files {
@@ -85,7 +85,7 @@ pub(super) fn build(spec: &LaunchSpec, dir: &InstanceDir, disk: Option<&OwnedFd>
         gid: spec.user.gid,
     };
     root.ensure_dir(Path::new(&spec.cwd), owner)?;
-    mount_dev(&root, spec.limits.shm_bytes)?;
+    mount_dev(&root, spec)?;
     let hardened = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
@@ -106,7 +106,8 @@ pub(super) fn build(spec: &LaunchSpec, dir: &InstanceDir, disk: Option<&OwnedFd>
 }
 
 /// The image's layers with a writable one on top, not yet mounted anywhere.
-fn overlay(spec: &LaunchSpec, dir: &InstanceDir, disk: Option<&OwnedFd>) -> Step<OwnedFd> {
+fn overlay(spec: &LaunchSpec, dir: &InstanceDir, parts: Parts<'_>) -> Step<OwnedFd> {
+    let Parts { disk, namespace } = parts;
     let what = || "mount the image's layers".to_owned();
     let (upper, work) = match (spec.upper_bytes_max, disk) {
         (None, None) => (dir.upper(), dir.work()),
@@ -127,6 +128,20 @@ fn overlay(spec: &LaunchSpec, dir: &InstanceDir, disk: Option<&OwnedFd>) -> Step
             (dir.upper().join("upper"), dir.upper().join("work"))
         }
     };
+    if let Some(namespace) = namespace {
+        // Upper and work directory must be on one mount.
+        let writable = match (spec.upper_bytes_max, disk) {
+            (None, None) => dir.path(),
+            _ => &dir.upper(),
+        };
+        for path in spec.lower_dirs.iter().map(PathBuf::as_path).chain([writable]) {
+            shift(path, namespace.as_fd()).during(|| format!("shift the owners in {}", path.display()))?;
+        }
+    }
+    // Before anything is made on a shifted mount, and before the overlay takes note of who made it.
+    if let Some(ids) = spec.ids {
+        userns::create_files_as_root_of(ids).during(|| "make files as the instance's root".into())?;
+    }
     // Named by descriptor: paths of any length fit the kernel's 256 bytes, and the instance's own
     // mount table does not show where this machine keeps its images.
     let open = |path: &Path| {
@@ -143,6 +158,15 @@ fn overlay(spec: &LaunchSpec, dir: &InstanceDir, disk: Option<&OwnedFd>) -> Step
         like(&upper, top)?;
     }
     make_overlay(&lowers, &upper, &work, &dir.root()).during(what)
+}
+
+/// Puts a mount with shifted ids over a directory, in this mount namespace only. Attached, because older kernels make no
+/// overlay of a mount that is nowhere.
+fn shift(path: &Path, namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = rustix::mount::open_tree(CWD, path, flags)?;
+    sys::shift_mount(tree.as_fd(), namespace, false)?;
+    Ok(attach(tree.as_fd(), CWD, path)?)
 }
 
 /// An overlay, not yet mounted anywhere; `at` is used for a moment where the kernel asks for it.
@@ -289,7 +313,7 @@ fn mount_at(
     Ok(mount)
 }
 
-fn bind_mount(root: &Root, bind: &BindMount) -> Step<()> {
+fn bind_mount(root: &Root, bind: &BindMount, namespace: Option<&OwnedFd>) -> Step<()> {
     let what = || format!("bind {} to {}", bind.source.display(), bind.target.display());
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
@@ -299,12 +323,15 @@ fn bind_mount(root: &Root, bind: &BindMount) -> Step<()> {
         attributes |= libc::MOUNT_ATTR_RDONLY;
     }
     sys::mount_setattr(tree.as_fd(), attributes, true).during(what)?;
+    if let Some(namespace) = namespace {
+        sys::shift_mount(tree.as_fd(), namespace.as_fd(), true).during(what)?;
+    }
     let target = root.ensure_target(&bind.target, is_directory(&tree).during(what)?)?;
     attach(tree.as_fd(), target.as_fd(), Path::new("")).during(what)
 }
 
 /// A `/dev` of its own. The nodes are bind mounts, so that every other mount can forbid devices.
-fn mount_dev(root: &Root, shm_bytes: u64) -> Step<()> {
+fn mount_dev(root: &Root, spec: &LaunchSpec) -> Step<()> {
     let what = || "fill /dev".to_owned();
     let (nosuid, noexec) = (
         MountAttrFlags::MOUNT_ATTR_NOSUID,
@@ -328,8 +355,13 @@ fn mount_dev(root: &Root, shm_bytes: u64) -> Step<()> {
     for (target, name) in DEVICE_LINKS {
         rustix::fs::symlinkat(target, &dev, name).during(what)?;
     }
-    let pts = [("gid", TTY_GROUP), ("mode", "0620"), ("ptmxmode", "0666")];
-    let shm_size = shm_bytes.to_string();
+    let tty_group = outside(spec.ids, TTY_GROUP).to_string();
+    let pts = [
+        ("gid", tty_group.as_str()),
+        ("mode", "0620"),
+        ("ptmxmode", "0666"),
+    ];
+    let shm_size = spec.limits.shm_bytes.to_string();
     let shm = [("size", shm_size.as_str()), ("mode", "1777")];
     let mount = |name: &str, kind: &str, options: &[(&str, &str)], flags| {
         let what = || format!("mount /dev/{name}");

@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::User;
+use super::{IdRange, User};
 
 /// An instance id becomes a directory and a cgroup name, so it must be short and plain.
 const ID_BYTES_MAX: usize = 64;
@@ -107,6 +107,9 @@ pub struct LaunchSpec {
     pub cwd: String,
     #[serde(default = "root_user")]
     pub user: User,
+    /// Present: a user namespace of its own, whose ids are these outside.
+    #[serde(default)]
+    pub ids: Option<IdRange>,
     pub hostname: String,
     /// Written into the instance's file system before it starts, `/etc/hosts` and
     /// `/etc/resolv.conf` among them.
@@ -304,6 +307,7 @@ impl LaunchSpec {
             env: Vec::new(),
             cwd: root_path(),
             user: root_user(),
+            ids: None,
             files: Vec::new(),
             binds: Vec::new(),
             network: Network::Private,
@@ -369,6 +373,9 @@ impl LaunchSpec {
         }
         if self.disk_bytes_max.is_some_and(|bytes| bytes < DISK_BYTES_MIN) {
             return refuse(format!("disk_bytes_max must be at least {DISK_BYTES_MIN}"));
+        }
+        if let Some(ids) = self.ids {
+            ids.validate(self)?;
         }
         self.limits.validate()?;
         if self.logs.segments_max < 2 || self.logs.segment_bytes == 0 || self.logs.bytes_per_second == 0 {

@@ -23,7 +23,9 @@ use crate::cgroup::Attach;
 use crate::client::{encode_exit, resize};
 use crate::init::{self, Identity};
 use crate::protocol::frame::{self, Decoder};
-use crate::protocol::{ExecSpec, InstanceId, LaunchFailure, LaunchSpec, Refusal, Reply, TtySize};
+use crate::protocol::{
+    ExecSpec, IdRange, InstanceId, LaunchFailure, LaunchSpec, Refusal, Reply, TtySize, outside,
+};
 use crate::seccomp::Filter;
 use crate::shim::read_verdict;
 use crate::sys;
@@ -103,6 +105,9 @@ impl Supervisor {
             .instance(id)
             .spec()?
             .ok_or_else(|| io::Error::other("the spec is gone"))?;
+        if let (Some(_), Some(user)) = (spec.ids, &exec.user) {
+            IdRange::holds_user(user).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        }
         let (report, helper_report) = rustix::net::socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -114,8 +119,8 @@ impl Supervisor {
         if exec.tty.is_none() {
             let user = exec.user.as_ref().unwrap_or(&spec.user);
             let owner = (
-                rustix::fs::Uid::from_raw(user.uid),
-                rustix::fs::Gid::from_raw(user.gid),
+                rustix::fs::Uid::from_raw(outside(spec.ids, user.uid)),
+                rustix::fs::Gid::from_raw(outside(spec.ids, user.gid)),
             );
             for number in 0..STDIO {
                 let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -351,7 +356,8 @@ impl Program<'_> {
             };
             if terminal {
                 rustix::process::ioctl_tiocsctty(stdin)?;
-                rustix::fs::fchown(stdin, Some(rustix::fs::Uid::from_raw(user.uid)), None)?;
+                let owner = rustix::fs::Uid::from_raw(outside(self.spec.ids, user.uid));
+                rustix::fs::fchown(stdin, Some(owner), None)?;
             }
             let _ = std::fs::write("/proc/self/oom_score_adj", "0");
             sys::set_stdio(*stdin, *stdout, *stderr)
@@ -360,9 +366,11 @@ impl Program<'_> {
             what: "settle in the instance".to_owned(),
             errno: error.raw_os_error().unwrap_or(libc::EIO),
         })?;
-        init::leave_the_machine(verdict.as_fd())?;
+        let namespace = self.spec.ids.map(|_| self.init);
+        init::leave_the_machine(verdict.as_fd(), namespace)?;
         init::enter_directory(self.exec.cwd.as_deref().unwrap_or(&self.spec.cwd))?;
         let identity = Identity {
+            namespace,
             user,
             capabilities: &self.spec.capabilities,
             nofile: self.spec.limits.nofile,

@@ -27,7 +27,7 @@ fn sleeper(world: &World) -> InstanceId {
     id
 }
 
-fn finish(exec: Exec) -> (ExitStatus, String, String) {
+pub(crate) fn finish(exec: Exec) -> (ExitStatus, String, String) {
     let ExecIo::Pipes {
         stdin,
         stdout,

@@ -18,3 +18,4 @@ mod limits;
 mod output;
 mod recovery;
 mod support;
+mod userns;

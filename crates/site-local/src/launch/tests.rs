@@ -83,6 +83,7 @@ fn a_file_of_the_definition_replaces_the_platforms() {
         address: Ipv4Addr::new(10, 201, 0, 7),
         gateway: Ipv4Addr::new(10, 201, 0, 1),
         namespace: "/run/x".into(),
+        number: 7,
     };
     let config = image(&[], &["/bin/sh"]);
     let layers = ["/layers/1".into()];
@@ -142,5 +143,50 @@ fn signals_are_read_as_docker_writes_them() {
     }
     for text in ["", "SIGNOPE", "0", "99"] {
         assert_eq!(signal_number(text), None, "{text}");
+    }
+}
+
+#[test]
+fn code_that_nobody_vouches_for_gets_ids_of_its_own() {
+    use tram_sandbox::protocol::{Capability, IdRange};
+    let launched = |untrusted: bool, user_namespaces| {
+        let mut spec = instance_spec("app", "web");
+        spec.untrusted = untrusted;
+        let mut config = Config::new("/nowhere");
+        config.user_namespaces = user_namespaces;
+        let place = Place {
+            address: Ipv4Addr::new(10, 201, 0, 7),
+            gateway: Ipv4Addr::new(10, 201, 0, 1),
+            namespace: "/run/x".into(),
+            number: 7,
+        };
+        let account = Account {
+            user: User {
+                uid: 0,
+                gid: 0,
+                groups: Vec::new(),
+            },
+            home: None,
+        };
+        let view = ImageView {
+            config: &image(&[], &["/bin/sh"]),
+            layers: &["/layers/1".into()],
+        };
+        launch_spec(&spec, 3, view, &account, &place, &config).unwrap()
+    };
+    for (untrusted, setting, own) in [
+        (true, UserNamespaces::Never, false),
+        (true, UserNamespaces::Untrusted, true),
+        (false, UserNamespaces::Untrusted, false),
+        (false, UserNamespaces::Always, true),
+    ] {
+        let launch = launched(untrusted, setting);
+        assert_eq!(
+            launch.ids,
+            own.then(|| IdRange::numbered(7)),
+            "{untrusted} {setting:?}"
+        );
+        assert_ne!(launch.capabilities.contains(&Capability::CAP_NET_RAW), own);
+        assert!(launch.capabilities.contains(&Capability::CAP_CHOWN));
     }
 }

@@ -131,6 +131,7 @@ async fn prepare(
         address,
         gateway: shared.network.gateway(),
         namespace,
+        number: slot.0,
     };
     let view = ImageView {
         config: &image.config,

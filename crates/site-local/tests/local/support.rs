@@ -236,6 +236,7 @@ impl Machine {
             },
             mesh: true,
             egress_allow: None,
+            untrusted: false,
         }
     }
 

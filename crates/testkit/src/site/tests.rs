@@ -39,6 +39,7 @@ fn spec(image: &str) -> InstanceSpec {
         },
         mesh: true,
         egress_allow: None,
+        untrusted: false,
     }
 }
 
