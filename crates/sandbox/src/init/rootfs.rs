@@ -27,6 +27,9 @@ use crate::{sys, userns};
 const DEV_BYTES: &str = "65536";
 /// What `mount(2)` reads of its options at most: a page less its end.
 const MOUNT_OPTIONS_MAX: usize = 4095;
+/// Terminals of one instance: the machine has 4096 for everybody, and whoever opened them all would leave none to the
+/// others.
+const TERMINALS_MAX: &str = "256";
 /// The group `tty` in every distribution.
 const TTY_GROUP: u32 = 5;
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
@@ -360,6 +363,7 @@ fn mount_dev(root: &Root, spec: &LaunchSpec) -> Step<()> {
         ("gid", tty_group.as_str()),
         ("mode", "0620"),
         ("ptmxmode", "0666"),
+        ("max", TERMINALS_MAX),
     ];
     let shm_size = spec.limits.shm_bytes.to_string();
     let shm = [("size", shm_size.as_str()), ("mode", "1777")];
