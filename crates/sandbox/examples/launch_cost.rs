@@ -1,11 +1,12 @@
 //! What a launch costs: from the request on the socket to the exec'd program, and back.
 //!
-//! `launch_cost [COUNT] [GAP_MS] [memory|disk|instance]` starts a supervisor of its own on a temporary directory,
+//! `launch_cost [COUNT] [GAP_MS] [memory|disk|instance|stranger]` starts a supervisor of its own on a temporary directory,
 //! launches COUNT instances one after the other (each with its own namespaces, cgroups, overlay and filter),
 //! and prints the median and the 99th percentile in milliseconds; the last line is one JSON object about the
 //! launches. GAP_MS is idleness between them: without it, costs that only show after a pause stay hidden. With
 //! `memory` the writable layers are tmpfs: then the disk's part is small. With `disk` each has a disk of its own.
-//! With `instance` each has a disk and a network namespace that was ready before, as instances have.
+//! With `instance` each has a disk and a network namespace that was ready before, as instances have; with `stranger`
+//! also a user namespace, as sandboxes have.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use tram_sandbox::client::Client;
 use tram_sandbox::netns;
-use tram_sandbox::protocol::{InstanceId, InstanceState, LaunchSpec, Limits, Network};
+use tram_sandbox::protocol::{IdRange, InstanceId, InstanceState, LaunchSpec, Limits, Network};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -46,7 +47,7 @@ fn main() -> Result<()> {
     let gap = Duration::from_millis(arguments.next().map_or(Ok(0), |gap| gap.parse())?);
     let kind = arguments.next().unwrap_or_default();
     let upper_bytes_max = (kind == "memory").then_some(64 << 20);
-    let disk_bytes_max = matches!(kind.as_str(), "disk" | "instance").then_some(2560 << 20);
+    let disk_bytes_max = matches!(kind.as_str(), "disk" | "instance" | "stranger").then_some(2560 << 20);
     let dir = tempfile::tempdir()?;
     let lower = image(dir.path())?;
     let state = dir.path().join("state");
@@ -68,7 +69,10 @@ fn main() -> Result<()> {
             ..Limits::default()
         };
         let namespace = dir.path().join(format!("netns/{number}"));
-        if kind == "instance" {
+        if kind == "stranger" {
+            spec.ids = Some(IdRange::numbered(u32::try_from(number)?));
+        }
+        if matches!(kind.as_str(), "instance" | "stranger") {
             spec.limits.pids_max = Some(1024);
             spec.limits.nofile = Some(4096);
             netns::create(&namespace)?;
@@ -103,6 +107,10 @@ fn isolation(kind: &str) -> &'static str {
         "instance" => {
             "pid, mount, uts, ipc and cgroup namespaces, a network namespace from the pool, limits, seccomp, \
              overlay on a disk of its own"
+        }
+        "stranger" => {
+            "user, pid, mount, uts, ipc and cgroup namespaces, a network namespace from the pool, limits, seccomp, \
+             overlay on a disk of its own, shifted ids"
         }
         _ => "pid, mount, net, uts, ipc and cgroup namespaces, limits, seccomp, overlay",
     }
