@@ -454,6 +454,14 @@ async fn tell_refusals(shared: Weak<Shared>) {
     loop {
         tokio::time::sleep(refusals::INTERVAL).await;
         let Some(shared) = shared.upgrade() else { return };
+        // An idle machine runs nothing for this.
+        if !shared
+            .lock()
+            .values()
+            .any(|entry| matches!(entry.live, Live::Up(_)))
+        {
+            continue;
+        }
         let lines = match shared.network.refusals().await {
             Ok(lines) => lines,
             Err(error) => {

@@ -5,7 +5,9 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use tram_sandbox::client::{Exec, ExecIo, read_exit, resize};
-use tram_sandbox::protocol::{ExecSpec, ExitStatus, InstanceId, LaunchFailure, Refusal, TtySize, User};
+use tram_sandbox::protocol::{
+    ExecSpec, ExitStatus, IdRange, InstanceId, LaunchFailure, Refusal, TtySize, User,
+};
 
 use crate::support::{World, refusal, until};
 
@@ -20,7 +22,15 @@ fn shell(script: &str) -> ExecSpec {
 }
 
 fn sleeper(world: &World) -> InstanceId {
+    sleeper_with(world, None)
+}
+
+/// With the machine's ids, or with its own.
+const BOTH: [Option<IdRange>; 2] = [None, Some(IdRange::numbered(5))];
+
+fn sleeper_with(world: &World, ids: Option<IdRange>) -> InstanceId {
     let mut spec = world.program(&["sleep", "1000"]);
+    spec.ids = ids;
     spec.limits.pids_max = Some(50);
     let id = spec.id.clone();
     world.client().launch(spec).unwrap();
@@ -152,15 +162,20 @@ fn the_program_is_inside_in_every_respect() {
 #[test]
 fn a_terminal_is_one_and_can_be_resized() {
     let Some(world) = World::new() else { return };
-    let id = sleeper(&world);
+    for ids in BOTH {
+        try_terminal(&world, &sleeper_with(&world, ids));
+    }
+}
+
+fn try_terminal(world: &World, id: &InstanceId) {
     let spec = ExecSpec {
         tty: Some(TtySize {
             rows: 30,
             columns: 100,
         }),
-        ..shell("tty; stty size; read x; stty size; read x; exit 5")
+        ..shell("tty; stty size; echo typed > $(tty); read x; stty size; read x; exit 5")
     };
-    let exec = world.client().exec(&id, spec).unwrap();
+    let exec = world.client().exec(id, spec).unwrap();
     let ExecIo::Tty { master } = exec.io else {
         panic!("not a terminal")
     };
@@ -188,7 +203,7 @@ fn a_terminal_is_one_and_can_be_resized() {
         }),
         ..shell("echo up; sleep 1000")
     };
-    let exec = world.client().exec(&id, spec).unwrap();
+    let exec = world.client().exec(id, spec).unwrap();
     let ExecIo::Tty { master } = exec.io else {
         panic!("not a terminal")
     };
