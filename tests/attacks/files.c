@@ -9,6 +9,7 @@
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
 #include <termios.h>
+#include <time.h>
 
 /* Opens for writing, and writes what is there already or nothing, so that it does no harm where it wins. */
 static struct outcome overwrite(const char *path) {
@@ -196,6 +197,36 @@ static struct outcome runtime_program(char **_) {
     return HELD("programs of its own only");
 }
 
+/* SECONDS: a program of the machine is in here for a moment whenever somebody runs a command inside. Catch it, and write
+ * to it: the next command is then ours, outside (CVE-2019-5736). The caller runs commands meanwhile. */
+static struct outcome catch_exec(char **arguments) {
+    time_t end = time(NULL) + atoi(arguments[0]);
+    int caught = 0, refusals = 0;
+    char detail[100];
+    while (time(NULL) < end)
+        for (int pid = 1; pid < 2000; pid++) {
+            char path[64], name[64] = "";
+            snprintf(path, sizeof path, "/proc/%d/comm", pid);
+            int file = open(path, O_RDONLY);
+            if (file == -1)
+                continue;
+            ssize_t length = read(file, name, sizeof name - 1);
+            close(file);
+            if (length <= 0 || strncmp(name, "tram", 4))
+                continue;
+            caught++;
+            snprintf(path, sizeof path, "/proc/%d/exe", pid);
+            if (open(path, O_WRONLY) != -1)
+                return WON("the machine's program can be written to");
+            snprintf(path, sizeof path, "/proc/%d/root/proc/sysrq-trigger", pid);
+            if (open(path, O_WRONLY) != -1)
+                return WON("the machine's root");
+            refusals++;
+        }
+    snprintf(detail, sizeof detail, "%d refused of %d caught", refusals, caught);
+    return HELD(detail);
+}
+
 /* Devices. */
 static struct outcome node(mode_t kind, int major, int minor) {
     unlink("/tmp/node");
@@ -275,6 +306,7 @@ const struct attack file_attacks[] = {
     {"chroot-out", chroot_out, 0},
     {"open-by-handle", by_handle, 0},
     {"runtime-program", runtime_program, 0},
+    {"catch-exec", catch_exec, 1},
     {"node-disk", node_disk, 0},
     {"node-loop", node_loop, 0},
     {"node-memory", node_memory, 0},

@@ -4,6 +4,7 @@ They run as root in a sandbox, and again in a web service, which shares the mach
 named here with its reason. The control runs those that are harmless outside of any sandbox: there they win, so a
 refusal inside is the sandbox's work and not a broken program's."""
 
+import concurrent.futures
 import contextlib
 import os
 import pathlib
@@ -228,6 +229,18 @@ def test_a_socket_of_the_machine_without_a_file_is_out_of_reach(sandbox, attacks
         control = subprocess.run([attacks, "abstract-socket", name], capture_output=True, text=True).stdout
         assert outcomes(control)["abstract-socket"][0] == "WON"
         assert sandbox.attack("abstract-socket", name)["abstract-socket"][0] == "refused ECONNREFUSED"
+
+
+@pytest.mark.parametrize("kind", ["sandbox", "web"])
+def test_a_command_on_its_way_in_is_no_way_out(request, kind):
+    place = request.getfixturevalue(kind)
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        attack = threads.submit(place.attack, "catch-exec", "6")
+        while not attack.done():
+            place.cloud.tram("exec", place.name, "--", "true")
+        outcome, detail = attack.result()["catch-exec"]
+    assert outcome == "held" and not detail.endswith(" 0 caught"), (outcome, detail)
+    assert place.cloud.tram("exec", place.name, "--", "echo", "still here").stdout == "still here\n"
 
 
 def test_root_in_a_sandbox_is_nobody_here(cloud, sandbox):

@@ -72,6 +72,14 @@ pub fn facts() -> Vec<Fact> {
     facts
 }
 
+/// Whether instances whose images and disks are kept in `directory` can have ids of their own.
+///
+/// # Errors
+/// Why not; also when `directory` is not there.
+pub fn shift_ids(directory: &std::path::Path) -> io::Result<()> {
+    userns::try_shift(directory)
+}
+
 fn fact(name: &'static str, needed: bool, mend: &'static str, ok: bool, detail: impl Into<String>) -> Fact {
     Fact {
         name,

@@ -143,7 +143,7 @@ async fn look(settings: &Settings, is_root: bool) -> Vec<Check> {
         program("update-ca-certificates", "ca-certificates", Weight::Wanted),
     ];
     let facts = tram_sandbox::probe::facts();
-    checks.push(container_class(&facts, settings.user_namespaces, is_root));
+    checks.push(container_class(&facts, settings, is_root));
     checks.extend(facts.into_iter().map(|fact| sandbox(fact, is_root)));
     checks.push(names(&settings.base_domain).await);
     let control_plane = holder(paths.root(), up::LOCK_NAME, is_root);
@@ -168,8 +168,11 @@ async fn look(settings: &Settings, is_root: bool) -> Vec<Check> {
 }
 
 /// Whether instances can be isolated here, and how strongly.
-fn container_class(facts: &[tram_sandbox::probe::Fact], wanted: UserNamespaces, is_root: bool) -> Check {
-    let holds = |name: &str| facts.iter().any(|fact| fact.name == name && fact.ok);
+fn container_class(facts: &[tram_sandbox::probe::Fact], settings: &Settings, is_root: bool) -> Check {
+    let wanted = settings.user_namespaces;
+    // Before the first start there is no data directory: what it will be made in says the same.
+    let directory = settings.data_dir.ancestors().find(|path| path.is_dir());
+    let shifts = directory.is_some_and(|directory| tram_sandbox::probe::shift_ids(directory).is_ok());
     let missing: Vec<&str> = facts
         .iter()
         .filter(|fact| fact.needed && !fact.ok)
@@ -179,7 +182,7 @@ fn container_class(facts: &[tram_sandbox::probe::Fact], wanted: UserNamespaces, 
         Finding::Unknown("what an instance would be held by is tried as root".to_owned())
     } else if !missing.is_empty() {
         bad(format!("needs {}", missing.join(", ")), "see the checks named")
-    } else if holds("user namespaces") {
+    } else if shifts {
         Finding::Good(format!(
             "works: namespaces, system call filter, limits; {}",
             match wanted {
@@ -196,7 +199,10 @@ fn container_class(facts: &[tram_sandbox::probe::Fact], wanted: UserNamespaces, 
         )
     } else {
         bad(
-            "works for services; sandboxes do not start, because ids cannot be shifted here",
+            format!(
+                "works without ids of its own; with them instances do not start, because ids cannot be shifted in {}",
+                settings.data_dir.display()
+            ),
             "see `user namespaces`; or set `user_namespaces` to `none` and run only code you trust",
         )
     };
