@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tram_types::definition::DeploymentDefinition;
 
 use self::{
-    specs::{Check, Port, Route, ScaleOn, Variable},
+    specs::{Check, Egress, Port, Route, ScaleOn, Variable},
     wait::Before,
 };
 use crate::{
@@ -95,6 +95,10 @@ pub struct Arguments {
     /// Secret of a registry, for images that are not public
     #[arg(long, value_name = "SECRET")]
     pub registry_secret: Option<String>,
+    /// What it may reach outside: none, all, or an address, a network or a name, such as 10.0.0.0/8, pypi.org or
+    /// *.example.org; several can be given
+    #[arg(long, value_name = "DESTINATION")]
+    pub egress: Vec<Egress>,
     /// How the new version takes over from the old one
     #[arg(long, value_enum, value_name = "STRATEGY")]
     pub strategy: Option<Strategy>,

@@ -4,12 +4,13 @@ use tram_types::{
     definition::{
         DeploymentDefinition, DeploymentEnv, DeploymentHealthCheck, DeploymentInstanceType, DeploymentPort,
         DeploymentProxyPort, DeploymentRoute, DeploymentScaling, DeploymentScalingTarget, DeploymentStrategy,
-        DockerSource, HttpHealthCheck, ScalingTargetResponseTime, ScalingTargetValue, TcpHealthCheck,
+        DockerSource, EgressPolicy, EgressRule, HttpHealthCheck, ScalingTargetResponseTime,
+        ScalingTargetValue, TcpHealthCheck,
     },
-    status::{DefinitionType, DeploymentStrategyType, ProxyPortProtocol},
+    status::{DefinitionType, DeploymentStrategyType, EgressPolicyMode, ProxyPortProtocol},
 };
 
-use super::{Arguments, Strategy, Type, specs::Check, specs::ScaleOn};
+use super::{Arguments, Strategy, Type, specs::Check, specs::Egress, specs::ScaleOn};
 use crate::error::Error;
 
 /// Size of an instance when nothing says otherwise, as official clients have it.
@@ -49,6 +50,7 @@ pub(super) fn build(
     if !arguments.checks.is_empty() {
         definition.health_checks = arguments.checks.iter().map(check).collect();
     }
+    egress(&mut definition, &arguments.egress)?;
     if let Some(strategy) = arguments.strategy {
         definition.strategy = Some(DeploymentStrategy {
             r#type: match strategy {
@@ -60,6 +62,29 @@ pub(super) fn build(
         });
     }
     Ok(definition)
+}
+
+fn egress(definition: &mut DeploymentDefinition, asked: &[Egress]) -> Result<(), Error> {
+    let mode = match asked {
+        [] => return Ok(()),
+        [Egress::All] => EgressPolicyMode::Default,
+        _ => EgressPolicyMode::DenyAll,
+    };
+    let mut allow_list = Vec::new();
+    for one in asked {
+        match one {
+            Egress::To(cidr) => allow_list.push(EgressRule { cidr: cidr.clone() }),
+            Egress::None | Egress::All if asked.len() == 1 => {}
+            Egress::None | Egress::All => {
+                return Err(Error::input(
+                    "--egress none and --egress all leave nothing to add",
+                    "give one of them alone, or destinations",
+                ));
+            }
+        }
+    }
+    definition.network_policy.get_or_insert_default().egress = Some(EgressPolicy { mode, allow_list });
+    Ok(())
 }
 
 fn docker(definition: &mut DeploymentDefinition, arguments: &Arguments) {
@@ -410,6 +435,25 @@ mod tests {
         let both = built(Some(light), "app -n web --sleep-after 1h").unwrap();
         assert_eq!(delay(&both), (30, 3600));
         assert_eq!(both.scalings[0].targets.len(), 1);
+    }
+
+    #[test]
+    fn what_may_be_reached_is_changed_when_it_is_said() {
+        let listed = built(None, "nginx --name a --egress pypi.org --egress 10.0.0.0/8").unwrap();
+        let policy = |definition: &DeploymentDefinition| {
+            let egress = definition.network_policy.clone().unwrap().egress.unwrap();
+            let list: Vec<String> = egress.allow_list.into_iter().map(|rule| rule.cidr).collect();
+            (egress.mode, list)
+        };
+        let kept = built(Some(listed), "nginx --name a").unwrap();
+        let names = vec!["pypi.org".to_owned(), "10.0.0.0/8".to_owned()];
+        assert_eq!(policy(&kept), (EgressPolicyMode::DenyAll, names));
+        let shut = built(Some(kept), "nginx --name a --egress none").unwrap();
+        assert_eq!(policy(&shut), (EgressPolicyMode::DenyAll, Vec::new()));
+        let open = built(Some(shut), "nginx --name a --egress all").unwrap();
+        assert_eq!(policy(&open), (EgressPolicyMode::Default, Vec::new()));
+        assert!(built(None, "nginx --name a --egress none --egress pypi.org").is_err());
+        assert_eq!(built(None, "nginx --name a").unwrap().network_policy, None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use tram_types::egress::Destination;
 use tram_types::names::check_env_key;
 
 /// `8000` or `8000:http2`.
@@ -103,6 +104,33 @@ impl FromStr for Check {
                 Ok(Self::Http(port(number)?, path.to_owned()))
             }
             _ => Err(refusal()),
+        }
+    }
+}
+
+/// `none`, `all`, or what may be reached: `10.0.0.0/8`, `pypi.org`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Egress {
+    /// Nothing outside.
+    None,
+    /// Everything.
+    All,
+    /// This, and nothing else that is not given too.
+    To(String),
+}
+
+impl FromStr for Egress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            "all" => Ok(Self::All),
+            _ if Destination::parse(text).is_some() => Ok(Self::To(text.to_owned())),
+            _ => Err(
+                "must be none, all, an address, a network or a name, such as 10.0.0.0/8 or pypi.org"
+                    .to_owned(),
+            ),
         }
     }
 }
