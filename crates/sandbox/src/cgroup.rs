@@ -54,6 +54,13 @@ pub(crate) trait Driver: Debug {
     fn thaw(&self, name: &str) -> io::Result<()>;
     fn is_frozen(&self, name: &str) -> io::Result<bool>;
     fn is_empty(&self, name: &str) -> io::Result<bool>;
+    /// The cgroup whose freezer is used.
+    fn freezer(&self, name: &str) -> io::Result<PathBuf>;
+    /// Every process, as this machine numbers them.
+    fn processes(&self, name: &str) -> io::Result<Vec<i32>>;
+    /// Lets the processes use as much CPU and have as many of them as they want, until [`Driver::create`] puts the
+    /// limits back: for work of ours that is done among them.
+    fn lift_limits(&self, name: &str) -> io::Result<()>;
     fn stats(&self, name: &str) -> io::Result<Stats>;
     fn oom_kills(&self, name: &str) -> io::Result<u64>;
     /// A descriptor that polls ready (see [`OomWatch`]) when a memory limit was hit.
@@ -212,6 +219,12 @@ fn keyed(text: &str, key: &str) -> u64 {
     text.lines()
         .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
         .unwrap_or(0)
+}
+
+/// The numbers in a `cgroup.procs`.
+fn read_processes(cgroup: &Path) -> io::Result<Vec<i32>> {
+    let text = read(&cgroup.join("cgroup.procs"))?;
+    Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
 }
 
 fn ensure_dir(path: &Path) -> io::Result<()> {

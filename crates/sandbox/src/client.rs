@@ -17,8 +17,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::protocol::frame::{self, Decoder, FrameError};
 use crate::protocol::{
-    Event, ExecSpec, ExitStatus, InstanceId, InstanceInfo, LaunchSpec, PROTOCOL_VERSION, Refusal, Reply,
-    Request, Stats, TtySize,
+    CheckpointSpec, Event, ExecSpec, ExitStatus, InstanceId, InstanceInfo, LaunchSpec, PROTOCOL_VERSION,
+    Refusal, Reply, Request, Stats, TtySize,
 };
 use crate::supervisor::SOCKET_NAME;
 
@@ -28,6 +28,12 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A launch writes files and mounts layers, on a disk that may be busy.
 pub const LAUNCH_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A thaw takes a millisecond and a restore some fifty, on a machine in trouble seconds, twice; one that comes in the
+/// middle of a checkpoint waits for it.
+pub const THAW_TIMEOUT: Duration = Duration::from_secs(60);
+/// Writing a gigabyte takes about a second; slow disks are twenty times slower. The shim gives up before this.
+pub const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(330);
 
 /// Why a call did not give what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -116,8 +122,24 @@ impl Client {
         self.order(&Request::Freeze { id: id.clone() })
     }
 
+    /// Returns when it runs again. A checkpointed instance is restored first.
     pub fn thaw(&self, id: &InstanceId) -> Result<(), Error> {
-        self.order(&Request::Thaw { id: id.clone() })
+        match self.call(&Request::Thaw { id: id.clone() }, THAW_TIMEOUT)? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Returns when the frozen instance's processes and memory are on disk and gone. Checkpointing twice succeeds.
+    pub fn checkpoint(&self, id: &InstanceId, checkpoint: CheckpointSpec) -> Result<(), Error> {
+        let request = Request::Checkpoint {
+            id: id.clone(),
+            checkpoint,
+        };
+        match self.call(&request, CHECKPOINT_TIMEOUT)? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(other)),
+        }
     }
 
     /// Run one more program inside.

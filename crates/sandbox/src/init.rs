@@ -87,6 +87,7 @@ pub(crate) fn become_instance(
     enter_network(&spec.network)?;
     rustix::system::sethostname(spec.hostname.as_bytes()).during(|| "set the hostname".into())?;
     rootfs::build(spec, dir, parts)?;
+    own_stdin()?;
     // Now, because the setting up was in a hurry and the program is not: its session, its priority and
     // its share of the CPU begin here.
     rustix::process::setsid().during(|| "make a session".into())?;
@@ -105,6 +106,14 @@ pub(crate) fn become_instance(
         nofile: spec.limits.nofile,
     };
     start_program(&identity, &spec.argv, &spec.env, filter, verdict)
+}
+
+/// Reads nothing from the instance's own null device: the machine's is of a mount that a checkpoint of the instance
+/// cannot name.
+fn own_stdin() -> Step<()> {
+    let what = || "open /dev/null".to_owned();
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).during(what)?;
+    rustix::stdio::dup2_stdin(&null).during(what)
 }
 
 /// Who a program runs as and what it may do.

@@ -15,6 +15,7 @@
 //! Everything here is synchronous. This is the only crate of the house with `unsafe`, and most of it
 //! is in `sys`.
 
+pub mod checkpoint;
 pub mod client;
 pub mod heap;
 pub mod logs;

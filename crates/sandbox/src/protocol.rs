@@ -13,6 +13,7 @@ mod ids;
 mod spec;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
@@ -45,8 +46,14 @@ pub enum Request {
     Signal { id: InstanceId, signal: i32 },
     /// Take the CPU away from every process of the instance.
     Freeze { id: InstanceId },
-    /// Give it back.
+    /// Give it back. A checkpointed instance is restored first.
     Thaw { id: InstanceId },
+    /// Write a frozen instance's processes and memory to disk and let them go. Answered when they are gone, or with
+    /// [`Refusal::CannotCheckpoint`]; a thaw that comes meanwhile wins.
+    Checkpoint {
+        id: InstanceId,
+        checkpoint: CheckpointSpec,
+    },
     /// Run one more program inside a running instance. The reply carries file descriptors.
     Exec { id: InstanceId, exec: ExecSpec },
     /// All instances that have a directory, ended ones too.
@@ -118,6 +125,10 @@ pub enum Event {
     Thawed {
         id: InstanceId,
     },
+    /// A frozen instance has no processes and no memory any more: they are on disk.
+    Checkpointed {
+        id: InstanceId,
+    },
 }
 
 /// One instance as the supervisor knows it.
@@ -138,17 +149,26 @@ pub struct InstanceInfo {
 }
 
 /// ```text
-/// Starting -> Running <-> Frozen
-///     \          \          /
-///      +----------+--------+--> Exited
+/// Starting -> Running <-> Frozen -> Checkpointed
+///     \        \  ^        /         / |
+///      +--------+-|-------+---------+--|--> Exited
+///                 +--------------------+
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum InstanceState {
     Starting,
-    Running { pid: i32 },
-    Frozen { pid: i32 },
-    Exited { exit: ExitRecord },
+    Running {
+        pid: i32,
+    },
+    Frozen {
+        pid: i32,
+    },
+    /// Its processes and memory are on disk.
+    Checkpointed,
+    Exited {
+        exit: ExitRecord,
+    },
 }
 
 /// How an instance ended. Written to disk before anybody is told.
@@ -186,7 +206,7 @@ pub enum ExitCause {
     /// The supervisor died while it launched this instance, and nothing of it was left running.
     Interrupted,
     /// Its shim vanished (killed from outside, or the machine restarted), so the exit status was
-    /// never learnt.
+    /// never learnt; or it could not be brought back from a checkpoint, which its log says.
     Lost,
 }
 
@@ -230,6 +250,15 @@ pub enum Refusal {
     NotEnded { id: InstanceId },
     #[error("instance {id} is frozen; thaw it first")]
     Frozen { id: InstanceId },
+    #[error("instance {id} is not frozen; freeze it first")]
+    NotFrozen { id: InstanceId },
+    /// The program does something that cannot be written to disk; the reason is for its owner. It stays frozen, and
+    /// asking again will hardly help.
+    #[error("{reason}")]
+    CannotCheckpoint { reason: String },
+    /// A checkpoint was overtaken by a thaw, or a freeze by a restore that is under way.
+    #[error("instance {id} is being woken")]
+    Waking { id: InstanceId },
     #[error("the launch spec is not valid: {reason}")]
     InvalidSpec { reason: String },
     #[error(transparent)]
@@ -243,6 +272,15 @@ pub enum Refusal {
     /// The machine did not let the supervisor do it; `reason` is its whole error chain.
     #[error("the supervisor failed: {reason}")]
     Internal { reason: String },
+}
+
+/// How to write an instance to disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointSpec {
+    /// CRIU (see [`crate::checkpoint::Criu::find`]).
+    pub program: PathBuf,
+    /// Addresses of the data plane as the instance sees them: a connection accepted from there may be cut off.
+    pub peers: Vec<IpAddr>,
 }
 
 /// What an instance uses, read from its cgroup at once.
@@ -259,6 +297,9 @@ pub struct Stats {
     pub pids: u64,
     /// Processes killed by the memory limit since the start.
     pub oom_kills: u64,
+    /// On disk, while it is checkpointed and until all of it has been read back.
+    #[serde(default)]
+    pub checkpoint_bytes: u64,
 }
 
 /// One more program inside a running instance. It gets the instance's namespaces, cgroup,

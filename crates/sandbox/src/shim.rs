@@ -7,6 +7,8 @@
 //! is how a new supervisor, which shares nothing with it but the disk, knows whether an instance is
 //! looked after; pids are only for signals.
 
+pub(crate) mod control;
+mod keeper;
 mod pump;
 
 use std::convert::Infallible;
@@ -181,20 +183,23 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
         start_ticks: sys::start_ticks(child.pid).unwrap_or_default(),
     };
     let (boot_id, generation) = (order.boot_id.to_owned(), order.spec.generation);
-    order.dir.write_run(&Run {
+    let run = Run {
         boot_id,
         generation,
         shim: own,
         init,
         started_at,
-    })?;
+        checkpointed: false,
+    };
+    order.dir.write_run(&run)?;
+    let listener = control::listen(order.dir)?;
     report(order, &Report::Started { init, started_at });
     sys::hurry(false);
 
     let writer = Writer::open(&order.dir.logs(), &order.spec.logs)?;
     let streams = [(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
-    pump::Pump::new(streams, writer, &order.spec.logs)?.run(&child.pidfd)?;
-    let status = sys::wait_pidfd(&child.pidfd)?;
+    let pump = pump::Pump::new(streams, writer, &order.spec.logs)?;
+    let status = keeper::Keeper::new(order, run, child.pidfd, pump, listener).run()?;
     order.dir.write_exit(&exit_record(order, status))?;
     if let Some(held) = held {
         disk::abandon(held.as_fd());
@@ -287,15 +292,17 @@ fn report(order: &Order<'_>, report: &Report) {
     }
 }
 
-fn exit_record(order: &Order<'_>, status: ExitStatus) -> ExitRecord {
+/// `status` is absent when it could not be brought back from a checkpoint.
+fn exit_record(order: &Order<'_>, status: Option<ExitStatus>) -> ExitRecord {
     let kills = order.driver.oom_kills(order.spec.id.as_str()).unwrap_or(0);
-    let cause = match order.dir.stop() {
-        Ok(Some(stop)) => stopped(stop.kind),
-        _ => ExitCause::Exited,
+    let cause = match (order.dir.stop(), status) {
+        (Ok(Some(stop)), _) => stopped(stop.kind),
+        (_, Some(_)) => ExitCause::Exited,
+        (_, None) => ExitCause::Lost,
     };
     ExitRecord {
-        status: Some(status),
-        oom_killed: kills > 0 && status != ExitStatus::Code(0),
+        status,
+        oom_killed: kills > 0 && status.is_some_and(|status| status != ExitStatus::Code(0)),
         at: Timestamp::now(),
         cause,
     }

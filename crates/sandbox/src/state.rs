@@ -10,6 +10,9 @@
 //!     run.json    who runs: written by the shim once the program was exec'd
 //!     stop.json   somebody asked for the end: written before the signal is sent
 //!     exit.json   how it ended: written last, and durably
+//!     errand      its shim is checkpointing or restoring it: the others may be about to change
+//!     shim.sock   where the shim takes such orders
+//!     checkpoint/ its processes and memory, while it has none (see `checkpoint`)
 //!     logs/  upper/  work/
 //! ```
 //!
@@ -20,14 +23,17 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use rustix::fs::{FlockOperation, flock};
+use rustix::net::SocketAddrUnix;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::Image;
 use crate::protocol::{ExitRecord, InstanceId, LaunchSpec};
 
 /// Only root may look: specs hold secrets.
@@ -47,6 +53,9 @@ pub(crate) struct Run {
     pub(crate) shim: ProcessIdentity,
     pub(crate) init: ProcessIdentity,
     pub(crate) started_at: Timestamp,
+    /// It has no processes: they are in its image, and `init` is what the first one was.
+    #[serde(default)]
+    pub(crate) checkpointed: bool,
 }
 
 /// A pid that cannot be mistaken after it was given to another process.
@@ -220,6 +229,39 @@ impl InstanceDir {
     /// namespace of its own. Always empty from outside.
     pub(crate) fn root(&self) -> PathBuf {
         self.mount_point.clone()
+    }
+
+    /// Its checkpoint.
+    pub(crate) fn image(&self) -> Image {
+        Image::of(&self.path)
+    }
+
+    /// Where CRIU's knowledge of the kernel is kept: true until the next boot.
+    pub(crate) fn criu_facts(&self, boot_id: &str) -> PathBuf {
+        self.mount_point.with_file_name(format!("criu-{boot_id}"))
+    }
+
+    /// Before the shim begins a checkpoint or a restore.
+    pub(crate) fn begin_errand(&self) -> io::Result<()> {
+        File::create(self.path.join("errand")).map(drop)
+    }
+
+    /// When it is done and written down.
+    pub(crate) fn end_errand(&self) -> io::Result<()> {
+        ignore_missing(fs::remove_file(self.path.join("errand")))
+    }
+
+    /// Whether the shim is at it.
+    pub(crate) fn on_errand(&self) -> bool {
+        self.path.join("errand").exists()
+    }
+
+    /// The address of the shim's socket. By descriptor: paths of any length fit the kernel's 108 bytes. Good for as
+    /// long as the descriptor is open.
+    pub(crate) fn shim_socket(&self) -> io::Result<(File, SocketAddrUnix)> {
+        let directory = File::open(&self.path)?;
+        let path = format!("/proc/self/fd/{}/shim.sock", directory.as_raw_fd());
+        Ok((directory, SocketAddrUnix::new(path)?))
     }
 
     pub(crate) fn write_spec(&self, spec: &LaunchSpec) -> io::Result<()> {

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! poll ─┬─ listener, clients ── requests ──┬─ launch ── fork ── shim ── clone3 ── instance
-//!       ├─ a shim's report, a shim's end   ├─ exec ──── fork ── helper ── clone3 ── program
+//!       ├─ a shim's report, answer or end  ├─ exec ──── fork ── helper ── clone3 ── program
 //!       ├─ a memory limit that was hit     └─ freeze, thaw, signal, kill, stats, remove
 //!       └─ timers: the grace of a stop
 //! ```
@@ -16,6 +16,7 @@
 
 mod adopt;
 mod clients;
+mod errand;
 mod exec;
 mod instance;
 mod launch;
@@ -150,6 +151,7 @@ enum Ready {
     Report(InstanceId),
     Shim(InstanceId),
     Oom(InstanceId),
+    Errand(InstanceId),
     Exec(u64),
 }
 
@@ -229,6 +231,7 @@ impl Supervisor {
                     Ready::Report(id) => self.on_report(&id),
                     Ready::Shim(id) => self.on_shim_end(&id),
                     Ready::Oom(id) => self.on_oom(&id),
+                    Ready::Errand(id) => self.on_errand(&id),
                     Ready::Exec(exec) => self.on_exec_report(exec),
                 }
             }
@@ -270,6 +273,9 @@ impl Supervisor {
                 }
                 Phase::Running(running) => {
                     waiting.add(&running.shim, PollFlags::IN, Ready::Shim(id.clone()));
+                    if let Some(errand) = &running.errand {
+                        waiting.add(&errand.connection, PollFlags::IN, Ready::Errand(id.clone()));
+                    }
                     if let Some(oom) = &running.oom {
                         waiting.add(&oom.fd, oom.flags, Ready::Oom(id.clone()));
                     }

@@ -76,6 +76,10 @@ impl Unified {
         Ok(keyed(&read(&self.path.join("cgroup.events"))?, "frozen") == 1)
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(super) fn is_empty(&self) -> io::Result<bool> {
         match read(&self.path.join("cgroup.events")) {
             Ok(events) => Ok(keyed(&events, "populated") == 0),

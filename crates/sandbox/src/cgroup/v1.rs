@@ -16,7 +16,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use super::unified::{Unified, open_procs};
 use super::{
     Attach, CPU_PERIOD_USEC, Driver, FREEZE_TIMEOUT, Freezer, Layout, OomWatch, View, bound_processes,
-    child_names, ensure_dir, keyed, named, read, read_number, remove_tree, write,
+    child_names, ensure_dir, keyed, named, read, read_number, read_processes, remove_tree, write,
 };
 use crate::protocol::{Limits, Stats};
 
@@ -247,6 +247,23 @@ impl Driver for V1 {
         self.unified(name).map_or(Ok(true), |unified| unified.is_empty())
     }
 
+    fn freezer(&self, name: &str) -> io::Result<PathBuf> {
+        match (self.unified_freezer(name), &self.freezer) {
+            (Some(unified), _) => Ok(unified.path().to_owned()),
+            (None, Some(freezer)) => Ok(freezer.join(name)),
+            (None, None) => Err(io::Error::from(io::ErrorKind::Unsupported)),
+        }
+    }
+
+    fn processes(&self, name: &str) -> io::Result<Vec<i32>> {
+        read_processes(&self.memory.join(name))
+    }
+
+    fn lift_limits(&self, name: &str) -> io::Result<()> {
+        write(&self.cpu.join(name).join("cpu.cfs_quota_us"), "-1")?;
+        write(&self.pids.join(name).join("pids.max"), "max")
+    }
+
     fn stats(&self, name: &str) -> io::Result<Stats> {
         let memory = self.memory.join(name);
         let memory_bytes = read_number(&memory.join("memory.usage_in_bytes"))?;
@@ -258,6 +275,7 @@ impl Driver for V1 {
             memory_working_set_bytes: memory_bytes.saturating_sub(inactive),
             pids: read_number(&self.pids.join(name).join("pids.current"))?,
             oom_kills: self.oom_kills(name)?,
+            checkpoint_bytes: 0,
         })
     }
 

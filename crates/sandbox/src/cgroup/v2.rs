@@ -12,7 +12,7 @@ use rustix::event::PollFlags;
 use super::unified::Unified;
 use super::{
     Attach, CPU_PERIOD_USEC, Driver, OomWatch, View, bound_processes, child_names, ensure_dir, keyed, read,
-    read_number, remove_tree, write,
+    read_number, read_processes, remove_tree, write,
 };
 use crate::protocol::{Limits, Stats};
 
@@ -111,6 +111,24 @@ impl Driver for V2 {
         self.unified(name).is_empty()
     }
 
+    fn freezer(&self, name: &str) -> io::Result<PathBuf> {
+        Ok(self.path(name))
+    }
+
+    fn processes(&self, name: &str) -> io::Result<Vec<i32>> {
+        read_processes(&self.path(name))
+    }
+
+    fn lift_limits(&self, name: &str) -> io::Result<()> {
+        for file in ["cpu.max", "pids.max"] {
+            let path = self.path(name).join(file);
+            if path.exists() {
+                write(&path, "max")?;
+            }
+        }
+        Ok(())
+    }
+
     fn stats(&self, name: &str) -> io::Result<Stats> {
         let path = self.path(name);
         let cpu = read(&path.join("cpu.stat"))?;
@@ -123,6 +141,7 @@ impl Driver for V2 {
             memory_working_set_bytes: memory_bytes.saturating_sub(inactive),
             pids: read_number(&path.join("pids.current"))?,
             oom_kills: self.oom_kills(name)?,
+            checkpoint_bytes: 0,
         })
     }
 

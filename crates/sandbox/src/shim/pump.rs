@@ -7,7 +7,7 @@
 //! costs the shim (which is outside the instance's CPU limit) next to nothing.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -41,6 +41,17 @@ pub(super) struct Pump {
     dropped: u64,
     reported_at: Instant,
     limit: u64,
+    /// One read at a time.
+    buffer: Vec<u8>,
+}
+
+/// Why the pump stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Woken {
+    /// The process has ended.
+    Ended,
+    /// Something else is to be seen to: which.
+    Other(usize),
 }
 
 struct Source {
@@ -81,33 +92,42 @@ impl Pump {
             dropped: 0,
             reported_at: now,
             limit: limits.bytes_per_second,
+            buffer: Vec::new(),
         })
     }
 
-    /// Until the process has ended and the pipes are at their end.
-    pub(super) fn run(mut self, process: &OwnedFd) -> io::Result<()> {
-        let mut buffer = vec![0; CHUNK_BYTES];
-        let mut drain_until: Option<Instant> = None;
-        while drain_until.is_none() || !self.sources.is_empty() {
+    /// The pipes that are still open, to read from.
+    pub(super) fn pipes(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.sources.iter().map(|source| source.pipe.as_fd())
+    }
+
+    /// Until the process has ended, or one of `others` is readable.
+    pub(super) fn run(&mut self, process: &OwnedFd, others: &[BorrowedFd<'_>]) -> io::Result<Woken> {
+        loop {
+            let pause = self.read.wait_for(CHUNK_BYTES as u64, Instant::now());
+            let mut watched = vec![process.as_fd()];
+            watched.extend_from_slice(others);
+            let (readable, woken) = self.wait(&watched, None, pause)?;
+            self.read_all(readable);
+            match woken {
+                Some(0) => return Ok(Woken::Ended),
+                Some(other) => return Ok(Woken::Other(other - 1)),
+                None => {}
+            }
+        }
+    }
+
+    /// Until the pipes are at their end, or that has taken too long.
+    pub(super) fn finish(mut self) -> io::Result<()> {
+        let until = Instant::now() + DRAIN_TIMEOUT;
+        while !self.sources.is_empty() {
             let now = Instant::now();
-            if drain_until.is_some_and(|until| now >= until) {
+            if now >= until {
                 break;
             }
             let pause = self.read.wait_for(CHUNK_BYTES as u64, now);
-            let (readable, ended) = self.wait(process, drain_until, pause)?;
-            if ended && drain_until.is_none() {
-                drain_until = Some(Instant::now() + DRAIN_TIMEOUT);
-            }
-            // In their own order: what both have was, as far as anybody can tell, written to stdout first.
-            let over: Vec<usize> = readable
-                .into_iter()
-                .filter(|index| self.read_from(*index, &mut buffer))
-                .collect();
-            for index in over.into_iter().rev() {
-                self.sources.remove(index);
-            }
-            self.report_dropped(false);
-            self.flush();
+            let (readable, _) = self.wait(&[], Some(until), pause)?;
+            self.read_all(readable);
         }
         for mut source in std::mem::take(&mut self.sources) {
             source
@@ -119,44 +139,56 @@ impl Pump {
         Ok(())
     }
 
-    /// Which sources can be read, and whether the process has ended.
+    /// In their own order: what both have was, as far as anybody can tell, written to stdout first.
+    fn read_all(&mut self, readable: Vec<usize>) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(CHUNK_BYTES, 0);
+        let over: Vec<usize> = readable
+            .into_iter()
+            .filter(|index| self.read_from(*index, &mut buffer))
+            .collect();
+        self.buffer = buffer;
+        for index in over.into_iter().rev() {
+            self.sources.remove(index);
+        }
+        self.report_dropped(false);
+        self.flush();
+    }
+
+    /// Which sources can be read, and which of `watched` can, if any.
     fn wait(
         &self,
-        process: &OwnedFd,
-        drain_until: Option<Instant>,
+        watched: &[BorrowedFd<'_>],
+        until: Option<Instant>,
         pause: Duration,
-    ) -> io::Result<(Vec<usize>, bool)> {
+    ) -> io::Result<(Vec<usize>, Option<usize>)> {
         let listen = pause.is_zero();
-        let mut fds = Vec::with_capacity(3);
-        if listen {
-            fds.extend(
-                self.sources
-                    .iter()
-                    .map(|source| PollFd::new(&source.pipe, PollFlags::IN)),
-            );
-        }
-        if drain_until.is_none() {
-            fds.push(PollFd::new(process, PollFlags::IN));
-        }
+        let pipes = if listen { self.sources.len() } else { 0 };
+        let mut fds = Vec::with_capacity(pipes + watched.len());
+        let sources = self.sources.iter().take(pipes);
+        fds.extend(sources.map(|source| PollFd::new(&source.pipe, PollFlags::IN)));
+        fds.extend(
+            watched
+                .iter()
+                .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)),
+        );
         let mut timeout = (!listen).then_some(pause);
         if self.dropped > 0 {
             timeout = Some(timeout.map_or(REPORT_EVERY, |timeout| timeout.min(REPORT_EVERY)));
         }
-        if let Some(until) = drain_until {
+        if let Some(until) = until {
             let left = until.saturating_duration_since(Instant::now());
             timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
         }
         sys::poll(&mut fds, timeout)?;
-        let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
-        let pipes = if listen { self.sources.len() } else { 0 };
-        let readable = fds
+        let ready: Vec<usize> = fds
             .iter()
-            .take(pipes)
             .enumerate()
-            .filter(|(_, fd)| ready(fd))
+            .filter(|(_, fd)| !fd.revents().is_empty())
             .map(|(index, _)| index)
             .collect();
-        Ok((readable, fds.get(pipes).is_some_and(ready)))
+        let woken = ready.iter().find_map(|index| index.checked_sub(pipes));
+        Ok((ready.into_iter().filter(|index| *index < pipes).collect(), woken))
     }
 
     /// Reads once from a source; whether it is over.

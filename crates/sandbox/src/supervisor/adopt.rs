@@ -27,6 +27,7 @@ enum Found {
         init: ProcessIdentity,
         shim: OwnedFd,
         started_at: Timestamp,
+        checkpointed: bool,
     },
     /// A shim lives, but has not yet written that the program runs.
     Launching,
@@ -112,7 +113,14 @@ impl Supervisor {
                 init,
                 shim,
                 started_at,
+                checkpointed: false,
             } => self.started(id, init, shim, started_at),
+            Found::Running {
+                init,
+                shim,
+                started_at,
+                checkpointed: true,
+            } => self.found_checkpointed(id, init, shim, started_at),
             Found::Launching => {}
             Found::Ended(exit) => {
                 instance.started_at = instance.dir.run().ok().flatten().map(|run| run.started_at);
@@ -167,6 +175,7 @@ fn examine(dir: &InstanceDir, boot_id: &str) -> io::Result<Found> {
             init: run.init,
             shim,
             started_at: run.started_at,
+            checkpointed: run.checkpointed,
         }),
         // It left between the look at the lock and now; the next look finds its record.
         None => Ok(Found::Launching),

@@ -17,6 +17,7 @@ use rustix::pty::OpenptFlags;
 use serde::{Deserialize, Serialize};
 
 use super::Supervisor;
+use super::instance::Depth;
 use super::launch::internal;
 use super::requests::running;
 use crate::cgroup::Attach;
@@ -76,16 +77,18 @@ impl Supervisor {
             reason: error.to_string(),
         })?;
         let running = running(&mut self.instances, id)?;
-        if running.frozen {
-            return Err(Refusal::Frozen { id: id.clone() });
-        }
+        let process = match (&running.process, running.depth) {
+            (Some(process), Depth::Awake) => process,
+            (None, Depth::Awake) => return Err(Refusal::NotRunning { id: id.clone() }),
+            _ => return Err(Refusal::Frozen { id: id.clone() }),
+        };
         if self.execs.len() >= EXECS_MAX {
             return Err(Refusal::TooMany {
                 what: "execs at once".to_owned(),
                 limit: EXECS_MAX,
             });
         }
-        let init = running.process.try_clone();
+        let init = process.try_clone();
         let pending = init.and_then(|init| self.start_helper(client, id, exec, init));
         let pending = pending.map_err(|error| internal("start the program", &error))?;
         self.execs.insert(self.next_exec, pending);

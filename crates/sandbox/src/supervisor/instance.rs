@@ -49,14 +49,39 @@ pub(super) struct Starting {
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) init: ProcessIdentity,
-    pub(super) process: OwnedFd,
+    /// Absent while it is checkpointed.
+    pub(super) process: Option<OwnedFd>,
     pub(super) shim: OwnedFd,
+    /// What its shim is doing for it.
+    pub(super) errand: Option<Errand>,
     pub(super) oom: Option<OomWatch>,
     pub(super) oom_kills: u64,
     /// The count may rise a moment after the notice.
     pub(super) look_for_oom_at: Option<Instant>,
-    pub(super) frozen: bool,
+    pub(super) depth: Depth,
     pub(super) kill_at_boottime_ms: Option<u64>,
+}
+
+/// How deep it sleeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Depth {
+    Awake,
+    Frozen,
+    Checkpointed,
+}
+
+/// An order that a shim was given and has not answered yet.
+#[derive(Debug)]
+pub(super) struct Errand {
+    pub(super) connection: OwnedFd,
+    /// Who waits for the checkpoint.
+    pub(super) client: Option<u64>,
+    /// Who waits for it to run.
+    pub(super) wakers: Vec<u64>,
+    /// It is to run when this is done, whoever waits.
+    pub(super) wake: bool,
+    /// It is a checkpoint, which can be called off.
+    pub(super) checkpoint: bool,
 }
 
 impl Starting {
@@ -83,12 +108,14 @@ impl Instance {
     pub(super) fn info(&self, id: &InstanceId) -> InstanceInfo {
         let state = match &self.phase {
             Phase::Starting(_) => InstanceState::Starting,
-            Phase::Running(running) if running.frozen => InstanceState::Frozen {
-                pid: running.init.pid,
-            },
-            Phase::Running(running) => InstanceState::Running {
-                pid: running.init.pid,
-            },
+            Phase::Running(running) => {
+                let pid = running.init.pid;
+                match running.depth {
+                    Depth::Awake => InstanceState::Running { pid },
+                    Depth::Frozen => InstanceState::Frozen { pid },
+                    Depth::Checkpointed => InstanceState::Checkpointed,
+                }
+            }
             Phase::Ended(exit) => InstanceState::Exited { exit: exit.clone() },
         };
         InstanceInfo {

@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Supervisor;
-use super::instance::{Instance, Phase, Running, Starting};
+use super::instance::{Depth, Instance, Phase, Running, Starting};
 use crate::protocol::{Event, ExitCause, ExitRecord, InstanceId, LaunchFailure, LaunchSpec, Refusal, Reply};
 use crate::shim::{self, Report};
 use crate::state::ProcessIdentity;
@@ -156,6 +156,27 @@ impl Supervisor {
             self.told_started(id, init, client);
             return;
         };
+        let frozen = self.driver.is_frozen(id.as_str()).unwrap_or(false);
+        let depth = if frozen { Depth::Frozen } else { Depth::Awake };
+        self.runs(id, init, Some(process), shim, started_at, depth);
+        self.told_started(id, init, client);
+        // What the disk says may be about to change.
+        self.ask_after_errand(id);
+    }
+
+    /// From now on it is watched.
+    pub(super) fn runs(
+        &mut self,
+        id: &InstanceId,
+        init: ProcessIdentity,
+        process: Option<OwnedFd>,
+        shim: OwnedFd,
+        started_at: Timestamp,
+        depth: Depth,
+    ) {
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
         let oom = match self.driver.watch_oom(id.as_str()) {
             Ok(watch) => Some(watch),
             Err(error) => {
@@ -172,13 +193,13 @@ impl Supervisor {
             init,
             process,
             shim,
+            errand: None,
             oom,
             oom_kills: 0,
             look_for_oom_at: None,
-            frozen: self.driver.is_frozen(id.as_str()).unwrap_or(false),
+            depth,
             kill_at_boottime_ms,
         });
-        self.told_started(id, init, client);
     }
 
     fn told_started(&mut self, id: &InstanceId, init: ProcessIdentity, client: Option<u64>) {
@@ -262,9 +283,9 @@ impl Supervisor {
             return;
         };
         let generation = instance.generation;
-        let client = match &mut instance.phase {
-            Phase::Starting(starting) => starting.client.take(),
-            Phase::Running(_) => None,
+        let (client, errand) = match &mut instance.phase {
+            Phase::Starting(starting) => (starting.client.take(), None),
+            Phase::Running(running) => (None, running.errand.take()),
             Phase::Ended(_) => return,
         };
         instance.phase = Phase::Ended(exit.clone());
@@ -281,6 +302,9 @@ impl Supervisor {
                 },
                 Vec::new(),
             );
+        }
+        if let Some(errand) = errand {
+            self.refuse_errand(errand, &Refusal::NotRunning { id: id.clone() });
         }
         tracing::info!(instance = %id, cause = ?exit.cause, status = ?exit.status, oom_killed = exit.oom_killed, "instance ended");
         self.broadcast(&Event::Exited {

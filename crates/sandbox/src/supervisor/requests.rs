@@ -1,21 +1,22 @@
 //! What each request does.
 //!
 //! The one design choice to know: nothing here waits for an instance. Launch and exec are answered by
-//! their reports, a stop by its start; only a freeze is waited for, and that is bounded.
+//! their reports, a checkpoint and a restore by the shim (see `errand`), a stop by its start; only a freeze is waited
+//! for, and that is bounded.
 
 use std::io;
 
 use rustix::event::PollFlags;
 
 use super::Supervisor;
-use super::instance::{Instance, Phase, Running};
+use super::instance::{Depth, Instance, Phase, Running};
 use super::launch::internal;
-use crate::protocol::{Event, InstanceId, PROTOCOL_VERSION, Refusal, Reply, Request};
+use crate::protocol::{InstanceId, PROTOCOL_VERSION, Refusal, Reply, Request};
 use crate::state::{StopKind, StopOrder};
 use crate::sys;
 
 /// Who answers.
-enum Answer {
+pub(super) enum Answer {
     Now(Reply),
     /// A report will.
     Later,
@@ -67,13 +68,15 @@ impl Supervisor {
             Request::Kill { id } => done(self.stop(&id, StopKind::Kill, 0))?,
             Request::Signal { id, signal } => {
                 let running = running(&mut self.instances, &id)?;
-                done(
-                    sys::send_signal(&running.process, signal)
-                        .map_err(|error| internal("send the signal", &error)),
-                )?
+                let process = running
+                    .process
+                    .as_ref()
+                    .ok_or_else(|| Refusal::Frozen { id: id.clone() })?;
+                done(sys::send_signal(process, signal).map_err(|error| internal("send the signal", &error)))?
             }
             Request::Freeze { id } => done(self.freeze(&id))?,
-            Request::Thaw { id } => done(self.thaw(&id))?,
+            Request::Thaw { id } => return self.thaw(&id, Some(client)),
+            Request::Checkpoint { id, checkpoint } => return self.checkpoint(client, &id, checkpoint),
             Request::List => Reply::Instances {
                 instances: self
                     .instances
@@ -83,10 +86,16 @@ impl Supervisor {
             },
             Request::Stats { id } => {
                 running(&mut self.instances, &id)?;
-                let stats = self
+                let mut stats = self
                     .driver
                     .stats(id.as_str())
                     .map_err(|error| internal("read the statistics", &error))?;
+                stats.checkpoint_bytes = self
+                    .state
+                    .instance(&id)
+                    .image()
+                    .bytes()
+                    .map_err(|error| internal("read the size of the checkpoint", &error))?;
                 Reply::Stats { stats }
             }
             Request::Remove { id } => done(self.remove(&id))?,
@@ -117,6 +126,15 @@ impl Supervisor {
             // read it, and whoever ordered the stop knows why the program ends.
             tracing::error!(instance = %id, %error, "cannot record the order to stop");
         }
+        if let Phase::Running(Running {
+            depth: Depth::Checkpointed,
+            errand: None,
+            ..
+        }) = &instance.phase
+        {
+            self.end_checkpointed(id);
+            return Ok(());
+        }
         let Phase::Running(running) = &mut instance.phase else {
             // It has no program yet that could handle a signal.
             return self
@@ -131,39 +149,34 @@ impl Supervisor {
                 .map_err(|error| internal("kill the instance", &error));
         }
         running.kill_at_boottime_ms = Some(kill_at);
-        let signal = instance.stop_signal;
-        match sys::send_signal(&running.process, signal) {
+        if running.process.is_none() {
+            // The signal is sent when it is there to hear it.
+            return Ok(());
+        }
+        self.signal_stop(id);
+        Ok(())
+    }
+
+    /// Send the stop signal, and let it be heard.
+    pub(super) fn signal_stop(&mut self, id: &InstanceId) {
+        let Some(Instance {
+            stop_signal,
+            phase: Phase::Running(running),
+            ..
+        }) = self.instances.get_mut(id)
+        else {
+            return;
+        };
+        if let Some(process) = &running.process
+            && let Err(error) = sys::send_signal(process, *stop_signal)
             // Dead already: its end is about to be reported.
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-            result => result.map_err(|error| internal("send the stop signal", &error))?,
+            && error.raw_os_error() != Some(libc::ESRCH)
+        {
+            tracing::error!(instance = %id, %error, "cannot send the stop signal; it will be killed after its grace");
         }
-        self.thaw(id)
-    }
-
-    fn freeze(&mut self, id: &InstanceId) -> Result<(), Refusal> {
-        let running = running(&mut self.instances, id)?;
-        if running.frozen {
-            return Ok(());
+        if let Err(error) = self.thaw(id, None) {
+            tracing::error!(instance = %id, %error, "cannot thaw for a stop");
         }
-        self.driver
-            .freeze(id.as_str())
-            .map_err(|error| internal("freeze the instance", &error))?;
-        running.frozen = true;
-        self.broadcast(&Event::Frozen { id: id.clone() });
-        Ok(())
-    }
-
-    fn thaw(&mut self, id: &InstanceId) -> Result<(), Refusal> {
-        let running = running(&mut self.instances, id)?;
-        if !running.frozen {
-            return Ok(());
-        }
-        self.driver
-            .thaw(id.as_str())
-            .map_err(|error| internal("thaw the instance", &error))?;
-        running.frozen = false;
-        self.broadcast(&Event::Thawed { id: id.clone() });
-        Ok(())
     }
 
     fn remove(&mut self, id: &InstanceId) -> Result<(), Refusal> {

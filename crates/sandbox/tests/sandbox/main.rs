@@ -9,6 +9,7 @@
     reason = "tests fail by panicking, and say on stderr why they were skipped"
 )]
 
+mod checkpoint;
 mod disk;
 mod exec;
 mod freeze;

@@ -1,0 +1,235 @@
+//! From an image to a running instance.
+//!
+//! ```text
+//! shim ─┬─ fork ── helper: cgroups, mounts, namespaces ── exec ── criu restore ── CLONE_PARENT ── first process
+//!       └─ fork ── criu lazy-pages: hands out memory as it is touched, then all of the rest, and ends
+//! ```
+//!
+//! The one design choice to know: the first process is made as CRIU's sibling, so the shim is its parent, as it was
+//! before: it waits for it and learns how it ended, and the process dies with the shim as it asked to.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
+use super::criu::{self, Words, first_error};
+use super::dump::Child;
+use super::image::Image;
+use super::mounts::{Held, pipe_name};
+use crate::cgroup::Attach;
+use crate::protocol::ExitStatus;
+use crate::sys;
+
+/// A restore without its memory takes some tens of milliseconds, on a machine in trouble a hundred times that.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// The server of pages says that it is there.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
+const NOT_RUN: i32 = 127;
+const LOG: &str = "restore.log";
+const PID_FILE: &str = "pid";
+
+/// What to bring back.
+#[derive(Debug)]
+pub(crate) struct Restore<'a> {
+    pub(crate) program: &'a Path,
+    pub(crate) image: &'a Image,
+    pub(crate) facts: &'a Path,
+    pub(crate) held: &'a Held,
+    pub(crate) attach: Attach,
+    /// An empty directory of the machine to show the mounts at, where nobody else sees them.
+    pub(crate) mount_point: PathBuf,
+    /// The reading ends of its output, and new writing ends of the same.
+    pub(crate) pipes: Vec<(OwnedFd, OwnedFd)>,
+    /// Memory comes as it is touched; else all of it before the first step.
+    pub(crate) lazily: bool,
+}
+
+/// An instance that runs again.
+#[derive(Debug)]
+pub(crate) struct Restored {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) pages: Option<Pages>,
+}
+
+/// The server of an instance's memory.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    child: Child,
+    /// Copies of what it answers faults through: should it die, the program waits instead of reading zeroes.
+    faults: Vec<OwnedFd>,
+}
+
+impl Pages {
+    fn start(order: &Restore<'_>, directory: &Path) -> io::Result<Self> {
+        let (ready, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let mut words = Words::new(order.program, "lazy-pages");
+        words.path("--images-dir", directory);
+        words.add(&["--log-file", "pages.log", "-v2"]);
+        words.add(&["--status-fd", &tell.as_raw_fd().to_string()]);
+        let child = Child::start(|| {
+            let attempt = || {
+                rustix::process::setsid()?;
+                criu::shed(&[tell.as_fd()])?;
+                criu::prepare(order.facts, &[directory, order.program, order.facts])?;
+                rustix::io::fcntl_setfd(&tell, rustix::io::FdFlags::empty())?;
+                Err(words.exec())
+            };
+            let result: io::Result<()> = attempt();
+            result.map_or(NOT_RUN, |()| 0)
+        })?;
+        drop(tell);
+        let pages = Self {
+            child,
+            faults: Vec::new(),
+        };
+        let mut said = [0];
+        if !sys::wait_readable(&ready, READY_TIMEOUT)? || File::from(ready).read(&mut said)? == 0 {
+            pages.end();
+            return Err(io::Error::other("the server of pages did not come up"));
+        }
+        Ok(pages)
+    }
+
+    pub(crate) fn pidfd(&self) -> &OwnedFd {
+        &self.child.pidfd
+    }
+
+    /// It has ended: whether every page was handed out.
+    pub(crate) fn finished(&self) -> bool {
+        matches!(sys::wait_pidfd(&self.child.pidfd), Ok(ExitStatus::Code(0)))
+    }
+
+    /// Ends it at once.
+    pub(crate) fn end(&self) {
+        self.child.kill();
+        let _ = sys::wait_pidfd(&self.child.pidfd);
+    }
+
+    /// Takes copies of the descriptors through which it answers faults.
+    fn holdfaults(&mut self) -> io::Result<()> {
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.child.pid))? {
+            let entry = entry?;
+            let is_one = fs::read_link(entry.path())
+                .is_ok_and(|target| target.as_os_str() == "anon_inode:[userfaultfd]");
+            let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            if let (true, Some(number)) = (is_one, number) {
+                self.faults
+                    .push(pidfd_getfd(&self.child.pidfd, number, PidfdGetfdFlags::empty())?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Brings an instance back. Its cgroups must be there, thawed, and empty.
+///
+/// # Errors
+/// With the reason; nothing of it runs then, unless it is stuck in the kernel, and the image is as it was.
+pub(crate) fn restore(order: Restore<'_>) -> io::Result<Restored> {
+    let directory = order.image.path();
+    let pid_file = directory.join(PID_FILE);
+    crate::state::ignore_missing(fs::remove_file(&pid_file))?;
+    let mut pages = match order.lazily {
+        true => Some(Pages::start(&order, &directory)?),
+        false => None,
+    };
+    let result = run(order, &directory, &pid_file);
+    match (result, &mut pages) {
+        (Ok((pid, pidfd)), pages_now) => {
+            if let Some(pages) = pages_now {
+                // Else its death would be a program that reads zeroes.
+                pages.holdfaults()?;
+            }
+            Ok(Restored { pid, pidfd, pages })
+        }
+        (Err(error), pages_now) => {
+            if let Some(pages) = pages_now {
+                pages.end();
+            }
+            Err(error)
+        }
+    }
+}
+
+fn run(order: Restore<'_>, directory: &Path, pid_file: &Path) -> io::Result<(i32, OwnedFd)> {
+    let words = words(&order, directory)?;
+    let Attach {
+        born_in,
+        mut procs,
+        cpu,
+    } = order.attach;
+    if let Some(cgroup) = born_in {
+        // Entered, not born in: the kernel kills what is born in a cgroup that was ever killed (it compares counts of
+        // kills of two cgroups; seen with 6.18).
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        procs.push(rustix::fs::openat(&cgroup, "cgroup.procs", flags, Mode::empty())?.into());
+    }
+    let helper = Child::start(|| {
+        let attempt = || {
+            let writing = order.pipes.iter().map(|(_, write)| write.as_fd());
+            let mut keep: Vec<_> = writing.clone().chain(order.held.fds()).collect();
+            keep.extend(procs.iter().chain(&cpu).map(AsFd::as_fd));
+            criu::shed(&keep)?;
+            for mut procs in procs.iter().chain(&cpu) {
+                io::Write::write_all(&mut procs, b"0")?;
+            }
+            criu::prepare(
+                order.facts,
+                &[directory, order.program, order.facts, &order.mount_point],
+            )?;
+            order.held.show_at(&order.mount_point)?;
+            order.held.enter_shared()?;
+            for pipe in writing {
+                rustix::io::fcntl_setfd(pipe, rustix::io::FdFlags::empty())?;
+            }
+            Err(words.exec())
+        };
+        let result: io::Result<()> = attempt();
+        result.map_or(NOT_RUN, |()| 0)
+    })?;
+    let reason = match helper.wait(TIMEOUT)? {
+        Some(ExitStatus::Code(0)) => {
+            let text = fs::read_to_string(pid_file)?;
+            let pid: i32 = text.trim().parse().map_err(io::Error::other)?;
+            let known = Pid::from_raw(pid).ok_or_else(|| io::Error::other("CRIU wrote no process number"))?;
+            // A child of ours that nobody has waited for: the number is its own.
+            return Ok((pid, pidfd_open(known, PidfdFlags::empty())?));
+        }
+        Some(ExitStatus::Code(NOT_RUN)) => "CRIU could not be run".to_owned(),
+        Some(status) => {
+            let log = fs::read_to_string(directory.join(LOG)).unwrap_or_default();
+            first_error(&log).unwrap_or_else(|| format!("CRIU left with {status:?} and did not say why"))
+        }
+        None => format!("CRIU took longer than {} s", TIMEOUT.as_secs()),
+    };
+    Err(io::Error::other(reason))
+}
+
+fn words(order: &Restore<'_>, directory: &Path) -> io::Result<Words> {
+    let mut words = Words::new(order.program, "restore");
+    words.path("--images-dir", directory);
+    words.path("--root", &order.mount_point);
+    words.path("--pidfile", &directory.join(PID_FILE));
+    words.add(&["--restore-detached", "--restore-sibling"]);
+    words.add(&["--manage-cgroups=ignore", "--tcp-close", "--file-locks"]);
+    words.add(&["--log-file", LOG, "-v2"]);
+    if order.lazily {
+        words.add(&["--lazy-pages"]);
+    }
+    for mount in &order.held.given {
+        // The mount point has no trailing slash, and a path of the instance begins with one.
+        let from = format!("{}{}", order.mount_point.display(), mount.path.display());
+        words.add(&["--external", &format!("mnt[{}]:{from}", mount.key)]);
+    }
+    for (read, write) in &order.pipes {
+        let inherited = format!("fd[{}]:{}", write.as_raw_fd(), pipe_name(read)?);
+        words.add(&["--inherit-fd", &inherited]);
+    }
+    Ok(words)
+}
