@@ -5,6 +5,7 @@
 //! An argument goes before a variable, a variable before the file, the file before the default. Unknown keys and
 //! unknown `TRAM_` variables are refused: a setting that silently does nothing is worse than a start that fails.
 
+mod checkpoint;
 mod resolve;
 mod scaling;
 mod value;
@@ -12,9 +13,11 @@ mod value;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
 pub use self::{
+    checkpoint::CheckpointAfter,
     resolve::{DEFAULT_FILE, Error},
     scaling::Scaling,
     value::{
@@ -148,6 +151,11 @@ settings! {
     /// What becomes of the memory of instances in light sleep: `keep` leaves it, `reclaim` gives back what the kernel
     /// can take, and they wake more slowly.
     light_sleep_memory: SleepMemory = SleepMemory::Keep;
+    /// How long an instance in light sleep keeps its memory before it goes to disk, such as `5m`; at once when memory is
+    /// short. `memory` waits for that alone, `never` leaves it in memory.
+    light_sleep_checkpoint_after: CheckpointAfter = CheckpointAfter::Span(Duration::from_secs(5 * 60));
+    /// CRIU, which moves instances to disk; empty uses the one that `scripts/criu` installs, or the system's.
+    checkpoint_program: PathBuf = PathBuf::new();
     /// How many minutes of an awake service may be spent, on average, so that one caller does not wait for a wake:
     /// services with habits are woken before they are called. 0, as long as nothing else is said, wakes none; 10 is a
     /// good start, 1000 the most.

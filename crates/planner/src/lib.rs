@@ -25,6 +25,7 @@
 
 mod app;
 pub mod autoscale;
+mod checkpoint;
 mod draft;
 mod handover;
 mod lifecycle;

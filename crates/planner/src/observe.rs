@@ -164,13 +164,13 @@ fn alive(draft: &mut Draft<'_>, at: At, seen: &ObservedInstance) {
             draft.set_instance(at, to, vec![reason.to_string()], &reason);
         }
         // Frozen while it should be awake: `orders` has it thawed, and until then its status says nothing new.
-        InstancePhase::Frozen
+        InstancePhase::Frozen | InstancePhase::Checkpointed
             if status == S::Healthy
                 && draft.view.deployments[at.deployment].status == DeploymentStatus::Sleeping =>
         {
             draft.set_instance(at, S::Sleeping, Vec::new(), &Reason::Seen("it is frozen"));
         }
-        InstancePhase::Frozen => {}
+        InstancePhase::Frozen | InstancePhase::Checkpointed => {}
     }
 }
 

@@ -9,6 +9,7 @@ use tram_site::InstancePhase;
 use tram_types::status::{DeploymentStatus, InstanceStatus};
 
 use crate::{
+    checkpoint,
     draft::{At, Draft},
     handover,
     plan::Order,
@@ -29,8 +30,8 @@ pub(crate) fn issue(draft: &mut Draft<'_>) {
                 draft.order(Order::Start { instance: id });
                 draft.look_later();
             }
-            // Frozen, and somebody needs it.
-            (_, Observed::Seen(seen)) if seen.phase == InstancePhase::Frozen && is_needed(draft, at) => {
+            // Asleep, and somebody needs it.
+            (_, Observed::Seen(seen)) if seen.phase.is_asleep() && is_needed(draft, at) => {
                 draft.order(Order::Thaw { instance: id });
                 draft.look_later();
             }
@@ -38,6 +39,11 @@ pub(crate) fn issue(draft: &mut Draft<'_>) {
                 if seen.phase.is_healthy() && falls_asleep(draft, at) =>
             {
                 freeze(draft, at);
+            }
+            (InstanceStatus::Sleeping, Observed::Seen(seen))
+                if seen.phase == InstancePhase::Frozen && falls_asleep(draft, at) =>
+            {
+                checkpoint::consider(draft, at, &seen);
             }
             (InstanceStatus::Allocating | InstanceStatus::Starting, _) => draft.look_later(),
             (InstanceStatus::Stopping, Observed::Seen(seen)) => {

@@ -138,7 +138,12 @@ pub enum Order {
         /// Which.
         instance: InstanceId,
     },
-    /// Give it back.
+    /// Move a frozen instance's memory to disk. A wake overtakes it.
+    Checkpoint {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// Give the processor time back, and the memory.
     Thaw {
         /// Which.
         instance: InstanceId,

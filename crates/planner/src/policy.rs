@@ -38,6 +38,10 @@ const ROLLING_SURGE_PERCENT: u32 = 25;
 /// How long a canary has to stay healthy: two probes of the usual interval, long enough for the first mistakes of a
 /// new version to show in its logs and figures.
 const CANARY_BAKE: Duration = Duration::from_secs(60);
+/// How long an instance stays frozen before it is moved to disk. The five-minute rule of Gray and Putzolu (1987): what is
+/// not touched for some minutes costs less on disk than in memory, and it still holds for flash. Who comes back within
+/// minutes gets the quickest wake.
+const CHECKPOINT_AFTER: Duration = Duration::from_secs(300);
 /// Between the stop signal and the end by force.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
@@ -72,6 +76,8 @@ pub struct Policy {
     pub rolling_surge_percent: u32,
     /// How long a canary has to stay healthy before the rest of its deployment comes up.
     pub canary_bake: Duration,
+    /// How long light sleep keeps the memory of an instance before it is moved to disk; `None`: until memory is short.
+    pub checkpoint_after: Option<Duration>,
     /// Between the stop signal and the end by force.
     pub stop_grace: Duration,
     /// How the load decides on the number of instances.
@@ -95,6 +101,7 @@ impl Default for Policy {
             settle: SETTLE,
             rolling_surge_percent: ROLLING_SURGE_PERCENT,
             canary_bake: CANARY_BAKE,
+            checkpoint_after: Some(CHECKPOINT_AFTER),
             stop_grace: STOP_GRACE,
             scaling: autoscale::Policy::default(),
         }

@@ -158,6 +158,8 @@ pub enum Reason {
     IdleLight(Duration),
     /// An instance could not be frozen, in its site's words.
     CannotFreeze(String),
+    /// An instance cannot be moved to disk.
+    CannotCheckpoint(String),
 }
 
 /// `first`, `second`, `third`, then `4th`.
@@ -301,6 +303,10 @@ impl fmt::Display for Reason {
             Self::CannotFreeze(why) => write!(
                 f,
                 "light sleep is not to be had, so the service stays awake until deep sleep is due: {why}"
+            ),
+            Self::CannotCheckpoint(why) => write!(
+                f,
+                "light sleep keeps the memory of an instance, which cannot be moved to disk: {why}"
             ),
         }
     }

@@ -5,7 +5,7 @@
 //!
 //! | rung | the deployment | its instances | then, once the data plane holds new requests |
 //! |---|---|---|---|
-//! | light | SLEEPING | stay HEALTHY | ordered to freeze; SLEEPING when they are seen frozen |
+//! | light | SLEEPING | stay HEALTHY | ordered to freeze; SLEEPING when they are seen frozen; to disk later (`checkpoint`) |
 //! | deep | SLEEPING | go STOPPING | ordered to stop |
 //!
 //! An instance of a sleeping deployment that is HEALTHY or SLEEPING in the store is therefore **kept**: it sleeps
@@ -25,6 +25,7 @@ use tram_types::{
 };
 
 use crate::{
+    checkpoint,
     draft::Draft,
     policy::Policy,
     reason::Reason,
@@ -126,6 +127,11 @@ fn sleep_on(draft: &mut Draft<'_>, index: usize) {
         draft.set_sleeping_since(None);
         return;
     }
+    if let Some(why) = checkpoint::obstacle(deployment) {
+        let messages = notes(&draft.view, deployment);
+        draft.set_deployment(index, D::Sleeping, messages, &Reason::CannotCheckpoint(why));
+    }
+    let deployment = &draft.view.deployments[index];
     let after = |delay: fn(&Scale) -> Option<Duration>| {
         let delays = deployment.regions.iter().map(|region| delay(&region.scale));
         delays.collect::<Option<Vec<_>>>()?.into_iter().max()
@@ -174,6 +180,9 @@ pub(crate) fn notes(view: &ServiceView, deployment: &Deployment) -> Vec<String> 
     }
     if let Some(why) = unfreezable(deployment) {
         return vec![Reason::CannotFreeze(why).to_string()];
+    }
+    if let Some(why) = checkpoint::obstacle(deployment) {
+        return vec![Reason::CannotCheckpoint(why).to_string()];
     }
     let unable = asking
         .find(|region| matches!(region.site, SiteState::Reachable(capabilities) if !capabilities.freeze));

@@ -1,5 +1,6 @@
 //! The planner against a small world: scenarios one can read, and properties over random histories.
 
+mod checkpoint;
 mod handover;
 mod light;
 mod load;

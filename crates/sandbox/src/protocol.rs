@@ -122,8 +122,11 @@ pub enum Event {
     Frozen {
         id: InstanceId,
     },
+    /// `pid`: its first process, which is another one after a restore.
     Thawed {
         id: InstanceId,
+        #[serde(default)]
+        pid: Option<i32>,
     },
     /// A frozen instance has no processes and no memory any more: they are on disk.
     Checkpointed {

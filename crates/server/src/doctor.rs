@@ -11,6 +11,7 @@ use std::{
 
 use serde_json::{Value, json};
 use tram_cli::{Printer, Settings, settings::UserNamespaces};
+use tram_sandbox::checkpoint::Missing;
 
 use crate::{paths::Paths, processes::DirectoryLock, roles, up};
 
@@ -145,6 +146,7 @@ async fn look(settings: &Settings, is_root: bool) -> Vec<Check> {
     let facts = tram_sandbox::probe::facts();
     checks.push(container_class(&facts, settings, is_root));
     checks.extend(facts.into_iter().map(|fact| sandbox(fact, is_root)));
+    checks.push(checkpoints(settings, is_root));
     checks.push(names(&settings.base_domain).await);
     let control_plane = holder(paths.root(), up::LOCK_NAME, is_root);
     let edge = holder(&paths.edge(), roles::LOCK_NAME, is_root);
@@ -223,6 +225,21 @@ fn sandbox(fact: tram_sandbox::probe::Fact, is_root: bool) -> Check {
         bad(fact.detail, fact.mend)
     };
     Check::new(fact.name, weight, finding)
+}
+
+/// Without it light sleep stays in memory.
+fn checkpoints(settings: &Settings, is_root: bool) -> Check {
+    let finding = match crate::checkpoint::find(&settings.checkpoint_program) {
+        Ok(criu) => Finding::Good(format!("CRIU {} at {}", criu.version, criu.program.display())),
+        // It looks at what only root may see.
+        Err(error @ Missing::Kernel { .. }) if !is_root => Finding::Unknown(error.to_string()),
+        Err(error) => bad(
+            error.to_string(),
+            "run `scripts/criu`, which puts a CRIU that is new enough beside the system's; without it light sleep \
+             stays in memory",
+        ),
+    };
+    Check::new("checkpoints", Weight::Wanted, finding)
 }
 
 fn program(name: &str, package: &str, weight: Weight) -> Check {

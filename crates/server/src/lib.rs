@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod bootstrap;
+pub mod checkpoint;
 pub mod collector;
 pub mod data_plane;
 pub mod doctor;

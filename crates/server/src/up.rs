@@ -249,6 +249,7 @@ impl Inside {
             UserNamespaces::Sandboxes => tram_site_local::UserNamespaces::Untrusted,
             UserNamespaces::All => tram_site_local::UserNamespaces::Always,
         };
+        site_config.checkpoint = crate::checkpoint::program(settings).await;
         site_config.network.denied = crate::network::denied(settings)?;
         let site = crate::network::open_site(paths, site_config, images.clone(), &settings.network).await?;
         // A token is made when nothing that comes after can fail: it is shown once, at the end.
@@ -297,6 +298,7 @@ impl Inside {
             catalog: Arc::clone(&catalog),
             policy: tram_planner::Policy {
                 scaling: scaling::policy(&settings.scaling),
+                checkpoint_after: crate::checkpoint::after(settings),
                 ..tram_planner::Policy::default()
             },
             settings: tram_controller::Settings {

@@ -58,6 +58,8 @@ pub struct Config {
     pub reclaim_frozen: bool,
     /// Which instances get user and group ids of their own.
     pub user_namespaces: UserNamespaces,
+    /// CRIU, with which frozen instances are moved to disk; `None`: they stay in memory.
+    pub checkpoint: Option<PathBuf>,
     /// How long an order waits for a supervisor that is being restarted.
     pub supervisor_patience: Duration,
 }
@@ -76,6 +78,7 @@ impl Config {
             open_files_max: DEFAULT_OPEN_FILES_MAX,
             reclaim_frozen: false,
             user_namespaces: UserNamespaces::Untrusted,
+            checkpoint: None,
             supervisor_patience: DEFAULT_SUPERVISOR_PATIENCE,
         }
     }

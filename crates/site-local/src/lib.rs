@@ -29,6 +29,7 @@ mod health;
 mod images;
 mod launch;
 mod logs;
+mod memory;
 mod record;
 mod site;
 mod supervisor;

@@ -5,6 +5,7 @@
 //! of an instance up in `start`, and what the supervisor tells in `news`.
 
 mod adopt;
+mod checkpoint;
 mod contract;
 mod entries;
 mod news;
@@ -14,6 +15,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -26,7 +28,7 @@ use tram_sandbox::protocol as wire;
 use tram_site::{Changed, Error};
 use tram_types::{Clock, DeploymentId, InstanceId, SystemClock, Timestamp};
 
-use self::entries::{Entry, Live, Up};
+use self::entries::{Asleep, Entry, Live, Up};
 use crate::config::Config;
 use crate::disk;
 use crate::dns::{Directory, Server};
@@ -98,6 +100,10 @@ struct Shared {
     probes: Arc<Semaphore>,
     /// One at a time gives memory back.
     reclaims: Semaphore,
+    /// One at a time is written to disk.
+    checkpoints: Semaphore,
+    /// The machine's memory is short.
+    memory_short: AtomicBool,
     /// Something of an instance's view changed; for waiting inside the site.
     viewed: watch::Sender<()>,
     /// Starts and ends under way: not interrupted, and waited for when the site closes.
@@ -147,6 +153,8 @@ impl LocalSite {
             changed,
             probes: Arc::new(Semaphore::new(PROBES_MAX)),
             reclaims: Semaphore::new(1),
+            checkpoints: Semaphore::new(1),
+            memory_short: AtomicBool::new(false),
             viewed: watch::channel(()).0,
             tasks: TaskTracker::new(),
             end: end.clone(),
@@ -165,6 +173,10 @@ impl LocalSite {
         tokio::spawn(
             end.clone()
                 .run_until_cancelled_owned(tell_refusals(Arc::downgrade(&shared))),
+        );
+        tokio::spawn(
+            end.clone()
+                .run_until_cancelled_owned(watch_memory(Arc::downgrade(&shared))),
         );
         tokio::spawn(end.run_until_cancelled_owned(remove_old_logs(Arc::downgrade(&shared))));
         shared.first_probes().await;
@@ -253,6 +265,7 @@ impl Shared {
     /// The program runs: look after it.
     fn go_up(self: &Arc<Self>, id: InstanceId, pid: Option<i32>, started_at: Timestamp, is_frozen: bool) {
         let (frozen, see_frozen) = watch::channel(is_frozen);
+        let (pid, see_pid) = watch::channel(pid);
         let token = self.end.child_token();
         let mut entries = self.lock();
         let Some(entry) = entries.get_mut(&id) else { return };
@@ -265,7 +278,7 @@ impl Shared {
         let age = SystemClock.now().since(started_at);
         let subject = Subject {
             address: address.into(),
-            pid,
+            pid: see_pid,
             ports: spec.ports.clone(),
             checks: spec.health_checks.clone(),
             started_at: now.checked_sub(age).unwrap_or(now),
@@ -287,6 +300,7 @@ impl Shared {
             known_since: now,
             view,
             frozen,
+            asleep: Asleep::default(),
             _watcher: token.clone().drop_guard(),
         });
         drop(entries);
@@ -436,7 +450,7 @@ async fn measure_disks(shared: Weak<Shared>) {
             .filter_map(|(id, entry)| match &entry.live {
                 Live::Up(up) => Some(disk::Running {
                     id: *id,
-                    pid: up.pid,
+                    pid: *up.pid.borrow(),
                     limit_bytes: entry.record.spec.limits.disk_bytes,
                 }),
                 _ => None,
@@ -487,6 +501,30 @@ async fn tell_refusals(shared: Weak<Shared>) {
                 shared.write_lines(id, vec![line]).await;
             }
         }
+    }
+}
+
+/// Looks whether memory is short, for as long as the site is open.
+async fn watch_memory(shared: Weak<Shared>) {
+    loop {
+        {
+            let Some(shared) = shared.upgrade() else { return };
+            let was_short = shared.memory_short.load(Ordering::Relaxed);
+            match crate::memory::is_short(was_short) {
+                Ok(is_short) => {
+                    shared.memory_short.store(is_short, Ordering::Relaxed);
+                    if is_short && !was_short {
+                        tracing::warn!(
+                            "memory is short: what sleeps lightly goes to disk, where that is possible"
+                        );
+                        shared.announce_frozen();
+                    }
+                }
+                // Unknown: what was found before holds.
+                Err(error) => tracing::debug!(%error, "cannot see whether memory is short"),
+            }
+        }
+        tokio::time::sleep(crate::memory::INTERVAL).await;
     }
 }
 

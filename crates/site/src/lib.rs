@@ -83,6 +83,8 @@ pub struct Capabilities {
     pub freeze: bool,
     /// Instances can be checkpointed to disk and restored.
     pub checkpoint: bool,
+    /// Memory is short: what sleeps should give up what it holds.
+    pub memory_wanted: bool,
 }
 
 /// A place that runs instances.
@@ -138,7 +140,15 @@ pub trait Site: Send + Sync + std::fmt::Debug {
     /// [`Error::NoSuchInstance`], [`Error::Refused`] when the site cannot freeze, [`Error::Unavailable`].
     async fn freeze(&self, instance: InstanceId, generation: Generation) -> Result<(), Error>;
 
-    /// Ends light sleep.
+    /// Begins to move a frozen instance's processes and memory to disk. How it went is in the observation: the phase,
+    /// or [`ObservedInstance::uncheckpointable`]. A thaw that comes meanwhile wins. For an instance that is not frozen
+    /// it does nothing.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchInstance`], [`Error::Refused`] when the site cannot checkpoint, [`Error::Unavailable`].
+    async fn checkpoint(&self, instance: InstanceId, generation: Generation) -> Result<(), Error>;
+
+    /// Ends light sleep, however deep: the instance runs when this returns.
     ///
     /// # Errors
     /// [`Error::NoSuchInstance`], [`Error::Unavailable`].

@@ -25,6 +25,9 @@ pub struct ObservedInstance {
     pub address: Option<IpAddr>,
     /// When the process started.
     pub started_at: Option<Timestamp>,
+    /// Why it cannot be checkpointed as it is now, in the site's words; known once that was tried, and until it runs
+    /// again.
+    pub uncheckpointable: Option<String>,
 }
 
 /// Where an instance is in its life, as its site sees it.
@@ -32,8 +35,8 @@ pub struct ObservedInstance {
 /// ```text
 /// Preparing -> Starting -> Running{healthy} <-> Running{unhealthy} -> Stopping -> Ended
 ///                  |            |  ^                                     ^
-///                  |            v  |                                     |
-///                  |           Frozen                                    |
+///                  |            v  ^                                     |
+///                  |           Frozen -> Checkpointed                    |
 ///                  +-----------------------------------------------------+
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,8 +58,10 @@ pub enum InstancePhase {
         /// Why the last probe failed, if it did.
         last_failure: Option<String>,
     },
-    /// Light sleep.
+    /// Light sleep: it has its memory and no processor time.
     Frozen,
+    /// Light sleep: its processes and memory are on disk.
+    Checkpointed,
     /// The stop signal was sent.
     Stopping,
     /// Over.
@@ -73,6 +78,12 @@ impl InstancePhase {
     #[must_use]
     pub const fn is_healthy(&self) -> bool {
         matches!(self, Self::Running { healthy: true, .. })
+    }
+
+    /// Whether the instance sleeps lightly.
+    #[must_use]
+    pub const fn is_asleep(&self) -> bool {
+        matches!(self, Self::Frozen | Self::Checkpointed)
     }
 
     /// Whether the instance is over.

@@ -45,6 +45,8 @@ pub struct Calls {
     pub forget: u64,
     /// `freeze` and `thaw`.
     pub freeze_or_thaw: u64,
+    /// `checkpoint`.
+    pub checkpoint: u64,
     /// `observe` and `observe_instance`.
     pub observe: u64,
     /// Orders refused for an old generation.
@@ -78,6 +80,8 @@ struct State {
     stops_to_lose: u32,
     /// Why nothing can be frozen.
     unfreezable: Option<String>,
+    /// Why nothing can be checkpointed.
+    uncheckpointable: Option<String>,
     /// Instances that cannot be stopped.
     unstoppable: BTreeSet<InstanceId>,
     addresses: u32,
@@ -156,6 +160,22 @@ impl FakeSite {
     /// Refuses every order to freeze with these words, or no more.
     pub fn set_unfreezable(&self, why: Option<&str>) {
         self.lock().unfreezable = why.map(ToOwned::to_owned);
+    }
+
+    /// Finds every instance to be none that can be checkpointed, for this reason, or no more.
+    pub fn set_uncheckpointable(&self, why: Option<&str>) {
+        self.lock().uncheckpointable = why.map(ToOwned::to_owned);
+    }
+
+    /// The instances whose memory is on disk.
+    #[must_use]
+    pub fn checkpointed(&self) -> Vec<InstanceId> {
+        let state = self.lock();
+        let asleep = state
+            .instances
+            .iter()
+            .filter(|(_, instance)| instance.phase == InstancePhase::Checkpointed);
+        asleep.map(|(id, _)| *id).collect()
     }
 
     /// The instances that are frozen.
@@ -475,8 +495,35 @@ impl Site for FakeSite {
                 .instances
                 .get_mut(&instance)
                 .ok_or(Error::NoSuchInstance(instance))?;
-            if !known.phase.is_ended() {
+            if !known.phase.is_ended() && known.phase != InstancePhase::Checkpointed {
                 known.phase = InstancePhase::Frozen;
+            }
+            state.silent
+        };
+        self.announce(silent, Changed::Instance(instance));
+        Ok(())
+    }
+
+    async fn checkpoint(&self, instance: InstanceId, generation: Generation) -> Result<(), Error> {
+        let silent = {
+            let mut state = self.reachable()?;
+            state.calls.checkpoint += 1;
+            if !state.capabilities.checkpoint {
+                return Err(Error::Refused {
+                    message: "this site cannot checkpoint instances".to_owned(),
+                });
+            }
+            state.guard(instance, generation)?;
+            let why = state.uncheckpointable.clone();
+            let known = state
+                .instances
+                .get_mut(&instance)
+                .ok_or(Error::NoSuchInstance(instance))?;
+            if known.phase == InstancePhase::Frozen {
+                if why.is_none() {
+                    known.phase = InstancePhase::Checkpointed;
+                }
+                known.uncheckpointable = why;
             }
             state.silent
         };
@@ -493,8 +540,9 @@ impl Site for FakeSite {
                 .instances
                 .get_mut(&instance)
                 .ok_or(Error::NoSuchInstance(instance))?;
-            if known.phase == InstancePhase::Frozen {
+            if known.phase.is_asleep() {
                 known.phase = instance::healthy();
+                known.uncheckpointable = None;
             }
             state.silent
         };

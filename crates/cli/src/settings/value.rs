@@ -58,7 +58,7 @@ fn show_list(items: impl Iterator<Item = String>) -> String {
     format!("[{}]", texts.join(", "))
 }
 
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 

@@ -240,6 +240,7 @@ impl Reconciler {
                 Ok(None)
             }
             Order::Freeze { instance } => self.freeze(seen, *instance).await,
+            Order::Checkpoint { instance } => self.checkpoint(seen, *instance).await,
             Order::Thaw { instance } => self.thaw(seen, *instance).await,
             Order::RemoveService => self.remove(seen).await,
         }

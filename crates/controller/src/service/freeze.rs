@@ -117,6 +117,26 @@ impl Reconciler {
         }
     }
 
+    /// Has a frozen instance moved to disk. A wake that came before is seen here; one that comes later overtakes it at
+    /// the site, and waits for nothing but its turn.
+    pub(super) async fn checkpoint(&self, seen: &Seen, instance: InstanceId) -> Result<Option<Done>, Error> {
+        let (Some((row, site)), Some(sleeper)) = (self.row(seen, instance), self.sleepers.get(seen.view.id))
+        else {
+            return Ok(None);
+        };
+        let _turn = sleeper.turn().await;
+        if seen
+            .view
+            .sleeping_since
+            .is_some_and(|since| sleeper.is_over(since))
+        {
+            return Ok(Some(Done::Progress));
+        }
+        let begun = site.checkpoint(instance, row.generation).await;
+        begun.map_err(Error::site("checkpoint an instance"))?;
+        Ok(None)
+    }
+
     pub(super) async fn thaw(&self, seen: &Seen, instance: InstanceId) -> Result<Option<Done>, Error> {
         let Some((row, site)) = self.row(seen, instance) else {
             return Ok(None);

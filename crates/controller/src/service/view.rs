@@ -207,6 +207,7 @@ impl Reconciler {
             },
             address: None,
             started_at: None,
+            uncheckpointable: None,
         })
     }
 
@@ -356,7 +357,7 @@ fn needs_history(deployment: &record::Deployment, instances: &[(record::Instance
         };
         match row.status {
             InstanceStatus::Healthy => seen.phase.is_healthy(),
-            InstanceStatus::Sleeping => seen.phase == InstancePhase::Frozen,
+            InstanceStatus::Sleeping => seen.phase.is_asleep(),
             _ => false,
         }
     };

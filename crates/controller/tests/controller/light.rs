@@ -30,6 +30,7 @@ async fn world() -> World {
     world.site.set_capabilities(Capabilities {
         freeze: true,
         checkpoint: false,
+        memory_wanted: false,
     });
     world
 }

@@ -14,7 +14,7 @@ use crate::{Activity, Intent, Order, Reason, Takeover};
 const LIGHT: Duration = Duration::from_secs(60);
 
 /// Instances that are not over, as they are shown.
-fn shown(world: &World) -> Vec<I> {
+pub(super) fn shown(world: &World) -> Vec<I> {
     let instances = world
         .store
         .deployments
@@ -31,7 +31,7 @@ fn awake(min: u32) -> World {
 }
 
 /// A service with `replicas` frozen instances.
-fn frozen(replicas: u32) -> World {
+pub(super) fn frozen(replicas: u32) -> World {
     let mut world = awake(0);
     world.store.deployments[0].regions[0].manual = (replicas > 1).then_some(replicas);
     world.rounds(8);
@@ -47,7 +47,7 @@ fn frozen(replicas: u32) -> World {
     world
 }
 
-fn demand(world: &mut World) {
+pub(super) fn demand(world: &mut World) {
     world.store.activity = Activity::Known {
         in_flight: 0,
         queued: 1,

@@ -54,6 +54,8 @@ pub(super) struct World {
     pub(super) capabilities: Capabilities,
     /// Why nothing can be frozen.
     pub(super) unfreezable: Option<String>,
+    /// Why nothing can be moved to disk.
+    pub(super) uncheckpointable: Option<String>,
     programs: BTreeMap<DeploymentId, Program>,
     site: BTreeMap<InstanceId, Run>,
     ids: u128,
@@ -94,6 +96,7 @@ impl World {
             history: Vec::new(),
             capabilities: Capabilities::default(),
             unfreezable: None,
+            uncheckpointable: None,
             programs: BTreeMap::new(),
             site: BTreeMap::new(),
             ids: 100,
@@ -195,6 +198,7 @@ impl World {
 
     pub(super) fn recover(&mut self, id: InstanceId) {
         if let Some(run) = self.site.get_mut(&id) {
+            run.seen.uncheckpointable = None;
             run.seen.phase = InstancePhase::Running {
                 healthy: true,
                 failures: 0,
@@ -213,11 +217,7 @@ impl World {
 
     /// Gives an instance its processor time back, as an order or somebody beside us does.
     pub(super) fn thaw(&mut self, id: InstanceId) {
-        if self
-            .site
-            .get(&id)
-            .is_some_and(|run| run.seen.phase == InstancePhase::Frozen)
-        {
+        if self.site.get(&id).is_some_and(|run| run.seen.phase.is_asleep()) {
             self.recover(id);
         }
     }
@@ -235,6 +235,14 @@ impl World {
             .iter()
             .filter(|(_, run)| run.seen.phase == InstancePhase::Frozen);
         frozen.map(|(id, _)| *id).collect()
+    }
+
+    pub(super) fn checkpointed(&self) -> Vec<InstanceId> {
+        let asleep = self
+            .site
+            .iter()
+            .filter(|(_, run)| run.seen.phase == InstancePhase::Checkpointed);
+        asleep.map(|(id, _)| *id).collect()
     }
 
     pub(super) fn advance(&mut self, by: Duration) {
@@ -558,6 +566,7 @@ impl World {
                     phase: InstancePhase::Preparing,
                     address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
                     started_at: Some(self.now),
+                    uncheckpointable: None,
                 };
                 self.find(*instance).trouble = None;
                 self.site.entry(*instance).or_insert(Run { seen, program });
@@ -589,6 +598,20 @@ impl World {
                     .filter(|it| it.seen.phase.is_healthy())
                 {
                     run.seen.phase = InstancePhase::Frozen;
+                }
+            }
+            Order::Checkpoint { instance } => {
+                assert_eq!(self.find(*instance).status, InstanceStatus::Sleeping);
+                let why = self.uncheckpointable.clone();
+                if let Some(run) = self
+                    .site
+                    .get_mut(instance)
+                    .filter(|it| it.seen.phase == InstancePhase::Frozen)
+                {
+                    if why.is_none() {
+                        run.seen.phase = InstancePhase::Checkpointed;
+                    }
+                    run.seen.uncheckpointable = why;
                 }
             }
             Order::Thaw { instance } => self.thaw(*instance),

@@ -63,7 +63,8 @@ impl Supervisor {
             .thaw(id.as_str())
             .map_err(|error| internal("thaw the instance", &error))?;
         running.depth = Depth::Awake;
-        self.broadcast(&Event::Thawed { id: id.clone() });
+        let pid = Some(running.init.pid);
+        self.broadcast(&Event::Thawed { id: id.clone(), pid });
         Ok(Answer::Now(Reply::Done))
     }
 
@@ -191,7 +192,10 @@ impl Supervisor {
         if before != after {
             let id = id.clone();
             self.broadcast(&match after {
-                Depth::Awake => Event::Thawed { id },
+                Depth::Awake => Event::Thawed {
+                    id,
+                    pid: Some(init.pid),
+                },
                 Depth::Frozen => Event::Frozen { id },
                 Depth::Checkpointed => Event::Checkpointed { id },
             });

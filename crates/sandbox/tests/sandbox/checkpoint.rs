@@ -105,7 +105,10 @@ fn counts_on(v1_freezer: bool) {
         assert_eq!(world.info(&id).state, InstanceState::Checkpointed);
         let mut again = world.client().watch().unwrap();
         world.client().thaw(&id).unwrap();
-        next_event(&mut again, |event| *event == Event::Thawed { id: id.clone() });
+        next_event(
+            &mut again,
+            |event| matches!(event, Event::Thawed { id: thawed, pid: Some(_) } if *thawed == id),
+        );
         watch = again;
         world.ask(&id, round);
         // All of it comes back, and the image goes.

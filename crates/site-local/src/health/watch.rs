@@ -23,7 +23,8 @@ const HINT_AFTER: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct Subject {
     pub(crate) address: IpAddr,
-    pub(crate) pid: Option<i32>,
+    /// Its first process, if that is known; a restore gives it another.
+    pub(crate) pid: watch::Receiver<Option<i32>>,
     pub(crate) ports: Vec<Port>,
     pub(crate) checks: Vec<HealthCheck>,
     pub(crate) started_at: Instant,
@@ -87,7 +88,8 @@ async fn ask(subject: &Subject, check: &HealthCheck) -> Result<(), String> {
         Ok(()) => Ok(()),
         Err(failure) => {
             let mut text = failure.to_string();
-            if let (probe::Failure::Refused { port }, Some(pid)) = (&failure, subject.pid)
+            let pid = *subject.pid.borrow();
+            if let (probe::Failure::Refused { port }, Some(pid)) = (&failure, pid)
                 && subject.started_at.elapsed() >= HINT_AFTER
                 && let Some(hint) = hint::hint(pid, *port).await
             {

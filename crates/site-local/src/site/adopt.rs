@@ -16,7 +16,7 @@ use tram_site::EndCause;
 use tram_types::{InstanceId, Timestamp};
 
 use super::Shared;
-use super::entries::{self, Entry};
+use super::entries::{self, Asleep, Entry};
 use crate::config::Config;
 use crate::end;
 use crate::network::{Held, Slot};
@@ -34,7 +34,7 @@ pub(super) enum Fate {
     GoesOn {
         pid: Option<i32>,
         started_at: Timestamp,
-        frozen: bool,
+        asleep: Option<Asleep>,
     },
     Over(End),
 }
@@ -74,17 +74,22 @@ fn fate(record: &Record, info: Option<&InstanceInfo>, now: Timestamp) -> Fate {
         InstanceState::Starting => Fate::GoesOn {
             pid: None,
             started_at,
-            frozen: false,
+            asleep: None,
         },
         InstanceState::Running { pid } => Fate::GoesOn {
             pid: Some(*pid),
             started_at,
-            frozen: false,
+            asleep: None,
         },
         InstanceState::Frozen { pid } => Fate::GoesOn {
             pid: Some(*pid),
             started_at,
-            frozen: true,
+            asleep: Some(Asleep::Frozen),
+        },
+        InstanceState::Checkpointed => Fate::GoesOn {
+            pid: None,
+            started_at,
+            asleep: Some(Asleep::Checkpointed),
         },
         InstanceState::Exited { exit } => Fate::Over(end::end(record, exit)),
     }
@@ -127,7 +132,7 @@ pub(super) async fn adopt(shared: &Arc<Shared>, decided: Vec<Decided>) {
             Fate::GoesOn {
                 pid,
                 started_at,
-                frozen,
+                asleep,
             } => {
                 adopted += 1;
                 let stop_ordered = record.stop_ordered;
@@ -135,7 +140,10 @@ pub(super) async fn adopt(shared: &Arc<Shared>, decided: Vec<Decided>) {
                 // Held so that its layers stay; the program runs all the same if this fails.
                 entry.image = shared.images.ready(&entry.record.spec.image).await.ok();
                 shared.lock().insert(id, entry);
-                shared.go_up(id, pid, started_at, frozen);
+                shared.go_up(id, pid, started_at, asleep.is_some());
+                if let Some(asleep) = asleep {
+                    shared.asleep(id, asleep);
+                }
                 if stop_ordered {
                     // The order may have been lost between the record and the supervisor; sending it again is fine.
                     shared.resend_stop(id);
@@ -196,7 +204,7 @@ mod tests {
             Fate::GoesOn {
                 pid: Some(4),
                 started_at,
-                frozen: false
+                asleep: None
             }
         );
         let frozen = info(&record, InstanceState::Frozen { pid: 4 });
@@ -205,7 +213,16 @@ mod tests {
             Fate::GoesOn {
                 pid: Some(4),
                 started_at,
-                frozen: true
+                asleep: Some(Asleep::Frozen)
+            }
+        );
+        let on_disk = info(&record, InstanceState::Checkpointed);
+        assert_eq!(
+            one(&record, &[on_disk]),
+            Fate::GoesOn {
+                pid: None,
+                started_at,
+                asleep: Some(Asleep::Checkpointed)
             }
         );
     }

@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -28,7 +29,8 @@ impl Site for LocalSite {
         // Every cgroup version has a freezer, and the supervisor does not start without cgroups.
         Capabilities {
             freeze: true,
-            checkpoint: false,
+            checkpoint: self.shared.config.checkpoint.is_some(),
+            memory_wanted: self.shared.memory_short.load(Ordering::Relaxed),
         }
     }
 
@@ -187,6 +189,11 @@ impl Site for LocalSite {
             self.shared.reclaim(instance);
         }
         frozen
+    }
+
+    async fn checkpoint(&self, instance: InstanceId, generation: Generation) -> Result<(), Error> {
+        self.shared.guard_running(instance, generation)?;
+        self.shared.begin_checkpoint(instance)
     }
 
     async fn thaw(&self, instance: InstanceId, generation: Generation) -> Result<(), Error> {
@@ -348,7 +355,7 @@ impl Shared {
 
     /// Gives the memory of a frozen instance back, in the background and one instance at a time: it costs the machine
     /// more than a freeze does. One that was thawed meanwhile is left alone; what cannot be had stays where it is.
-    fn reclaim(self: &Arc<Self>, id: InstanceId) {
+    pub(super) fn reclaim(self: &Arc<Self>, id: InstanceId) {
         let (shared, end) = (Arc::clone(self), self.end.clone());
         let reclaiming = async move {
             // Closed only with the site, whose end cancels this task.

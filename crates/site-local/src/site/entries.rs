@@ -52,14 +52,30 @@ pub(crate) enum Live {
 #[derive(Debug)]
 pub(crate) struct Up {
     /// Its first process, if that is known.
-    pub(crate) pid: Option<i32>,
+    pub(crate) pid: watch::Sender<Option<i32>>,
     pub(crate) started_at: Timestamp,
     /// When this process learnt that it runs: a list asked for earlier may lack it.
     pub(crate) known_since: Instant,
     pub(crate) view: View,
     pub(crate) frozen: watch::Sender<bool>,
+    /// How deep it sleeps; means nothing while it runs.
+    pub(crate) asleep: Asleep,
     /// Ends the health checks when the instance is over.
     pub(crate) _watcher: DropGuard,
+}
+
+/// How deep an instance sleeps.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum Asleep {
+    /// It has its memory.
+    #[default]
+    Frozen,
+    /// It is being written to disk, or about to be.
+    OnItsWay,
+    /// Its processes and memory are on disk.
+    Checkpointed,
+    /// It has its memory and keeps it, for this reason.
+    Stuck(String),
 }
 
 impl Entry {
@@ -109,7 +125,10 @@ impl Entry {
         }
         match &self.live {
             Live::Preparing | Live::Over => InstancePhase::Preparing,
-            Live::Up(up) if *up.frozen.borrow() => InstancePhase::Frozen,
+            Live::Up(up) if *up.frozen.borrow() => match up.asleep {
+                Asleep::Checkpointed => InstancePhase::Checkpointed,
+                Asleep::Frozen | Asleep::OnItsWay | Asleep::Stuck(_) => InstancePhase::Frozen,
+            },
             Live::Up(up) if up.view.became_healthy => InstancePhase::Running {
                 healthy: up.view.healthy,
                 failures: up.view.failures,
@@ -130,6 +149,13 @@ impl Entry {
             started_at: match &self.live {
                 Live::Up(up) => Some(up.started_at),
                 Live::Preparing | Live::Over => None,
+            },
+            uncheckpointable: match &self.live {
+                Live::Up(Up {
+                    asleep: Asleep::Stuck(why),
+                    ..
+                }) => Some(why.clone()),
+                _ => None,
             },
         }
     }

@@ -10,7 +10,7 @@ use tram_site::{EndCause, Error};
 use tram_types::{Clock, InstanceId, SystemClock};
 
 use super::Shared;
-use super::entries::Live;
+use super::entries::{Asleep, Live};
 use crate::end;
 use crate::launch::{SITE_LABEL, SITE_NAME};
 use crate::record::End;
@@ -64,11 +64,23 @@ pub(super) fn reconcile(shared: &Arc<Shared>, instances: &[InstanceInfo], asked_
         match &info.state {
             InstanceState::Exited { exit } => shared.exited(id, exit),
             // It was launched by a start that this site had given up.
-            InstanceState::Running { .. } | InstanceState::Frozen { .. } if is_over(shared, id) => {
+            InstanceState::Running { .. } | InstanceState::Frozen { .. } | InstanceState::Checkpointed
+                if is_over(shared, id) =>
+            {
                 remove(shared, info.id.clone());
             }
-            InstanceState::Running { .. } => go_on(shared, id, false),
-            InstanceState::Frozen { .. } => go_on(shared, id, true),
+            InstanceState::Running { pid } => {
+                go_on(shared, id, false);
+                shared.runs_as(id, Some(*pid));
+            }
+            InstanceState::Frozen { .. } => {
+                go_on(shared, id, true);
+                shared.is_frozen(id);
+            }
+            InstanceState::Checkpointed => {
+                go_on(shared, id, true);
+                shared.asleep(id, Asleep::Checkpointed);
+            }
             InstanceState::Starting => {}
         }
     }
@@ -119,9 +131,17 @@ fn apply(shared: &Arc<Shared>, event: Event) {
                 shared.frozen(id, true);
             }
         }
-        Event::Thawed { id } => {
+        Event::Thawed { id, pid } => {
             if let Some(id) = instance_id(&id) {
+                shared.runs_as(id, pid);
                 shared.frozen(id, false);
+            }
+        }
+        Event::Checkpointed { id } => {
+            if let Some(id) = instance_id(&id) {
+                shared.frozen(id, true);
+                shared.runs_as(id, None);
+                shared.asleep(id, Asleep::Checkpointed);
             }
         }
     }
@@ -196,11 +216,34 @@ impl Shared {
         self.finish(id, end);
     }
 
+    /// Its first process is this one now: a restore makes new ones.
+    fn runs_as(&self, id: InstanceId, pid: Option<i32>) {
+        if let Some(Live::Up(up)) = self.lock().get(&id).map(|entry| &entry.live) {
+            up.pid
+                .send_if_modified(|known| std::mem::replace(known, pid) != pid);
+        }
+    }
+
+    /// It has its memory, and what was begun with an earlier supervisor has come to nothing.
+    fn is_frozen(&self, id: InstanceId) {
+        let entries = self.lock();
+        let known = entries.get(&id).map(|entry| &entry.live);
+        let believed = matches!(known, Some(Live::Up(up)) if up.asleep == Asleep::Checkpointed);
+        drop(entries);
+        if believed {
+            self.asleep(id, Asleep::Frozen);
+        }
+    }
+
     /// It was frozen or thawed, by us or before we knew it.
     pub(super) fn frozen(&self, id: InstanceId, frozen: bool) {
         let mut entries = self.lock();
         let Some(entry) = entries.get_mut(&id) else { return };
-        let Live::Up(up) = &entry.live else { return };
+        let Live::Up(up) = &mut entry.live else { return };
+        if !frozen {
+            // The next sleep begins anew, and what stood in the way of the last one may be gone.
+            up.asleep = Asleep::default();
+        }
         if up.frozen.send_replace(frozen) == frozen {
             return;
         }

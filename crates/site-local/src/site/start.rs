@@ -205,7 +205,9 @@ async fn start(
                         return Err(Failure::Halted);
                     }
                     // Another attempt of ours is under way in there.
-                    Some(InstanceState::Starting) | None => supervisor::Error::Closed,
+                    Some(InstanceState::Starting | InstanceState::Checkpointed) | None => {
+                        supervisor::Error::Closed
+                    }
                 }
             }
             // Nobody heard the order, so there is nothing to take back.

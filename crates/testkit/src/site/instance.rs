@@ -16,6 +16,7 @@ pub(super) struct FakeInstance {
     pub(super) spec: InstanceSpec,
     pub(super) generation: Generation,
     pub(super) phase: InstancePhase,
+    pub(super) uncheckpointable: Option<String>,
     pub(super) started_at: Timestamp,
     pub(super) life: Life,
     /// A test has set the phase by hand: the script no longer moves it.
@@ -50,6 +51,7 @@ impl FakeInstance {
             spec,
             generation,
             phase,
+            uncheckpointable: None,
             started_at: now,
             life: behaviour.life,
             pinned: false,
@@ -76,7 +78,7 @@ impl FakeInstance {
 
     /// Takes one step of the script; says whether more steps are to come.
     pub(super) fn step(&mut self, now: Timestamp) -> bool {
-        if self.phase.is_ended() || self.phase == InstancePhase::Frozen {
+        if self.phase.is_ended() || self.phase.is_asleep() {
             return false;
         }
         if self.phase == InstancePhase::Stopping {
@@ -137,6 +139,7 @@ impl FakeInstance {
             phase: self.phase.clone(),
             address: Some(self.address),
             started_at: Some(self.started_at),
+            uncheckpointable: self.uncheckpointable.clone(),
         }
     }
 }

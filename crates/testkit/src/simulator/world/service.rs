@@ -274,6 +274,7 @@ impl<'t> Service<'t> {
             phase: InstancePhase::Preparing,
             address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
             started_at: Some(now),
+            uncheckpointable: None,
         };
         self.runs.insert(id, Run { seen, in_flight: 0 });
         Ok(Some(next))

@@ -1,0 +1,113 @@
+//! Light sleep on disk: having frozen instances checkpointed, one at a time, and knowing how it went.
+//!
+//! The one design choice to know: an order only begins it. What comes of it is an observation, and what stands in its way
+//! is kept with the instance until it runs again, so that whoever plans need not remember anything.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tram_sandbox::protocol::{CheckpointSpec, Refusal};
+use tram_site::Error;
+use tram_types::InstanceId;
+
+use super::Shared;
+use super::entries::{Asleep, Entry, Live};
+use crate::supervisor;
+
+impl Shared {
+    /// Begins it, unless that has been done or the instance is not frozen.
+    pub(super) fn begin_checkpoint(self: &Arc<Self>, id: InstanceId) -> Result<(), Error> {
+        let Some(program) = self.config.checkpoint.clone() else {
+            return Err(Error::Refused {
+                message: "this machine cannot checkpoint instances: `tram doctor` says why".to_owned(),
+            });
+        };
+        {
+            let mut entries = self.lock();
+            let Some(Live::Up(up)) = entries.get_mut(&id).map(|entry| &mut entry.live) else {
+                return Err(Error::NoSuchInstance(id));
+            };
+            if !*up.frozen.borrow() || up.asleep != Asleep::Frozen {
+                return Ok(());
+            }
+            up.asleep = Asleep::OnItsWay;
+        }
+        let spec = CheckpointSpec {
+            program,
+            // Where the data plane's connections come from, as an instance sees it.
+            peers: vec![IpAddr::V4(self.network.gateway())],
+        };
+        let (shared, end) = (Arc::clone(self), self.end.clone());
+        tokio::spawn(end.run_until_cancelled_owned(async move { shared.checkpoint(id, spec).await }));
+        Ok(())
+    }
+
+    async fn checkpoint(self: &Arc<Self>, id: InstanceId, spec: CheckpointSpec) {
+        // Closed only with the site, whose end cancels this task.
+        let _permit = self.checkpoints.acquire().await;
+        let on_its_way = |entry: &Entry| matches!(&entry.live, Live::Up(up) if up.asleep == Asleep::OnItsWay);
+        let Ok(name) = super::wire_id(id) else { return };
+        if !self.lock().get(&id).is_some_and(on_its_way) {
+            return;
+        }
+        let done = self
+            .supervisor
+            .call(move |client| client.checkpoint(&name, spec.clone()))
+            .await;
+        let now = match done {
+            // What is left is page cache of files that nobody has open any more.
+            Ok(()) => {
+                self.reclaim(id);
+                Asleep::Checkpointed
+            }
+            Err(supervisor::Error::Refused(Refusal::CannotCheckpoint { reason })) => {
+                tracing::info!(instance = %id, reason, "an instance cannot be checkpointed");
+                Asleep::Stuck(reason)
+            }
+            // It was woken, or is over: the news say so.
+            Err(supervisor::Error::Refused(
+                Refusal::Waking { .. }
+                | Refusal::NotFrozen { .. }
+                | Refusal::NotRunning { .. }
+                | Refusal::UnknownInstance { .. },
+            )) => Asleep::Frozen,
+            Err(error @ supervisor::Error::Refused(_)) => {
+                tracing::warn!(instance = %id, error = crate::chain(&error), "an instance was not checkpointed");
+                Asleep::Stuck(error.to_string())
+            }
+            // The supervisor is away; the order comes again.
+            Err(error) => {
+                tracing::warn!(instance = %id, error = crate::chain(&error), "an instance was not checkpointed");
+                Asleep::Frozen
+            }
+        };
+        self.asleep(id, now);
+    }
+
+    /// Takes in how deep an instance sleeps. One that runs meanwhile does not sleep at all.
+    pub(super) fn asleep(&self, id: InstanceId, asleep: Asleep) {
+        let mut entries = self.lock();
+        let Some(Live::Up(up)) = entries.get_mut(&id).map(|entry| &mut entry.live) else {
+            return;
+        };
+        if !*up.frozen.borrow() || up.asleep == asleep {
+            return;
+        }
+        up.asleep = asleep;
+        drop(entries);
+        self.announce(id);
+    }
+
+    /// Has whoever plans look at everything that is frozen and could be on disk.
+    pub(super) fn announce_frozen(&self) {
+        let frozen: Vec<InstanceId> = {
+            let entries = self.lock();
+            let could = |entry: &Entry| matches!(&entry.live, Live::Up(up) if *up.frozen.borrow() && up.asleep == Asleep::Frozen);
+            let frozen = entries.iter().filter(|(_, entry)| could(entry));
+            frozen.map(|(id, _)| *id).collect()
+        };
+        for id in frozen {
+            self.announce(id);
+        }
+    }
+}
