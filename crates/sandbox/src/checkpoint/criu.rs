@@ -12,8 +12,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Gid, Uid};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags};
+use rustix::thread::CapabilitySet;
 
 use crate::sys;
 
@@ -247,12 +248,43 @@ pub(super) fn prepare(facts: &Path, paths: &[&Path]) -> io::Result<()> {
     Ok(())
 }
 
-/// Keeps what CRIU found out, for the next run. Best effort.
-pub(super) fn keep_facts(facts: &Path) {
-    let beside = facts.with_extension("new");
-    if !facts.exists() && fs::copy(FACTS, &beside).is_ok() {
-        let _ = fs::rename(beside, facts);
+/// Gives this process the real user and group of another, and leaves it all it may do. CRIU reads the limits of what it
+/// dumps, which takes CAP_SYS_RESOURCE or the same real user; some machines lack that capability.
+pub(super) fn resemble(pid: i32) -> io::Result<()> {
+    let held = rustix::thread::capabilities(None)?.effective;
+    if held.contains(CapabilitySet::SYS_RESOURCE) {
+        return Ok(());
     }
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let real = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse::<u32>().ok()
+    };
+    let (Some(uid), Some(gid)) = (real("Uid:"), real("Gid:")) else {
+        return Err(io::Error::other(format!("/proc/{pid}/status cannot be read")));
+    };
+    let (root_user, root_group) = (Uid::ROOT, Gid::ROOT);
+    rustix::thread::set_thread_res_gid(Gid::from_raw(gid), root_group, root_group)?;
+    Ok(rustix::thread::set_thread_res_uid(
+        Uid::from_raw(uid),
+        root_user,
+        root_user,
+    )?)
+}
+
+/// Has CRIU find out about the kernel and keeps what it found, once in each boot. Not left to the dump, which may be run
+/// with another real user: one of the libraries that CRIU asks ends a process that looks like a setuid program.
+pub(super) fn learn_facts(program: &Path, facts: &Path) -> io::Result<()> {
+    if facts.exists() {
+        return Ok(());
+    }
+    // What it does not like about the kernel, the dump says too.
+    Words::new(program, "check").run()?;
+    let beside = facts.with_extension("new");
+    if fs::copy(FACTS, &beside).is_ok() {
+        fs::rename(beside, facts)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

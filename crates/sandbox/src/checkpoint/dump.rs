@@ -75,10 +75,10 @@ pub(crate) fn dump(order: &Dump<'_>) -> io::Result<Dumped> {
             rustix::process::setsid()?;
             criu::shed(&keep)?;
             criu::prepare(order.facts, &[&directory, order.program, order.facts])?;
+            criu::learn_facts(order.program, order.facts)?;
             order.held.enter_shared()?;
-            let well = words.run()?;
-            criu::keep_facts(order.facts);
-            io::Result::Ok(well)
+            criu::resemble(order.init)?;
+            words.run()
         };
         match attempt() {
             Ok(true) => 0,

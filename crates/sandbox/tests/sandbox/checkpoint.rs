@@ -81,6 +81,9 @@ fn counts_on(v1_freezer: bool) {
     let mut spec = world.shell(COUNTER);
     spec.limits.cpu_millis = Some(500);
     spec.limits.memory_bytes = Some(64 << 20);
+    // Not root, and with fewer rights.
+    spec.user.uid = 4711;
+    spec.user.gid = 4712;
     let id = spec.id.clone();
     world.client().launch(spec).unwrap();
     world.wait_log(&id, "ready");
