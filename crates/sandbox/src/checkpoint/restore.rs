@@ -8,8 +8,8 @@
 //! The one design choice to know: the first process is made as CRIU's sibling, so the shim is its parent, as it was
 //! before: it waits for it and learns how it ended, and the process dies with the shim as it asked to.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,6 +30,8 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// The server of pages says that it is there.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 const NOT_RUN: i32 = 127;
+/// There was nobody to ask for memory.
+const NO_PAGES: i32 = 126;
 const LOG: &str = "restore.log";
 const PID_FILE: &str = "pid";
 
@@ -66,7 +68,8 @@ pub(crate) struct Pages {
 }
 
 impl Pages {
-    fn start(order: &Restore<'_>, directory: &Path) -> io::Result<Self> {
+    /// Starts it; what is given back beside it says that it is there, when it is.
+    fn start(order: &Restore<'_>, directory: &Path) -> io::Result<(Self, OwnedFd)> {
         let (ready, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         let mut words = Words::new(order.program, "lazy-pages");
         words.path("--images-dir", directory);
@@ -75,6 +78,8 @@ impl Pages {
         let child = Child::start(|| {
             let attempt = || {
                 rustix::process::setsid()?;
+                // Somebody waits, now and at every page.
+                sys::hurry(true);
                 criu::shed(&[tell.as_fd()])?;
                 criu::prepare(order.facts, &[directory, order.program, order.facts])?;
                 rustix::io::fcntl_setfd(&tell, rustix::io::FdFlags::empty())?;
@@ -84,16 +89,8 @@ impl Pages {
             result.map_or(NOT_RUN, |()| 0)
         })?;
         drop(tell);
-        let pages = Self {
-            child,
-            faults: Vec::new(),
-        };
-        let mut said = [0];
-        if !sys::wait_readable(&ready, READY_TIMEOUT)? || File::from(ready).read(&mut said)? == 0 {
-            pages.end();
-            return Err(io::Error::other("the server of pages did not come up"));
-        }
-        Ok(pages)
+        let faults = Vec::new();
+        Ok((Self { child, faults }, ready))
     }
 
     pub(crate) fn pidfd(&self) -> &OwnedFd {
@@ -112,7 +109,7 @@ impl Pages {
     }
 
     /// Takes copies of the descriptors through which it answers faults.
-    fn holdfaults(&mut self) -> io::Result<()> {
+    fn hold_faults(&mut self) -> io::Result<()> {
         for entry in fs::read_dir(format!("/proc/{}/fd", self.child.pid))? {
             let entry = entry?;
             let is_one = fs::read_link(entry.path())
@@ -135,21 +132,21 @@ pub(crate) fn restore(order: Restore<'_>) -> io::Result<Restored> {
     let directory = order.image.path();
     let pid_file = directory.join(PID_FILE);
     crate::state::ignore_missing(fs::remove_file(&pid_file))?;
-    let mut pages = match order.lazily {
-        true => Some(Pages::start(&order, &directory)?),
-        false => None,
+    let (mut pages, ready) = match order.lazily {
+        true => Pages::start(&order, &directory).map(|(pages, ready)| (Some(pages), Some(ready)))?,
+        false => (None, None),
     };
-    let result = run(order, &directory, &pid_file);
-    match (result, &mut pages) {
-        (Ok((pid, pidfd)), pages_now) => {
-            if let Some(pages) = pages_now {
-                // Else its death would be a program that reads zeroes.
-                pages.holdfaults()?;
+    match run(order, &directory, &pid_file, ready) {
+        Ok((pid, pidfd)) => {
+            if let Some(pages) = &mut pages {
+                // Else its death would be a program that reads zeroes. The program runs already, so this is no reason
+                // to say that it does not.
+                let _ = pages.hold_faults();
             }
             Ok(Restored { pid, pidfd, pages })
         }
-        (Err(error), pages_now) => {
-            if let Some(pages) = pages_now {
+        Err(error) => {
+            if let Some(pages) = pages {
                 pages.end();
             }
             Err(error)
@@ -157,7 +154,13 @@ pub(crate) fn restore(order: Restore<'_>) -> io::Result<Restored> {
     }
 }
 
-fn run(order: Restore<'_>, directory: &Path, pid_file: &Path) -> io::Result<(i32, OwnedFd)> {
+/// Runs CRIU, once the server of pages is `ready`, if there is one.
+fn run(
+    order: Restore<'_>,
+    directory: &Path,
+    pid_file: &Path,
+    ready: Option<OwnedFd>,
+) -> io::Result<(i32, OwnedFd)> {
     let words = words(&order, directory)?;
     let Attach {
         born_in,
@@ -175,6 +178,9 @@ fn run(order: Restore<'_>, directory: &Path, pid_file: &Path) -> io::Result<(i32
             let writing = order.pipes.iter().map(|(_, write)| write.as_fd());
             let mut keep: Vec<_> = writing.clone().chain(order.held.fds()).collect();
             keep.extend(procs.iter().chain(&cpu).map(AsFd::as_fd));
+            keep.extend(ready.as_ref().map(AsFd::as_fd));
+            // Until CRIU gives each process what it had.
+            sys::hurry_process(true);
             criu::shed(&keep)?;
             for mut procs in procs.iter().chain(&cpu) {
                 io::Write::write_all(&mut procs, b"0")?;
@@ -188,10 +194,16 @@ fn run(order: Restore<'_>, directory: &Path, pid_file: &Path) -> io::Result<(i32
             for pipe in writing {
                 rustix::io::fcntl_setfd(pipe, rustix::io::FdFlags::empty())?;
             }
+            if let Some(ready) = &ready {
+                let mut said = [0];
+                if !sys::wait_readable(ready, READY_TIMEOUT)? || rustix::io::read(ready, &mut said)? == 0 {
+                    return Ok(());
+                }
+            }
             Err(words.exec())
         };
         let result: io::Result<()> = attempt();
-        result.map_or(NOT_RUN, |()| 0)
+        result.map_or(NOT_RUN, |()| NO_PAGES)
     })?;
     let reason = match helper.wait(TIMEOUT)? {
         Some(ExitStatus::Code(0)) => {
@@ -202,6 +214,7 @@ fn run(order: Restore<'_>, directory: &Path, pid_file: &Path) -> io::Result<(i32
             return Ok((pid, pidfd_open(known, PidfdFlags::empty())?));
         }
         Some(ExitStatus::Code(NOT_RUN)) => "CRIU could not be run".to_owned(),
+        Some(ExitStatus::Code(NO_PAGES)) => "the server of pages did not come up".to_owned(),
         Some(status) => {
             let log = fs::read_to_string(directory.join(LOG)).unwrap_or_default();
             first_error(&log).unwrap_or_else(|| format!("CRIU left with {status:?} and did not say why"))
