@@ -96,7 +96,7 @@ pub(crate) fn dump(order: &Dump<'_>) -> io::Result<Dumped> {
         Some(ExitStatus::Code(NOT_RUN)) => Err(io::Error::other("CRIU could not be run")),
         Some(ExitStatus::Code(_)) => {
             let said = first_error(&log()).unwrap_or_else(|| "it did not say why".to_owned());
-            Ok(Dumped::Refused(format!("CRIU cannot write it down: {said}")))
+            Ok(Dumped::Refused(explain(&said)))
         }
         Some(ExitStatus::Signal(signal)) => Ok(Dumped::Broken(format!(
             "the checkpoint was ended by signal {signal}"
@@ -106,6 +106,19 @@ pub(crate) fn dump(order: &Dump<'_>) -> io::Result<Dumped> {
             TIMEOUT.as_secs()
         ))),
     }
+}
+
+/// CRIU's words, in the owner's where they are known.
+fn explain(said: &str) -> String {
+    if said.starts_with("Can't get rlimit") {
+        return "its processes belong to several users, and this machine lacks the capability CAP_SYS_RESOURCE, without \
+                which their limits cannot be read"
+            .to_owned();
+    }
+    if said.contains("SysVIPC shmem") {
+        return "it uses System V shared memory".to_owned();
+    }
+    format!("CRIU cannot write it down: {said}")
 }
 
 fn words(order: &Dump<'_>, directory: &Path) -> io::Result<Words> {

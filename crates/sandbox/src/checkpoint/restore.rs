@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, pidfd_getfd, pidfd_open, setrlimit,
+};
 
 use super::criu::{self, Words, first_error};
 use super::dump::Child;
@@ -29,6 +31,9 @@ use crate::sys;
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// The server of pages says that it is there.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
+/// What the server of pages may write: it says a line when something is wrong, and when it goes round in circles over
+/// that (seen with 4.2), this ends it, and the instance with it.
+const LOG_BYTES_MAX: u64 = 16 << 20;
 const NOT_RUN: i32 = 127;
 /// There was nobody to ask for memory.
 const NO_PAGES: i32 = 126;
@@ -80,6 +85,11 @@ impl Pages {
                 rustix::process::setsid()?;
                 // Somebody waits, now and at every page.
                 sys::hurry(true);
+                let log = Rlimit {
+                    current: Some(LOG_BYTES_MAX),
+                    maximum: Some(LOG_BYTES_MAX),
+                };
+                setrlimit(Resource::Fsize, log)?;
                 criu::shed(&[tell.as_fd()])?;
                 criu::prepare(order.facts, &[directory, order.program, order.facts])?;
                 rustix::io::fcntl_setfd(&tell, rustix::io::FdFlags::empty())?;

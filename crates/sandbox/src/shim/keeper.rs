@@ -43,6 +43,9 @@ pub(super) struct Keeper<'a> {
 struct Asleep {
     held: Held,
     program: PathBuf,
+    /// Its memory may come as it is touched. With more than one process CRIU 4.2's server of pages touches what it has
+    /// freed already (one in some thirty restores hung), so then all of it is read first.
+    lazily: bool,
 }
 
 /// What an order leads to.
@@ -174,13 +177,15 @@ impl<'a> Keeper<'a> {
         let image = self.order.dir.image();
         let held = Held::of(self.run.init.pid)?;
         let freezer = driver.freezer(name)?;
+        let processes = driver.processes(name)?;
+        let lazily = processes.len() == 1;
         driver.lift_limits(name)?;
         let dumped = checkpoint::dump(&Dump {
             program: &spec.program,
             image: &image,
             facts: &self.order.dir.criu_facts(self.order.boot_id),
             init: self.run.init.pid,
-            processes: driver.processes(name)?,
+            processes,
             peers: &spec.peers,
             freezer: &freezer,
             pipes: self.pump.pipes().collect(),
@@ -217,6 +222,7 @@ impl<'a> Keeper<'a> {
         self.asleep = Some(Asleep {
             held,
             program: spec.program.clone(),
+            lazily,
         });
         Ok(Next::Answer(ShimAnswer::Checkpointed))
     }
@@ -250,7 +256,8 @@ impl<'a> Keeper<'a> {
             };
         }
         let _ = self.order.dir.begin_errand();
-        let restored = self.restore(true).or_else(|first| {
+        let lazily = self.asleep.as_ref().is_some_and(|asleep| asleep.lazily);
+        let restored = self.restore(lazily).or_else(|first| {
             // Without the server of pages there is less that can go wrong.
             self.let_go();
             self.restore(false).map_err(|_| first)

@@ -327,6 +327,35 @@ fn killed_supervisors_leave_it_frozen_or_on_the_disk_at_every_moment() {
 }
 
 #[test]
+fn several_processes_go_and_come_together() {
+    let Some(world) = World::new() else { return };
+    let Some(checkpoint) = spec() else { return };
+    let spec = world.shell(
+        "tick() { while :; do echo $1; sleep 0.05; done; }; tick one & tick two & (tick three & wait) & echo ready; wait",
+    );
+    let id = spec.id.clone();
+    world.client().launch(spec).unwrap();
+    world.wait_log(&id, "three");
+    for _ in 0..5 {
+        world.client().freeze(&id).unwrap();
+        world.client().checkpoint(&id, checkpoint.clone()).unwrap();
+        assert_eq!(world.processes(&id), 0);
+        let before = world.logs(&id).len();
+        world.client().thaw(&id).unwrap();
+        until("each of them goes on", || {
+            let logs = world.logs(&id);
+            let since = logs.get(before..).unwrap_or_default();
+            ["one", "two", "three"]
+                .iter()
+                .all(|word| since.iter().any(|record| record.text == *word))
+        });
+        assert!(!world.image(&id).exists());
+    }
+    world.client().kill(&id).unwrap();
+    world.wait_exit(&id);
+}
+
+#[test]
 fn an_image_that_is_damaged_ends_the_instance_and_its_log_says_so() {
     let Some(world) = World::new() else { return };
     let Some(checkpoint) = spec() else { return };
