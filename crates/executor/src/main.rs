@@ -1,0 +1,65 @@
+//! The program that the platform puts into every sandbox: commands, files, processes and one port, over HTTP.
+//!
+//! `tram-executor [--port N] [--proxy-port N] [--auth static|pool] [--secret-path PATH] [-- COMMAND…]`. It is the
+//! first process of the instance, so it reaps whatever loses its parent, and it needs nothing of the image: it is
+//! linked statically and opens no file of the image on its own. It is shared by whoever holds the sandbox's secret;
+//! it is no barrier against the programs in the sandbox, which run as the same user.
+//!
+//! The files in the order of a request: `server`, `auth`, `request`, then one for each resource (`run`, `processes`,
+//! `files`, `relay`), then what they share (`children`, `output`, `reply`).
+
+mod auth;
+mod children;
+mod command;
+mod files;
+mod output;
+mod processes;
+mod relay;
+mod reply;
+mod request;
+mod run;
+mod server;
+mod settings;
+
+use std::process::ExitCode;
+
+use settings::Settings;
+
+/// What a shell says of a wrong invocation.
+const WRONG_USE: u8 = 2;
+
+fn main() -> ExitCode {
+    let settings = match Settings::read(std::env::args_os().skip(1), |name| std::env::var(name).ok()) {
+        Ok(settings) => settings,
+        Err(problem) => {
+            say(&problem);
+            return ExitCode::from(WRONG_USE);
+        }
+    };
+    // One thread: the sandbox's processor belongs to its programs. Files are read and written on a few others.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(files::THREADS_MAX)
+        .build();
+    let outcome = runtime
+        .map_err(|error| format!("cannot start: {error}"))
+        .and_then(|runtime| {
+            let outcome = runtime.block_on(command::run(settings));
+            // A file operation that hangs on a dead network mount must not keep the sandbox from ending.
+            runtime.shutdown_background();
+            outcome
+        });
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(problem) => {
+            say(&problem);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One line among the sandbox's logs. Never of a request: the logs belong to the sandbox's programs.
+#[expect(clippy::print_stderr, reason = "the instance's log is its standard error")]
+fn say(text: &str) {
+    eprintln!("sandbox executor: {text}");
+}

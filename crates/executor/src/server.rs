@@ -1,0 +1,171 @@
+//! Accept, authorise, route.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::header::AUTHORIZATION;
+use hyper::service::service_fn;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::auth::Door;
+use crate::children::Children;
+use crate::files::Operation;
+use crate::processes::Processes;
+use crate::relay::Binding;
+use crate::reply::{Reply, Wrong, json};
+use crate::{request, run};
+
+/// Connections at once. Streams of thousands of commands come through fewer; what waits is in the listener's queue.
+const CONNECTIONS_MAX: usize = 4096;
+/// A connection without a whole request header for this long is closed. The edge keeps connections for less.
+const HEADER_TIME_MAX: Duration = Duration::from_secs(120);
+/// A moment without descriptors or memory passes; asking at once again would only burn the processor.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// All that requests need.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) door: Door,
+    pub(crate) children: Children,
+    pub(crate) processes: Processes,
+    pub(crate) binding: Binding,
+}
+
+#[derive(Debug, Serialize)]
+struct Health {
+    status: &'static str,
+}
+
+/// Serves for ever.
+pub(crate) async fn serve(listener: TcpListener, state: Arc<State>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        // Events are small and go out one by one.
+        let _ = stream.set_nodelay(true);
+        let state = Arc::clone(&state);
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let state = Arc::clone(&state);
+                async move { Ok::<_, Infallible>(answer(&state, request).await) }
+            });
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIME_MAX)
+                .serve_connection(TokioIo::new(stream), service);
+            // What breaks a connection is the client's affair, and it knows.
+            let _ = served.await;
+            drop(place);
+        });
+    }
+}
+
+async fn answer(state: &State, request: Request<Incoming>) -> Reply {
+    match route(state, request).await {
+        Ok(reply) => reply,
+        Err(wrong) => wrong.into(),
+    }
+}
+
+async fn route(state: &State, request: Request<Incoming>) -> Result<Reply, Wrong> {
+    let (head, body) = request.into_parts();
+    let path = head.uri.path();
+    if (&head.method, path) == (&Method::GET, "/health") {
+        return Ok(json(StatusCode::OK, &Health { status: "ok" }));
+    }
+    let shown = head
+        .headers
+        .get(AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
+    match state.door.opens(shown) {
+        Ok(true) => {}
+        Ok(false) => return Err(Wrong::new(StatusCode::UNAUTHORIZED, "Unauthorized")),
+        Err(error) => {
+            let words = format!("the secret of this sandbox cannot be written down: {error}");
+            return Err(Wrong::new(StatusCode::INTERNAL_SERVER_ERROR, words));
+        }
+    }
+    let method = &head.method;
+    if let (Some(operation), &Method::POST) = (file_operation(path), method) {
+        return Ok(operation.carry_out(request::read(body).await?).await);
+    }
+    let allowed = match path {
+        "/list_processes" | "/process_logs_streaming" | "/port_status" => Method::GET,
+        _ => Method::POST,
+    };
+    if is_known(path) && *method != allowed {
+        return Err(Wrong::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            format!("use {allowed}"),
+        ));
+    }
+    match path {
+        "/run" => {
+            let wanted = request::read(body).await?;
+            Ok(run::whole(&state.children, &wanted).await)
+        }
+        "/run_streaming" => {
+            let wanted = request::read(body).await?;
+            Ok(run::streaming(&state.children, &wanted))
+        }
+        "/bind_port" => Ok(state.binding.bind(&request::read(body).await?)),
+        // Always succeeds, whatever the body names: clients unbind before they bind.
+        "/unbind_port" => Ok(state.binding.unbind()),
+        "/port_status" => Ok(state.binding.status()),
+        "/start_process" => Ok(state.processes.start(&state.children, request::read(body).await?)),
+        "/list_processes" => Ok(state.processes.list()),
+        "/kill_process" => Ok(state.processes.kill(&request::read(body).await?)),
+        "/process_logs_streaming" => {
+            let query = head.uri.query();
+            let id = request::parameter(query, "id").unwrap_or_default();
+            let follow =
+                request::parameter(query, "follow").is_some_and(|value| value == "true" || value == "1");
+            Ok(state.processes.logs(&id, follow))
+        }
+        _ => Err(Wrong::new(
+            StatusCode::NOT_FOUND,
+            format!("there is nothing at {path}"),
+        )),
+    }
+}
+
+fn file_operation(path: &str) -> Option<Operation> {
+    Some(match path {
+        "/write_file" => Operation::Write,
+        "/read_file" => Operation::Read,
+        "/delete_file" => Operation::Delete,
+        "/make_dir" => Operation::MakeDirectory,
+        "/delete_dir" => Operation::DeleteDirectory,
+        "/list_dir" => Operation::ListDirectory,
+        "/stat_file" => Operation::Stat,
+        _ => return None,
+    })
+}
+
+fn is_known(path: &str) -> bool {
+    file_operation(path).is_some()
+        || matches!(
+            path,
+            "/run"
+                | "/run_streaming"
+                | "/bind_port"
+                | "/unbind_port"
+                | "/port_status"
+                | "/start_process"
+                | "/list_processes"
+                | "/kill_process"
+                | "/process_logs_streaming"
+        )
+}
