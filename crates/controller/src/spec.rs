@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use tram_planner as planner;
 use tram_site::{
     ImageSpec, InstanceSpec,
-    spec::{FileSpec, Limits},
+    spec::{EXECUTOR_PORT, EXECUTOR_PROXY_PORT, ExecutorAccess, ExecutorSpec, FileSpec, Limits},
 };
 use tram_store::{Store, record};
 use tram_types::{
@@ -217,6 +217,7 @@ impl Subject<'_> {
             entrypoint: docker.entrypoint,
             command: docker.command,
             args: docker.args,
+            executor: executor(definition, &env)?,
             env,
             files,
             ports: definition.effective_ports(),
@@ -291,6 +292,40 @@ fn mesh(definition: &DeploymentDefinition) -> bool {
     }
 }
 
+/// The variable with the secret of a sandbox's executor.
+const SANDBOX_SECRET: &str = "SANDBOX_SECRET";
+/// Set for what waits in a pool: it has no secret yet.
+const SANDBOX_AUTH_MODE: &str = "SANDBOX_AUTH_MODE";
+
+/// What a sandbox is driven by. Clients have its ports written into them.
+fn executor(
+    definition: &DeploymentDefinition,
+    env: &BTreeMap<String, String>,
+) -> Result<Option<ExecutorSpec>, Problem> {
+    if definition.r#type != DefinitionType::Sandbox {
+        return Ok(None);
+    }
+    let given = |name: &str| {
+        env.get(name)
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
+    };
+    let access = match (given(SANDBOX_AUTH_MODE), given(SANDBOX_SECRET)) {
+        (Some("pool"), None) => ExecutorAccess::Pool,
+        (_, Some(_)) => ExecutorAccess::Static,
+        (_, None) => {
+            return Err(Problem::Wrong(format!(
+                "a sandbox needs the environment variable {SANDBOX_SECRET}: clients show its value to the sandbox"
+            )));
+        }
+    };
+    Ok(Some(ExecutorSpec {
+        port: EXECUTOR_PORT,
+        proxy_port: EXECUTOR_PROXY_PORT,
+        access,
+    }))
+}
+
 fn egress(definition: &DeploymentDefinition) -> Option<Vec<String>> {
     let egress = definition.network_policy.as_ref()?.egress.as_ref()?;
     match egress.mode {
@@ -346,6 +381,31 @@ mod tests {
             ..DeploymentDefinition::default()
         };
         assert_eq!(written_region(&catalog, &definition, "fra"), "was");
+    }
+
+    #[test]
+    fn a_sandbox_is_driven_by_whoever_has_its_secret() {
+        let sandbox = DeploymentDefinition {
+            r#type: DefinitionType::Sandbox,
+            ..DeploymentDefinition::default()
+        };
+        let access = |definition: &DeploymentDefinition, env: &[(&str, &str)]| {
+            let env = env
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            executor(definition, &env.collect()).map(|spec| spec.map(|spec| spec.access))
+        };
+        let secret = access(
+            &sandbox,
+            &[("SANDBOX_SECRET", "s"), ("SANDBOX_AUTH_MODE", "pool")],
+        );
+        assert_eq!(secret.unwrap(), Some(ExecutorAccess::Static), "a secret wins");
+        let pool = access(&sandbox, &[("SANDBOX_AUTH_MODE", "pool")]);
+        assert_eq!(pool.unwrap(), Some(ExecutorAccess::Pool));
+        assert!(
+            matches!(access(&sandbox, &[]), Err(Problem::Wrong(words)) if words.contains("SANDBOX_SECRET"))
+        );
+        assert_eq!(access(&DeploymentDefinition::default(), &[]).unwrap(), None);
     }
 
     #[test]

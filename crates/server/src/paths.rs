@@ -38,6 +38,8 @@ rooms! {
     edge = "edge";
     /// What this machine, as a site, remembers of its instances.
     site = "site";
+    /// The executor of sandboxes, as this version has it.
+    executor = "executor";
     /// Output of the helper processes, and the access log.
     logs = "logs";
 }
@@ -91,6 +93,7 @@ impl Paths {
             (self.supervisor(), WALKABLE),
             (self.edge(), PRIVATE),
             (self.site(), PRIVATE),
+            (self.executor(), PRIVATE),
             (self.logs(), PRIVATE),
         ];
         for (room, mode) in rooms {

@@ -239,6 +239,8 @@ impl Inside {
         let images = crate::images::open(settings, paths)?;
         let mut site_config = tram_site_local::Config::new(paths.site());
         site_config.supervisor_dir = paths.supervisor();
+        site_config.executor =
+            Some(crate::executor::ensure(paths).context("cannot lay out the executor of sandboxes")?);
         site_config
             .network
             .name_servers

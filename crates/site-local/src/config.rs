@@ -44,6 +44,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The directory the supervisor was started with; its socket is in there.
     pub supervisor_dir: PathBuf,
+    /// The executor of sandboxes: a static program that any user may run. Absent: sandboxes cannot be started.
+    pub executor: Option<PathBuf>,
     /// The private network of the instances.
     pub network: NetworkConfig,
     /// How much of an instance's output is kept.
@@ -71,6 +73,7 @@ impl Config {
         Self {
             supervisor_dir: state_dir.clone(),
             state_dir,
+            executor: None,
             network: NetworkConfig::default(),
             logs: LogLimits::default(),
             logs_retention: DEFAULT_LOGS_RETENTION,

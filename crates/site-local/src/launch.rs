@@ -14,7 +14,7 @@ use tram_sandbox::protocol::{
 use tram_site::InstanceSpec;
 
 use crate::config::{Config, UserNamespaces};
-use crate::dns;
+use crate::{dns, executor};
 
 /// What the usual base images have.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -43,6 +43,8 @@ pub(crate) enum Error {
     NothingToRun,
     #[error("the image has no files in it: build it from a base image or copy your program into it")]
     NoLayers,
+    #[error("this machine has no executor for sandboxes: its `tram` was built without one")]
+    NoExecutor,
     #[error("the definition cannot be run: {0}")]
     Invalid(#[from] InvalidSpec),
 }
@@ -85,7 +87,14 @@ pub(crate) fn launch_spec(
         return Err(Error::NoLayers);
     }
     let id = InstanceId::new(spec.id.to_string())?;
-    let mut launch = LaunchSpec::new(id, generation, image.layers.to_vec(), words(spec, image.config)?);
+    let argv = match &spec.executor {
+        Some(executor) => executor::words(executor, own_program(spec, image.config)?),
+        None => words(spec, image.config)?,
+    };
+    let mut launch = LaunchSpec::new(id, generation, image.layers.to_vec(), argv);
+    if spec.executor.is_some() {
+        launch.binds.push(executor::mount(config)?);
+    }
     launch.env = environment(spec, image.config, account.home.as_deref())
         .into_iter()
         .collect();
@@ -115,7 +124,9 @@ pub(crate) fn launch_spec(
     };
     launch.disk_bytes_max = Some(spec.limits.disk_bytes.max(DISK_BYTES_MIN));
     launch.logs = config.logs.clone();
-    if let Some(signal) = image.config.stop_signal.as_deref().and_then(signal_number) {
+    // The image's signal is for its own program; the executor passes the usual one on.
+    let signal = image.config.stop_signal.as_deref().and_then(signal_number);
+    if let Some(signal) = signal.filter(|_| spec.executor.is_none()) {
         launch.stop_signal = signal;
     }
     launch.labels = BTreeMap::from([
@@ -154,6 +165,15 @@ fn words(spec: &InstanceSpec, image: &ImageConfig) -> Result<Vec<String>, Error>
     } else {
         Ok(words)
     }
+}
+
+/// What a sandbox runs beside its executor: what its definition names. The image's own program is not started, since it
+/// is mostly a shell that would end at once, and the sandbox with it.
+fn own_program(spec: &InstanceSpec, image: &ImageConfig) -> Result<Vec<String>, Error> {
+    if spec.entrypoint.is_empty() && spec.command.is_empty() && spec.args.is_empty() {
+        return Ok(Vec::new());
+    }
+    words(spec, image)
 }
 
 /// The image's variables, then the definition's over them, and what every program expects.

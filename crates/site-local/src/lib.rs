@@ -25,6 +25,7 @@ mod disk;
 mod dns;
 mod end;
 mod exec;
+mod executor;
 mod health;
 mod images;
 mod launch;

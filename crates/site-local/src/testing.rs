@@ -40,5 +40,6 @@ pub(crate) fn instance_spec(app: &str, service: &str) -> InstanceSpec {
         mesh: true,
         egress_allow: None,
         untrusted: false,
+        executor: None,
     }
 }

@@ -103,7 +103,50 @@ pub struct InstanceSpec {
     /// Whether nobody vouches for its code, as in a sandbox: the site isolates it as well as it can.
     #[serde(default)]
     pub untrusted: bool,
+    /// A sandbox: the executor is its first process. `None`: the program is.
+    #[serde(default)]
+    pub executor: Option<ExecutorSpec>,
 }
+
+/// The executor of a sandbox (crates/executor). The site has it ready, lays it into the instance read-only outside
+/// the image's paths, and starts it with these settings; the sandbox's own program, where the definition names one,
+/// follows after `--`. Its secret is in the instance's environment. A site of machines that are not ours does the same
+/// with a container that copies the executor into a shared volume first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecutorSpec {
+    /// Where it takes requests.
+    pub port: u16,
+    /// Where it relays the bytes of the sandbox's bound port.
+    pub proxy_port: u16,
+    /// Who may use it.
+    pub access: ExecutorAccess,
+}
+
+/// Who may use an executor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExecutorAccess {
+    /// Whoever shows the secret in the environment.
+    Static,
+    /// The first who comes, with the secret shown then: a sandbox that waits in a pool.
+    Pool,
+}
+
+impl ExecutorAccess {
+    /// As the executor's `--auth` has it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Static => "static",
+            Self::Pool => "pool",
+        }
+    }
+}
+
+/// The port on which clients look for an executor.
+pub const EXECUTOR_PORT: u16 = 3030;
+/// The port behind which clients look for a sandbox's bound port.
+pub const EXECUTOR_PROXY_PORT: u16 = 3031;
 
 /// A file laid into the root file system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

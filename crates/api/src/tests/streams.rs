@@ -109,6 +109,7 @@ pub(super) fn spec_of(instance: &Instance) -> spec::InstanceSpec {
         mesh: false,
         egress_allow: None,
         untrusted: false,
+        executor: None,
     }
 }
 

@@ -6,6 +6,7 @@ use tram_store::record;
 use tram_types::{
     catalog::InstanceType,
     interpolate::{self, UnknownName},
+    status::DefinitionType,
 };
 
 use super::{Problem, Secrets, Subject, in_scope};
@@ -75,7 +76,11 @@ fn system(
     let mut set = |name: &str, value: String| {
         env.insert(name.to_owned(), value);
     };
-    if let Some(port) = definition.main_port() {
+    // The ports of a sandbox are its executor's; a server inside must not take them for its own.
+    let main_port = definition
+        .main_port()
+        .filter(|_| definition.r#type != DefinitionType::Sandbox);
+    if let Some(port) = main_port {
         set("PORT", port.to_string());
     }
     for port in definition.effective_ports() {

@@ -50,6 +50,7 @@ fn stray() -> InstanceSpec {
         mesh: false,
         egress_allow: None,
         untrusted: false,
+        executor: None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The rules of what is run.
 
-use tram_site::spec::FileSpec;
+use tram_site::spec::{ExecutorAccess, ExecutorSpec, FileSpec};
 
 use super::*;
 use crate::testing::instance_spec;
@@ -129,6 +129,58 @@ fn a_file_of_the_definition_replaces_the_platforms() {
         )
         .is_err()
     );
+}
+
+#[test]
+fn a_sandbox_begins_with_its_executor() {
+    let config = ImageConfig {
+        stop_signal: Some("SIGQUIT".to_owned()),
+        ..image(&["/entry.sh"], &["/bin/sh"])
+    };
+    let layers = ["/layers/1".into()];
+    let account = Account {
+        user: User {
+            uid: 1000,
+            gid: 1000,
+            groups: Vec::new(),
+        },
+        home: None,
+    };
+    let place = Place {
+        address: "10.201.0.2".parse().unwrap(),
+        gateway: "10.201.0.1".parse().unwrap(),
+        namespace: "/run/x".into(),
+    };
+    let view = ImageView {
+        config: &config,
+        layers: &layers,
+    };
+    let mut spec = InstanceSpec {
+        executor: Some(ExecutorSpec {
+            port: 3030,
+            proxy_port: 3031,
+            access: ExecutorAccess::Static,
+        }),
+        ..instance_spec("app", "box")
+    };
+    let mut here = Config::new("/nowhere");
+    let refused = launch_spec(&spec, 1, view, &account, &place, &here).unwrap_err();
+    assert!(matches!(refused, Error::NoExecutor), "{refused}");
+
+    here.executor = Some("/state/executor".into());
+    let executor = "/.tramontane/executor --port 3030 --proxy-port 3031 --auth static";
+    let launch = launch_spec(&spec, 1, view, &account, &place, &here).unwrap();
+    assert_eq!(
+        launch.argv.join(" "),
+        executor,
+        "the image's program is not started"
+    );
+    let mount = &launch.binds[0];
+    assert!(mount.readonly && mount.source.as_os_str() == "/state/executor");
+
+    spec.command = "serve".to_owned();
+    let launch = launch_spec(&spec, 1, view, &account, &place, &here).unwrap();
+    assert_eq!(launch.argv.join(" "), format!("{executor} -- /entry.sh serve"));
 }
 
 #[test]

@@ -237,6 +237,7 @@ impl Machine {
             mesh: true,
             egress_allow: None,
             untrusted: false,
+            executor: None,
         }
     }
 

@@ -40,6 +40,7 @@ fn spec(image: &str) -> InstanceSpec {
         mesh: true,
         egress_allow: None,
         untrusted: false,
+        executor: None,
     }
 }
 

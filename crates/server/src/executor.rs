@@ -1,0 +1,76 @@
+//! The executor of sandboxes, which this binary carries: laid out as a file, so that it can be shown in instances.
+//!
+//! The file is named after its content. An instance that runs keeps the one it was started with, also when another
+//! version of `tram` takes over; a file that no start can ask for any more is removed.
+
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::PathBuf;
+
+use sha2::{Digest, Sha256};
+
+use crate::paths::Paths;
+
+/// As build.rs made it.
+const EXECUTOR: &[u8] = include_bytes!(env!("TRAM_EXECUTOR"));
+/// Whoever the sandbox's user is may run it, and nobody changes it.
+const MODE: u32 = 0o555;
+
+/// The path of the executor, which is there and whole.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn ensure(paths: &Paths) -> io::Result<PathBuf> {
+    let directory = paths.executor();
+    let name = hex::encode(Sha256::digest(EXECUTOR));
+    let path = directory.join(&name);
+    // Compared, not trusted: a file that somebody damaged would break every sandbox.
+    if !std::fs::read(&path).is_ok_and(|bytes| bytes == EXECUTOR) {
+        let partial = directory.join("partial");
+        match std::fs::remove_file(&partial) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(MODE)
+            .open(&partial)?;
+        file.write_all(EXECUTOR)?;
+        file.set_permissions(std::fs::Permissions::from_mode(MODE))?;
+        file.sync_all()?;
+        drop(file);
+        std::fs::rename(&partial, &path)?;
+    }
+    for entry in std::fs::read_dir(&directory)? {
+        let entry = entry?;
+        if entry.file_name() != name.as_str() {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_laid_out_once_whole_and_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::new(root.path());
+        std::fs::create_dir_all(paths.executor()).unwrap();
+        std::fs::write(paths.executor().join("of-an-older-version"), "").unwrap();
+        let path = ensure(&paths).unwrap();
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            MODE
+        );
+        assert_eq!(std::fs::read_dir(paths.executor()).unwrap().count(), 1);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "damaged").unwrap();
+        assert_eq!(ensure(&paths).unwrap(), path);
+        let output = std::process::Command::new(&path).env_clear().output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "it runs, and misses its secret");
+    }
+}
