@@ -19,6 +19,7 @@ mod logs;
 mod pause;
 mod redeploy;
 mod resume;
+mod sandbox;
 mod scale;
 mod secrets;
 mod services;
@@ -70,6 +71,9 @@ pub enum RemoteCommand {
     Logs(logs::Arguments),
     /// Run a command inside a running instance
     Exec(exec::Arguments),
+    /// Sandboxes: isolated computers for code that nobody has read
+    #[command(subcommand)]
+    Sandbox(sandbox::Action),
     /// Show what happened to a service
     Events(events::Arguments),
     /// Set how many instances a service has
@@ -210,6 +214,7 @@ pub(crate) fn resolve_server(command: ServerArguments, host: &Host) -> Result<Se
 pub(crate) async fn run_remote(command: RemoteCommand, session: Session) -> Result<u8, Error> {
     match command {
         RemoteCommand::Deploy(arguments) => return Box::pin(deploy::run(session, *arguments)).await,
+        RemoteCommand::Sandbox(action) => return Box::pin(sandbox::run(session, action)).await,
         RemoteCommand::Exec(arguments) => return Box::pin(exec::run(session, arguments)).await,
         RemoteCommand::Logs(arguments) => return Box::pin(logs::run(session, arguments)).await,
         RemoteCommand::Apps(action) => apps::run(session, action).await?,

@@ -5,7 +5,7 @@
 
 mod definition;
 pub(crate) mod progress;
-mod specs;
+pub(crate) mod specs;
 pub(crate) mod wait;
 
 use serde_json::{Value, json};
@@ -282,7 +282,7 @@ async fn resume(session: &Session, client: &Client, service: &Service) -> Result
 }
 
 /// The first region that can be used.
-async fn default_region(client: &Client) -> Result<String, Error> {
+pub(crate) async fn default_region(client: &Client) -> Result<String, Error> {
     let reply = client.get("/v1/catalog/regions", &[("limit", "100")]).await?;
     let regions = list(&reply, "regions");
     let usable = regions
