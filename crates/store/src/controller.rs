@@ -184,8 +184,8 @@ impl Store {
     }
 
     /// Ids of services that a sweep should look at, in order, after one of them: those on their way somewhere, those
-    /// with a deployment or an instance that is not over (sleeping ones are among them), and those that are deleted
-    /// some time after their creation.
+    /// with a deployment or an instance that is not over, and those that are deleted some time after their creation or
+    /// while they sleep. One that sleeps deeply and that nobody wants anything else of is at rest.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -198,9 +198,12 @@ impl Store {
         let mut sql = Sql::new("SELECT id AS value FROM services WHERE 1 = 1");
         sql.push_some(" AND id > ", after.as_ref());
         sql.add(
-            " AND (desired = 'DELETE' OR delete_after_create_seconds > 0 OR status NOT IN ('HEALTHY', 'PAUSED', 'UNHEALTHY') \
+            " AND (desired = 'DELETE' OR delete_after_create_seconds > 0 OR delete_after_sleep_seconds > 0 \
+             OR status NOT IN ('HEALTHY', 'PAUSED', 'UNHEALTHY') \
              OR EXISTS (SELECT 1 FROM deployments WHERE deployments.service_id = services.id \
-             AND deployments.status NOT IN ('CANCELED', 'STOPPED', 'ERROR', 'STASHED')) \
+             AND deployments.status NOT IN ('CANCELED', 'STOPPED', 'ERROR', 'STASHED') \
+             AND (deployments.status <> 'SLEEPING' OR services.sleeping_since IS NULL OR services.desired <> 'RUN' \
+             OR EXISTS (SELECT 1 FROM apps WHERE apps.id = services.app_id AND apps.desired <> 'RUN'))) \
              OR EXISTS (SELECT 1 FROM instances WHERE instances.service_id = services.id \
              AND instances.forgotten = 0))",
         );

@@ -150,6 +150,7 @@ fn a_sandbox_begins_with_its_executor() {
         address: "10.201.0.2".parse().unwrap(),
         gateway: "10.201.0.1".parse().unwrap(),
         namespace: "/run/x".into(),
+        number: 1,
     };
     let view = ImageView {
         config: &config,

@@ -1,7 +1,7 @@
 //! The controller's side.
 
 use tram_types::{
-    Clock as _, ServiceId,
+    Clock as _, ServiceId, Timestamp,
     status::{
         AppStatus, DeploymentStatus, DomainStatus, DomainType, InstanceStatus, RegionalDeploymentStatus,
         ServiceStatus,
@@ -257,6 +257,35 @@ pub(super) async fn a_sweep_sees_what_is_not_settled(fixture: &Fixture) {
     let swept = store.services_needing_attention(None, 100).await.unwrap();
     assert!(swept.contains(&settled.service.id));
     assert!(store.apps_needing_attention(None, 100).await.unwrap().is_empty());
+
+    // One that sleeps deeply rests, until its owner or its app's wants something else.
+    let sleeper = fixture.service(organization).await;
+    let asleep = ServiceSet {
+        status: Some(ServiceStatus::Healthy),
+        sleeping_since: Some(Some(Timestamp::from_micros(1))),
+        ..ServiceSet::default()
+    };
+    let half = vec![deployment(
+        &sleeper,
+        DeploymentStatus::Pending,
+        DeploymentStatus::Sleeping,
+    )];
+    store.apply(sleeper.service.id, half).await.unwrap();
+    let is_swept = || async {
+        let swept = store.services_needing_attention(None, 100).await.unwrap();
+        swept.contains(&sleeper.service.id)
+    };
+    assert!(is_swept().await, "nobody wrote down since when");
+    store
+        .apply(sleeper.service.id, vec![service(ServiceStatus::Starting, asleep)])
+        .await
+        .unwrap();
+    assert!(!is_swept().await);
+    store
+        .set_service_desired(organization, sleeper.service.id, Desired::Pause)
+        .await
+        .unwrap();
+    assert!(is_swept().await);
     let app = settled.service.app_id;
     store
         .set_app_desired(organization, app, Desired::Delete)
