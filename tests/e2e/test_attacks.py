@@ -235,7 +235,7 @@ def test_a_socket_of_the_machine_without_a_file_is_out_of_reach(sandbox, attacks
 def test_a_command_on_its_way_in_is_no_way_out(request, kind):
     place = request.getfixturevalue(kind)
     with concurrent.futures.ThreadPoolExecutor() as threads:
-        attack = threads.submit(place.attack, "catch-exec", "6")
+        attack = threads.submit(place.attack, "catch-exec", "18")
         while not attack.done():
             place.cloud.tram("exec", place.name, "--", "true")
         outcome, detail = attack.result()["catch-exec"]
