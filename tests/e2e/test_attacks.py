@@ -87,8 +87,10 @@ class Place:
         _, reply = cloud.call("POST", "/v1/apps", {"name": self.name})
         definition = {
             "name": self.name, "type": kind, "regions": ["local"], "instance_types": [{"type": "small"}],
-            "docker": {"image": registry.image("hello", "1")}, "ports": [{"port": 8000, "protocol": "http"}],
-            "routes": [{"port": 8000, "path": "/"}], "scalings": [{"min": 1, "max": 1}],
+            "docker": {"image": registry.image("hello", "1"), "entrypoint": ["/bin/httpd", "-f", "-p", "8000"]},
+            "env": [{"key": "SANDBOX_SECRET", "value": "of the attacked"}] if kind == "SANDBOX" else [],
+            "ports": [{"port": 8000, "protocol": "http"}], "routes": [{"port": 8000, "path": "/"}],
+            "scalings": [{"min": 1, "max": 1}],
         }
         status, reply = cloud.call("POST", "/v1/services", {"app_id": reply["app"]["id"], "definition": definition})
         assert status == 200, reply
@@ -248,6 +250,6 @@ def test_root_in_a_sandbox_is_nobody_here(cloud, sandbox):
     for status in pathlib.Path("/proc").glob("[0-9]*/status"):
         with contextlib.suppress(OSError):
             text = status.read_text()
-            if re.search(r"^NSpid:\t\d+\t1$", text, re.M) and "httpd" in (status.parent / "cmdline").read_text():
+            if re.search(r"^NSpid:\t\d+\t\d+$", text, re.M) and "httpd" in (status.parent / "cmdline").read_text():
                 uids |= set(re.findall(r"^Uid:\t(\d+)", text, re.M))
     assert any(0x70000000 <= int(uid) < 0x80000000 for uid in uids), uids
