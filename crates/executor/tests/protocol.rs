@@ -369,8 +369,11 @@ fn the_bound_port_is_relayed() {
 
 #[test]
 fn the_sandboxs_own_program_decides_the_end() {
-    let mut executor = Executor::start(&[], &["sh", "-c", "read x; exit 5"]);
-    // Its standard input is the executor's, which has ended here or not: only the code matters.
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("end");
+    let program = format!("until test -e {}; do sleep 0.02; done; exit 5", file.display());
+    let mut executor = Executor::start(&[], &["sh", "-c", &program]);
+    std::fs::write(&file, "").unwrap();
     assert_eq!(executor.child.wait().unwrap().code(), Some(5));
 
     let mut executor = Executor::start(
@@ -419,6 +422,67 @@ fn without_a_shell_it_says_so() {
         executor.post("/start_process", &json!({"cmd": "true"})).status,
         400
     );
+}
+
+#[test]
+fn a_giant_body_is_refused_before_it_is_read() {
+    let executor = Executor::start(&[], &[]);
+    let mut stream = TcpStream::connect(("127.0.0.1", executor.port)).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    write!(
+        stream,
+        "POST /write_file HTTP/1.0\r\nAuthorization: Bearer {SECRET}\r\nContent-Length: 300000000\r\n\r\n{{"
+    )
+    .unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    assert!(line.contains(" 413 "), "{line}");
+}
+
+#[test]
+fn a_sandbox_of_a_pool_belongs_to_who_comes_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("secret").to_str().unwrap().to_owned();
+    let executor = Executor::start(
+        &[
+            ("SANDBOX_AUTH_MODE", "pool"),
+            ("SANDBOX_SECRET_PATH", &path),
+            ("SANDBOX_SECRET", ""),
+        ],
+        &[],
+    );
+    let as_whom = |secret: &str| executor.ask("GET", "/list_processes", secret, "").status;
+    assert_eq!(
+        (as_whom("first"), as_whom("second"), as_whom("first")),
+        (200, 401, 200)
+    );
+    assert_eq!(std::fs::read_to_string(path).unwrap(), "first");
+}
+
+#[test]
+fn too_many_commands_are_refused_in_words() {
+    /// As the executor has it.
+    const RUNNING_MAX: usize = 512;
+    let executor = Executor::start(&[], &[]);
+    for _ in 0..RUNNING_MAX {
+        assert_eq!(
+            executor
+                .post("/start_process", &json!({"cmd": "exec sleep 1000"}))
+                .status,
+            201
+        );
+    }
+    let refused = executor.post("/run", &json!({"cmd": "true"}));
+    assert!(
+        refused.status == 503 && refused.body.contains("512"),
+        "{}",
+        refused.body
+    );
+    let first = executor.get("/list_processes").json()["processes"][0]["id"].clone();
+    executor.post("/kill_process", &json!({"id": first}));
+    wait_for("there is room again", || {
+        executor.post("/run", &json!({"cmd": "true"})).status == 200
+    });
 }
 
 #[test]
