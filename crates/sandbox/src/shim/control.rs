@@ -105,7 +105,9 @@ pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd, flags: RecvFlags) 
     let mut bytes = vec![0; MESSAGE_BYTES_MAX];
     let length = loop {
         match rustix::net::recv(socket.as_fd(), bytes.as_mut_slice(), flags) {
-            Err(Errno::INTR) => {}
+            // The other side closed before it had read all, such as a checkpoint that was called off too late. The kernel
+            // tells that first and once; what it sent before comes next.
+            Err(Errno::INTR | Errno::CONNRESET) => {}
             Ok((length, _)) => break length,
             Err(errno) => return Err(errno.into()),
         }
@@ -114,4 +116,23 @@ pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd, flags: RecvFlags) 
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
     }
     serde_json::from_slice(bytes.get(..length).unwrap_or_default()).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_read_though_the_other_side_closed_with_words_unread() {
+        let flags = SocketFlags::CLOEXEC;
+        let (shim, supervisor) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        send(&supervisor, &ShimOrder::CallOff).unwrap();
+        send(&shim, &ShimAnswer::Checkpointed).unwrap();
+        drop(shim);
+        let answer: ShimAnswer = receive(&supervisor, RecvFlags::DONTWAIT).unwrap();
+        assert_eq!(answer, ShimAnswer::Checkpointed);
+        let end = receive::<ShimAnswer>(&supervisor, RecvFlags::DONTWAIT).unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+    }
 }
