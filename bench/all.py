@@ -19,7 +19,7 @@ PROJECT = HERE.parent
 RESULTS = HERE / "results.json"
 FIGURE = ["name", "figure", "unit", "goal", "pass", "peer", "ratio", "runs", "spread", "machine"]
 NAMES = ["edge", "edge-latency", "connection-memory", "wake-deep", "light-frozen", "light-checkpointed", "burst-from-zero", "rollout", "startup", "sandbox-api",
-         "thousand-services", "launch", "keepalive-azure", "autoscale-llm", "planner-million"]
+         "thousand-services", "sleepers-10000", "launch", "keepalive-azure", "autoscale-llm", "planner-million"]
 # Two figures of one promise: who asks for the first gets the other before it.
 ALONG = {"edge": ["edge-latency"]}
 BEGIN, END = "<!-- figures: made by `make bench` -->", "<!-- end of figures -->"

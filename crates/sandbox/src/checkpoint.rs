@@ -1,6 +1,6 @@
 //! Checkpoints: an instance's processes and memory as files, and the way back.
 //!
-//! Called by the shim, which is the parent of the instance before and after ([`crate::shim`]), and by whoever asks
+//! Called by the shim, which is the parent of the instance before and after (`shim.rs`), and by whoever asks
 //! whether this machine can ([`Criu::find`]). CRIU does the work; owned here is what it is told, what must be true
 //! before it is asked (`obstacles`), and when an image counts (`image`).
 //!
