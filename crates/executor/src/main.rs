@@ -6,8 +6,9 @@
 //! it is no barrier against the programs in the sandbox, which run as the same user.
 //!
 //! The files in the order of a request: `server`, `auth`, `request`, then one for each resource (`run`, `processes`,
-//! `files`, `relay`), then what they share (`children`, `output`, `reply`).
+//! `files`, `relay`), then what they share (`accept`, `children`, `output`, `reply`).
 
+mod accept;
 mod auth;
 mod children;
 mod command;

@@ -11,16 +11,14 @@ use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 
+use crate::accept::Connections;
 use crate::reply::{Reply, json, text};
 
 /// How long a connection is held while nothing is bound.
 const UNBOUND_HOLD: Duration = Duration::from_millis(100);
 /// Connections relayed at once: two descriptors each, far below what the sandbox may open.
 const CONNECTIONS_MAX: usize = 8192;
-/// A moment without descriptors or memory passes; asking at once again would only burn the processor.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Which port is bound.
 #[derive(Debug, Clone, Default)]
@@ -122,15 +120,8 @@ impl Binding {
 
     /// Relays connections, for ever.
     pub(crate) async fn relay(self, listener: TcpListener) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                return;
-            };
-            let Ok((stream, _)) = listener.accept().await else {
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            };
+        let connections = Connections::of(listener, CONNECTIONS_MAX);
+        while let Some((stream, place)) = connections.next().await {
             let port = self.current();
             tokio::spawn(async move {
                 match port {

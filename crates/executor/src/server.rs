@@ -11,8 +11,8 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
+use crate::accept::Connections;
 use crate::auth::Door;
 use crate::children::Children;
 use crate::files::Operation;
@@ -25,8 +25,6 @@ use crate::{request, run};
 const CONNECTIONS_MAX: usize = 4096;
 /// A connection without a whole request header for this long is closed. The edge keeps connections for less.
 const HEADER_TIME_MAX: Duration = Duration::from_secs(120);
-/// A moment without descriptors or memory passes; asking at once again would only burn the processor.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// All that requests need.
 #[derive(Debug)]
@@ -44,15 +42,8 @@ struct Health {
 
 /// Serves for ever.
 pub(crate) async fn serve(listener: TcpListener, state: Arc<State>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
+    let connections = Connections::of(listener, CONNECTIONS_MAX);
+    while let Some((stream, place)) = connections.next().await {
         // Events are small and go out one by one.
         let _ = stream.set_nodelay(true);
         let state = Arc::clone(&state);
