@@ -50,6 +50,12 @@ pub(super) const fn activity(known: Activity, woken: bool) -> Activity {
     }
 }
 
+/// Whether the sleep that was seen has ended since, or before, though the store may not say so yet.
+fn is_over(seen: &Seen, sleeper: &Sleeper) -> bool {
+    let since = seen.view.sleeping_since;
+    since.is_some_and(|since| sleeper.is_over(since))
+}
+
 impl Reconciler {
     /// Before kept instances are recorded to be on their way out: nobody may thaw them for a caller from then on. The
     /// turn is to be held until that is written. `Err`: the plan did not know of a wake.
@@ -68,8 +74,7 @@ impl Reconciler {
             return Ok(None);
         }
         let turn = sleeper.turn().await;
-        let since = seen.view.sleeping_since;
-        if !seen.over && since.is_some_and(|since| sleeper.is_over(since)) {
+        if !seen.over && is_over(seen, sleeper) {
             return Err(Done::Conflict);
         }
         sleeper.send_away(&leaving);
@@ -83,11 +88,7 @@ impl Reconciler {
         };
         let _turn = sleeper.turn().await;
         // The sleep may have begun in this very plan, and then nobody can have ended it yet.
-        if seen
-            .view
-            .sleeping_since
-            .is_some_and(|since| sleeper.is_over(since))
-        {
+        if is_over(seen, &sleeper) {
             return Ok(Some(Done::Progress));
         }
         // With a request under way, or a link that is down, the news that this has changed brings us here again.
@@ -125,11 +126,7 @@ impl Reconciler {
             return Ok(None);
         };
         let _turn = sleeper.turn().await;
-        if seen
-            .view
-            .sleeping_since
-            .is_some_and(|since| sleeper.is_over(since))
-        {
+        if is_over(seen, &sleeper) {
             return Ok(Some(Done::Progress));
         }
         let begun = site.checkpoint(instance, row.generation).await;
