@@ -231,10 +231,18 @@ impl Inside {
             door,
         } = self;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let (store, leader) = tokio::select! {
-            opened = open_store(settings, paths, Arc::clone(&clock)) => opened?,
+        // Side by side: CRIU takes tens of milliseconds to say what it can here.
+        let opening = async {
+            tokio::join!(
+                open_store(settings, paths, Arc::clone(&clock)),
+                crate::checkpoint::program(settings)
+            )
+        };
+        let (opened, checkpoint) = tokio::select! {
+            both = opening => both,
             () = asked.cancelled() => return Err(ToldToStop.into()),
         };
+        let (store, leader) = opened?;
         let api_url = format!("http://{}", reachable(api_address));
         let images = crate::images::open(settings, paths)?;
         let mut site_config = tram_site_local::Config::new(paths.site());
@@ -251,7 +259,7 @@ impl Inside {
             UserNamespaces::Sandboxes => tram_site_local::UserNamespaces::Untrusted,
             UserNamespaces::All => tram_site_local::UserNamespaces::Always,
         };
-        site_config.checkpoint = crate::checkpoint::program(settings).await;
+        site_config.checkpoint = checkpoint;
         site_config.network.denied = crate::network::denied(settings)?;
         let site = crate::network::open_site(paths, site_config, images.clone(), &settings.network).await?;
         // A token is made when nothing that comes after can fail: it is shown once, at the end.
