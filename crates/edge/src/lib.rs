@@ -3,7 +3,8 @@
 //! One file a stage, in the order of a request: [`accept`] → [`route`] → [`admit`] → [`wake`] → [`balance`] →
 //! [`forward`] → [`account`]; [`pipeline`] strings them together. The edge is a process of its own, so that
 //! traffic flows while the control plane is killed and restarted. It decides nothing about services: the
-//! controller pushes whole routing tables over a Unix socket and hears reports and wake demands ([`link`]).
+//! controller pushes routing tables and changes of them over a Unix socket and hears reports and wake demands
+//! ([`link`]).
 //!
 //! The one design choice to know: each worker is a thread with a single-threaded runtime, its own accept loop and
 //! its own pool of connections to instances, so that a request never crosses threads and takes no contended lock.
