@@ -8,9 +8,11 @@ import socket
 import threading
 import time
 
+import grpc
 import pytest
+from websockets.sync.client import connect
 
-from cloud import wait_for
+from cloud import Cloud, wait_for
 
 # Counts requests in memory, says which process it is, and beats: a frozen heart does not.
 COUNTER = """
@@ -178,6 +180,83 @@ def test_a_tcp_connection_wakes_it(cloud, registry, name):
     pids = sleeper.wait_frozen()
     assert increment() == b":2\r\n"
     assert sleeper.pids() == pids
+
+
+def test_a_websocket_wakes_it_and_keeps_it_awake(cloud, registry, name):
+    wanted = definition(name, registry.image("node"))
+    wanted["docker"] = {"image": registry.image("node")}
+    sleeper = Sleeper(cloud, name, wanted)
+    pids = sleeper.wait_frozen()
+    with connect(f"ws://{sleeper.host}/ws", sock=cloud.connection()) as stream:
+        for number in range(30):
+            stream.send(f"still here {number}")
+            assert stream.recv(timeout=30) == f"echo still here {number}"
+            # Longer in all than the second of idleness after which it would sleep.
+            time.sleep(0.1)
+        assert not cloud.instances(sleeper.id, "SLEEPING"), "a session is open"
+    assert sleeper.wait_frozen() == pids
+
+
+# The unary method of a gRPC service that gives back what it is sent, on Node's own HTTP/2.
+GRPC_ECHO = """
+const server = require("http2").createServer();
+server.on("stream", (stream, headers) => {
+  stream.respond({ ":status": 200, "content-type": "application/grpc" }, { waitForTrailers: true });
+  stream.on("wantTrailers", () => stream.sendTrailers({ "grpc-status": "0" }));
+  stream.pipe(stream);
+});
+server.listen(8000);
+"""
+
+
+def test_a_grpc_call_wakes_it(cloud, registry, name):
+    wanted = definition(name, registry.image("node"))
+    wanted["docker"] = {"image": registry.image("node"), "entrypoint": ["node", "-e"], "command": GRPC_ECHO}
+    wanted["ports"] = [{"port": 8000, "protocol": "http2"}]
+    sleeper = Sleeper(cloud, name, wanted)
+    pids = sleeper.wait_frozen()
+    options = [("grpc.default_authority", sleeper.host)]
+    with grpc.insecure_channel(f"127.0.0.1:{cloud.http_port}", options) as channel:
+        echo = channel.unary_unary("/test.Echo/Echo")
+        assert echo(b"from its sleep", timeout=30) == b"from its sleep"
+        assert sleeper.pids() == pids
+        sleeper.wait_frozen()
+        # The client's own connection is still open: a call on it wakes too.
+        assert echo(b"and again", timeout=30) == b"and again"
+        assert sleeper.pids() == pids
+
+
+# 64 MiB of zeros and ones that are there again after it slept.
+HOARDER = COUNTER.replace("count, beats = 0, 0", "hoard = bytearray(range(256)) * (1 << 18)\ncount, beats = 0, 0").replace(
+    "length = int", "assert hoard[::4096] == bytes(len(hoard) // 4096) and hoard[255::4096][-1] == 255\n        length = int"
+)
+
+
+def resident_kib(pids):
+    """Memory of processes that is theirs alone and in memory."""
+    text = "".join(pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids)
+    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_Dirty"))
+
+
+def test_reclaim_gives_back_what_the_machine_can_take(registry, name):
+    cloud = Cloud(light_sleep_memory="reclaim").start()
+    try:
+        wanted = definition(name, registry.image("fastapi"))
+        wanted["docker"]["command"] = HOARDER
+        sleeper = Sleeper(cloud, name, wanted)
+        assert sleeper.ask()["count"] == 1
+        pids = sleeper.wait_frozen()
+        if swap_is_there():
+            wait_for("its memory is given back", lambda: resident_kib(pids) < 32 * 1024)
+        assert sleeper.ask()["count"] == 2, "all of it is there again"
+        assert sleeper.pids() == pids
+    finally:
+        cloud.remove()
+
+
+def swap_is_there():
+    """Without swap the kernel has nowhere to put what a program wrote."""
+    return len(pathlib.Path("/proc/swaps").read_text().splitlines()) > 1
 
 
 def test_deep_sleep_follows_and_the_service_goes_when_it_asks_for_it(cloud, registry, name):

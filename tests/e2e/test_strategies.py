@@ -6,6 +6,23 @@ import pytest
 
 from cloud import wait_for
 
+# Healthy by its port, and every other request fails.
+HALF_BROKEN = """
+import http.server, itertools
+turns = itertools.count()
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        body = b"version 2"
+        self.send_response(500 if next(turns) % 2 else 200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Handler).serve_forever()
+"""
+
 INSTANCES = 2
 CLIENTS = 4
 # A canary takes a tenth. With some thousand calls chance stays far inside these bounds.
@@ -86,3 +103,79 @@ def test_a_rolling_deployment_is_answered_by_both(cloud, registry, name):
     calls = Calls(cloud, cloud.host(name))
     deploy(cloud, registry, name, 2)
     assert both_answered(calls.end()), "it changed over at once"
+
+
+@pytest.mark.timeout(300)
+def test_a_canary_that_fails_requests_is_given_up_and_can_be_chosen_until_then(cloud, registry, name):
+    deploy(cloud, registry, name, 1)
+    host, service = cloud.host(name), cloud.service(name)
+    _, reply = cloud.call("GET", f"/v1/deployments/{service['latest_deployment_id']}")
+    wanted = reply["deployment"]["definition"]
+    wanted["docker"] = {"image": registry.image("fastapi"), "entrypoint": ["python3", "-c"], "command": HALF_BROKEN}
+    wanted["strategy"] = {"type": "DEPLOYMENT_STRATEGY_TYPE_CANARY"}
+    status, reply = cloud.call("PUT", f"/v1/services/{service['id']}", {"definition": wanted})
+    assert status == 200, reply
+    latest = reply["service"]["latest_deployment_id"]
+
+    def group(value):
+        return b"version 2" in cloud.get(host, headers={"x-deployment-group": value})[2]
+
+    # The first that chooses the canary and finds it. Few: what it fails is counted.
+    wait_for("the canary takes requests", lambda: group("canary"))
+    _, reply = cloud.call("GET", f"/v1/deployments/{latest}")
+    assert reply["deployment"]["deployment_group"] == "canary", reply
+    assert not any(group("prod") for _ in range(50)), "who asks for the version before it gets that"
+    calls = Calls(cloud, host)
+    failed = cloud.wait_deployment(latest, "ERROR", "HEALTHY")
+    assert failed["status"] == "ERROR", failed
+    told = "; ".join(failed["messages"])
+    assert "requests failed, and 0 of " in told, told
+    calls.over.set()
+    for thread in calls.threads:
+        thread.join(30)
+    # One in twenty failed while it was tried; the version before goes on as if nothing had been.
+    assert all("500" in failure for failure in calls.failures), calls.failures[:3]
+    assert len(calls.failures) < 0.2 * len(calls.answers), (len(calls.failures), len(calls.answers))
+    assert cloud.service(name)["active_deployment_id"] == service["active_deployment_id"]
+    assert not any(group("canary") for _ in range(20)), "nothing is left of it"
+
+
+# One of its instances serves, and every other ends at once.
+FAILS_LATER = """
+import http.server, os, sys
+if os.environ["KOYEB_REPLICA_INDEX"] != "0":
+    sys.exit("this one does not start")
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        body = b"version 2"
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Handler).serve_forever()
+"""
+
+
+@pytest.mark.timeout(300)
+def test_a_rolling_deployment_that_fails_half_way_costs_no_request(cloud, registry, name):
+    deploy(cloud, registry, name, 1)
+    host, service = cloud.host(name), cloud.service(name)
+    _, reply = cloud.call("GET", f"/v1/deployments/{service['latest_deployment_id']}")
+    wanted = reply["deployment"]["definition"]
+    wanted["docker"] = {"image": registry.image("fastapi"), "entrypoint": ["python3", "-c"], "command": FAILS_LATER}
+    calls = Calls(cloud, host)
+    status, reply = cloud.call("PUT", f"/v1/services/{service['id']}", {"definition": wanted})
+    assert status == 200, reply
+    latest = reply["service"]["latest_deployment_id"]
+    failed = cloud.wait_deployment(latest, "ERROR", "HEALTHY", seconds=120)
+    assert failed["status"] == "ERROR", failed
+    assert any(new for _, new in calls.answers), "it took requests before it failed"
+    wait_for("the old version alone answers", lambda: not any(new for _, new in calls.answers[-100:]))
+    wait_for("all of the old version is back", lambda: len(cloud.instances(service["id"], "HEALTHY")) == INSTANCES)
+    calls.over.set()
+    for thread in calls.threads:
+        thread.join(30)
+    assert not calls.failures, calls.failures[:3]

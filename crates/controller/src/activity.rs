@@ -9,7 +9,7 @@ use std::{
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tram_planner::{Activity, Drain};
+use tram_planner::{Activity, Drain, Tally};
 use tram_types::{InstanceId, ServiceId, Timestamp};
 
 use crate::{
@@ -31,6 +31,8 @@ struct State {
     /// The version in force, and the instances with requests under way then.
     busy: Option<(u64, HashSet<InstanceId>)>,
     services: HashMap<ServiceId, Entry>,
+    /// Of services with a canary, as told last.
+    tallies: HashMap<ServiceId, HashMap<InstanceId, Tally>>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -88,7 +90,28 @@ impl Activities {
 
     /// The service is gone.
     pub fn remove(&self, service: ServiceId) {
-        self.lock().services.remove(&service);
+        let mut state = self.lock();
+        state.services.remove(&service);
+        state.tallies.remove(&service);
+    }
+
+    /// How requests to an instance turned out while a canary was tried.
+    pub(crate) fn tally(&self, service: ServiceId, instance: InstanceId) -> Tally {
+        let state = self.lock();
+        let tallies = state.tallies.get(&service);
+        tallies
+            .and_then(|it| it.get(&instance))
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// Takes in how requests turned out; true when more of them failed than was known.
+    fn tallies(&self, service: ServiceId, instances: HashMap<InstanceId, Tally>) -> bool {
+        let failures =
+            |tallies: &HashMap<InstanceId, Tally>| tallies.values().map(|it| it.failures).sum::<u64>();
+        let now = failures(&instances);
+        let before = self.lock().tallies.insert(service, instances);
+        before.as_ref().map_or(0, failures) != now
     }
 
     /// Somebody wants it awake, which is traffic like any other.
@@ -105,6 +128,7 @@ impl Activities {
         state.known = false;
         state.busy = None;
         state.services.clear();
+        state.tallies.clear();
     }
 
     /// What is known of the requests of an instance that a table of this version took out.
@@ -203,6 +227,11 @@ pub(crate) async fn follow_data_plane(
                 }
                 for service in services.iter().filter(|told| scaling.heard(told)) {
                     queue.add(Key::Service(service.service));
+                }
+            }
+            Some(Event::Tallies { service, instances }) => {
+                if activities.tallies(service, instances) {
+                    queue.add(Key::Service(service));
                 }
             }
             Some(Event::Busy { version, instances }) => {

@@ -1,9 +1,13 @@
 //! What the controller needs of the data plane, in words of its own: the edge is another process, maybe another
 //! program, and `server` adapts its link to this trait.
 
-use std::{collections::HashSet, fmt::Debug};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Debug,
+};
 
 use async_trait::async_trait;
+use tram_planner::Tally;
 use tram_types::{
     InstanceId, ServiceId, Timestamp,
     routing::{RoutingTable, TableChange},
@@ -97,6 +101,13 @@ pub enum Event {
         complete: bool,
         /// The services.
         services: Vec<ServiceActivity>,
+    },
+    /// How requests to the instances of a service turned out since a canary of it is tried.
+    Tallies {
+        /// The service.
+        service: ServiceId,
+        /// Its instances, canaries among them.
+        instances: HashMap<InstanceId, Tally>,
     },
     /// Every instance with requests under way, whatever table sent them there. An instance that a table took out, and
     /// that is not here when that table or a newer one is in force, will not get any more.

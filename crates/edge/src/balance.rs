@@ -10,7 +10,9 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use http::HeaderMap;
 
+use crate::canary::Group;
 use crate::forwarded::random;
 use crate::page::Refusal;
 use crate::pool::{ConnectError, Endpoint, Seat};
@@ -29,16 +31,40 @@ pub(crate) struct Candidates<'s> {
     version: u64,
     route: Arc<Route>,
     tried: Vec<Arc<Endpoint>>,
+    group: Option<Group>,
 }
 
 impl<'s> Candidates<'s> {
     /// `version` is the table's that `route` is of.
     pub(crate) fn new(tables: &'s ArcSwap<Table>, version: u64, route: &Arc<Route>) -> Self {
+        Self::of_group(tables, version, route, None)
+    }
+
+    /// Only those of the deployment that the request asks for, where two of them answer.
+    pub(crate) fn asked_by(
+        headers: &HeaderMap,
+        tables: &'s ArcSwap<Table>,
+        version: u64,
+        route: &Arc<Route>,
+    ) -> Self {
+        let group = route.has_canary().then(|| Group::asked(headers)).flatten();
+        Self::of_group(tables, version, route, group)
+    }
+
+    fn of_group(tables: &'s ArcSwap<Table>, version: u64, route: &Arc<Route>, group: Option<Group>) -> Self {
         Self {
             tables,
             version,
             route: Arc::clone(route),
             tried: Vec::new(),
+            group,
+        }
+    }
+
+    /// Notes how a request turned out, where it may tell a canary from the others.
+    pub(crate) fn answered(&self, seat: &Seat, failed: bool) {
+        if self.route.has_canary() {
+            seat.endpoint.tally.count(failed);
         }
     }
 
@@ -55,7 +81,7 @@ impl<'s> Candidates<'s> {
             } else {
                 0
             };
-            let seat = pick(&self.route, &self.tried, rotation).map(Seat::take);
+            let seat = pick(&self.route, self.group, &self.tried, rotation).map(Seat::take);
             if self.follow() {
                 continue;
             }
@@ -74,6 +100,7 @@ impl<'s> Candidates<'s> {
     /// Passes an endpoint over for the rest of this request.
     pub(crate) fn failed(&mut self, seat: Seat, error: &ConnectError) {
         tracing::debug!(error = error as &dyn std::error::Error, address = %seat.endpoint.address, "cannot connect to an instance");
+        self.answered(&seat, true);
         self.tried.push(Arc::clone(&seat.endpoint));
     }
 
@@ -96,9 +123,14 @@ impl<'s> Candidates<'s> {
 
 /// One endpoint of a route, `rotation` breaking ties so that equals share. `tried` were refused in this very
 /// request. Endpoints under avoidance are taken only when nothing else is left. `None`: all were tried.
-fn pick<'r>(route: &'r Route, tried: &[Arc<Endpoint>], rotation: u32) -> Option<&'r Arc<Endpoint>> {
-    let all = &route.endpoints;
-    if let [(only, _)] = &**all {
+fn pick<'r>(
+    route: &'r Route,
+    group: Option<Group>,
+    tried: &[Arc<Endpoint>],
+    rotation: u32,
+) -> Option<&'r Arc<Endpoint>> {
+    let all = route.of_group(group);
+    if let [(only, _)] = all {
         return (!is_in(tried, only)).then_some(only);
     }
     let load = |index: usize| (all[index].0.in_flight(), all[index].1);

@@ -22,7 +22,8 @@ use uuid::Uuid;
 use crate::account::{LATENCY_BOUNDS_US, Live};
 use crate::config::Config;
 use crate::link::{
-    self, BusyInstance, ClosedPort, Hello, Histogram, Message, Report, Request, ServiceReport, WakeDemand,
+    self, BusyInstance, ClosedPort, Hello, Histogram, InstanceTally, Message, Report, Request, ServiceReport,
+    WakeDemand,
 };
 use crate::table::{Registry, Table, TableError};
 use crate::worker::{Listen, Service, Shared};
@@ -271,12 +272,13 @@ impl Control {
 
     fn report<'l>(&self, lives: impl Iterator<Item = &'l Arc<Live>>, complete: bool) -> Report {
         // Versions first: what is idle after this was read stays idle under it.
-        let table_version = self.shared.table.load().version;
+        let table = self.shared.table.load();
+        let table_version = table.version;
         Report {
             at: Timestamp::now(),
             table_version,
             complete,
-            services: lives.map(|live| self.service_report(live)).collect(),
+            services: lives.map(|live| self.service_report(live, &table)).collect(),
             busy_instances: self
                 .registry
                 .busy()
@@ -296,7 +298,7 @@ impl Control {
         }
     }
 
-    fn service_report(&self, live: &Live) -> ServiceReport {
+    fn service_report(&self, live: &Live, table: &Table) -> ServiceReport {
         let at = |since: Duration| {
             jiff::SignedDuration::try_from(since)
                 .ok()
@@ -323,6 +325,18 @@ impl Control {
             bytes_out: live.bytes_out.load(Relaxed),
             holds: live.holds.load(Relaxed),
             wakes: live.wakes.load(Relaxed),
+            tallies: table
+                .service(live.id)
+                .filter(|service| service.spec.has_canary())
+                .map(|service| self.registry.tallies(&service.spec.endpoints))
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(instance_id, (answers, failures))| InstanceTally {
+                    instance_id,
+                    answers,
+                    failures,
+                })
+                .collect(),
         }
     }
 

@@ -49,7 +49,7 @@ pub(crate) async fn forward(
     progress: Option<&Arc<Progress>>,
     alarm: Option<&Arc<Alarm>>,
 ) -> Result<Answer, Refusal> {
-    let candidates = Candidates::new(&worker.shared.table, version, route);
+    let candidates = Candidates::asked_by(request.headers(), &worker.shared.table, version, route);
     let attempt = async {
         match route.protocol {
             Protocol::Http => over_http1(worker.index, route, candidates, request).await,
@@ -137,6 +137,7 @@ async fn over_http1(
         let may_repeat = kept && spare.take(&request);
         match connection.sender.try_send_request(request).await {
             Ok(response) => {
+                candidates.answered(&seat, response.status().is_server_error());
                 spare.clear();
                 connection.spare = spare;
                 return Ok(Answer {
@@ -154,7 +155,10 @@ async fn over_http1(
                     request = again;
                     kept_allowed = false;
                 }
-                _ => return Err(bad_answer(route, failed.error())),
+                _ => {
+                    candidates.answered(&seat, true);
+                    return Err(bad_answer(route, failed.error()));
+                }
             },
         }
     }
@@ -190,6 +194,7 @@ async fn over_http2(
         let repeatable = spare.take(&request);
         match shared.sender.try_send_request(request).await {
             Ok(response) => {
+                candidates.answered(&seat, response.status().is_server_error());
                 return Ok(Answer {
                     response,
                     seat,
@@ -211,7 +216,10 @@ async fn over_http2(
                 };
                 match unsent.or_else(|| (repeatable && unharmed).then(|| spare.into_request())) {
                     Some(again) => request = again,
-                    None => return Err(bad_answer(route, failed.error())),
+                    None => {
+                        candidates.answered(&seat, true);
+                        return Err(bad_answer(route, failed.error()));
+                    }
                 }
             }
         }

@@ -149,6 +149,7 @@ mod tests {
             instance_id: uuid::Uuid::new_v4(),
             addresses: [(8000, ([10, 201, 0, 2], 8000).into())].into(),
             weight: 1,
+            canary: false,
         });
         RoutingTable {
             version: 3,

@@ -18,6 +18,7 @@ mod alarm;
 mod balance;
 mod body;
 pub mod ca;
+mod canary;
 mod certificates;
 pub mod config;
 mod control;

@@ -182,6 +182,20 @@ pub struct ServiceReport {
     pub holds: u64,
     /// Wakes demanded.
     pub wakes: u64,
+    /// How requests to each instance turned out since a canary is tried; empty: none is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tallies: Vec<InstanceTally>,
+}
+
+/// How requests to one instance turned out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceTally {
+    /// The instance.
+    pub instance_id: Uuid,
+    /// Requests that it answered or failed to.
+    pub answers: u64,
+    /// Those of them answered with 5xx or not at all.
+    pub failures: u64,
 }
 
 /// How many fell where.

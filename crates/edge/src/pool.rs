@@ -18,6 +18,7 @@ use tokio::task::AbortHandle;
 use uuid::Uuid;
 
 use crate::body::RequestBody;
+use crate::canary::Tally;
 use crate::gather::Gather;
 use crate::spare::Spare;
 
@@ -62,6 +63,8 @@ pub(crate) struct Endpoint {
     avoid_until_ms: AtomicU64,
     /// When it was last woken from light sleep, in microseconds after [`epoch`]; zero: never.
     woken_us: AtomicU64,
+    /// Counted while it is a canary or is tried beside one.
+    pub(crate) tally: Tally,
     /// Streams that it allows on one HTTP/2 connection, as it said last.
     streams_allowed: Arc<AtomicUsize>,
     slots: Box<[Slot]>,
@@ -173,6 +176,7 @@ impl Endpoint {
             leaving: AtomicBool::new(false),
             avoid_until_ms: AtomicU64::new(0),
             woken_us: AtomicU64::new(0),
+            tally: Tally::default(),
             streams_allowed: Arc::new(AtomicUsize::new(H2_STREAMS_UNTOLD)),
             slots: (0..workers.max(1)).map(|_| Slot::default()).collect(),
         }

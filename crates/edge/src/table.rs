@@ -14,6 +14,7 @@ use tram_types::routing::{self, Protocol, RoutingTable, TableChange};
 use uuid::Uuid;
 
 use crate::account::{Live, Signals};
+use crate::canary::Group;
 use crate::pool::Endpoint;
 use crate::secret;
 
@@ -97,14 +98,23 @@ impl Registry {
     /// These instances slept until now: of connections that were idle while they did, nobody knows what becomes.
     pub(crate) fn woken(&self, endpoints: &[routing::Endpoint], now: Instant) {
         let known = self.lock();
-        for endpoint in endpoints {
-            let keys = endpoint
-                .addresses
-                .values()
-                .map(|address| (endpoint.instance_id, *address));
-            keys.filter_map(|key| known.get(&key))
-                .for_each(|it| it.woken(now));
+        keys(endpoints)
+            .filter_map(|key| known.get(&key))
+            .for_each(|it| it.woken(now));
+    }
+
+    /// Requests to each of these instances since the trial of a canary among them began, and those that failed.
+    pub(crate) fn tallies(&self, endpoints: &[routing::Endpoint]) -> BTreeMap<Uuid, (u64, u64)> {
+        let known = self.lock();
+        let mut tallies = BTreeMap::new();
+        for key in keys(endpoints) {
+            if let Some(endpoint) = known.get(&key) {
+                let (answers, failures) = endpoint.tally.read();
+                let whole: &mut (u64, u64) = tallies.entry(key.0).or_default();
+                *whole = (whole.0 + answers, whole.1 + failures);
+            }
         }
+        tallies
     }
 
     /// Requests in flight on each instance that has any, and whether an instance that left is among them.
@@ -119,6 +129,14 @@ impl Registry {
         }
         (busy, leaving)
     }
+}
+
+/// What a registry knows endpoints by.
+fn keys(endpoints: &[routing::Endpoint]) -> impl Iterator<Item = (Uuid, SocketAddr)> {
+    endpoints.iter().flat_map(|endpoint| {
+        let addresses = endpoint.addresses.values();
+        addresses.map(|address| (endpoint.instance_id, *address))
+    })
 }
 
 /// One table, ready for requests.
@@ -180,7 +198,10 @@ pub(crate) struct Route {
     pub(crate) service: Arc<Service>,
     pub(crate) port: u16,
     pub(crate) protocol: Protocol,
+    /// Canaries are the last.
     pub(crate) endpoints: Box<[(Arc<Endpoint>, u32)]>,
+    /// How many of them are no canaries.
+    pub(crate) stable: usize,
     /// Whether all of them have the same weight.
     pub(crate) even: bool,
     pub(crate) security: Option<Box<Security>>,
@@ -205,6 +226,21 @@ pub(crate) enum Gate {
 }
 
 impl Route {
+    /// Whether a canary is tried here beside others.
+    pub(crate) fn has_canary(&self) -> bool {
+        (1..self.endpoints.len()).contains(&self.stable)
+    }
+
+    /// Those of a group; all, when it is not there.
+    pub(crate) fn of_group(&self, group: Option<Group>) -> &[(Arc<Endpoint>, u32)] {
+        let (stable, canaries) = self.endpoints.split_at(self.stable);
+        match group.filter(|_| self.has_canary()) {
+            Some(Group::Stable) => stable,
+            Some(Group::Canary) => canaries,
+            None => &self.endpoints,
+        }
+    }
+
     /// The table of [`routing::State`]. `version`: of the table that the route is of.
     pub(crate) fn gate(&self, version: u64) -> Gate {
         use routing::State;
@@ -278,11 +314,16 @@ impl Table {
     ) -> Result<Self, TableError> {
         let mut touched: HashSet<Uuid> = change.services_gone.iter().copied().collect();
         entries.services.retain(|id, _| !touched.contains(id));
+        // Services of which a canary is tried from this table on.
+        let mut trials = Vec::new();
         for spec in change.services {
             if !touched.insert(spec.id) {
                 return Err(TableError::Twice {
                     what: format!("service {}", spec.id),
                 });
+            }
+            if spec.has_canary() && !before.service(spec.id).is_some_and(|it| it.spec.has_canary()) {
+                trials.push(Arc::clone(&spec));
             }
             let live = before.service(spec.id).map_or_else(
                 || Arc::new(Live::new(spec.id, &spec.name, Arc::clone(&registry.signals))),
@@ -291,6 +332,13 @@ impl Table {
             entries.services.insert(spec.id, Arc::new(Service { spec, live }));
         }
         let mut endpoints = registry.lock();
+        for spec in &trials {
+            for key in keys(&spec.endpoints) {
+                if let Some(endpoint) = endpoints.get(&key) {
+                    endpoint.tally.reset();
+                }
+            }
+        }
         let mut compiler = Compiler {
             services: &entries.services,
             endpoints: &mut endpoints,
@@ -358,13 +406,7 @@ impl Table {
         let used: HashSet<(Uuid, SocketAddr)> = entries
             .services
             .values()
-            .flat_map(|service| &service.spec.endpoints)
-            .flat_map(|endpoint| {
-                endpoint
-                    .addresses
-                    .values()
-                    .map(|address| (endpoint.instance_id, *address))
-            })
+            .flat_map(|service| keys(&service.spec.endpoints))
             .collect();
         for (key, endpoint) in endpoints.iter() {
             endpoint.set_leaving(!used.contains(key));
@@ -518,13 +560,16 @@ impl Compiler<'_> {
             });
         }
         let mut endpoints = Vec::with_capacity(service.spec.endpoints.len());
-        for endpoint in &service.spec.endpoints {
+        let mut stable = 0;
+        let (canaries, others): (Vec<_>, Vec<_>) = service.spec.endpoints.iter().partition(|it| it.canary);
+        for endpoint in others.into_iter().chain(canaries) {
             if let (Some(address), 1..) = (endpoint.addresses.get(&route.port), endpoint.weight) {
                 let shared = self
                     .endpoints
                     .entry((endpoint.instance_id, *address))
                     .or_insert_with(|| Arc::new(Endpoint::new(endpoint.instance_id, *address, self.workers)));
                 endpoints.push((Arc::clone(shared), endpoint.weight));
+                stable += usize::from(!endpoint.canary);
             }
         }
         Ok(Route {
@@ -534,6 +579,7 @@ impl Compiler<'_> {
             protocol: route.protocol,
             even: endpoints.windows(2).all(|pair| pair[0].1 == pair[1].1),
             endpoints: endpoints.into(),
+            stable,
             security: compile_security(route)?,
         })
     }

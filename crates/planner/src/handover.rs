@@ -3,27 +3,33 @@
 //! With `Rolling` the new one gets a few instances more than it has healthy ones, and the old one loses one for each of
 //! the new that the data plane has confirmed to send requests to: so there are never fewer that take requests than
 //! before, and never many more than are wanted. With `Canary` the new one has a single instance in each region until
-//! that has stayed healthy for a while. Nothing is remembered: the numbers are read off the instances each time, so a
-//! failed deployment gives the old one its instances back by being gone.
+//! that has stayed healthy for a while. Nothing is remembered: the numbers are read off the instances each time. A
+//! rolling deployment that fails half way gives back what it took in the same manner: its instances that take requests
+//! go as those of the old one come.
+
+use std::collections::BTreeSet;
 
 use tram_types::{
-    Timestamp,
+    InstanceId, Timestamp,
     status::{DeploymentStatus as D, InstanceStatus},
 };
 
 use crate::{
     policy::Policy,
-    view::{Deployment, Edge, Instance, Region, ServiceView, Takeover},
+    restart, scale,
+    view::{Deployment, Edge, Instance, Intent, Region, ServiceView, Takeover},
 };
 
 /// The deployment that takes the requests while this one comes up beside it.
 pub(crate) fn predecessor<'v>(view: &'v ServiceView, this: &Deployment) -> Option<&'v Deployment> {
     let beside = this.takeover.keeps_old() && matches!(this.status, D::Allocating | D::Starting);
-    let serves = |it: &&Deployment| {
-        it.version < this.version && it.status.is_serving() && it.status != D::Sleeping && takes(it)
-    };
-    let serving = view.deployments.iter().filter(serves);
+    let serving = view.deployments.iter().filter(|it| serves_before(it, this));
     serving.max_by_key(|it| it.version).filter(|_| beside)
+}
+
+/// Whether a deployment serves that came before this one.
+fn serves_before(it: &Deployment, this: &Deployment) -> bool {
+    it.version < this.version && it.status.is_serving() && it.status != D::Sleeping && takes(it)
 }
 
 /// Whether anything of a deployment takes requests.
@@ -83,6 +89,48 @@ pub(crate) fn baked_at(policy: &Policy, this: &Deployment) -> Option<Timestamp> 
     Some(last?.plus(policy.canary_bake))
 }
 
+/// The instances of a rolling deployment that goes down before it served that have to go on for now, by their place in the
+/// region: those that stand in for instances of the old one that are not back yet. A replica of the old one that failed
+/// meanwhile is not waited for.
+pub(crate) fn stand_ins(view: &ServiceView, this: &Deployment, region: &Region) -> BTreeSet<InstanceId> {
+    let gives_back = this.takeover == Takeover::Rolling
+        && this.healthy_at.is_none()
+        && this.is_going_down()
+        && view.intent == Intent::Run
+        && view.routed;
+    let old = view.deployments.iter().filter(|it| serves_before(it, this));
+    let Some(old) = old.max_by_key(|it| it.version).filter(|_| gives_back) else {
+        return BTreeSet::new();
+    };
+    let Some(its) = old.regions.iter().find(|it| it.region == region.region) else {
+        return BTreeSet::new();
+    };
+    let takes_requests = |instance: &&Instance| {
+        is_healthy(instance)
+            && match &view.edge {
+                Edge::Known { endpoints, .. } => endpoints.contains(&instance.id),
+                Edge::Unknown => false,
+            }
+    };
+    let back: BTreeSet<u32> = its
+        .instances
+        .iter()
+        .filter(takes_requests)
+        .map(|instance| instance.replica_index)
+        .collect();
+    let missing = (0..scale::whole(view, old, its))
+        .filter(|replica| !back.contains(replica) && restart::last_failure(its, *replica).is_none());
+    let healthy = region.instances.iter().filter(|instance| match &view.edge {
+        Edge::Known { .. } => takes_requests(instance),
+        // Nobody knows who takes requests.
+        Edge::Unknown => is_healthy(instance),
+    });
+    healthy
+        .map(|instance| instance.id)
+        .take(missing.count())
+        .collect()
+}
+
 /// Of the `whole` number of replicas in a region, how many a deployment keeps that another one replaces. The last one
 /// stays until the other serves.
 pub(crate) fn left(view: &ServiceView, this: &Deployment, region: &Region, whole: u32) -> u32 {
@@ -112,16 +160,4 @@ pub(crate) fn left(view: &ServiceView, this: &Deployment, region: &Region, whole
     let same = successor.regions.iter().filter(|it| it.region == region.region);
     let taken = count(same.flat_map(|it| &it.instances).filter(takes_requests));
     whole.saturating_sub(taken).max(1)
-}
-
-/// What is wrong with a canary that was healthy already.
-pub(crate) fn canary_trouble(this: &Deployment) -> Option<String> {
-    let was_healthy = |it: &&Instance| it.healthy_at.is_some() && !it.messages.is_empty();
-    let sick = this.instances().filter(was_healthy).find(|instance| {
-        matches!(
-            instance.status,
-            InstanceStatus::Unhealthy | InstanceStatus::Error | InstanceStatus::Stopping
-        )
-    })?;
-    Some(sick.messages.join("; "))
 }

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `observe` | what became of each instance, from what its site says |
 //! | `lifecycle` | which deployments go on and which go down: delete, pause, cancel, superseded, replaced |
+//! | `canary` | whether a canary may go on |
 //! | `handover` | how many instances the old and the new deployment have while one takes over from the other |
 //! | `rollout` | how a new deployment gets from accepted to serving, and when it has failed |
 //! | `sleep` | when to sleep and when to wake |
@@ -25,6 +26,7 @@
 
 mod app;
 pub mod autoscale;
+mod canary;
 mod checkpoint;
 mod draft;
 mod handover;
@@ -49,7 +51,7 @@ pub use reason::Reason;
 pub use sleep::{Rung, rung};
 pub use view::{
     Activity, AppIntent, Deployment, Drain, Edge, Instance, Intent, Observed, Region, ServiceView, SiteState,
-    Source, Takeover,
+    Source, Takeover, Tally,
 };
 
 use draft::Draft;

@@ -1,9 +1,15 @@
 //! Which deployments go on and which go down, and how going down ends.
 
-use tram_types::status::{DeploymentStatus as D, InstanceStatus};
+use std::collections::BTreeSet;
+
+use tram_types::{
+    InstanceId,
+    status::{DeploymentStatus as D, InstanceStatus},
+};
 
 use crate::{
     draft::Draft,
+    handover,
     plan::{Order, Write},
     reason::Reason,
     view::{Deployment, Intent, ServiceView},
@@ -101,7 +107,18 @@ pub(crate) fn send_down(draft: &mut Draft<'_>) {
 
 /// Stops the instances of what goes down; when none is left, says so; removes a deleted service that holds nothing.
 pub(crate) fn wind_down(draft: &mut Draft<'_>) {
+    let view = &draft.view;
+    let stand_ins: BTreeSet<InstanceId> = view
+        .deployments
+        .iter()
+        .flat_map(|it| it.regions.iter().map(move |region| (it, region)))
+        .flat_map(|(it, region)| handover::stand_ins(view, it, region))
+        .collect();
     for at in draft.places() {
+        if stand_ins.contains(&draft.instance(at).id) {
+            draft.wait_for(at.deployment, Reason::StandsIn);
+            continue;
+        }
         let deployment = &draft.view.deployments[at.deployment];
         // A final deployment holds nothing; an instance beside one is what a crash left half done.
         let over = deployment.is_going_down() || deployment.status.is_final();

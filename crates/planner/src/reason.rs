@@ -147,7 +147,9 @@ pub enum Reason {
         /// How long in all.
         over: Duration,
     },
-    /// A canary was healthy and no longer is.
+    /// It failed half way, and what it took over is not back yet.
+    StandsIn,
+    /// A canary was healthy, and may not go on.
     CanaryFailed {
         /// What is wrong with it.
         cause: String,
@@ -292,7 +294,11 @@ impl fmt::Display for Reason {
                 "the canary takes its share of the requests; the rest follows once it has been healthy for {}",
                 span(*over)
             ),
-            Self::CanaryFailed { cause } => write!(f, "the canary was healthy and no longer is: {cause}"),
+            Self::StandsIn => write!(
+                f,
+                "it takes requests until the instances of the deployment before it are back"
+            ),
+            Self::CanaryFailed { cause } => write!(f, "the canary failed: {cause}"),
             Self::LightSleepAsDeep => {
                 write!(
                     f,

@@ -12,6 +12,7 @@ use tram_types::{
 };
 
 use crate::{
+    canary,
     draft::Draft,
     handover,
     plan::Order,
@@ -170,7 +171,7 @@ fn start(draft: &mut Draft<'_>, index: usize) {
         .map(|it| handover::baked_at(policy, it));
     let bakes_until = bakes.flatten().filter(|until| now < *until);
     if bakes.is_some()
-        && let Some(cause) = handover::canary_trouble(deployment)
+        && let Some(cause) = canary::trouble(&draft.view, deployment)
     {
         return fail(draft, index, &Reason::CanaryFailed { cause });
     }

@@ -50,7 +50,7 @@ pub(crate) fn wanted(
 }
 
 /// The same once nothing is being replaced any more.
-fn whole(view: &ServiceView, deployment: &Deployment, region: &Region) -> u32 {
+pub(crate) fn whole(view: &ServiceView, deployment: &Deployment, region: &Region) -> u32 {
     let runs = deployment.status.is_serving() || matches!(deployment.status, D::Allocating | D::Starting);
     if !runs {
         return 0;

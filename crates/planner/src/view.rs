@@ -201,6 +201,8 @@ pub struct Instance {
     pub ended_at: Option<Timestamp>,
     /// What the data plane says of requests it still serves, once no new ones go there.
     pub drain: Drain,
+    /// How requests to it turned out while a canary was tried, its own or another's.
+    pub tally: Tally,
     /// Why its site cannot start it just now, in the site's words; it is tried again.
     pub trouble: Option<String>,
     /// Why its site cannot freeze it, in the site's words; it is not tried again.
@@ -219,6 +221,24 @@ pub enum Drain {
     Busy,
     /// None is, and none will come.
     Done,
+}
+
+/// How requests to one instance turned out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Those that it answered or failed to.
+    pub answers: u64,
+    /// Those of them that it answered with 5xx or not at all.
+    pub failures: u64,
+}
+
+impl std::iter::Sum for Tally {
+    fn sum<I: Iterator<Item = Self>>(tallies: I) -> Self {
+        tallies.fold(Self::default(), |whole, it| Self {
+            answers: whole.answers.saturating_add(it.answers),
+            failures: whole.failures.saturating_add(it.failures),
+        })
+    }
 }
 
 /// What a site says of an instance.

@@ -7,6 +7,7 @@ use tokio::sync::{Mutex, RwLock, mpsc};
 use tokio_util::sync::CancellationToken;
 use tram_controller::data_plane::{DataPlane, Error, Event, Latency, ServiceActivity};
 use tram_edge::link;
+use tram_planner::Tally;
 use tram_types::{
     InstanceId, ServiceId, Timestamp,
     routing::{RoutingTable, TableChange},
@@ -142,6 +143,15 @@ async fn one_link(
             }
         }
         if let link::Event::Report(report) = &event {
+            for told in report
+                .services
+                .iter()
+                .filter(|service| !service.tallies.is_empty())
+            {
+                if sender.send(tallies(told)).await.is_err() {
+                    return;
+                }
+            }
             let busy = Event::Busy {
                 version: report.table_version,
                 instances: report
@@ -171,6 +181,20 @@ fn newly_closed<'r>(
     let news = reported.iter().filter(|port| !known.contains(port)).collect();
     *known = reported.to_vec();
     news
+}
+
+fn tallies(told: &link::ServiceReport) -> Event {
+    let tally = |it: &link::InstanceTally| Tally {
+        answers: it.answers,
+        failures: it.failures,
+    };
+    let instances = told.tallies.iter();
+    Event::Tallies {
+        service: ServiceId::from_uuid(told.service_id),
+        instances: instances
+            .map(|it| (InstanceId::from_uuid(it.instance_id), tally(it)))
+            .collect(),
+    }
 }
 
 fn translate(event: link::Event) -> Event {

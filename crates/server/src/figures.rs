@@ -393,6 +393,7 @@ mod tests {
                 bytes_out: answered * 10,
                 holds: 0,
                 wakes: 0,
+                tallies: Vec::new(),
             }],
         }
     }

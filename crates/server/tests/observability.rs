@@ -358,6 +358,7 @@ async fn one_request_of_a_sleeping_service_is_one_trace() {
             instance_id: Uuid::new_v4(),
             addresses: [(PORT, address)].into(),
             weight: 1,
+            canary: false,
         }],
         ..sleeping.clone()
     };

@@ -56,7 +56,7 @@ pub struct RoutedService {
     pub sleeping_since: Option<Timestamp>,
     /// The deployment that serves, or the newest one when none was healthy yet.
     pub deployment: Option<RoutedDeployment>,
-    /// A newer one that comes up beside the active one.
+    /// A newer one that comes up beside the active one, or goes down again.
     pub upcoming: Option<UpcomingDeployment>,
     /// Its instances of any deployment that are not over: the caller keeps the healthy ones of the deployment.
     pub instances: Vec<Instance>,
@@ -81,7 +81,7 @@ pub struct RoutedDeployment {
     pub metadata: Value,
 }
 
-/// A deployment that comes up beside the one that serves.
+/// A deployment that comes up beside the one that serves, or did and goes down.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UpcomingDeployment {
     /// Its id.
@@ -215,7 +215,7 @@ impl Store {
              COALESCE(services.active_deployment_id, services.latest_deployment_id) \
              LEFT JOIN deployments AS upcoming ON upcoming.id = services.latest_deployment_id \
              AND upcoming.id <> services.active_deployment_id \
-             AND upcoming.cancel_requested = 0 AND upcoming.status IN ('ALLOCATING', 'STARTING')",
+             AND upcoming.status IN ('ALLOCATING', 'STARTING', 'CANCELING', 'STOPPING', 'ERRORING')",
         );
         sql.push_some(" WHERE services.id = ", only.as_ref());
         sql.add(" ORDER BY services.created_at, services.id");

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tram_planner::{Drain, Edge, Instance, Observed, Policy, ServiceView, plan};
+use tram_planner::{Drain, Edge, Instance, Observed, Policy, ServiceView, Tally, plan};
 use tram_site::{InstancePhase, ObservedInstance};
 use tram_testkit::simulator::{Rng, world::asleep};
 use tram_types::{
@@ -53,6 +53,7 @@ fn serving(mut view: ServiceView, now: Timestamp, rng: &mut Rng) -> ServiceView 
                 healthy_at: Some(now),
                 ended_at: None,
                 drain: Drain::Unknown,
+                tally: Tally::default(),
                 trouble: None,
                 unfreezable: None,
                 observed: Observed::Seen(ObservedInstance {

@@ -222,6 +222,14 @@ impl Service {
     }
 }
 
+impl Service {
+    /// Whether a canary is tried.
+    #[must_use]
+    pub fn has_canary(&self) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint.canary)
+    }
+}
+
 /// What the edge does with a request for a service.
 ///
 /// | state | endpoints that serve the port | none |
@@ -267,6 +275,10 @@ pub struct Endpoint {
     /// Share of the traffic beside its siblings. Zero: takes nothing new, finishes what it has.
     #[serde(default = "default_weight")]
     pub weight: u32,
+    /// It is of a deployment that is tried beside the one that serves: a request may ask for it, and its answers are
+    /// counted apart.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub canary: bool,
 }
 
 fn default_weight() -> u32 {
@@ -325,6 +337,7 @@ mod tests {
                     instance_id: Uuid::new_v4(),
                     addresses: BTreeMap::from([(8000, SocketAddr::from(([127, 0, 0, 1], 9)))]),
                     weight: 1,
+                    canary: false,
                 }],
                 ..Service::new(
                     service_id,

@@ -189,7 +189,7 @@ async fn resume(call: Call) -> Result<ResumeAppReply, Error> {
     let mut deployments = Vec::new();
     for service in services::of_app(&call.api, organization, id).await? {
         if service.desired == Desired::Pause {
-            let again = services::deployed_again(&call, &service, TriggerType::Resume, false).await?;
+            let again = services::deployed_again(&call, &service, TriggerType::Resume, false, None).await?;
             deployments.push((service.id, again));
         }
     }

@@ -8,8 +8,8 @@ use tram_store::{
 };
 use tram_types::{
     AppId, OrganizationId, ProjectId, ServiceId,
-    definition::DeploymentDefinition,
-    status::{DeploymentStatus, ServiceStatus, ServiceType, TriggerType},
+    definition::{DeploymentDefinition, DeploymentStrategy},
+    status::{DeploymentStatus, DeploymentStrategyType, ServiceStatus, ServiceType, TriggerType},
 };
 
 use self::{
@@ -23,7 +23,12 @@ use crate::{
     error::Error,
     query::{Nothing, Page},
     state::ApiState,
-    views::{self, count, deployment::Beside, part},
+    views::{
+        self, count,
+        deployment::Beside,
+        part,
+        service::{CANARY_GROUP, DEPLOYMENT_GROUP},
+    },
     wire::service::{
         CreateService, CreateServiceReply, DeleteServiceReply, GetServiceReply, ListServicesReply,
         PauseServiceReply, RedeployReply, RedeployRequestInfo, ResumeServiceReply, Service,
@@ -273,9 +278,13 @@ pub(crate) async fn deployed_again<Q, B>(
     service: &record::Service,
     kind: TriggerType,
     skip_build: bool,
+    strategy: Option<DeploymentStrategyType>,
 ) -> Result<NewDeployment, Error> {
     let latest = latest(&call.api, service).await?;
-    let definition: DeploymentDefinition = part(&latest.definition);
+    let mut definition: DeploymentDefinition = part(&latest.definition);
+    if let Some(r#type) = strategy {
+        definition.strategy = Some(DeploymentStrategy { r#type });
+    }
     let trigger = Trigger {
         kind,
         created_by: created_by(call),
@@ -294,7 +303,7 @@ async fn resume(call: Call<Resume>) -> Result<ResumeServiceReply, Error> {
         call.api.store.wake_service(id).await?;
         return Ok(ResumeServiceReply {});
     }
-    let again = deployed_again(&call, &service, TriggerType::Resume, call.query.skip_build).await?;
+    let again = deployed_again(&call, &service, TriggerType::Resume, call.query.skip_build, None).await?;
     call.api.store.resume_service(organization, id, again).await?;
     Ok(ResumeServiceReply {})
 }
@@ -308,7 +317,26 @@ async fn redeploy(call: Call<Nothing, RedeployRequestInfo>) -> Result<RedeployRe
             "this service is paused: resume it, which deploys it again".to_owned(),
         ));
     }
-    let again = deployed_again(&call, &service, TriggerType::Unknown, call.body.skip_build).await?;
+    let strategy = match call.body.deployment_group.as_str() {
+        "" | DEPLOYMENT_GROUP => None,
+        CANARY_GROUP => Some(DeploymentStrategyType::Canary),
+        _ => {
+            return Err(Error::field(
+                "deployment_group",
+                format!(
+                    "must be `{DEPLOYMENT_GROUP}`, or `{CANARY_GROUP}` to try it on a tenth of the requests first"
+                ),
+            ));
+        }
+    };
+    let again = deployed_again(
+        &call,
+        &service,
+        TriggerType::Unknown,
+        call.body.skip_build,
+        strategy,
+    )
+    .await?;
     let made = call
         .api
         .store

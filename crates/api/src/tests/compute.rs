@@ -202,6 +202,17 @@ async fn a_service_pauses_resumes_redeploys_and_goes() {
         .await
         .good();
     assert_eq!(again["deployment"]["version"], "3");
+    assert_eq!(again["deployment"]["deployment_group"], "prod");
+    let canary = json!({"deployment_group":"canary"});
+    let again = fixture.post(&format!("{path}/redeploy"), canary).await.good();
+    assert_eq!(again["deployment"]["deployment_group"], "canary");
+    assert_eq!(
+        again["deployment"]["definition"]["strategy"]["type"],
+        "DEPLOYMENT_STRATEGY_TYPE_CANARY"
+    );
+    let other = json!({"deployment_group":"blue"});
+    let refused = fixture.post(&format!("{path}/redeploy"), other).await.bad(400);
+    assert_eq!(refused["fields"][0]["field"], "deployment_group", "{refused}");
     let cancel = format!("/v1/deployments/{}/cancel", text(&again["deployment"]["id"]));
     fixture.post(&cancel, json!({})).await.good();
     assert_eq!(

@@ -4,10 +4,12 @@ use tram_store::record::{self, ProxyPort, Service};
 use tram_types::{
     DeploymentId, Int64,
     definition::DeploymentDefinition,
-    status::{DeploymentRole, DeploymentStatus, ProxyPortProtocol, RegionalDeploymentRole},
+    status::{
+        DeploymentRole, DeploymentStatus, DeploymentStrategyType, ProxyPortProtocol, RegionalDeploymentRole,
+    },
 };
 
-use super::{id, part};
+use super::{id, part, service::CANARY_GROUP};
 use crate::wire::{
     deployment::{Deployment, DeploymentListItem, DeploymentMetadata, DeploymentProxyPortMetadata},
     regional_deployment::{RegionalDeployment, RegionalDeploymentListItem, RegionalDeploymentMetadata},
@@ -43,14 +45,14 @@ pub(crate) fn deployment(
         child_id: id(deployment.child_id),
         status: deployment.status,
         metadata: Some(metadata(deployment, &definition, beside)),
-        definition: Some(definition),
         messages: deployment.messages.clone(),
         provisioning_info: part(&deployment.provisioning_info),
         database_info: None,
         skip_build: deployment.skip_build,
         role: role(deployment.id, deployment.status, service),
         version: Int64(deployment.version),
-        deployment_group: deployment.deployment_group.clone(),
+        deployment_group: group(deployment, &definition).to_owned(),
+        definition: Some(definition),
         project_id: id(deployment.project_id),
         instance_snapshot_id: deployment.instance_snapshot_id.clone(),
         created_by: deployment.created_by.clone(),
@@ -74,15 +76,26 @@ pub(crate) fn item(deployment: &record::Deployment, beside: Beside<'_>) -> Deplo
         child_id: id(deployment.child_id),
         status: deployment.status,
         metadata: Some(metadata(deployment, &definition, beside)),
-        definition: Some(definition),
         messages: deployment.messages.clone(),
         provisioning_info: part(&deployment.provisioning_info),
         database_info: None,
         version: Int64(deployment.version),
-        deployment_group: deployment.deployment_group.clone(),
+        deployment_group: group(deployment, &definition).to_owned(),
+        definition: Some(definition),
         project_id: id(deployment.project_id),
         instance_snapshot_id: deployment.instance_snapshot_id.clone(),
         created_by: deployment.created_by.clone(),
+    }
+}
+
+/// The group that a request may ask for while two deployments answer: a canary is one of its own until it has taken
+/// over.
+fn group<'a>(deployment: &'a record::Deployment, definition: &DeploymentDefinition) -> &'a str {
+    let is_canary = definition.effective_strategy() == DeploymentStrategyType::Canary;
+    if is_canary && deployment.status.is_starting_up() {
+        CANARY_GROUP
+    } else {
+        &deployment.deployment_group
     }
 }
 
@@ -157,7 +170,7 @@ pub(crate) fn regional(
             DeploymentRole::Invalid => RegionalDeploymentRole::Invalid,
         },
         version: Int64(regional.version),
-        deployment_group: deployment.deployment_group.clone(),
+        deployment_group: group(deployment, &part(&deployment.definition)).to_owned(),
         deployment_id: regional.deployment_id.to_string(),
         instance_snapshot_id: deployment.instance_snapshot_id.clone(),
     }

@@ -9,8 +9,10 @@ use crate::wire::service::{
     ServiceListItem, ServiceState,
 };
 
-/// The group every deployment is in.
+/// The group of every deployment but a canary.
 pub(crate) const DEPLOYMENT_GROUP: &str = "prod";
+/// The group of a canary while it is tried.
+pub(crate) const CANARY_GROUP: &str = "canary";
 
 pub(crate) fn service(service: &record::Service) -> Service {
     Service {

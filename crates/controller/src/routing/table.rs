@@ -215,6 +215,7 @@ fn endpoints(service: &RoutedService, definition: &DeploymentDefinition) -> Resu
         }
         for endpoint in &mut new {
             endpoint.weight = old_ones * CANARY_PERCENT;
+            endpoint.canary = true;
         }
     }
     own.extend(new);
@@ -243,6 +244,7 @@ fn serving(
                 instance_id: instance.id.uuid(),
                 addresses,
                 weight: 1,
+                canary: false,
             })
         })
         .collect()

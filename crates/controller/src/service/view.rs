@@ -309,6 +309,7 @@ impl Reconciler {
             healthy_at: row.succeeded_at,
             ended_at: row.terminated_at,
             drain,
+            tally: self.activities.tally(row.service_id, row.id),
             trouble: self.delayed(row).filter(|_| observed == Observed::Absent),
             unfreezable: self.unfreezable(row),
             observed,

@@ -3,10 +3,11 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::{Value, json};
-use tram_planner::Policy;
+use tram_controller::data_plane::Event;
+use tram_planner::{Policy, Tally};
 use tram_testkit::{Behaviour, Life};
 use tram_types::{
-    ServiceId,
+    InstanceId, ServiceId,
     status::{DeploymentStatus as D, ServiceStatus as S},
 };
 use uuid::Uuid;
@@ -70,7 +71,7 @@ async fn a_canary_that_dies_leaves_everything_to_the_old_one() {
     let failed = world.deployment_comes_to(new, D::Error).await;
     let told = failed.messages.join("; ");
     assert!(
-        told.contains("the canary was healthy and no longer is") && told.contains("exit code 3"),
+        told.contains("healthy and no longer is") && told.contains("exit code 3"),
         "{told}"
     );
     world.endpoints_become(service, 2).await;
@@ -78,6 +79,36 @@ async fn a_canary_that_dies_leaves_everything_to_the_old_one() {
         world.service(service).await.active_deployment_id,
         Some(made.deployment.id)
     );
+}
+
+#[tokio::test]
+async fn a_canary_that_fails_requests_is_given_up() {
+    let world = World::new().await;
+    let made = world.create("web", web("old", 2)).await;
+    let service = made.service.id;
+    world.service_becomes(service, S::Healthy).await;
+    let new = world.deploy(service, with("CANARY", web("new", 2))).await;
+    let routed = world.endpoints_become(service, 3).await;
+    let canaries: Vec<bool> = routed.endpoints.iter().map(|it| it.canary).collect();
+    assert_eq!(canaries, [false, false, true]);
+    let tally = |it: &tram_types::routing::Endpoint| Tally {
+        answers: if it.canary { 20 } else { 90 },
+        failures: if it.canary { 20 } else { 0 },
+    };
+    let told = routed.endpoints.iter();
+    world.edge.say(Event::Tallies {
+        service,
+        instances: told
+            .map(|it| (InstanceId::from_uuid(it.instance_id), tally(it)))
+            .collect(),
+    });
+    let failed = world.deployment_comes_to(new, D::Error).await;
+    let told = failed.messages.join("; ");
+    assert!(
+        told.contains("20 of its 20 requests failed, and 0 of 180"),
+        "{told}"
+    );
+    world.endpoints_become(service, 2).await;
 }
 
 #[tokio::test]

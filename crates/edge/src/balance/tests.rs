@@ -11,6 +11,11 @@ use crate::account::Signals;
 use crate::table::Registry;
 
 fn route(weights: &[u32]) -> Arc<Route> {
+    route_with(weights, &[])
+}
+
+/// `canaries`: by their place among the weights.
+fn route_with(weights: &[u32], canaries: &[usize]) -> Arc<Route> {
     let id = Uuid::new_v4();
     let endpoints = weights
         .iter()
@@ -23,6 +28,7 @@ fn route(weights: &[u32]) -> Arc<Route> {
             )]
             .into(),
             weight: *weight,
+            canary: canaries.contains(&index),
         })
         .collect();
     let source = RoutingTable {
@@ -64,7 +70,7 @@ fn spread(route: &Route, requests: u32) -> HashMap<u16, u32> {
     let mut counts = HashMap::new();
     for _ in 0..requests {
         #[expect(clippy::cast_possible_truncation, reason = "any 32 bits")]
-        let endpoint = pick(route, &[], random() as u32).expect("somebody");
+        let endpoint = pick(route, None, &[], random() as u32).expect("somebody");
         *counts.entry(endpoint.address.port()).or_default() += 1;
         seats.push(Seat::take(endpoint));
     }
@@ -90,7 +96,7 @@ fn weights_are_shares_whatever_the_load() {
     let mut idle: HashMap<u16, u32> = HashMap::new();
     for _ in 0..4000 {
         #[expect(clippy::cast_possible_truncation, reason = "any 32 bits")]
-        let endpoint = pick(&route, &[], random() as u32).expect("somebody");
+        let endpoint = pick(&route, None, &[], random() as u32).expect("somebody");
         *idle.entry(endpoint.address.port()).or_default() += 1;
     }
     let idle = canary(&idle);
@@ -107,7 +113,7 @@ fn a_weight_of_zero_takes_nothing() {
         spread(&route(&[0, 1]), 5).keys().copied().collect::<Vec<_>>(),
         [2]
     );
-    assert!(pick(&route(&[0]), &[], 0).is_none());
+    assert!(pick(&route(&[0]), None, &[], 0).is_none());
 }
 
 #[test]
@@ -126,12 +132,12 @@ fn refusers_are_avoided_until_they_are_all_there_is() {
     route.endpoints[0].0.avoid();
     assert_eq!(spread(&route, 6).keys().copied().collect::<Vec<_>>(), [2]);
     route.endpoints[1].0.avoid();
-    assert!(pick(&route, &[], 7).is_some());
+    assert!(pick(&route, None, &[], 7).is_some());
     let both = [
         Arc::clone(&route.endpoints[0].0),
         Arc::clone(&route.endpoints[1].0),
     ];
-    assert!(pick(&route, &both, 7).is_none());
+    assert!(pick(&route, None, &both, 7).is_none());
 }
 
 #[test]
@@ -159,6 +165,7 @@ fn a_request_that_chose_by_an_old_table_follows_the_new_one() {
                     instance_id: Uuid::from_u64_pair(0, port.into()),
                     addresses: [(80, SocketAddr::from(([127, 0, 0, 1], port)))].into(),
                     weight: 1,
+                    canary: false,
                 }],
                 ..Service::new(id, "a", State::Ready)
             }
@@ -182,4 +189,24 @@ fn a_request_that_chose_by_an_old_table_follows_the_new_one() {
     );
     let (busy, leaving) = registry.busy();
     assert_eq!((busy.len(), leaving), (1, false));
+}
+
+#[test]
+fn a_request_may_choose_between_a_canary_and_the_others() {
+    // The canary comes first in the table, and has the weight that makes it one of three.
+    let route = route_with(&[2, 1, 1], &[0]);
+    let ports = |group| {
+        let picked = (0..64).filter_map(|turn: u32| pick(&route, group, &[], turn.wrapping_mul(0x9E37_79B9)));
+        picked
+            .map(|it| it.address.port())
+            .collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(ports(Some(Group::Canary)), [1].into());
+    assert_eq!(ports(Some(Group::Stable)), [2, 3].into());
+    assert_eq!(ports(None), [1, 2, 3].into());
+    // Without a canary there is nothing to choose.
+    let route = route_with(&[1, 1], &[]);
+    assert!(pick(&route, Some(Group::Canary), &[], 0).is_some());
+    let route = route_with(&[1], &[0]);
+    assert!(pick(&route, Some(Group::Stable), &[], 0).is_some());
 }

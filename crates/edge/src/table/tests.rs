@@ -102,6 +102,7 @@ impl Model {
                         instance_id: Uuid::from_u128(random.random_range(0..9)),
                         addresses: [80, 81, 82].map(|port| (port, address)).into(),
                         weight: 1,
+                        canary: false,
                     }];
                     change.services.push(Arc::clone(service));
                 }

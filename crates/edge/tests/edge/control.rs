@@ -381,3 +381,65 @@ async fn an_instance_that_left_is_reported_until_it_has_finished() {
     })
     .await;
 }
+
+/// A service with one instance that answers and a canary that fails.
+async fn on_trial() -> Service {
+    let fails = |_| async move {
+        let mut answer = http::Response::new(full("broken"));
+        *answer.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        answer
+    };
+    let mut service = service(State::Ready, &[says("old").await, upstream(false, fails).await]);
+    service.endpoints[0].weight = 9;
+    service.endpoints[1].canary = true;
+    service
+}
+
+#[tokio::test]
+async fn a_request_may_choose_the_canary_and_its_failures_are_reported_apart() {
+    let edge = Fixture::start();
+    let (client, mut events) = link_to(&edge).await;
+    let service = on_trial().await;
+    client
+        .push_table(&table(1, service.clone()))
+        .await
+        .expect("accepted");
+    let ask = async |group: &'static str| {
+        let request = request("/").header("x-deployment-group", group);
+        send(
+            edge.http,
+            request.body(http_body_util::Full::default()).expect("a request"),
+        )
+        .await
+    };
+    for _ in 0..7 {
+        assert_eq!(ask("canary").await.status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(ask("prod").await.text, "old");
+    }
+    let tally = |report: &Report, instance: usize| {
+        let told = report.services.iter().flat_map(|it| &it.tallies);
+        let id = service.endpoints[instance].instance_id;
+        let mut told = told.filter(|it| it.instance_id == id);
+        told.next().map(|it| (it.answers, it.failures))
+    };
+    let whole = |report: &Report| tally(report, 0) == Some((7, 0)) && tally(report, 1) == Some((7, 7));
+    report(&mut events, whole).await;
+    // The trial is over, and another one begins: it counts from nothing.
+    let mut alone = service.clone();
+    alone.endpoints.pop();
+    client.push_table(&table(2, alone)).await.expect("accepted");
+    assert_eq!(
+        ask("canary").await.text,
+        "old",
+        "there is nothing to choose any more"
+    );
+    client
+        .push_table(&table(3, service.clone()))
+        .await
+        .expect("accepted");
+    ask("prod").await;
+    report(&mut events, |report| {
+        report.table_version == 3 && tally(report, 0) == Some((1, 0))
+    })
+    .await;
+}

@@ -135,6 +135,7 @@ pub(crate) fn endpoint(address: SocketAddr) -> Endpoint {
         instance_id,
         addresses: [(PORT, address)].into(),
         weight: 1,
+        canary: false,
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
     scenarios::healthy,
     world::{Program, World},
 };
-use crate::{Edge, Instance, Takeover};
+use crate::{Edge, Instance, Takeover, Tally};
 
 /// More rounds than any of these takes.
 const ROUNDS: usize = 2000;
@@ -97,13 +97,99 @@ fn a_rolling_deployment_that_fails_half_way_gives_back_what_it_took() {
         live(world, old) < 4
     });
     world.turn(new, Program::Crashes);
-    until(&mut world, "it fails", |world| {
-        world.deployment(new).status == D::Error
-    });
+    for _ in 0..ROUNDS {
+        if world.deployment(new).status == D::Error {
+            break;
+        }
+        round(&mut world);
+        assert!(taking(&world) >= 4, "{:?}", world.history.last());
+    }
+    assert_eq!(world.deployment(new).status, D::Error);
     until(&mut world, "the old one is whole", |world| taking(world) == 4);
     assert_eq!(world.store.active, Some(old));
     assert_eq!(world.deployment(old).status, D::Healthy);
     assert_eq!(live(&world, new), 0);
+}
+
+#[test]
+fn a_rolling_deployment_that_is_cancelled_half_way_gives_back_what_it_took() {
+    let mut world = healthy(4);
+    let old = world.store.deployments[0].id;
+    let new = world.deploy(Program::Good, 4, Takeover::Rolling);
+    until(&mut world, "half of it is there", |world| live(world, old) == 2);
+    world.cancel(new);
+    for _ in 0..ROUNDS {
+        if world.deployment(new).is_empty() {
+            break;
+        }
+        round(&mut world);
+        assert!(taking(&world) >= 4, "{:?}", world.history.last());
+    }
+    assert_eq!(
+        (live(&world, old), world.deployment(new).status),
+        (4, D::Canceled)
+    );
+}
+
+#[test]
+fn what_cannot_come_back_is_not_waited_for() {
+    let mut world = healthy(4);
+    let old = world.store.deployments[0].id;
+    let new = world.deploy(Program::Good, 4, Takeover::Rolling);
+    until(&mut world, "half of it is there", |world| live(world, old) == 2);
+    world.turn(old, Program::Crashes);
+    world.cancel(new);
+    until(&mut world, "it is gone all the same", |world| {
+        world.deployment(new).status == D::Canceled
+    });
+    assert_eq!(world.store.active, Some(old));
+}
+
+#[test]
+fn a_canary_that_fails_more_requests_than_the_others_is_given_up() {
+    let mut world = healthy(3);
+    let old = world.store.deployments[0].id;
+    let new = world.deploy(Program::Good, 3, Takeover::Canary);
+    until(&mut world, "the canary is healthy", |world| {
+        let mut instances = world.deployment(new).instances();
+        instances.any(|it| it.status == InstanceStatus::Healthy)
+    });
+    let canary = world.deployment(new).instances().next().expect("one").id;
+    let others: Vec<_> = world.deployment(old).instances().map(|it| it.id).collect();
+    for other in others {
+        world.set_tally(
+            other,
+            Tally {
+                answers: 90,
+                failures: 3,
+            },
+        );
+    }
+    world.set_tally(
+        canary,
+        Tally {
+            answers: 30,
+            failures: 2,
+        },
+    );
+    round(&mut world);
+    assert_eq!(world.deployment(new).status, D::Starting);
+    world.set_tally(
+        canary,
+        Tally {
+            answers: 30,
+            failures: 15,
+        },
+    );
+    until(&mut world, "it fails", |world| {
+        world.deployment(new).status == D::Error
+    });
+    let told = world.deployment(new).messages.join("; ");
+    assert!(
+        told.contains("15 of its 30 requests failed, and 9 of 270"),
+        "{told}"
+    );
+    assert_eq!((world.store.active, live(&world, old)), (Some(old), 3));
 }
 
 #[test]
@@ -185,7 +271,7 @@ fn a_canary_that_falls_ill_is_the_end_of_its_deployment_alone() {
         world.deployment(new).status == D::Error
     });
     let told = world.deployment(new).messages.join("; ");
-    assert!(told.contains("the canary was healthy and no longer is"), "{told}");
+    assert!(told.contains("healthy and no longer is"), "{told}");
     assert_eq!((world.store.active, live(&world, old)), (Some(old), 3));
 }
 

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::{
     Activity, Deployment, Drain, Edge, Instance, Intent, Observed, Order, Plan, Policy, Region, ServiceView,
-    SiteState, Source, Takeover, Write, plan,
+    SiteState, Source, Takeover, Tally, Write, plan,
 };
 
 /// What the instances of a deployment do.
@@ -156,6 +156,11 @@ impl World {
     /// What the instances of a deployment do from now on.
     pub(super) fn turn(&mut self, id: DeploymentId, program: Program) {
         self.programs.insert(id, program);
+    }
+
+    pub(super) fn cancel(&mut self, id: DeploymentId) {
+        let mut all = self.store.deployments.iter_mut();
+        all.find(|it| it.id == id).expect("it is there").cancel_requested = true;
     }
 
     pub(super) fn deployment(&self, id: DeploymentId) -> &Deployment {
@@ -301,15 +306,16 @@ impl World {
         }
     }
 
-    /// The active deployment, and one that comes up beside it and shares its requests.
+    /// The active deployment, and one beside it that shares its requests.
     fn takes_requests(&self, this: &Deployment) -> bool {
         let awake =
             |it: &Deployment| Some(it.id) == self.store.active && it.status != DeploymentStatus::Sleeping;
         let beside = this.takeover.shares()
-            && matches!(
-                this.status,
-                DeploymentStatus::Allocating | DeploymentStatus::Starting
-            );
+            && (this.is_going_down()
+                || matches!(
+                    this.status,
+                    DeploymentStatus::Allocating | DeploymentStatus::Starting
+                ));
         awake(this) || (beside && self.store.deployments.iter().any(awake))
     }
 
@@ -413,6 +419,10 @@ impl World {
             .unwrap()
     }
 
+    pub(super) fn set_tally(&mut self, id: InstanceId, tally: Tally) {
+        self.find(id).tally = tally;
+    }
+
     pub(super) fn set_drain(&mut self, id: InstanceId, drain: Drain) {
         self.find(id).drain = drain;
     }
@@ -492,6 +502,7 @@ impl World {
                     healthy_at: None,
                     ended_at: None,
                     drain: Drain::Unknown,
+                    tally: Tally::default(),
                     trouble: None,
                     unfreezable: None,
                     observed: Observed::Unknown,

@@ -8,7 +8,7 @@ use std::{
 
 use tram_planner::{
     Activity, Deployment, Drain, Edge, Instance, Intent, Observed, Region, ServiceView, SiteState, Source,
-    Takeover, Write,
+    Takeover, Tally, Write,
 };
 use tram_site::{Capabilities, EndCause, InstancePhase, ObservedImage, ObservedInstance};
 use tram_types::{
@@ -558,6 +558,7 @@ fn new_instance(id: InstanceId, replica_index: u32, now: Timestamp) -> Instance 
         healthy_at: None,
         ended_at: None,
         drain: Drain::Unknown,
+        tally: Tally::default(),
         trouble: None,
         unfreezable: None,
         observed: Observed::Unknown,
