@@ -39,6 +39,8 @@ pub(crate) fn verb(method: &Method, path: &str) -> Option<Verb> {
         "secrets" => "secret",
         "domains" => "domain",
         "credentials" => "credential",
+        "volumes" => "volume",
+        "snapshots" => "snapshot",
         "projects" => "project",
         "organizations" => "organization",
         // Tokens that are made without a credential of their own.
@@ -63,6 +65,8 @@ pub(crate) fn verb(method: &Method, path: &str) -> Option<Verb> {
         ("POST", Some("switch" | "access_token")) => "entered",
         ("PUT" | "DELETE", Some("scale")) => "scaled",
         ("DELETE", _) => "deleted",
+        // Of volumes and snapshots, a POST to the object itself changes it.
+        ("POST", None) if path.contains('{') => "updated",
         ("POST", None) => "created",
         _ => "updated",
     };
@@ -186,6 +190,13 @@ mod tests {
             ),
             (Method::PATCH, "/v1/domains/{id}", Some(("domain", "updated"))),
             (Method::DELETE, "/v1/secrets/{id}", Some(("secret", "deleted"))),
+            (Method::POST, "/v1/volumes", Some(("volume", "created"))),
+            (Method::POST, "/v1/volumes/{id}", Some(("volume", "updated"))),
+            (
+                Method::DELETE,
+                "/v1/snapshots/{id}",
+                Some(("snapshot", "deleted")),
+            ),
             (
                 Method::POST,
                 "/v1/secrets/{id}/reveal",

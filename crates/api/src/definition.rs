@@ -10,16 +10,16 @@ use serde_json::Value;
 use tram_store::{
     filter,
     intent::{NewDeployment, NewRegionalDeployment},
-    record::Secret,
+    record::{Secret, Volume},
 };
 use tram_types::{
-    DeploymentId, FieldViolation, OrganizationId, ProjectId, RegionalDeploymentId,
+    DeploymentId, FieldViolation, OrganizationId, ProjectId, RegionalDeploymentId, ServiceId, VolumeId,
     catalog::Catalog,
     definition::{DeploymentDefinition, scoped_to},
     interpolate::{Piece, pieces},
     status::{
-        ActorType, DefinitionType, DeploymentMesh, DeploymentStatus, RegionalDeploymentMesh, SecretType,
-        TriggerType,
+        ActorType, DefinitionType, DeploymentMesh, DeploymentStatus, PersistentVolumeStatus,
+        RegionalDeploymentMesh, SecretType, TriggerType,
     },
     validate,
 };
@@ -53,19 +53,23 @@ pub(crate) fn check_supported(definition: &DeploymentDefinition) -> Result<(), E
     Err(Error::NotImplemented(missing.to_owned()))
 }
 
-/// Every rule a definition violates, those that only the store can tell included.
+/// Every rule a definition violates, those that only the store can tell included. `service` is whose it would be, if
+/// that is there yet.
 pub(crate) async fn violations(
     api: &ApiState,
     organization: OrganizationId,
     project: Option<ProjectId>,
+    service: Option<ServiceId>,
     definition: &DeploymentDefinition,
 ) -> Result<Vec<FieldViolation>, Error> {
+    let volumes = usable_volumes(api, organization, project, service, definition).await?;
     let secrets = usable_secrets(api, organization, project, definition).await?;
     Ok(validate::definition(
         definition,
         validate::Context {
             catalog: &api.catalog,
             secret_type: &|name| secrets.get(name).copied(),
+            volume: &|id| volumes.get(id).cloned(),
             is_system_variable: &validate::is_system_variable,
         },
     ))
@@ -107,6 +111,57 @@ pub(crate) async fn all_secrets(api: &ApiState, organization: OrganizationId) ->
         }
         page.offset = page.offset.saturating_add(page.limit);
     }
+}
+
+/// The volumes a definition names and may use, by id.
+async fn usable_volumes(
+    api: &ApiState,
+    organization: OrganizationId,
+    project: Option<ProjectId>,
+    service: Option<ServiceId>,
+    definition: &DeploymentDefinition,
+) -> Result<BTreeMap<String, validate::KnownVolume>, Error> {
+    let ids: Vec<VolumeId> = definition
+        .volumes
+        .iter()
+        .filter_map(|volume| volume.id.parse().ok())
+        .collect();
+    if ids.is_empty() || ids.len() > validate::LIST_MAX {
+        return Ok(BTreeMap::new());
+    }
+    let filter = filter::Volumes {
+        ids,
+        ..filter::Volumes::default()
+    };
+    let page = filter::Page::largest();
+    let mut listed = api.store.list_volumes(organization, &filter, page).await?;
+    let is_others = |volume: &Volume| volume.service_id.is_some_and(|other| Some(other) != service);
+    if listed.items.iter().any(is_others) {
+        // It may have had it and not want it any more.
+        api.store.release_volumes().await?;
+        listed = api.store.list_volumes(organization, &filter, page).await?;
+    }
+    let usable = listed
+        .items
+        .into_iter()
+        .filter(|volume| volume.project_id.is_none() || volume.project_id == project);
+    Ok(usable
+        .map(|volume| {
+            let obstacle = match volume.service_id {
+                _ if volume.status == PersistentVolumeStatus::Deleting => Some("is being deleted".to_owned()),
+                Some(other) if Some(other) != service => Some(format!(
+                    "is still attached to service {other}, and a volume has one service"
+                )),
+                _ => None,
+            };
+            let known = validate::KnownVolume {
+                name: volume.name,
+                region: volume.region,
+                obstacle,
+            };
+            (volume.id.to_string(), known)
+        })
+        .collect())
 }
 
 fn uses_secrets(definition: &DeploymentDefinition) -> bool {

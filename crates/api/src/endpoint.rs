@@ -145,6 +145,8 @@ object_ids!(
     CredentialId,
     ProjectId,
     OrganizationId,
+    SnapshotId,
+    VolumeId,
 );
 
 impl<Q, B> Call<Q, B> {

@@ -19,7 +19,9 @@ pub(crate) mod quotas;
 pub(crate) mod regional_deployments;
 pub(crate) mod secrets;
 pub(crate) mod services;
+pub(crate) mod snapshots;
 pub(crate) mod usages;
+pub(crate) mod volumes;
 
 /// Every endpoint of the contract.
 pub(crate) fn endpoints() -> Vec<Endpoint> {
@@ -41,7 +43,9 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
         regional_deployments::endpoints(),
         secrets::endpoints(),
         services::endpoints(),
+        snapshots::endpoints(),
         usages::endpoints(),
+        volumes::endpoints(),
         crate::streams::endpoints(),
     ]
     .concat()

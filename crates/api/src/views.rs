@@ -11,6 +11,7 @@ pub(crate) mod instance;
 pub(crate) mod organization;
 pub(crate) mod secret;
 pub(crate) mod service;
+pub(crate) mod volume;
 
 /// An id that may be absent.
 pub(crate) fn id<T: std::fmt::Display>(id: Option<T>) -> String {

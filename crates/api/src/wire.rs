@@ -22,5 +22,7 @@ pub mod quota;
 pub mod regional_deployment;
 pub mod secret;
 pub mod service;
+pub mod snapshot;
 pub mod stream;
 pub mod summary;
+pub mod volume;

@@ -247,7 +247,9 @@ pub(crate) async fn follow_store(
         };
         match change {
             Ok(Change::Domain(_)) | Err(RecvError::Lagged(_)) => signal.notify_one(),
-            Ok(Change::Service(_) | Change::Wake(_) | Change::App(_) | Change::Secret(_)) => {}
+            Ok(
+                Change::Service(_) | Change::Wake(_) | Change::App(_) | Change::Secret(_) | Change::Volume(_),
+            ) => {}
             Err(RecvError::Closed) => return,
         }
     }

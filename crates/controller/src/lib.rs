@@ -13,6 +13,7 @@
 //! | [`orphan`] | sites run nothing that the store does not know |
 //! | [`light`] | who waits for a frozen service waits for a thaw and nothing else |
 //! | [`domain`] | custom domains are active once they lead here |
+//! | [`volume`] | volumes and their snapshots are what their owners want |
 //! | [`retention`] | what is over is forgotten in time; the one to read first |
 //!
 //! Start with [`Controller::start`]; [`driver`] runs the reconcilers.
@@ -31,6 +32,7 @@ pub mod routing;
 pub mod scaling;
 pub mod service;
 mod spec;
+pub mod volume;
 
 use std::{sync::Arc, time::Duration};
 
@@ -246,6 +248,20 @@ impl Controller {
         tasks.spawn(drive(
             domains,
             domain_signal,
+            Arc::clone(observer),
+            cancel.clone(),
+        ));
+        let volumes = Arc::new(volume::Reconciler::new(&deps));
+        let volume_signal = Arc::new(Notify::new());
+        tasks.spawn(volume::follow(
+            deps.store.subscribe(),
+            deps.sites.clone(),
+            Arc::clone(&volume_signal),
+            cancel.clone(),
+        ));
+        tasks.spawn(drive(
+            volumes,
+            volume_signal,
             Arc::clone(observer),
             cancel.clone(),
         ));

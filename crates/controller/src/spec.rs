@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use tram_planner as planner;
 use tram_site::{
-    ImageSpec, InstanceSpec,
+    ImageSpec, InstanceSpec, MountSpec,
     spec::{EXECUTOR_PORT, EXECUTOR_PROXY_PORT, ExecutorAccess, ExecutorSpec, FileSpec, Limits},
 };
 use tram_store::{Store, record};
@@ -227,10 +227,38 @@ impl Subject<'_> {
                 memory_bytes: kind.memory_bytes,
                 disk_bytes: kind.disk_bytes,
             },
+            volumes: self.volumes().await?,
             mesh: mesh(definition),
             egress_allow: egress(definition),
             untrusted: definition.r#type == DefinitionType::Sandbox,
         })
+    }
+
+    /// The volumes it is shown in this region. They are the service's own: that was seen to when the deployment was
+    /// recorded.
+    async fn volumes(&self) -> Result<Vec<MountSpec>, Problem> {
+        let mut mounts = Vec::new();
+        for volume in &self.definition.volumes {
+            if !in_scope(self.catalog, &volume.scopes, &self.regional.region) {
+                continue;
+            }
+            let gone = || Problem::Wrong(format!("there is no volume `{}` any more", volume.id));
+            let id = volume.id.parse().map_err(|_| gone())?;
+            match self.store.volume(self.service.organization_id, id).await {
+                Ok(found) if found.service_id == Some(self.service.id) => mounts.push(MountSpec {
+                    volume: id,
+                    path: volume.path.clone(),
+                    read_only: found.read_only,
+                }),
+                Ok(found) => {
+                    let wrong = format!("volume `{}` is not this service's any more", found.name);
+                    return Err(Problem::Wrong(wrong));
+                }
+                Err(tram_store::Error::NotFound { .. }) => return Err(gone()),
+                Err(source) => return Err(Problem::Passing(Error::store("read a volume")(source))),
+            }
+        }
+        Ok(mounts)
     }
 
     /// What is wrong with the definition's templates, before anything is fetched for it.

@@ -47,7 +47,8 @@ pub(crate) fn make(directory: &Path, bytes: u64) -> io::Result<OwnedFd> {
     let file = nameless_file(directory)?;
     copy(&template, &file, bytes)?;
     let device = attach(&file)?;
-    let mount = mount(&device)?;
+    // Nothing of it is read after a power cut.
+    let mount = mount(&device, &["nobarrier", "noinit_itable"])?;
     for name in [UPPER, WORK] {
         rustix::fs::mkdirat(&mount, name, Mode::from_raw_mode(0o755))?;
     }
@@ -116,7 +117,7 @@ fn nameless_file(directory: &Path) -> io::Result<File> {
 }
 
 /// Copy what is written of a file, and leave its holes.
-fn copy(from: &File, to: &File, bytes: u64) -> io::Result<()> {
+pub(crate) fn copy(from: &File, to: &File, bytes: u64) -> io::Result<()> {
     to.set_len(bytes)?;
     let mut buffer = vec![0; COPY_BYTES];
     let mut at = 0;
@@ -139,7 +140,7 @@ fn copy(from: &File, to: &File, bytes: u64) -> io::Result<()> {
 }
 
 /// A loop device on the file, which lets go when nobody uses it.
-fn attach(file: &File) -> io::Result<LoopDevice> {
+pub(crate) fn attach(file: &File) -> io::Result<LoopDevice> {
     let control = File::options().read(true).write(true).open("/dev/loop-control")?;
     for _ in 0..ATTEMPTS {
         let path = PathBuf::from(format!("/dev/loop{}", sys::free_loop_device(control.as_fd())?));
@@ -158,18 +159,24 @@ fn attach(file: &File) -> io::Result<LoopDevice> {
     Err(io::Error::from(io::ErrorKind::ResourceBusy))
 }
 
-struct LoopDevice {
+/// A loop device that shows a file.
+pub(crate) struct LoopDevice {
     path: PathBuf,
     /// Keeps it until it is mounted.
     _device: File,
 }
 
-fn mount(device: &LoopDevice) -> io::Result<OwnedFd> {
+/// Mounts what a device shows, attached nowhere.
+pub(crate) fn mount(device: &LoopDevice, options: &[&str]) -> io::Result<OwnedFd> {
+    mount_path(&device.path, options)
+}
+
+/// The same by the device's name; one that is mounted already is that file system once more, and `options` mean nothing.
+pub(crate) fn mount_path(device: &Path, options: &[&str]) -> io::Result<OwnedFd> {
     let context = rustix::mount::fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    rustix::mount::fsconfig_set_string(&context, "source", &device.path)?;
-    // Nothing of it is read after a power cut.
-    for flag in ["nobarrier", "noinit_itable"] {
-        rustix::mount::fsconfig_set_flag(&context, flag)?;
+    rustix::mount::fsconfig_set_string(&context, "source", device)?;
+    for flag in options {
+        rustix::mount::fsconfig_set_flag(&context, *flag)?;
     }
     rustix::mount::fsconfig_create(&context)?;
     let flags = MountAttrFlags::MOUNT_ATTR_NOSUID

@@ -68,6 +68,8 @@ pub(crate) fn namespaces(network: &Network) -> i32 {
 pub(crate) struct Parts<'a> {
     /// For its writable layer.
     pub(crate) disk: Option<&'a OwnedFd>,
+    /// Its volumes, in the order of the spec.
+    pub(crate) volumes: &'a [OwnedFd],
     /// The user namespace whose ids its files have.
     pub(crate) namespace: Option<&'a OwnedFd>,
 }

@@ -24,6 +24,7 @@ pub mod probe;
 pub mod protocol;
 pub mod reclaim;
 pub mod supervisor;
+pub mod volume;
 
 pub use sealed::ensure_sealed;
 

@@ -23,7 +23,7 @@ pub use ids::IdRange;
 pub(crate) use ids::outside;
 pub use spec::{
     BindMount, Capability, ConfigFile, DISK_BYTES_MIN, InstanceId, InvalidSpec, LaunchSpec, Limits,
-    LogLimits, Network,
+    LogLimits, Network, VolumeMount,
 };
 
 /// Raised when a message changes so that an older peer would misread it.

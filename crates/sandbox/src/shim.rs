@@ -27,7 +27,7 @@ use crate::logs::{Stream, Writer};
 use crate::protocol::{ExitCause, ExitRecord, ExitStatus, LaunchFailure, LaunchSpec, frame, outside};
 use crate::seccomp::Filter;
 use crate::state::{InstanceDir, ProcessIdentity, Run, StopKind};
-use crate::{sys, userns};
+use crate::{sys, userns, volume};
 
 /// Killed late when memory runs out: without the shim nobody learns how the instance ended. -1000
 /// would exempt it altogether, which no process should be.
@@ -137,8 +137,21 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
             return fail(order, failure);
         }
     };
+    let mut volumes = Vec::with_capacity(order.spec.volumes.len());
+    for volume in &order.spec.volumes {
+        match volume::attach(&volume.file, &order.spec.user) {
+            Ok(mount) => volumes.push(mount),
+            Err(error) => {
+                // What a tool said has no number.
+                let what = format!("attach the volume at {}: {error}", volume.target.display());
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                return fail(order, LaunchFailure::Setup { what, errno });
+            }
+        }
+    }
     let parts = Parts {
         disk,
+        volumes: &volumes,
         namespace: namespace.as_ref(),
     };
     let Attach { born_in, procs, cpu } = attach;
@@ -171,7 +184,8 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
             );
         }
     };
-    drop((null, child_stdout, child_stderr, born_in));
+    // The instance's own mounts alone keep its volumes.
+    drop((null, child_stdout, child_stderr, born_in, volumes));
     if let Err(failure) = read_verdict(verdict) {
         let _ = sys::wait_pidfd(&child.pidfd);
         return fail(order, failure);

@@ -255,6 +255,72 @@ pub(crate) fn shut_down_file_system(directory: BorrowedFd<'_>) -> io::Result<()>
     check(unsafe { libc::ioctl(directory.as_raw_fd(), SHUTDOWN, &raw const how) }.into())
 }
 
+/// `_IOWR('X', 119, int)` and the one after it.
+const FIFREEZE: libc::Ioctl = 0xC004_5877;
+const FITHAW: libc::Ioctl = 0xC004_5878;
+
+/// Write everything of a file system down and let nobody write until it is thawed.
+pub(crate) fn freeze_file_system(directory: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: needed because no wrapper offers it. Sound because the kernel ignores the argument.
+    check(unsafe { libc::ioctl(directory.as_raw_fd(), FIFREEZE, 0) }.into())
+}
+
+/// Undo [`freeze_file_system`]; EINVAL when it is not frozen.
+pub(crate) fn thaw_file_system(directory: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: as above.
+    check(unsafe { libc::ioctl(directory.as_raw_fd(), FITHAW, 0) }.into())
+}
+
+/// Fork a guard that thaws a file system when the other end of `watched` closes, or when the time is over. May be called
+/// in a process of many threads. Returns the guard's pid, for [`reap`].
+pub(crate) fn thaw_after(
+    directory: BorrowedFd<'_>,
+    watched: BorrowedFd<'_>,
+    within: std::time::Duration,
+) -> io::Result<i32> {
+    let (directory, watched) = (directory.as_raw_fd(), watched.as_raw_fd());
+    let (low, high) = (
+        directory.min(watched).cast_unsigned(),
+        directory.max(watched).cast_unsigned(),
+    );
+    let timeout = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: needed because the guard has to live on when this process is killed, and there is no program to start.
+    // Sound in a process of many threads because the child calls the kernel alone: it takes no lock, allocates nothing
+    // and leaves by `_exit`. It closes all but its two descriptors, so that it keeps nobody's socket open.
+    unsafe {
+        match libc::fork() {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                libc::setsid();
+                if low > 0 {
+                    libc::syscall(libc::SYS_close_range, 0_u32, low - 1, 0);
+                }
+                if high > low + 1 {
+                    libc::syscall(libc::SYS_close_range, low + 1, high - 1, 0);
+                }
+                libc::syscall(libc::SYS_close_range, high + 1, u32::MAX, 0);
+                let mut poll = libc::pollfd {
+                    fd: watched,
+                    events: libc::POLLIN,
+                    revents: 0,
+                };
+                libc::poll(&raw mut poll, 1, timeout);
+                libc::ioctl(directory, FITHAW, 0);
+                libc::_exit(0)
+            }
+            pid => Ok(pid),
+        }
+    }
+}
+
+/// Wait for the end of a child that is about to end.
+pub(crate) fn reap(pid: i32) {
+    // SAFETY: needed because wrappers of the crate wait for other things. Sound: no memory is written.
+    while unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) } == -1
+        && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+    {}
+}
+
 /// Bring up the loopback interface of this process's network namespace.
 pub(crate) fn loopback_up() -> io::Result<()> {
     let socket = rustix::net::socket(

@@ -62,6 +62,8 @@ pub struct Config {
     pub user_namespaces: UserNamespaces,
     /// CRIU, with which frozen instances are moved to disk; `None`: they stay in memory.
     pub checkpoint: Option<PathBuf>,
+    /// Whether more may be promised to volumes than the disk has: they take their space as it is written.
+    pub volumes_overcommit: bool,
     /// How long an order waits for a supervisor that is being restarted.
     pub supervisor_patience: Duration,
 }
@@ -82,6 +84,7 @@ impl Config {
             reclaim_frozen: false,
             user_namespaces: UserNamespaces::Untrusted,
             checkpoint: None,
+            volumes_overcommit: false,
             supervisor_patience: DEFAULT_SUPERVISOR_PATIENCE,
         }
     }

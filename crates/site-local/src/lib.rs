@@ -36,6 +36,7 @@ mod site;
 mod supervisor;
 #[cfg(test)]
 mod testing;
+mod volumes;
 
 pub use config::{Config, NetworkConfig, UserNamespaces};
 pub use images::images_in_use_at;

@@ -8,6 +8,7 @@ mod adopt;
 mod checkpoint;
 mod contract;
 mod entries;
+mod keep;
 mod news;
 mod start;
 
@@ -38,6 +39,7 @@ use crate::images::Images;
 use crate::network::{self, Network, refusals};
 use crate::record::{End, Record, Store};
 use crate::supervisor::{self, Supervisor};
+use crate::volumes::Volumes;
 
 /// News that a slow listener may be behind before it must observe everything.
 const CHANGES_MAX: usize = 1024;
@@ -94,6 +96,7 @@ struct Shared {
     images: Arc<Images>,
     supervisor: Supervisor,
     network: Network,
+    volumes: Volumes,
     directory: Arc<Directory>,
     entries: Mutex<HashMap<InstanceId, Entry>>,
     changed: broadcast::Sender<Changed>,
@@ -128,6 +131,11 @@ impl LocalSite {
             return Err(OpenError::NoSupervisor(config.supervisor_dir));
         };
 
+        let (root, overcommit) = (store.root().to_owned(), config.volumes_overcommit);
+        let volumes = tokio::task::spawn_blocking(move || Volumes::open(&root, overcommit))
+            .await
+            .unwrap_or_else(|error| Err(io::Error::other(error)))
+            .map_err(files("open the directory of volumes"))?;
         let records = store.load().map_err(files("read the records of instances"))?;
         let decided = adopt::decide(records, &instances, SystemClock.now());
         let network = Network::open(&config.network, store.root(), &adopt::held(&decided, &config)).await?;
@@ -148,6 +156,7 @@ impl LocalSite {
             images: Arc::new(images),
             supervisor,
             network,
+            volumes,
             directory,
             entries: Mutex::default(),
             changed,

@@ -32,6 +32,7 @@ pub(crate) fn instance_spec(app: &str, service: &str) -> InstanceSpec {
         files: Vec::new(),
         ports: Vec::new(),
         health_checks: Vec::new(),
+        volumes: Vec::new(),
         limits: Limits {
             cpu_millis: 500,
             memory_bytes: 64 * MIB,

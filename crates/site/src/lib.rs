@@ -14,6 +14,7 @@ pub mod sessions;
 pub mod sites;
 pub mod spec;
 pub mod streams;
+pub mod volumes;
 
 use async_trait::async_trait;
 use tram_types::{DeploymentId, Generation, InstanceId};
@@ -23,6 +24,7 @@ pub use sessions::{Session, Sessions};
 pub use sites::Sites;
 pub use spec::{ImageSpec, InstanceSpec, RegistryCredentials};
 pub use streams::{ExecRequest, ExecSession, LogCursor, LogEntry, LogPage, LogQuery, LogStream};
+pub use volumes::{MountSpec, ObservedVolume, VolumeSpec, Volumes};
 
 /// Why a site did not carry out an order.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +98,11 @@ pub struct Capabilities {
 pub trait Site: Send + Sync + std::fmt::Debug {
     /// What this site can do.
     fn capabilities(&self) -> Capabilities;
+
+    /// Where the site keeps volumes; `None`: it keeps none.
+    fn volumes(&self) -> Option<&dyn Volumes> {
+        None
+    }
 
     /// Begins to make an image ready, or does nothing when it is. Progress and failure are in the observation.
     ///

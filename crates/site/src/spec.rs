@@ -96,6 +96,9 @@ pub struct InstanceSpec {
     pub health_checks: Vec<HealthCheck>,
     /// What it may use.
     pub limits: Limits,
+    /// Volumes it is shown. A site that has one of them in use elsewhere waits a while and then fails the start.
+    #[serde(default)]
+    pub volumes: Vec<crate::volumes::MountSpec>,
     /// Whether it takes part in the private network of its organization.
     pub mesh: bool,
     /// What it may reach outside: addresses, networks and names (see [`tram_types::egress`]). `None`: everything.

@@ -8,7 +8,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use sqlx::{AnyConnection, postgres::PgListener};
 use tokio::{sync::broadcast, task::AbortHandle};
-use tram_types::{AppId, DomainId, SecretId, ServiceId};
+use tram_types::{AppId, DomainId, SecretId, ServiceId, VolumeId};
 use uuid::Uuid;
 
 use crate::{
@@ -29,6 +29,8 @@ pub enum Change {
     Domain(DomainId),
     /// A secret: made, changed, removed.
     Secret(SecretId),
+    /// A volume or a snapshot of it: wanted, to be changed, to be removed.
+    Volume(VolumeId),
 }
 
 /// Changes that wait for a slow receiver; one more and it is told that it lagged, and sweeps.
@@ -46,6 +48,7 @@ impl fmt::Display for Change {
             Self::App(id) => write!(formatter, "app {id}"),
             Self::Domain(id) => write!(formatter, "domain {id}"),
             Self::Secret(id) => write!(formatter, "secret {id}"),
+            Self::Volume(id) => write!(formatter, "volume {id}"),
         }
     }
 }
@@ -78,6 +81,7 @@ impl FromStr for Announcement {
             "app" => Change::App(AppId::from_uuid(id)),
             "domain" => Change::Domain(DomainId::from_uuid(id)),
             "secret" => Change::Secret(SecretId::from_uuid(id)),
+            "volume" => Change::Volume(VolumeId::from_uuid(id)),
             _ => return Err(()),
         };
         Ok(Self { replica, change })
@@ -159,6 +163,7 @@ mod tests {
             Change::App(AppId::random()),
             Change::Domain(DomainId::random()),
             Change::Secret(SecretId::random()),
+            Change::Volume(VolumeId::random()),
         ] {
             let announcement = Announcement {
                 replica: Uuid::new_v4(),

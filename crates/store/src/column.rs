@@ -7,7 +7,7 @@ use serde_json::Value;
 use sqlx::{Row as _, any::AnyRow};
 use tram_types::{
     ActivityId, AppId, CredentialId, DeploymentId, DomainId, EventId, Generation, InstanceId, OrganizationId,
-    ProjectId, RegionalDeploymentId, SecretId, ServiceId, Timestamp, ids::VolumeId, status,
+    ProjectId, RegionalDeploymentId, SecretId, ServiceId, SnapshotId, Timestamp, VolumeId, status,
 };
 use uuid::Uuid;
 
@@ -124,6 +124,7 @@ as_text!(
     SecretId,
     ServiceId,
     VolumeId,
+    SnapshotId,
     Uuid,
     Desired,
     Role,
@@ -138,6 +139,8 @@ as_text!(
     status::ServiceType,
     status::SecretType,
     status::CredentialType,
+    status::PersistentVolumeStatus,
+    status::SnapshotStatus,
 );
 
 /// Kept as a 64-bit integer.

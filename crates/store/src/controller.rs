@@ -313,6 +313,10 @@ impl Store {
                 .run(&mut transaction, DOING)
                 .await?;
         }
+        Sql::new("UPDATE volumes SET service_id = NULL WHERE service_id = $1")
+            .bind(&id)
+            .run(&mut transaction, DOING)
+            .await?;
         Sql::new("DELETE FROM services WHERE id = $1")
             .bind(&id)
             .run(&mut transaction, DOING)

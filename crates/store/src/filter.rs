@@ -2,10 +2,10 @@
 
 use tram_types::{
     AppId, CredentialId, DeploymentId, DomainId, InstanceId, OrganizationId, ProjectId, RegionalDeploymentId,
-    SecretId, ServiceId, Timestamp,
+    SecretId, ServiceId, Timestamp, VolumeId,
     status::{
         CredentialType, DeploymentStatus, DomainStatus, DomainType, InstanceStatus, SecretType,
-        ServiceStatus, ServiceType,
+        ServiceStatus, ServiceType, SnapshotStatus,
     },
 };
 use uuid::Uuid;
@@ -200,6 +200,32 @@ pub struct Secrets {
     pub project_id: Option<ProjectId>,
     /// Among these.
     pub ids: Vec<SecretId>,
+}
+
+/// Which volumes.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Volumes {
+    /// Of this service.
+    pub service_id: Option<ServiceId>,
+    /// In this (resolved) region.
+    pub region: Option<String>,
+    /// With exactly this name.
+    pub name: Option<String>,
+    /// Of this project.
+    pub project_id: Option<ProjectId>,
+    /// Among these.
+    pub ids: Vec<VolumeId>,
+}
+
+/// Which snapshots of volumes.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Snapshots {
+    /// In one of these statuses.
+    pub statuses: Vec<SnapshotStatus>,
+    /// In this (resolved) region.
+    pub region: Option<String>,
+    /// Of this project.
+    pub project_id: Option<ProjectId>,
 }
 
 /// Which events. One of the members should be given, or the whole organization's history of that kind is meant.

@@ -6,10 +6,10 @@
 use serde_json::Value;
 use tram_types::{
     AppId, CredentialId, DeploymentId, DomainId, Generation, InstanceId, OrganizationId, ProjectId,
-    RegionalDeploymentId, SecretId, ServiceId, Timestamp,
+    RegionalDeploymentId, SecretId, ServiceId, SnapshotId, Timestamp, VolumeId,
     status::{
         AppStatus, CredentialType, DeploymentStatus, DomainStatus, DomainType, InstanceStatus,
-        RegionalDeploymentStatus, SecretType, ServiceStatus, ServiceType,
+        PersistentVolumeStatus, RegionalDeploymentStatus, SecretType, ServiceStatus, ServiceType,
     },
 };
 use uuid::Uuid;
@@ -152,6 +152,42 @@ pub struct NewSecret {
     pub name: String,
     /// What it holds.
     pub kind: SecretType,
+}
+
+/// A new volume.
+#[derive(Debug, Clone)]
+pub struct NewVolume {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its organization.
+    pub organization_id: OrganizationId,
+    /// Its project; `None`: the whole organization may use it.
+    pub project_id: Option<ProjectId>,
+    /// Unique in the project, or among the organization's own.
+    pub name: String,
+    /// The resolved region.
+    pub region: String,
+    /// In GB.
+    pub max_size: u32,
+    /// Whether instances may only read it.
+    pub read_only: bool,
+    /// The snapshot it is made from, if any.
+    pub snapshot_id: Option<SnapshotId>,
+}
+
+/// A new snapshot of a volume.
+#[derive(Debug, Clone)]
+pub struct NewSnapshot {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Its organization.
+    pub organization_id: OrganizationId,
+    /// Its project; `None`: the whole organization may use it.
+    pub project_id: Option<ProjectId>,
+    /// Unique in the project, or among the organization's own.
+    pub name: String,
+    /// Of which volume.
+    pub volume_id: VolumeId,
 }
 
 /// A new entry of an object's history.
@@ -322,6 +358,27 @@ edits! {
         pub kind: SecretType,
         /// New project, or none.
         pub project_id: Option<ProjectId>,
+    }
+    /// Changes of a volume by its owner.
+    pub struct VolumeEdit {
+        /// New name.
+        pub name: String,
+        /// New size, in GB.
+        pub max_size: u32,
+    }
+    /// Changes of a snapshot by its owner.
+    pub struct SnapshotEdit {
+        /// New name.
+        pub name: String,
+    }
+    /// What was seen of a volume at its site.
+    pub struct VolumeSeen {
+        /// New status.
+        pub status: PersistentVolumeStatus,
+        /// How large it is there, in GB.
+        pub made_size: u32,
+        /// How much of it is in use.
+        pub used_bytes: u64,
     }
     /// What the controller confirmed of an app.
     pub struct AppSet {

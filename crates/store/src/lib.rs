@@ -42,6 +42,7 @@ mod store;
 mod tenancy;
 #[cfg(test)]
 mod tests;
+mod volumes;
 
 pub use call_patterns::CallPattern;
 pub use change::Change;

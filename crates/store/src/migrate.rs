@@ -91,6 +91,11 @@ migrations! {
     51 "0051_index_activities_organization_id_created_at",
     52 "0052_index_activities_created_at",
     53 "0053_create_call_patterns",
+    65 "0065_create_volumes",
+    66 "0066_index_volumes_scope_name",
+    67 "0067_index_volumes_service_id",
+    68 "0068_create_snapshots",
+    69 "0069_index_snapshots_scope_name",
 }
 
 /// Brings the database up to date.

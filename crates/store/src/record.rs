@@ -14,11 +14,13 @@ pub mod compute;
 pub mod edge;
 pub mod history;
 pub mod tenancy;
+pub mod volume;
 
 pub use compute::{App, Deployment, Instance, RegionalDeployment, Service};
 pub use edge::{Domain, ProxyPort, Secret};
 pub use history::{Activity, Event};
 pub use tenancy::{Credential, Organization, Project};
+pub use volume::{Snapshot, Volume};
 
 /// A struct that is a row of a table.
 pub(crate) trait Record: Sized + Send {

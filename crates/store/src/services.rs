@@ -3,7 +3,7 @@
 use sqlx::AnyConnection;
 use tram_types::{
     AppId, DeploymentId, OrganizationId, ServiceId, Timestamp,
-    status::{RegionalDeploymentStatus, ServiceStatus},
+    status::{DeploymentStatus, RegionalDeploymentStatus, ServiceStatus},
 };
 
 use crate::{
@@ -18,6 +18,7 @@ use crate::{
     record::{Deployment, Desired, ManualScaling, RegionalDeployment, Service},
     sql::Sql,
     store::get_in,
+    volumes,
 };
 
 impl Store {
@@ -536,6 +537,9 @@ async fn insert_deployment(
         terminated_at: None,
     };
     Sql::insert(&deployment).run(connection, DOING).await?;
+    if deployment.status != DeploymentStatus::Stashed {
+        volumes::claim(connection, service, &deployment.definition, now, DOING).await?;
+    }
     let mut regional = Vec::with_capacity(new.regional.len());
     for one in new.regional {
         let record = RegionalDeployment {

@@ -328,6 +328,18 @@ const UNIQUE: &[Unique] = &[
         field: "name",
     },
     Unique {
+        index: "volumes_scope_name",
+        columns: "index 'volumes_scope_name'",
+        object: "volume",
+        field: "name",
+    },
+    Unique {
+        index: "snapshots_scope_name",
+        columns: "index 'snapshots_scope_name'",
+        object: "snapshot",
+        field: "name",
+    },
+    Unique {
         index: "proxy_ports_pkey",
         columns: "proxy_ports.public_port",
         object: "proxy port",

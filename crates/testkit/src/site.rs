@@ -5,6 +5,7 @@
 //! answers with an error and never with an empty report.
 
 mod instance;
+mod volumes;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +22,7 @@ use tram_site::{
     Usage,
     streams::{EXEC_CHANNEL_FRAMES, ExecInput, ExecOutput},
 };
-use tram_types::{Clock, DeploymentId, Generation, InstanceId};
+use tram_types::{Clock, DeploymentId, Generation, InstanceId, SnapshotId, VolumeId};
 
 use crate::behaviour::{Behaviour, ImageBehaviour, Life};
 use instance::FakeInstance;
@@ -70,6 +71,9 @@ struct State {
     /// The newest generation seen, of forgotten instances too.
     generations: BTreeMap<InstanceId, Generation>,
     image_asks: BTreeMap<String, u32>,
+    /// Volumes with their sizes, in bytes.
+    volumes: BTreeMap<VolumeId, u64>,
+    snapshots: BTreeSet<SnapshotId>,
     /// Deployments whose image is kept.
     pinned: BTreeSet<DeploymentId>,
     logs: BTreeMap<InstanceId, Vec<LogEntry>>,
@@ -342,6 +346,10 @@ impl State {
 impl Site for FakeSite {
     fn capabilities(&self) -> Capabilities {
         self.lock().capabilities
+    }
+
+    fn volumes(&self) -> Option<&dyn tram_site::Volumes> {
+        Some(self)
     }
 
     async fn ensure_image(&self, image: &ImageSpec) -> Result<ObservedImage, Error> {

@@ -122,6 +122,8 @@ ids! {
     ActivityId = "activity";
     /// A persistent volume.
     VolumeId = "volume";
+    /// What a volume held at one moment.
+    SnapshotId = "snapshot";
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub mod validate;
 
 pub use ids::{
     ActivityId, AppId, CredentialId, DeploymentId, DomainId, EventId, InstanceId, OrganizationId, ProjectId,
-    RegionalDeploymentId, SecretId, ServiceId,
+    RegionalDeploymentId, SecretId, ServiceId, SnapshotId, VolumeId,
 };
 pub use message::{FieldViolation, Int64};
 pub use time::{Clock, SystemClock, Timestamp};

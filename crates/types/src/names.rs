@@ -72,6 +72,14 @@ pub fn check_secret_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Checks the name of a volume or of a snapshot of one.
+///
+/// # Errors
+/// A sentence that says the rule that was broken.
+pub fn check_volume_name(name: &str) -> Result<(), String> {
+    check_secret_name(name)
+}
+
 /// Checks the name of an environment variable.
 ///
 /// # Errors

@@ -109,6 +109,26 @@ crate::wire_enum! {
         HttpResponseTimeMax = "HTTP_RESPONSE_TIME_MAX", PublicDataTransferIn = "PUBLIC_DATA_TRANSFER_IN",
         PublicDataTransferOut = "PUBLIC_DATA_TRANSFER_OUT",
     }
+    /// Where a persistent volume is in its life.
+    pub enum PersistentVolumeStatus {
+        Invalid = "PERSISTENT_VOLUME_STATUS_INVALID", Attached = "PERSISTENT_VOLUME_STATUS_ATTACHED",
+        Detached = "PERSISTENT_VOLUME_STATUS_DETACHED", Deleting = "PERSISTENT_VOLUME_STATUS_DELETING",
+        Deleted = "PERSISTENT_VOLUME_STATUS_DELETED", Archiving = "PERSISTENT_VOLUME_STATUS_ARCHIVING",
+    }
+    /// What a persistent volume lies on.
+    pub enum PersistentVolumeBackingStore {
+        Invalid = "PERSISTENT_VOLUME_BACKING_STORE_INVALID", LocalBlk = "PERSISTENT_VOLUME_BACKING_STORE_LOCAL_BLK",
+    }
+    /// Where a snapshot of a volume is in its life.
+    pub enum SnapshotStatus {
+        Invalid = "SNAPSHOT_STATUS_INVALID", Creating = "SNAPSHOT_STATUS_CREATING",
+        Available = "SNAPSHOT_STATUS_AVAILABLE", Migrating = "SNAPSHOT_STATUS_MIGRATING",
+        Deleting = "SNAPSHOT_STATUS_DELETING", Deleted = "SNAPSHOT_STATUS_DELETED",
+    }
+    /// Where a snapshot of a volume lies.
+    pub enum SnapshotType {
+        Invalid = "SNAPSHOT_TYPE_INVALID", Local = "SNAPSHOT_TYPE_LOCAL", Remote = "SNAPSHOT_TYPE_REMOTE",
+    }
     /// How much of a kind of instance there is to be had.
     pub enum AvailabilityLevel { Unknown = "UNKNOWN", Low = "LOW", Medium = "MEDIUM", High = "HIGH" }
 }
@@ -132,6 +152,8 @@ default_member! {
     MeshScope => Unspecified, EgressPolicyMode => Default, ProxyPortProtocol => Tcp, SecretType => Simple,
     CredentialType => Invalid, StageStatus => Unknown, TriggerType => Unknown, ActorType => Unknown,
     GitProvider => Unknown, MetricName => Unknown, AvailabilityLevel => Unknown,
+    PersistentVolumeStatus => Invalid, PersistentVolumeBackingStore => Invalid, SnapshotStatus => Invalid,
+    SnapshotType => Invalid,
 }
 
 impl From<DefinitionType> for ServiceType {

@@ -11,9 +11,11 @@ mod probes;
 mod scaling;
 #[cfg(test)]
 mod tests;
+mod volumes;
 
 use std::collections::BTreeSet;
 
+pub use self::volumes::check_mount_path;
 use crate::{
     catalog::Catalog,
     definition::{DeploymentDefinition, DeploymentEnv, REGION_SCOPE_PREFIX, scoped_to},
@@ -43,8 +45,21 @@ pub struct Context<'a> {
     pub catalog: &'a Catalog,
     /// The type of the secret of this name that the project may use, if there is one.
     pub secret_type: &'a dyn Fn(&str) -> Option<SecretType>,
+    /// What is known of the volume with this id that the project may use, if there is one.
+    pub volume: &'a dyn Fn(&str) -> Option<KnownVolume>,
     /// Names of the variables the platform sets itself.
     pub is_system_variable: &'a dyn Fn(&str) -> bool,
+}
+
+/// What validation must know of a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownVolume {
+    /// For messages.
+    pub name: String,
+    /// Where it is.
+    pub region: String,
+    /// Why the service in question cannot use it, such as `is used by another service`, if it cannot.
+    pub obstacle: Option<String>,
 }
 
 impl std::fmt::Debug for Context<'_> {
@@ -77,6 +92,7 @@ pub fn definition(definition: &DeploymentDefinition, context: Context<'_>) -> Ve
         Check::placement,
         Check::network,
         Check::scaling,
+        Check::volumes,
         Check::health_checks,
         Check::environment,
         Check::files,
@@ -200,12 +216,6 @@ impl Check<'_> {
                 }
                 self.scopes(&format!("instance_types.{index}.scopes"), &kind.scopes);
             }
-        }
-        if !definition.volumes.is_empty() {
-            self.wrong(
-                "volumes",
-                "persistent volumes are not available on this installation yet",
-            );
         }
     }
 

@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 
 use tram_types::{
-    catalog::{self, Catalog, Family, InstanceType},
+    catalog::{self, Family, InstanceType},
     status::AvailabilityLevel,
 };
 
+use super::volumes::has_volumes;
 use crate::{
     endpoint::{Call, Endpoint, get},
     error::Error,
@@ -53,7 +54,7 @@ async fn list_regions(call: Call<Entries>) -> Result<ListRegionsReply, Error> {
         .iter()
         .filter(|region| call.query.id.as_ref().is_none_or(|id| *id == region.id))
         .map(|entry| {
-            let region = region(&call.api.catalog, entry);
+            let region = region(&call.api, entry);
             RegionListItem {
                 id: region.id,
                 name: region.name,
@@ -79,7 +80,7 @@ async fn get_region(call: Call) -> Result<GetRegionReply, Error> {
     let found = call.api.catalog.regions.iter().find(|region| region.id == id);
     let found = found.ok_or_else(|| Error::not_found("region", id))?;
     Ok(GetRegionReply {
-        region: Some(region(&call.api.catalog, found)),
+        region: Some(region(&call.api, found)),
     })
 }
 
@@ -154,7 +155,8 @@ fn coordinates(region: &catalog::Region) -> Vec<String> {
     region.coordinates.iter().map(ToString::to_string).collect()
 }
 
-fn region(catalog: &Catalog, region: &catalog::Region) -> Region {
+fn region(api: &ApiState, region: &catalog::Region) -> Region {
+    let catalog = &api.catalog;
     Region {
         id: region.id.clone(),
         name: region.name.clone(),
@@ -166,7 +168,7 @@ fn region(catalog: &Catalog, region: &catalog::Region) -> Region {
             .map(|kind| kind.id.to_owned())
             .collect(),
         datacenters: vec![region.datacenter.clone()],
-        volumes_enabled: false,
+        volumes_enabled: has_volumes(api, &region.id),
         scope: "metropolitan".to_owned(),
     }
 }
@@ -208,7 +210,7 @@ fn instance(api: &ApiState, kind: &InstanceType) -> CatalogInstance {
         .to_owned(),
         gpu: None,
         service_types: ["WEB", "WORKER", "SANDBOX"].map(str::to_owned).to_vec(),
-        volumes_enabled: false,
+        volumes_enabled: catalog.regions.iter().all(|region| has_volumes(api, &region.id)),
         light_sleep_enabled,
     }
 }

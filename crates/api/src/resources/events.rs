@@ -4,7 +4,9 @@ use tram_store::{
     filter,
     record::{Event, ObjectKind},
 };
-use tram_types::{AppId, DeploymentId, InstanceId, OrganizationId, RegionalDeploymentId, ServiceId};
+use tram_types::{
+    AppId, DeploymentId, InstanceId, OrganizationId, RegionalDeploymentId, ServiceId, VolumeId,
+};
 use uuid::Uuid;
 
 use crate::{
@@ -21,6 +23,7 @@ use crate::{
             ListInstanceEventsReply, ListRegionalDeploymentEventsReply, ListServiceEventsReply,
             RegionalDeploymentEvent, ServiceEvent,
         },
+        volume::{ListPersistentVolumeEventsReply, PersistentVolumeEvent},
     },
 };
 
@@ -107,6 +110,8 @@ histories! {
         -> ListRegionalDeploymentEventsReply, RegionalDeploymentEvent.regional_deployment_id;
     list_instance_events(InstanceEvents: instance_ids: Vec<InstanceId>) Instance
         -> ListInstanceEventsReply, InstanceEvent.instance_id;
+    list_volume_events(VolumeEvents: persistent_volume_id: Option<VolumeId>) Volume
+        -> ListPersistentVolumeEventsReply, PersistentVolumeEvent.persistent_volume_id;
 }
 
 crate::query! {
@@ -140,6 +145,11 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
             list_regional_deployment_events,
         ),
         get("/v1/instance_events", "ListInstanceEvents", list_instance_events),
+        get(
+            "/v1/volume_events",
+            "ListPersistentVolumeEvents",
+            list_volume_events,
+        ),
         get("/v1/activities", "ListActivities", list_activities),
         get(
             "/v1/account/activities",

@@ -16,8 +16,6 @@ const PUT: Method = Method::PUT;
 const PATCH: Method = Method::PATCH;
 const DELETE: Method = Method::DELETE;
 
-const VOLUMES: &str = "persistent volumes are not available on this installation yet";
-const SNAPSHOTS: &str = "snapshots of volumes are not available on this installation yet";
 const INSTANCE_SNAPSHOTS: &str = "instance snapshots are not available on this installation yet";
 const POOLS: &str = "service pools are not available on this installation yet: create services one by one";
 const ARCHIVES: &str = "building from an uploaded archive is not available on this installation yet: build an image and deploy it";
@@ -35,17 +33,6 @@ const SEARCH: &str = "search is not available on this installation yet: list obj
 /// What the contract has and this installation cannot do yet.
 const MISSING: &[(Method, &str, &str, &str)] = &[
     (POST, "/v1/archives", "CreateArchive", ARCHIVES),
-    (GET, "/v1/volumes", "ListPersistentVolumes", VOLUMES),
-    (POST, "/v1/volumes", "CreatePersistentVolume", VOLUMES),
-    (GET, "/v1/volumes/{id}", "GetPersistentVolume", VOLUMES),
-    (POST, "/v1/volumes/{id}", "UpdatePersistentVolume", VOLUMES),
-    (DELETE, "/v1/volumes/{id}", "DeletePersistentVolume", VOLUMES),
-    (GET, "/v1/volume_events", "ListPersistentVolumeEvents", VOLUMES),
-    (GET, "/v1/snapshots", "ListSnapshots", SNAPSHOTS),
-    (POST, "/v1/snapshots", "CreateSnapshot", SNAPSHOTS),
-    (GET, "/v1/snapshots/{id}", "GetSnapshot", SNAPSHOTS),
-    (POST, "/v1/snapshots/{id}", "UpdateSnapshot", SNAPSHOTS),
-    (DELETE, "/v1/snapshots/{id}", "DeleteSnapshot", SNAPSHOTS),
     (
         GET,
         "/v1/instance_snapshots",

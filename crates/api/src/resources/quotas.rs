@@ -1,7 +1,7 @@
 //! Limits, what is used of them, counters for dashboards.
 //!
 //! An installation of one's own has no limits but its machine, so the limits shown are high and the figures of use
-//! are real. What does not exist here yet (volumes, archives, snapshots) has the limit zero, which tells clients.
+//! are real. Volumes are bounded by the disk. What does not exist here yet (archives, instance snapshots) has the limit zero, which tells clients.
 
 use std::{collections::BTreeMap, future::Future};
 
@@ -9,11 +9,16 @@ use tram_store::{filter, record};
 use tram_types::{
     Int64, OrganizationId,
     status::{DomainType, InstanceStatus},
+    units::GIB,
     validate::DELAY_MAX_SECONDS,
 };
 
 use super::{
-    catalog::can_sleep_lightly, instances::LIVE, organizations::own, services::accept::LIFE_CYCLE_MAX_SECONDS,
+    catalog::can_sleep_lightly,
+    instances::LIVE,
+    organizations::own,
+    services::accept::LIFE_CYCLE_MAX_SECONDS,
+    volumes::{has_volumes, room},
 };
 use crate::{
     endpoint::{Call, Endpoint, get},
@@ -23,8 +28,8 @@ use crate::{
     wire::{
         quota::{
             DomainLoadBalancerQuotas, GetOrganizationQuotasUsageReply, GetQuotasReply,
-            InstanceSnapshotQuotas, InstanceTypeUsage, LifecycleQuotas, QuotaUsage, Quotas,
-            ScaleToZeroQuotas,
+            InstanceSnapshotQuotas, InstanceTypeUsage, LifecycleQuotas, PersistentVolumeQuotas,
+            PersistentVolumeRegionUsage, QuotaUsage, Quotas, ScaleToZeroQuotas,
         },
         summary::{
             AppsSummary, DomainsSummary, GetOrganizationSummaryReply, InstancesSummary, MembersSummary,
@@ -55,6 +60,18 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
 async fn quotas(call: Call) -> Result<GetQuotasReply, Error> {
     own(&call, "organization_id")?;
     let catalog = &call.api.catalog;
+    let volumes = volumes_by_region(&call.api, call.caller.organization).await?;
+    let volumes = volumes
+        .into_iter()
+        .map(|(region, (_, limit))| {
+            let quotas = PersistentVolumeQuotas {
+                max_total_size: limit,
+                max_volume_size: limit,
+                max_per_instance_size: limit,
+            };
+            (region, quotas)
+        })
+        .collect();
     let many = Int64(UNLIMITED);
     let days = |days: u32| i64::from(days);
     let life_cycle = i64::from(LIFE_CYCLE_MAX_SECONDS);
@@ -78,7 +95,7 @@ async fn quotas(call: Call) -> Result<GetQuotasReply, Error> {
                 .iter()
                 .map(|kind| (kind.id.to_owned(), many))
                 .collect(),
-            persistent_volumes_by_region: BTreeMap::new(),
+            persistent_volumes_by_region: volumes,
             custom_domains: many,
             domains_load_balancer: Some(DomainLoadBalancerQuotas { max_koyeb: UNLIMITED }),
             metrics_retention: days(call.api.settings.metrics_retention_days),
@@ -194,10 +211,44 @@ async fn usage(call: Call) -> Result<GetOrganizationQuotasUsageReply, Error> {
                     limit: UNLIMITED,
                 })
                 .collect(),
-            persistent_volumes_by_region: Vec::new(),
+            persistent_volumes_by_region: volumes_by_region(&call.api, id)
+                .await?
+                .into_iter()
+                .map(|(region, (used, limit))| PersistentVolumeRegionUsage {
+                    region,
+                    total_size_gb_used: used,
+                    total_size_gb_limit: limit,
+                })
+                .collect(),
             instance_snapshots_by_type: Vec::new(),
         }),
     })
+}
+
+/// How many GB of volumes an organization has in each region that keeps them, and how many it could have: what the
+/// machines have room for bounds it, and nothing else.
+async fn volumes_by_region(
+    api: &ApiState,
+    organization: OrganizationId,
+) -> Result<BTreeMap<String, (i64, i64)>, Error> {
+    let filter = filter::Volumes::default();
+    let all = every(|page| api.store.list_volumes(organization, &filter, page)).await?;
+    let mut by_region = BTreeMap::new();
+    for region in api
+        .catalog
+        .regions
+        .iter()
+        .filter(|region| has_volumes(api, &region.id))
+    {
+        let own = all.iter().filter(|volume| volume.region == region.id);
+        let used: i64 = own.map(|volume| i64::from(volume.max_size)).sum();
+        let limit = match room(api, &region.id).await? {
+            Some(room) => used.saturating_add(count(room / GIB)),
+            None => UNLIMITED,
+        };
+        by_region.insert(region.id.clone(), (used, limit));
+    }
+    Ok(by_region)
 }
 
 /// How many there are of each kind.

@@ -101,6 +101,7 @@ pub(super) fn spec_of(instance: &Instance) -> spec::InstanceSpec {
         files: Vec::new(),
         ports: Vec::new(),
         health_checks: Vec::new(),
+        volumes: Vec::new(),
         limits: spec::Limits {
             cpu_millis: 100,
             memory_bytes: 1 << 28,

@@ -8,6 +8,7 @@ use std::{
 use http::Method;
 use serde_json::{Value, json};
 use tram_site::{LogStream, Site as _};
+use tram_store::intent::VolumeSeen;
 use tram_types::Generation;
 
 use super::{
@@ -39,7 +40,27 @@ impl World {
         let credential = json!({"name":"ci","type":"ORGANIZATION"});
         let credential = fixture.post("/v1/credentials", credential).await.good()["credential"]["id"].clone();
         let project = fixture.post("/v1/projects", json!({"name":"p"})).await.good()["project"]["id"].clone();
+        let volume = json!({"name":"data","region":"fra","max_size":1});
+        let volume = fixture.post("/v1/volumes", volume).await.good()["volume"]["id"].clone();
+        let spare = json!({"name":"spare","region":"fra","max_size":1});
+        fixture.post("/v1/volumes", spare).await.good();
+        for volume in fixture.store.volumes_unscoped().await.unwrap() {
+            // As the controller does when the site has made it.
+            let made = VolumeSeen {
+                made_size: Some(1),
+                ..VolumeSeen::default()
+            };
+            fixture
+                .store
+                .apply_volume(&volume, &made, Vec::new())
+                .await
+                .unwrap();
+        }
+        let snapshot = json!({"name":"before","parent_volume_id":volume});
+        let snapshot = fixture.post("/v1/snapshots", snapshot).await.good()["snapshot"]["id"].clone();
         let ids = BTreeMap::from([
+            ("volumes", text(&volume)),
+            ("snapshots", text(&snapshot)),
             ("apps", app),
             ("services", text(&service["id"])),
             ("deployments", text(&service["latest_deployment_id"])),
@@ -107,6 +128,10 @@ fn input(world: &World, endpoint: &Endpoint) -> (String, Value) {
         ),
         "CreateSecret" => ("", json!({"name":"more","type":"SIMPLE","value":"v"})),
         "UpdateSecret" | "UpdateSecret2" => ("", json!({"name":"db","value":"w"})),
+        "CreatePersistentVolume" => ("", json!({"name":"more","region":"na","max_size":2})),
+        "UpdatePersistentVolume" => ("", json!({"name":"renamed","max_size":3})),
+        "CreateSnapshot" => ("", json!({"name":"after","parent_volume_id":id("volumes")})),
+        "UpdateSnapshot" => ("", json!({"name":"renamed"})),
         "CreateDomain" => ("", json!({"name":"more.example.org","type":"CUSTOM"})),
         "UpdateDomain" => ("", json!({"app_id":id("apps")})),
         "CreateCredential" => (
@@ -262,7 +287,7 @@ async fn nothing_of_one_organization_is_seen_or_touched_by_another() {
             continue;
         }
         let (query, body) = match endpoint.operation {
-            "UpdateDomain" => input(&world, &endpoint),
+            "UpdateDomain" | "UpdateSnapshot" => input(&world, &endpoint),
             operation if NAMING.contains(&operation) => input(&world, &endpoint),
             _ => (String::new(), json!({})),
         };

@@ -42,6 +42,7 @@ fn stray() -> InstanceSpec {
         files: Vec::new(),
         ports: Vec::new(),
         health_checks: Vec::new(),
+        volumes: Vec::new(),
         limits: Limits {
             cpu_millis: 1,
             memory_bytes: 1,

@@ -19,7 +19,7 @@ use super::files::{Owner, Root, is_directory};
 use super::{During, Parts, Step};
 use crate::cgroup::View;
 use crate::disk;
-use crate::protocol::{BindMount, LaunchSpec, outside};
+use crate::protocol::{BindMount, LaunchSpec, VolumeMount, outside};
 use crate::state::InstanceDir;
 use crate::{sys, userns};
 
@@ -73,11 +73,17 @@ pub(super) fn build(spec: &LaunchSpec, dir: &InstanceDir, parts: Parts<'_>) -> S
     attach(overlay.as_fd(), CWD, &dir.root()).during(|| "mount the root".into())?;
     let root = Root::open(&dir.root(), spec.ids)?;
 
+    let mut mounts: Vec<Shown<'_>> = Vec::with_capacity(spec.binds.len() + spec.volumes.len());
+    for bind in &spec.binds {
+        mounts.push(bind_mount(bind)?);
+    }
+    for (volume, mount) in spec.volumes.iter().zip(parts.volumes) {
+        mounts.push(volume_mount(volume, mount)?);
+    }
     // Parents before what is mounted below them.
-    let mut binds: Vec<&BindMount> = spec.binds.iter().collect();
-    binds.sort_by_key(|bind| bind.target.components().count());
-    for bind in binds {
-        bind_mount(&root, bind, parts.namespace)?;
+    mounts.sort_by_key(|mount| mount.target.components().count());
+    for mount in mounts {
+        show(&root, &mount, parts.namespace)?;
     }
     // Before /proc and /sys: a symlink in the image could lead a write into the kernel's settings.
     for file in &spec.files {
@@ -110,7 +116,7 @@ pub(super) fn build(spec: &LaunchSpec, dir: &InstanceDir, parts: Parts<'_>) -> S
 
 /// The image's layers with a writable one on top, not yet mounted anywhere.
 fn overlay(spec: &LaunchSpec, dir: &InstanceDir, parts: Parts<'_>) -> Step<OwnedFd> {
-    let Parts { disk, namespace } = parts;
+    let Parts { disk, namespace, .. } = parts;
     let what = || "mount the image's layers".to_owned();
     let (upper, work) = match (spec.upper_bytes_max, disk) {
         (None, None) => (dir.upper(), dir.work()),
@@ -316,20 +322,48 @@ fn mount_at(
     Ok(mount)
 }
 
-fn bind_mount(root: &Root, bind: &BindMount, namespace: Option<&OwnedFd>) -> Step<()> {
-    let what = || format!("bind {} to {}", bind.source.display(), bind.target.display());
+/// Something of the machine that the instance is shown.
+struct Shown<'a> {
+    tree: OwnedFd,
+    target: &'a Path,
+    readonly: bool,
+}
+
+fn bind_mount(bind: &BindMount) -> Step<Shown<'_>> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-    let tree = rustix::mount::open_tree(CWD, &bind.source, flags).during(what)?;
+    let tree = rustix::mount::open_tree(CWD, &bind.source, flags)
+        .during(|| format!("bind {} to {}", bind.source.display(), bind.target.display()))?;
+    Ok(Shown {
+        tree,
+        target: &bind.target,
+        readonly: bind.readonly,
+    })
+}
+
+fn volume_mount<'a>(volume: &'a VolumeMount, mount: &OwnedFd) -> Step<Shown<'a>> {
+    let tree = mount
+        .try_clone()
+        .during(|| format!("take the volume for {}", volume.target.display()))?;
+    Ok(Shown {
+        tree,
+        target: &volume.target,
+        readonly: volume.readonly,
+    })
+}
+
+fn show(root: &Root, shown: &Shown<'_>, namespace: Option<&OwnedFd>) -> Step<()> {
+    let what = || format!("show something at {}", shown.target.display());
+    let tree = &shown.tree;
     let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-    if bind.readonly {
+    if shown.readonly {
         attributes |= libc::MOUNT_ATTR_RDONLY;
     }
     sys::mount_setattr(tree.as_fd(), attributes, true).during(what)?;
     if let Some(namespace) = namespace {
         sys::shift_mount(tree.as_fd(), namespace.as_fd(), true).during(what)?;
     }
-    let target = root.ensure_target(&bind.target, is_directory(&tree).during(what)?)?;
+    let target = root.ensure_target(shown.target, is_directory(tree).during(what)?)?;
     attach(tree.as_fd(), target.as_fd(), Path::new("")).during(what)
 }
 

@@ -117,6 +117,9 @@ pub struct LaunchSpec {
     pub files: Vec<ConfigFile>,
     #[serde(default)]
     pub binds: Vec<BindMount>,
+    /// Files with a file system in them, which this instance alone has while it lives; see [`crate::volume`].
+    #[serde(default)]
+    pub volumes: Vec<VolumeMount>,
     #[serde(default)]
     pub network: Network,
     #[serde(default)]
@@ -176,6 +179,17 @@ pub struct ConfigFile {
 pub struct BindMount {
     /// Absolute, on this machine; must exist.
     pub source: PathBuf,
+    /// Absolute, inside the instance; created if missing.
+    pub target: PathBuf,
+    #[serde(default)]
+    pub readonly: bool,
+}
+
+/// A volume shown inside the instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeMount {
+    /// Absolute, on this machine; must exist.
+    pub file: PathBuf,
     /// Absolute, inside the instance; created if missing.
     pub target: PathBuf,
     #[serde(default)]
@@ -310,6 +324,7 @@ impl LaunchSpec {
             ids: None,
             files: Vec::new(),
             binds: Vec::new(),
+            volumes: Vec::new(),
             network: Network::Private,
             limits: Limits::default(),
             capabilities: Capability::docker_default(),
@@ -344,6 +359,7 @@ impl LaunchSpec {
         for (what, length) in [
             ("files", self.files.len()),
             ("binds", self.binds.len()),
+            ("volumes", self.volumes.len()),
             ("labels", self.labels.len()),
             ("groups", self.user.groups.len()),
         ] {
@@ -364,6 +380,10 @@ impl LaunchSpec {
         for bind in &self.binds {
             absolute("binds source", &bind.source)?;
             inside("binds target", &bind.target)?;
+        }
+        for volume in &self.volumes {
+            absolute("volumes file", &volume.file)?;
+            inside("volumes target", &volume.target)?;
         }
         if let Network::Namespace { path } = &self.network {
             absolute("network path", path)?;

@@ -20,3 +20,4 @@ mod output;
 mod recovery;
 mod support;
 mod userns;
+mod volume;

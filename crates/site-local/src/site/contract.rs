@@ -34,6 +34,10 @@ impl Site for LocalSite {
         }
     }
 
+    fn volumes(&self) -> Option<&dyn tram_site::Volumes> {
+        Some(self)
+    }
+
     async fn ensure_image(&self, image: &ImageSpec) -> Result<ObservedImage, Error> {
         self.shared.images.ensure(image)
     }
@@ -55,6 +59,7 @@ impl Site for LocalSite {
         let id = instance.id;
         // Refused before anything is written when it can never be.
         entries::member(instance, self.shared.network.gateway())?;
+        self.shared.volumes.mounts(instance)?;
         {
             let mut entries = self.shared.lock();
             if let Some(entry) = entries.get_mut(&id) {

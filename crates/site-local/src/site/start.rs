@@ -137,8 +137,15 @@ async fn prepare(
         config: &image.config,
         layers: &image.layers,
     };
-    let launch = launch::launch_spec(spec, generation.0, view, &account, &place, &shared.config)
+    let mut launch = launch::launch_spec(spec, generation.0, view, &account, &place, &shared.config)
         .map_err(|error| Failure::Message(error.to_string()))?;
+    launch.volumes = shared
+        .volumes
+        .mounts(spec)
+        .map_err(|error| Failure::Message(error.to_string()))?;
+    for mount in &spec.volumes {
+        shared.volumes.look_again(mount.volume);
+    }
     if let Some(entry) = shared.lock().get_mut(&spec.id) {
         entry.image = Some(image);
     }

@@ -229,6 +229,7 @@ impl Machine {
                 protocol: PortProtocol::Http,
             }],
             health_checks: vec![tcp_check(8000)],
+            volumes: Vec::new(),
             limits: Limits {
                 cpu_millis: 1000,
                 memory_bytes: 64 * MIB,

@@ -13,7 +13,7 @@ use crate::{
     migrate::{self, MIGRATIONS},
     record::{
         Activity, App, Credential, Deployment, Domain, Event, Instance, Organization, Project, ProxyPort,
-        Record, RegionalDeployment, Secret, Service,
+        Record, RegionalDeployment, Secret, Service, Snapshot, Volume,
     },
     sql::{Sql, read},
 };
@@ -77,6 +77,8 @@ pub(super) async fn records_match_their_tables(fixture: &Fixture) {
         ProxyPort,
         Event,
         Activity,
+        Volume,
+        Snapshot,
     );
     check(Secret::TABLE, Secret::COLUMNS, &["key_id", "ciphertext"]);
 }

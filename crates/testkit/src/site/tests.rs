@@ -32,6 +32,7 @@ fn spec(image: &str) -> InstanceSpec {
         files: Vec::new(),
         ports: Vec::new(),
         health_checks: Vec::new(),
+        volumes: Vec::new(),
         limits: tram_site::spec::Limits {
             cpu_millis: 250,
             memory_bytes: 1,

@@ -13,6 +13,7 @@ fn violations(json: &str) -> Vec<String> {
             "hub" => Some(SecretType::Registry),
             _ => None,
         },
+        volume: &|_| None,
         is_system_variable: &is_system_variable,
     };
     definition(&given, context)

@@ -66,7 +66,7 @@ pub(crate) async fn accept(
     }
     definition.name.clone_from(&name);
     let life_cycle = life_cycle(body.life_cycle.as_ref(), &mut wrong);
-    wrong.extend(definition::violations(api, organization, project, &definition).await?);
+    wrong.extend(definition::violations(api, organization, project, None, &definition).await?);
     if wrong.is_empty() {
         return Ok(Accepted {
             name,

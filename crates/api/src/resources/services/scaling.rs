@@ -36,6 +36,12 @@ pub(super) async fn update_scaling(
     let definition: DeploymentDefinition = part(&latest(&call.api, &service).await?.definition);
     let mut wrong = Vec::new();
     let scalings = &call.body.scalings;
+    if !definition.volumes.is_empty() && scalings.iter().any(|scaling| scaling.instances > 1) {
+        wrong.push(FieldViolation::new(
+            "scalings",
+            "a service with a volume has at most one instance, since a volume is used by one instance at a time",
+        ));
+    }
     if scalings.is_empty() {
         wrong.push(FieldViolation::new(
             "scalings",

@@ -67,7 +67,8 @@ pub(crate) async fn update(call: Call<Update, UpdateService>) -> Result<UpdateSe
     }
     let deploys = definition != current || again(&newest) && wanted.given || wanted.save_only;
     if definition != current {
-        wrong.extend(definition::violations(&call.api, organization, service.project_id, &definition).await?);
+        let project = service.project_id;
+        wrong.extend(definition::violations(&call.api, organization, project, Some(id), &definition).await?);
     }
     if !wrong.is_empty() {
         return Err(Error::Invalid(wrong));
