@@ -42,6 +42,8 @@ pub(crate) fn verb(method: &Method, path: &str) -> Option<Verb> {
         "volumes" => "volume",
         "snapshots" => "snapshot",
         "projects" => "project",
+        "service_pools" => "service_pool",
+        "claim" => "claim",
         "organizations" => "organization",
         // Tokens that are made without a credential of their own.
         "account" => {
@@ -121,6 +123,7 @@ impl Note {
         let id = match (self.id.as_str(), self.verb.kind) {
             // What the answer has as the id of a session is its token.
             ("", "session") => String::new(),
+            ("", "claim") => text(Some(reply), "claim_id"),
             ("", _) => text(object, "id"),
             (id, _) => id.to_owned(),
         };
@@ -206,6 +209,12 @@ mod tests {
             (Method::PUT, "/v1/account/refresh", Some(("session", "refreshed"))),
             (Method::DELETE, "/v1/account/logout", None),
             (Method::PATCH, "/v1/account/settings", None),
+            (Method::POST, "/v1/claim", Some(("claim", "created"))),
+            (
+                Method::DELETE,
+                "/v1/service_pools/{id}",
+                Some(("service_pool", "deleted")),
+            ),
             (Method::GET, "/v1/apps", None),
             (Method::POST, "/v1/services-autocomplete", None),
             (Method::POST, "/v1/test/auth", None),

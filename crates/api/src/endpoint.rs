@@ -147,6 +147,8 @@ object_ids!(
     OrganizationId,
     SnapshotId,
     VolumeId,
+    ServicePoolId,
+    ClaimId,
 );
 
 impl<Q, B> Call<Q, B> {

@@ -32,6 +32,7 @@ pub mod wire;
 
 pub use auth::FailureLimit;
 pub use error::Error;
+pub use resources::pools::member::pool_member;
 pub use router::{openapi, router};
 pub use scaling::{NoScaling, ScalingDecision, ScalingSource};
 pub use state::{

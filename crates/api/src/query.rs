@@ -162,6 +162,7 @@ values! {
     enumerations: status::AppStatus, status::ServiceStatus, status::ServiceType, status::DeploymentStatus,
         status::RegionalDeploymentStatus, status::InstanceStatus, status::DomainStatus, status::DomainType,
         status::SecretType, status::CredentialType, status::MetricName, status::SnapshotStatus,
+        status::PoolClaimStatus,
 }
 
 impl<T: Value> Parameter for Option<T> {

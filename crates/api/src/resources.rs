@@ -14,6 +14,7 @@ pub(crate) mod helpers;
 pub(crate) mod instances;
 pub(crate) mod neutral;
 pub(crate) mod organizations;
+pub(crate) mod pools;
 pub(crate) mod projects;
 pub(crate) mod quotas;
 pub(crate) mod regional_deployments;
@@ -38,6 +39,7 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
         instances::endpoints(),
         neutral::endpoints(),
         organizations::endpoints(),
+        pools::endpoints(),
         projects::endpoints(),
         quotas::endpoints(),
         regional_deployments::endpoints(),

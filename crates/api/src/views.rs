@@ -9,6 +9,7 @@ pub(crate) mod domain;
 pub(crate) mod event;
 pub(crate) mod instance;
 pub(crate) mod organization;
+pub(crate) mod pool;
 pub(crate) mod secret;
 pub(crate) mod service;
 pub(crate) mod volume;

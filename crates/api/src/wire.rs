@@ -17,6 +17,7 @@ pub mod event;
 pub mod helper;
 pub mod instance;
 pub mod organization;
+pub mod pool;
 pub mod project;
 pub mod quota;
 pub mod regional_deployment;

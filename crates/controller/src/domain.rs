@@ -248,7 +248,12 @@ pub(crate) async fn follow_store(
         match change {
             Ok(Change::Domain(_)) | Err(RecvError::Lagged(_)) => signal.notify_one(),
             Ok(
-                Change::Service(_) | Change::Wake(_) | Change::App(_) | Change::Secret(_) | Change::Volume(_),
+                Change::Service(_)
+                | Change::Wake(_)
+                | Change::App(_)
+                | Change::Secret(_)
+                | Change::Volume(_)
+                | Change::Pool(_),
             ) => {}
             Err(RecvError::Closed) => return,
         }

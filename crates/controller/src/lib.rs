@@ -14,6 +14,7 @@
 //! | [`light`] | who waits for a frozen service waits for a thaw and nothing else |
 //! | [`domain`] | custom domains are active once they lead here |
 //! | [`volume`] | volumes and their snapshots are what their owners want |
+//! | [`pool`] | pools have as many services ready as they should |
 //! | [`retention`] | what is over is forgotten in time; the one to read first |
 //!
 //! Start with [`Controller::start`]; [`driver`] runs the reconcilers.
@@ -26,6 +27,7 @@ mod error;
 mod habits;
 pub mod light;
 pub mod orphan;
+pub mod pool;
 pub mod queue;
 pub mod retention;
 pub mod routing;
@@ -130,6 +132,7 @@ pub struct Controller;
 /// they are made for it.
 #[derive(Debug)]
 pub struct ControllerHandle {
+    deps: Deps,
     tasks: JoinSet<()>,
     cancel: CancellationToken,
     queue: Arc<Queue>,
@@ -266,6 +269,7 @@ impl Controller {
             cancel.clone(),
         ));
         ControllerHandle {
+            deps,
             tasks,
             cancel,
             queue,
@@ -275,6 +279,23 @@ impl Controller {
 }
 
 impl ControllerHandle {
+    /// Keeps service pools filled too, with members that `maker` describes.
+    pub fn keep_pools(&mut self, maker: Arc<dyn pool::MemberMaker>) {
+        let deps = &self.deps;
+        let signal = Arc::new(Notify::new());
+        self.tasks.spawn(pool::follow_store(
+            deps.store.subscribe(),
+            Arc::clone(&signal),
+            self.cancel.clone(),
+        ));
+        self.tasks.spawn(drive(
+            Arc::new(pool::Reconciler::new(deps, maker)),
+            signal,
+            Arc::clone(&deps.observer),
+            self.cancel.clone(),
+        ));
+    }
+
     /// Stops taking up work, waits for the steps under way, then ends.
     pub async fn shutdown(mut self) {
         self.cancel.cancel();

@@ -19,6 +19,7 @@
 //! | [`autoscale`] | how many the load asks for; called before, since it needs a memory |
 //! | `orders` | what the site is told, and when an instance may really be stopped |
 //! | `prewake` | when a service is worth keeping awake, from its pattern of calls |
+//! | [`pool`] | which services a pool makes and gives up; apart from the others, as it decides about several |
 //! | `status` | what deployments and the service are shown as, and what they wait for |
 //!
 //! Two rules hold everywhere. A status only moves along the arrows of [`tram_types::machine`]; and **unknown is a
@@ -35,6 +36,7 @@ mod observe;
 mod orders;
 mod plan;
 mod policy;
+pub mod pool;
 pub mod prewake;
 mod reason;
 mod restart;

@@ -22,6 +22,7 @@ pub mod images;
 pub mod invoker;
 pub mod leadership;
 pub mod logging;
+pub mod members;
 pub mod metrics;
 pub mod network;
 pub mod observe;

@@ -40,6 +40,7 @@ use crate::{
     helper_logs, host, invoker,
     leadership::{self, Leader},
     logging::{self, LogSettings},
+    members::Members,
     metrics::Metrics,
     observe::{self, Observed},
     paths::Paths,
@@ -299,7 +300,7 @@ impl Inside {
             Arc::clone(&clock),
             &settings.base_domain,
         ));
-        let controller = Controller::start(Deps {
+        let mut controller = Controller::start(Deps {
             store: store.clone(),
             sites: sites.clone(),
             data_plane: Arc::clone(&link) as Arc<dyn tram_controller::DataPlane>,
@@ -350,6 +351,7 @@ impl Inside {
             figures,
         )
         .with_scaling(Arc::new(scaling::Decisions(controller.scaling())));
+        controller.keep_pools(Arc::new(Members(state.clone())));
         let observed = Observed {
             store: store.clone(),
             edge: Arc::clone(&link),

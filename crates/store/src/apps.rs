@@ -285,7 +285,7 @@ impl Store {
     }
 }
 
-fn app_of(new: NewApp, now: Timestamp) -> App {
+pub(crate) fn app_of(new: NewApp, now: Timestamp) -> App {
     App {
         id: new.id,
         organization_id: new.organization_id,

@@ -8,7 +8,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use sqlx::{AnyConnection, postgres::PgListener};
 use tokio::{sync::broadcast, task::AbortHandle};
-use tram_types::{AppId, DomainId, SecretId, ServiceId, VolumeId};
+use tram_types::{AppId, DomainId, SecretId, ServiceId, ServicePoolId, VolumeId};
 use uuid::Uuid;
 
 use crate::{
@@ -31,6 +31,8 @@ pub enum Change {
     Secret(SecretId),
     /// A volume or a snapshot of it: wanted, to be changed, to be removed.
     Volume(VolumeId),
+    /// A service pool: its intent, or what was taken from it.
+    Pool(ServicePoolId),
 }
 
 /// Changes that wait for a slow receiver; one more and it is told that it lagged, and sweeps.
@@ -49,6 +51,7 @@ impl fmt::Display for Change {
             Self::Domain(id) => write!(formatter, "domain {id}"),
             Self::Secret(id) => write!(formatter, "secret {id}"),
             Self::Volume(id) => write!(formatter, "volume {id}"),
+            Self::Pool(id) => write!(formatter, "pool {id}"),
         }
     }
 }
@@ -82,6 +85,7 @@ impl FromStr for Announcement {
             "domain" => Change::Domain(DomainId::from_uuid(id)),
             "secret" => Change::Secret(SecretId::from_uuid(id)),
             "volume" => Change::Volume(VolumeId::from_uuid(id)),
+            "pool" => Change::Pool(ServicePoolId::from_uuid(id)),
             _ => return Err(()),
         };
         Ok(Self { replica, change })
@@ -162,6 +166,7 @@ mod tests {
             Change::Service(ServiceId::random()),
             Change::App(AppId::random()),
             Change::Domain(DomainId::random()),
+            Change::Pool(ServicePoolId::random()),
             Change::Secret(SecretId::random()),
             Change::Volume(VolumeId::random()),
         ] {

@@ -6,8 +6,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use sqlx::{Row as _, any::AnyRow};
 use tram_types::{
-    ActivityId, AppId, CredentialId, DeploymentId, DomainId, EventId, Generation, InstanceId, OrganizationId,
-    ProjectId, RegionalDeploymentId, SecretId, ServiceId, SnapshotId, Timestamp, VolumeId, status,
+    ActivityId, AppId, ClaimId, CredentialId, DeploymentId, DomainId, EventId, Generation, InstanceId,
+    OrganizationId, ProjectId, RegionalDeploymentId, SecretId, ServiceId, ServicePoolId, SnapshotId,
+    Timestamp, VolumeId, status,
 };
 use uuid::Uuid;
 
@@ -113,6 +114,7 @@ macro_rules! as_text {
 as_text!(
     ActivityId,
     AppId,
+    ClaimId,
     CredentialId,
     DeploymentId,
     DomainId,
@@ -123,6 +125,7 @@ as_text!(
     RegionalDeploymentId,
     SecretId,
     ServiceId,
+    ServicePoolId,
     VolumeId,
     SnapshotId,
     Uuid,
@@ -138,6 +141,7 @@ as_text!(
     status::DomainType,
     status::ServiceType,
     status::SecretType,
+    status::PoolClaimStatus,
     status::CredentialType,
     status::PersistentVolumeStatus,
     status::SnapshotStatus,

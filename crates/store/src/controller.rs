@@ -307,6 +307,7 @@ impl Store {
             "deployments",
             "proxy_ports",
             "call_patterns",
+            "pool_members",
         ] {
             Sql::new(format!("DELETE FROM {table} WHERE service_id = $1"))
                 .bind(&id)
@@ -314,6 +315,11 @@ impl Store {
                 .await?;
         }
         Sql::new("UPDATE volumes SET service_id = NULL WHERE service_id = $1")
+            .bind(&id)
+            .run(&mut transaction, DOING)
+            .await?;
+        Sql::new("UPDATE claims SET status = 'RELEASED', released_at = $1 WHERE service_id = $2")
+            .bind(&self.now())
             .bind(&id)
             .run(&mut transaction, DOING)
             .await?;

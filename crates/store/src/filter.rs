@@ -2,10 +2,10 @@
 
 use tram_types::{
     AppId, CredentialId, DeploymentId, DomainId, InstanceId, OrganizationId, ProjectId, RegionalDeploymentId,
-    SecretId, ServiceId, Timestamp, VolumeId,
+    SecretId, ServiceId, ServicePoolId, Timestamp, VolumeId,
     status::{
-        CredentialType, DeploymentStatus, DomainStatus, DomainType, InstanceStatus, SecretType,
-        ServiceStatus, ServiceType, SnapshotStatus,
+        CredentialType, DeploymentStatus, DomainStatus, DomainType, InstanceStatus, PoolClaimStatus,
+        SecretType, ServiceStatus, ServiceType, SnapshotStatus,
     },
 };
 use uuid::Uuid;
@@ -52,6 +52,15 @@ pub struct Listed<T> {
     pub items: Vec<T>,
     /// How many items all pages have together.
     pub count: u64,
+}
+
+/// Which claims.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Claims {
+    /// Of this pool.
+    pub pool_id: Option<ServicePoolId>,
+    /// With this status.
+    pub status: Option<PoolClaimStatus>,
 }
 
 /// Which end of a list comes first.

@@ -30,6 +30,7 @@ pub mod intent;
 pub mod keyring;
 mod leadership;
 mod migrate;
+mod pools;
 mod ports;
 pub mod record;
 mod retention;
@@ -51,6 +52,7 @@ pub use counts::Counts;
 pub use error::{Error, Result};
 pub use filter::{Listed, Order, Page};
 pub use leadership::Leadership;
+pub use pools::{NewPoolMember, NewServicePool, ServicePoolEdit};
 pub use retention::{PrunableInstance, Pruned, Retention};
 pub use routing::{
     ClaimedRoutes, RoutedDeployment, RoutedDomain, RoutedService, RoutingSnapshot, UpcomingDeployment,

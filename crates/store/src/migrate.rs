@@ -91,11 +91,17 @@ migrations! {
     51 "0051_index_activities_organization_id_created_at",
     52 "0052_index_activities_created_at",
     53 "0053_create_call_patterns",
-    65 "0065_create_volumes",
-    66 "0066_index_volumes_scope_name",
-    67 "0067_index_volumes_service_id",
-    68 "0068_create_snapshots",
-    69 "0069_index_snapshots_scope_name",
+    54 "0054_create_service_pools",
+    55 "0055_index_service_pools_organization_id_name",
+    56 "0056_create_pool_members",
+    57 "0057_index_pool_members_pool_id",
+    58 "0058_create_claims",
+    59 "0059_index_claims_pool_id_request_id",
+    60 "0060_create_volumes",
+    61 "0061_index_volumes_scope_name",
+    62 "0062_index_volumes_service_id",
+    63 "0063_create_snapshots",
+    64 "0064_index_snapshots_scope_name",
 }
 
 /// Brings the database up to date.

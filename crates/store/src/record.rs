@@ -13,12 +13,14 @@ use crate::column::Cell;
 pub mod compute;
 pub mod edge;
 pub mod history;
+pub mod pool;
 pub mod tenancy;
 pub mod volume;
 
 pub use compute::{App, Deployment, Instance, RegionalDeployment, Service};
 pub use edge::{Domain, ProxyPort, Secret};
 pub use history::{Activity, Event};
+pub use pool::{Claim, PoolMember, ServicePool};
 pub use tenancy::{Credential, Organization, Project};
 pub use volume::{Snapshot, Volume};
 

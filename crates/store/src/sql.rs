@@ -340,6 +340,12 @@ const UNIQUE: &[Unique] = &[
         field: "name",
     },
     Unique {
+        index: "service_pools_organization_id_name",
+        columns: "service_pools.organization_id, service_pools.name",
+        object: "service pool",
+        field: "name",
+    },
+    Unique {
         index: "proxy_ports_pkey",
         columns: "proxy_ports.public_port",
         object: "proxy port",

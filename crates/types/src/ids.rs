@@ -124,6 +124,10 @@ ids! {
     VolumeId = "volume";
     /// What a volume held at one moment.
     SnapshotId = "snapshot";
+    /// Services that are kept ready to be taken.
+    ServicePoolId = "service pool";
+    /// A service that was taken from a pool.
+    ClaimId = "claim";
 }
 
 #[cfg(test)]

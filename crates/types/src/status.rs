@@ -129,6 +129,16 @@ crate::wire_enum! {
     pub enum SnapshotType {
         Invalid = "SNAPSHOT_TYPE_INVALID", Local = "SNAPSHOT_TYPE_LOCAL", Remote = "SNAPSHOT_TYPE_REMOTE",
     }
+    /// Whether a service pool has what it keeps ready.
+    pub enum ServicePoolStatus {
+        Unspecified = "UNSPECIFIED", Ready = "READY", Provisioning = "PROVISIONING", Error = "ERROR",
+        Deleting = "DELETING",
+    }
+    /// Where a claim of a service of a pool is in its life.
+    pub enum PoolClaimStatus {
+        Unspecified = "UNSPECIFIED", Pending = "PENDING", Fulfilled = "FULFILLED", Failed = "FAILED",
+        Released = "RELEASED",
+    }
     /// How much of a kind of instance there is to be had.
     pub enum AvailabilityLevel { Unknown = "UNKNOWN", Low = "LOW", Medium = "MEDIUM", High = "HIGH" }
 }
@@ -154,6 +164,7 @@ default_member! {
     GitProvider => Unknown, MetricName => Unknown, AvailabilityLevel => Unknown,
     PersistentVolumeStatus => Invalid, PersistentVolumeBackingStore => Invalid, SnapshotStatus => Invalid,
     SnapshotType => Invalid,
+    ServicePoolStatus => Unspecified, PoolClaimStatus => Unspecified,
 }
 
 impl From<DefinitionType> for ServiceType {

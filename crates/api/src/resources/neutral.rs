@@ -17,7 +17,6 @@ const PATCH: Method = Method::PATCH;
 const DELETE: Method = Method::DELETE;
 
 const INSTANCE_SNAPSHOTS: &str = "instance snapshots are not available on this installation yet";
-const POOLS: &str = "service pools are not available on this installation yet: create services one by one";
 const ARCHIVES: &str = "building from an uploaded archive is not available on this installation yet: build an image and deploy it";
 const GIT: &str = "git repositories are not connected to this installation yet: build an image and deploy it";
 const INVITATIONS: &str =
@@ -63,14 +62,6 @@ const MISSING: &[(Method, &str, &str, &str)] = &[
         "ListInstanceSnapshotEvents",
         INSTANCE_SNAPSHOTS,
     ),
-    (GET, "/v1/service_pools", "ListServicePools", POOLS),
-    (POST, "/v1/service_pools", "CreateServicePool", POOLS),
-    (GET, "/v1/service_pools/{id}", "GetServicePool", POOLS),
-    (PUT, "/v1/service_pools/{id}", "UpdateServicePool", POOLS),
-    (DELETE, "/v1/service_pools/{id}", "DeleteServicePool", POOLS),
-    (GET, "/v1/service_pools/{id}/claims", "ListClaim", POOLS),
-    (POST, "/v1/claim", "Claim", POOLS),
-    (GET, "/v1/claims/{claim_id}", "GetClaim", POOLS),
     (GET, "/v1/git/branches", "ListBranches", GIT),
     (GET, "/v1/git/repositories", "ListRepositories", GIT),
     (

@@ -120,6 +120,7 @@ pub(crate) async fn follow_store(
             Ok(Change::Domain(id)) => routing.dirty_domain(id),
             Ok(Change::Secret(_)) => routing.dirty_secrets(),
             Ok(Change::Volume(_)) => {}
+            Ok(Change::Pool(_)) => continue,
             Err(RecvError::Lagged(missed)) => {
                 tracing::debug!(missed, "signals of the store were lost; sweeping");
                 routing.dirty_all();

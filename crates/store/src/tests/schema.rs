@@ -12,8 +12,8 @@ use crate::{
     database::{Database, Kind},
     migrate::{self, MIGRATIONS},
     record::{
-        Activity, App, Credential, Deployment, Domain, Event, Instance, Organization, Project, ProxyPort,
-        Record, RegionalDeployment, Secret, Service, Snapshot, Volume,
+        Activity, App, Claim, Credential, Deployment, Domain, Event, Instance, Organization, Project,
+        ProxyPort, Record, RegionalDeployment, Secret, Service, ServicePool, Snapshot, Volume,
     },
     sql::{Sql, read},
 };
@@ -79,6 +79,8 @@ pub(super) async fn records_match_their_tables(fixture: &Fixture) {
         Activity,
         Volume,
         Snapshot,
+        ServicePool,
+        Claim,
     );
     check(Secret::TABLE, Secret::COLUMNS, &["key_id", "ciphertext"]);
 }
