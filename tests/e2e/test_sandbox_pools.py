@@ -7,6 +7,7 @@ import os
 import random
 import socket
 import threading
+import time
 import urllib.error
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -247,3 +248,18 @@ def test_a_pool_survives_crashes(image, own_cloud):
     left = {one["id"] for one in own_cloud.call("GET", "/v1/services?limit=100")[1]["services"]}
     assert left == taken
     wait_for("the apps are gone", lambda: len(apps()) == CRASHES)
+
+
+def test_what_waits_does_not_sleep_and_what_was_taken_does(image, name, cloud):
+    pool = ServicePool.create(name, image=image, idle_timeout=1)
+    ready(pool)
+    since = time.monotonic()
+    wait_for("three times the idle time", lambda: time.monotonic() > since + 3)
+    assert pool.refresh().ready_count == 1
+    claim = sdk.claim(pool.id)
+    service = cloud.call("GET", f"/v1/services/{claim.service_id}")[1]["service"]
+    assert len(cloud.instances(claim.service_id)) == 1
+    cloud.wait_deployment(service["latest_deployment_id"], "SLEEPING")
+    assert Sandbox.get_from_id(claim.service_id).exec("echo awake").stdout == "awake\n"
+    pool.delete()
+    cloud.call("DELETE", f"/v1/apps/{service['app_id']}")

@@ -130,7 +130,9 @@ mod tests {
 
     use super::*;
 
-    const NOW: Timestamp = Timestamp::from_micros(10_000_000_000);
+    fn now() -> Timestamp {
+        Timestamp::from_micros(10_000_000_000)
+    }
 
     fn member(status: ServiceStatus, age_seconds: i64) -> PoolMember {
         PoolMember {
@@ -139,7 +141,7 @@ mod tests {
             status,
             retired: false,
             unwanted: false,
-            created_at: Timestamp::from_micros(NOW.as_micros() - age_seconds * 1_000_000),
+            created_at: Timestamp::from_micros(now().as_micros() - age_seconds * 1_000_000),
         }
     }
 
@@ -154,17 +156,17 @@ mod tests {
 
     #[test]
     fn a_pool_makes_what_it_lacks_a_few_at_a_time() {
-        let plan = plan_pool(&pool(3, vec![member(ServiceStatus::Healthy, 1)]), NOW);
+        let plan = plan_pool(&pool(3, vec![member(ServiceStatus::Healthy, 1)]), now());
         assert_eq!((plan.create, plan.retire.len()), (2, 0));
-        let plan = plan_pool(&pool(100, Vec::new()), NOW);
+        let plan = plan_pool(&pool(100, Vec::new()), now());
         assert_eq!(plan.create as usize, STARTING_MAX);
         let starting = vec![member(ServiceStatus::Starting, 1); STARTING_MAX];
-        assert_eq!(plan_pool(&pool(100, starting), NOW).create, 0);
+        assert_eq!(plan_pool(&pool(100, starting), now()).create, 0);
     }
 
     #[test]
     fn a_full_pool_rests() {
-        let plan = plan_pool(&pool(1, vec![member(ServiceStatus::Healthy, 1)]), NOW);
+        let plan = plan_pool(&pool(1, vec![member(ServiceStatus::Healthy, 1)]), now());
         assert_eq!(plan, PoolPlan::default());
     }
 
@@ -174,7 +176,7 @@ mod tests {
             member(ServiceStatus::Healthy, 1),
             member(ServiceStatus::Starting, 9),
         );
-        let plan = plan_pool(&pool(1, vec![starting, ready]), NOW);
+        let plan = plan_pool(&pool(1, vec![starting, ready]), now());
         assert_eq!((plan.create, plan.retire), (0, vec![starting.service]));
     }
 
@@ -183,17 +185,17 @@ mod tests {
         let old = member(ServiceStatus::Healthy, 1);
         let mut view = pool(1, vec![old]);
         view.generation = 2;
-        let plan = plan_pool(&view, NOW);
+        let plan = plan_pool(&view, now());
         assert_eq!((plan.create, plan.retire), (1, vec![old.service]));
     }
 
     #[test]
     fn a_member_that_failed_holds_its_place_until_it_is_tried_again() {
         let failed = member(ServiceStatus::Unhealthy, 1);
-        let plan = plan_pool(&pool(1, vec![failed]), NOW);
+        let plan = plan_pool(&pool(1, vec![failed]), now());
         assert_eq!((plan.create, plan.retire.len(), plan.messages.len()), (0, 0, 1));
         let failed = member(ServiceStatus::Unhealthy, 60);
-        let plan = plan_pool(&pool(1, vec![failed]), NOW);
+        let plan = plan_pool(&pool(1, vec![failed]), now());
         assert_eq!((plan.create, plan.retire), (1, vec![failed.service]));
     }
 
@@ -201,13 +203,13 @@ mod tests {
     fn a_deleted_pool_goes_after_its_last_member() {
         let mut view = pool(2, vec![member(ServiceStatus::Healthy, 1)]);
         view.deleted = true;
-        let plan = plan_pool(&view, NOW);
+        let plan = plan_pool(&view, now());
         assert_eq!((plan.create, plan.retire.len(), plan.remove), (0, 1, false));
         view.members[0].retired = true;
-        let plan = plan_pool(&view, NOW);
+        let plan = plan_pool(&view, now());
         assert_eq!((plan.retire.len(), plan.remove), (0, false));
         view.members.clear();
-        assert!(plan_pool(&view, NOW).remove);
+        assert!(plan_pool(&view, now()).remove);
     }
 
     fn any_member() -> impl Strategy<Value = PoolMember> {
@@ -237,7 +239,7 @@ mod tests {
             members in prop::collection::vec(any_member(), 0..30),
         ) {
             let view = PoolView { deleted: false, size, generation, members };
-            let plan = plan_pool(&view, NOW);
+            let plan = plan_pool(&view, now());
             let present = view.members.iter().filter(|member| !member.retired).count();
             let after = present - plan.retire.len() + plan.create as usize;
             prop_assert!(after <= size as usize);

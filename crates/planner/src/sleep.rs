@@ -258,10 +258,6 @@ fn fall_asleep(draft: &mut Draft<'_>, index: usize) {
 fn delay(deployment: &Deployment) -> Option<(Duration, bool)> {
     let (mut light, mut deep) = (Some(Duration::ZERO), Duration::ZERO);
     for region in &deployment.regions {
-        if region.manual.is_some_and(|wanted| wanted > 0) {
-            // Somebody asked for instances, whatever the load: a waiting member of a pool is kept ready this way.
-            return None;
-        }
         let capabilities = match region.site {
             SiteState::Reachable(capabilities) => capabilities,
             SiteState::Unreachable | SiteState::Missing => return None,

@@ -185,4 +185,7 @@ pub struct ManualScaling {
     pub scopes: Vec<String>,
     /// How many.
     pub instances: u32,
+    /// Whether the service does not fall asleep meanwhile: it waits in a pool to be taken.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keeps_awake: bool,
 }

@@ -11,6 +11,7 @@ mod edge;
 mod files;
 mod fixture;
 mod past;
+mod pools;
 mod schema;
 mod tenants;
 mod tls;
@@ -79,6 +80,9 @@ cases! {
     controlling::one_process_leads_and_a_former_leader_is_refused,
     controlling::changes_reach_other_replicas,
     controlling::changes_are_told_after_the_commit,
+    pools::a_claim_takes_a_ready_member_once,
+    pools::claims_that_race_never_share_a_member,
+    pools::a_pool_takes_members_of_its_generation_and_size,
     past::counts_are_of_one_organization,
     past::events_keep_their_order,
     past::old_things_are_pruned_and_serving_ones_are_not,

@@ -8,7 +8,7 @@ use tram_types::{
     status::{DefinitionType, PoolClaimStatus},
 };
 
-use self::member::{member_name, pool_member};
+use self::member::{fitted, member_name, pool_member};
 use super::{credentials::Mask, services::created_by};
 use crate::{
     definition::{self, value},
@@ -116,9 +116,7 @@ async fn check<Q, B>(
         }
         Some(definition) => {
             definition::check_supported(definition)?;
-            let mut named = definition.clone();
-            // What its members are called is the pool's business.
-            named.name = member_name("pool");
+            let named = fitted(definition.clone(), &member_name("pool"));
             let project = call.caller.project;
             wrong.extend(definition::violations(&call.api, call.caller.organization, project, &named).await?);
         }

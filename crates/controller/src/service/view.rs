@@ -103,7 +103,8 @@ impl Reconciler {
             delete_after_create: seconds(service.delete_after_create_seconds),
             delete_after_sleep: seconds(service.delete_after_sleep_seconds),
             routed,
-            may_sleep: matches!(service.kind, ServiceType::Web | ServiceType::Sandbox),
+            may_sleep: matches!(service.kind, ServiceType::Web | ServiceType::Sandbox)
+                && !service.manual_scaling.iter().any(|scaling| scaling.keeps_awake),
             deployments,
             activity: freeze::activity(self.activities.of(service.id), over),
             edge: self.confirmed.of(service.id),

@@ -425,6 +425,7 @@ async fn the_owner_may_choose_the_number_of_instances() {
     let service = made.service.id;
     world.endpoints_become(service, 1).await;
     let three = vec![ManualScaling {
+        keeps_awake: false,
         scopes: vec!["region:na".to_owned()],
         instances: 3,
     }];

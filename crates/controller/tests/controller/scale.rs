@@ -103,6 +103,7 @@ fn decided(world: &World, service: ServiceId, deployment: tram_types::Deployment
 
 async fn by_hand(world: &World, service: ServiceId, instances: Option<u32>) {
     let scaling = instances.map(|instances| ManualScaling {
+        keeps_awake: false,
         scopes: Vec::new(),
         instances,
     });

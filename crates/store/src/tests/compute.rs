@@ -198,6 +198,7 @@ pub(super) async fn intents_show_at_once_and_refuse_what_is_too_late(fixture: &F
     let id = made.service.id;
 
     let scaling = vec![ManualScaling {
+        keeps_awake: false,
         scopes: vec!["region:fra".to_owned()],
         instances: 3,
     }];

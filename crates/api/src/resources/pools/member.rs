@@ -34,8 +34,7 @@ const SANDBOX_SECRET_BYTES: usize = 32;
 pub async fn pool_member(api: &ApiState, pool: &ServicePool) -> Result<NewPoolMember, Error> {
     let organization = pool.organization_id;
     let name = member_name(&pool.name);
-    let mut definition: DeploymentDefinition = part(&pool.definition);
-    definition.name.clone_from(&name);
+    let mut definition = fitted(part(&pool.definition), &name);
     let wrong = definition::violations(api, organization, None, &definition).await?;
     if !wrong.is_empty() {
         return Err(Error::Invalid(wrong));
@@ -61,6 +60,7 @@ pub async fn pool_member(api: &ApiState, pool: &ServicePool) -> Result<NewPoolMe
         .map(|region| ManualScaling {
             scopes: vec![format!("region:{region}")],
             instances: most(region),
+            keeps_awake: true,
         })
         .collect();
     Ok(NewPoolMember {
@@ -82,6 +82,19 @@ pub async fn pool_member(api: &ApiState, pool: &ServicePool) -> Result<NewPoolMe
         app,
         awake,
     })
+}
+
+/// What a member called `name` is to run. Official clients ask for sleep with every pool, of workers too, which nothing
+/// could wake: these stay awake.
+pub(super) fn fitted(mut definition: DeploymentDefinition, name: &str) -> DeploymentDefinition {
+    name.clone_into(&mut definition.name);
+    if definition.r#type == DefinitionType::Worker {
+        for scaling in definition.scalings.iter_mut().filter(|scaling| scaling.min == 0) {
+            scaling.min = 1;
+            scaling.targets.retain(|target| target.sleep_idle_delay.is_none());
+        }
+    }
+    definition
 }
 
 /// A name for an app and its service: the pool's as far as it goes, and 64 random bits.
@@ -128,6 +141,18 @@ mod tests {
             assert_eq!(check_service_name(&name), Ok(()), "{name}");
             assert_ne!(member_name(pool), name);
         }
+    }
+
+    #[test]
+    fn workers_do_not_sleep_and_others_may() {
+        let scalings = r#""scalings":[{"min":0,"max":1,"targets":[{"sleep_idle_delay":{"value":300}}]}]"#;
+        let least = |kind: &str| {
+            let definition = serde_json::from_str(&format!(r#"{{"type":"{kind}",{scalings}}}"#)).unwrap();
+            let scaling = fitted(definition, "one").scalings.remove(0);
+            (scaling.min, scaling.targets.len())
+        };
+        assert_eq!(least("WORKER"), (1, 0));
+        assert_eq!(least("SANDBOX"), (0, 1));
     }
 
     #[test]

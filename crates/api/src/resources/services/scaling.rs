@@ -81,6 +81,7 @@ pub(super) async fn update_scaling(
             }
         }
         wanted.push(ManualScaling {
+            keeps_awake: false,
             scopes: scaling.scopes.clone(),
             instances: u32::try_from(scaling.instances).unwrap_or(1),
         });

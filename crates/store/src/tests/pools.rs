@@ -1,0 +1,187 @@
+//! Service pools and claims.
+
+use std::collections::BTreeSet;
+
+use tram_types::{
+    OrganizationId, ServicePoolId, Timestamp,
+    status::{PoolClaimStatus, ServiceStatus},
+};
+
+use super::fixture::{Fixture, new_app, new_domain, new_service};
+use crate::{
+    Error, NewPoolMember, NewServicePool, Page, ServicePoolEdit, filter,
+    intent::{ServiceSet, Update},
+    record::{Desired, ManualScaling, ServicePool},
+};
+
+async fn pool(fixture: &Fixture, organization: OrganizationId) -> ServicePool {
+    let new = NewServicePool {
+        id: ServicePoolId::random(),
+        organization_id: organization,
+        name: "agents".to_owned(),
+        size: 2,
+        definition: serde_json::json!({"type": "SANDBOX"}),
+        created_by: String::new(),
+    };
+    fixture.store.create_service_pool(new).await.unwrap()
+}
+
+fn member(pool: &ServicePool, name: &str) -> NewPoolMember {
+    let app = new_app(pool.organization_id, name);
+    let stands_for = crate::apps::app_of(app.clone(), Timestamp::from_micros(0));
+    NewPoolMember {
+        generation: pool.generation,
+        domain: new_domain(pool.organization_id, Some(app.id), &format!("{name}.localhost")),
+        service: new_service(&stands_for, name),
+        app,
+        awake: vec![ManualScaling {
+            scopes: Vec::new(),
+            instances: 1,
+            keeps_awake: true,
+        }],
+    }
+}
+
+/// Adds a member and makes it healthy.
+async fn ready(fixture: &Fixture, pool: &ServicePool, name: &str) -> tram_types::ServiceId {
+    let id = fixture
+        .store
+        .add_pool_member(pool.id, member(pool, name))
+        .await
+        .unwrap();
+    let healthy = Update::Service {
+        expected: ServiceStatus::Starting,
+        set: Box::new(ServiceSet {
+            status: Some(ServiceStatus::Healthy),
+            ..ServiceSet::default()
+        }),
+    };
+    fixture.store.apply(id, vec![healthy]).await.unwrap();
+    id
+}
+
+pub(super) async fn a_claim_takes_a_ready_member_once(fixture: &Fixture) {
+    let store = &fixture.store;
+    let (organization, _) = fixture.organization().await;
+    let pool = pool(fixture, organization).await;
+    let claim = |request: &'static str| store.claim(organization, pool.id, request, None);
+    assert_eq!(claim("a").await.unwrap(), None, "nothing is there");
+    let first = ready(fixture, &pool, "one").await;
+    assert_eq!(store.pool_ready_counts(organization).await.unwrap()[&pool.id], 1);
+    assert!(
+        !store
+            .service(organization, first)
+            .await
+            .unwrap()
+            .manual_scaling
+            .is_empty()
+    );
+    let taken = claim("a").await.unwrap().unwrap();
+    assert!(taken.prewarmed && taken.service_id == first);
+    assert_eq!(claim("a").await.unwrap(), Some(taken.clone()), "the same again");
+    assert_eq!(claim("b").await.unwrap(), None, "taken once");
+    assert!(
+        store
+            .service(organization, first)
+            .await
+            .unwrap()
+            .manual_scaling
+            .is_empty()
+    );
+    assert!(store.pool_members(pool.id).await.unwrap().is_empty());
+    let cold = store
+        .claim(organization, pool.id, "b", Some(member(&pool, "two")))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(!cold.prewarmed);
+    let (other, _) = fixture.organization().await;
+    assert!(matches!(
+        store.claim(other, pool.id, "c", None).await,
+        Err(Error::NotFound { .. })
+    ));
+
+    store
+        .set_service_desired(organization, first, Desired::Delete)
+        .await
+        .unwrap();
+    let released = filter::Claims {
+        pool_id: Some(pool.id),
+        status: Some(PoolClaimStatus::Released),
+    };
+    store.remove_service(first).await.unwrap();
+    let listed = store
+        .list_pool_claims(organization, &released, Page::largest())
+        .await
+        .unwrap();
+    assert_eq!(
+        listed.items.iter().map(|claim| claim.id).collect::<Vec<_>>(),
+        [taken.id]
+    );
+}
+
+pub(super) async fn claims_that_race_never_share_a_member(fixture: &Fixture) {
+    let (organization, _) = fixture.organization().await;
+    let pool = pool(fixture, organization).await;
+    ready(fixture, &pool, "one").await;
+    ready(fixture, &pool, "two").await;
+    let claims = ["a", "b", "a", "b", "c"].map(|request| {
+        let (store, pool) = (fixture.store.clone(), pool.id);
+        tokio::spawn(async move { store.claim(organization, pool, request, None).await.unwrap() })
+    });
+    let mut taken = BTreeSet::new();
+    for claim in claims {
+        taken.extend(
+            claim
+                .await
+                .unwrap()
+                .map(|claim| (claim.request_id, claim.service_id)),
+        );
+    }
+    let services: BTreeSet<_> = taken.iter().map(|(_, service)| *service).collect();
+    assert_eq!((taken.len(), services.len()), (2, 2), "{taken:?}");
+}
+
+pub(super) async fn a_pool_takes_members_of_its_generation_and_size(fixture: &Fixture) {
+    let store = &fixture.store;
+    let (organization, _) = fixture.organization().await;
+    let pool = pool(fixture, organization).await;
+    let old = ready(fixture, &pool, "old").await;
+    let edit = ServicePoolEdit {
+        size: Some(1),
+        definition: Some(serde_json::json!({"type": "WEB"})),
+    };
+    let changed = store
+        .update_service_pool(organization, pool.id, edit.clone())
+        .await
+        .unwrap();
+    assert_eq!(changed.generation, 2);
+    let again = store
+        .update_service_pool(organization, pool.id, edit)
+        .await
+        .unwrap();
+    assert_eq!(again.generation, 2, "the same definition is no change");
+    assert_eq!(store.claim(organization, pool.id, "a", None).await.unwrap(), None);
+    for refused in [member(&pool, "stale"), member(&changed, "surplus")] {
+        assert!(matches!(
+            store.add_pool_member(pool.id, refused).await,
+            Err(Error::Conflict { .. })
+        ));
+    }
+    assert!(store.retire_pool_member(pool.id, old).await.unwrap());
+    assert_eq!(
+        store.service(organization, old).await.unwrap().desired,
+        Desired::Delete
+    );
+    store.delete_service_pool(organization, pool.id).await.unwrap();
+    assert!(
+        !store.remove_service_pool(pool.id).await.unwrap(),
+        "a member is left"
+    );
+    assert!(matches!(
+        store.claim(organization, pool.id, "a", None).await,
+        Err(Error::Conflict { .. })
+    ));
+    store.remove_service(old).await.unwrap();
+    assert!(store.remove_service_pool(pool.id).await.unwrap());
+}
