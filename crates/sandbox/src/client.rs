@@ -21,6 +21,7 @@ use crate::protocol::{
     Refusal, Reply, Request, Stats, TtySize,
 };
 use crate::supervisor::SOCKET_NAME;
+use crate::sys;
 
 /// The supervisor accepts at once; one that does not is stopped or overwhelmed.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -322,6 +323,13 @@ pub(crate) fn encode_exit(status: ExitStatus) -> [u8; EXIT_BYTES] {
     bytes[..4].copy_from_slice(&kind.to_le_bytes());
     bytes[4..].copy_from_slice(&value.to_le_bytes());
     bytes
+}
+
+/// End a command whose client has gone: SIGKILL to it and to its process group, of which [`Exec::process`] is the leader.
+/// What moved into a group of its own, as programs do that shall outlive a terminal, goes on. On kernels before 6.9 the
+/// command alone is killed.
+pub fn kill(process: impl AsFd) -> io::Result<()> {
+    sys::kill_group(process.as_fd())
 }
 
 /// Give a terminal a new size; its program is told by SIGWINCH.

@@ -22,6 +22,32 @@ use crate::protocol::ExitStatus;
 const PANIC_EXIT_CODE: i32 = 101;
 /// The last signal number plus one (`_NSIG`).
 const SIGNALS_END: i32 = 65;
+/// Of the kernel's `linux/pidfd.h`; the libc crate has no name for it.
+const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
+
+/// Sends SIGKILL to the process and to everything in the process group that it leads.
+///
+/// Kernels before 6.9 know no signals to groups by a pidfd: there the process alone is killed. A group's number would
+/// do, but may be another's by the time it is used.
+pub(crate) fn kill_group(process: BorrowedFd<'_>) -> io::Result<()> {
+    let send = |flags: libc::c_uint| {
+        // SAFETY: needed because no wrapper takes the flags. Passes a descriptor that is open and no memory.
+        check(unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                process.as_raw_fd(),
+                libc::SIGKILL,
+                std::ptr::null::<libc::siginfo_t>(),
+                flags,
+            )
+        })
+    };
+    match send(PIDFD_SIGNAL_PROCESS_GROUP) {
+        // No such flag, or it leads no group any more.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ESRCH)) => send(0),
+        sent => sent,
+    }
+}
 
 /// Run `child` in a copy of this process; its result is the exit code. Returns the child's pid.
 pub(crate) fn fork(child: impl FnOnce() -> i32) -> io::Result<i32> {

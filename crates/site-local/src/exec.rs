@@ -1,22 +1,21 @@
 //! Commands in instances: the supervisor's file descriptors as the channels of a session.
 //!
 //! One task a session, and one for each direction. The one design choice to know: a full channel stops the reading,
-//! a full pipe stops the program, so a slow listener costs no memory. The session ends the command when nobody
-//! listens any more.
+//! a full pipe stops the program, so a slow listener costs no memory. The session ends the command, with
+//! its process group, when nobody listens any more.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tram_image::{Image, ImageConfig};
-use tram_sandbox::client::{EXIT_BYTES, Exec, ExecIo, decode_exit, resize};
+use tram_sandbox::client::{EXIT_BYTES, Exec, ExecIo, decode_exit, kill, resize};
 use tram_sandbox::protocol::{ExecSpec, ExitStatus, TtySize};
 use tram_site::streams::{EXEC_CHANNEL_FRAMES, ExecInput, ExecOutput, TerminalSize};
 use tram_site::{Error, ExecRequest, ExecSession, InstanceSpec};
@@ -118,7 +117,7 @@ pub(crate) fn session(exec: Exec, end: CancellationToken) -> io::Result<ExecSess
         };
         let Some(status) = ended else {
             // Gone already is what is wanted.
-            let _ended = pidfd_send_signal(&process, Signal::KILL);
+            let _ended = kill(&process);
             return;
         };
         over.send_replace(true);
