@@ -1,8 +1,13 @@
 """Sandboxes from a terminal."""
 
+import fcntl
 import json
+import os
+import pty
 import signal
+import struct
 import subprocess
+import termios
 
 import pytest
 
@@ -60,3 +65,54 @@ def test_the_life_of_one_with_a_single_static_program(cloud, registry):
     assert (done.stdout, done.returncode) == ("inside\n", 5)
     cloud.tram("sandbox", "delete", "mine")
     wait_for("it is gone", lambda: not sandboxes(cloud))
+
+
+def terminal(cloud, rows, columns, *words):
+    """A `tram` on a terminal of this size: the process and the other end of its terminal."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    process = subprocess.Popen(
+        [BINARY, *words], stdin=theirs, stdout=theirs, stderr=theirs, env=cloud.environment, start_new_session=True,
+    )
+    os.close(theirs)
+    return process, ours
+
+
+def until(end, terminal):
+    """What the terminal shows, up to `end`."""
+    seen = b""
+    while end not in seen:
+        seen += os.read(terminal, 4096)
+    return seen
+
+
+@pytest.fixture
+def box(cloud, registry, name):
+    cloud.tram("sandbox", "create", name, "--image", registry.image("hello"))
+    yield name
+    cloud.tram("sandbox", "delete", name)
+
+
+def test_ssh_is_a_terminal_with_a_size_and_a_code(cloud, box):
+    busybox = ["--", "/bin/busybox", "sh", "-i"]
+    process, ours = terminal(cloud, 33, 111, "sandbox", "ssh", box, *busybox)
+    os.write(ours, b"/bin/busybox stty size; /bin/busybox tty\n")
+    assert b"33 111" in until(b"/dev/pts/", ours)
+    os.write(ours, b"exit 7\n")
+    assert process.wait(timeout=30) == 7
+    os.close(ours)
+
+
+def test_ssh_that_is_hung_up_leaves_no_process(cloud, box):
+    loop = "echo up; /bin/busybox sleep 98765; echo never"
+    process, ours = terminal(cloud, 24, 80, "sandbox", "ssh", box, "--", "/bin/busybox", "sh", "-c", loop)
+    until(b"up", ours)
+    process.kill()
+    process.wait(timeout=30)
+    os.close(ours)
+
+    def gone():
+        listed = cloud.tram("sandbox", "exec", box, "--", "/bin/busybox", "ps").stdout
+        return "PID" in listed and "98765" not in listed
+
+    wait_for("nothing is left of it", gone)

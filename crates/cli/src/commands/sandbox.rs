@@ -1,4 +1,4 @@
-//! `tram sandbox create|run|exec|ls|delete`: isolated computers for code that nobody has read.
+//! `tram sandbox create|run|exec|ssh|ls|delete`: isolated computers for code that nobody has read.
 //!
 //! A sandbox is a service of type SANDBOX. Commands are run as `tram exec` does, so they need no shell in the image; the
 //! executor inside serves the clients of the sandbox protocol. What `run` made it takes away again, however it ends.
@@ -48,6 +48,11 @@ pub enum Action {
     Run(Run),
     /// Run a command inside a sandbox
     Exec(exec::Arguments),
+    /// Open a terminal in a sandbox
+    ///
+    /// A shell, or the command given, with this terminal's input, window size and exit code. What runs in it ends when
+    /// this does. It needs no ssh server, no key and no port.
+    Ssh(Ssh),
     /// List the sandboxes
     #[command(visible_alias = "list")]
     Ls,
@@ -112,11 +117,23 @@ pub struct Run {
     pub command: Vec<String>,
 }
 
+/// Arguments of `ssh`.
+#[derive(Debug, clap::Args)]
+pub struct Ssh {
+    /// The sandbox, by its name or its id
+    #[arg(value_name = "SANDBOX")]
+    pub target: String,
+    /// The command and its arguments, after --; without it /bin/sh
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
 pub(crate) async fn run(session: Session, action: Action) -> Result<u8, Error> {
     match action {
         Action::Create(arguments) => create(&session, arguments).await?,
         Action::Run(arguments) => return run_once(session, arguments).await,
         Action::Exec(arguments) => return exec::run(session, arguments).await,
+        Action::Ssh(arguments) => return ssh(session, arguments).await,
         Action::Ls => ls(&session).await?,
         Action::Delete(target) => delete::run(session, target).await?,
     }
@@ -166,6 +183,18 @@ async fn run_once(session: Session, arguments: Run) -> Result<u8, Error> {
     let code = outcome?;
     deleted?;
     Ok(code)
+}
+
+/// As `exec -it`; without a terminal, as `ssh` is in a script, input and output pass as they are.
+async fn ssh(session: Session, arguments: Ssh) -> Result<u8, Error> {
+    let tty = session.host.stdin_is_terminal;
+    let arguments = exec::Arguments {
+        target: arguments.target,
+        interactive: true,
+        tty,
+        command: arguments.command,
+    };
+    exec::run(session, arguments).await
 }
 
 /// Orders a sandbox, in an app that goes with it.
