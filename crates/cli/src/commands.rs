@@ -4,6 +4,7 @@
 
 mod admin;
 mod apps;
+mod capture;
 mod completion;
 mod context;
 mod delete;
@@ -16,6 +17,7 @@ mod images;
 mod instances;
 mod login;
 mod logs;
+mod mcp;
 mod pause;
 mod redeploy;
 mod resume;
@@ -74,6 +76,11 @@ pub enum RemoteCommand {
     /// Sandboxes: isolated computers for code that nobody has read
     #[command(subcommand)]
     Sandbox(sandbox::Action),
+    /// Serve sandboxes to agents as tools of the Model Context Protocol
+    ///
+    /// Without options it speaks over its standard input and output, as agents start it. It works with the server and
+    /// the token of the context. More: docs/guide/agents.md.
+    Mcp(mcp::Arguments),
     /// Show what happened to a service
     Events(events::Arguments),
     /// Set how many instances a service has
@@ -215,6 +222,7 @@ pub(crate) async fn run_remote(command: RemoteCommand, session: Session) -> Resu
     match command {
         RemoteCommand::Deploy(arguments) => return Box::pin(deploy::run(session, *arguments)).await,
         RemoteCommand::Sandbox(action) => return Box::pin(sandbox::run(session, action)).await,
+        RemoteCommand::Mcp(arguments) => return Box::pin(mcp::run(session, arguments)).await,
         RemoteCommand::Exec(arguments) => return Box::pin(exec::run(session, arguments)).await,
         RemoteCommand::Logs(arguments) => return Box::pin(logs::run(session, arguments)).await,
         RemoteCommand::Apps(action) => apps::run(session, action).await?,

@@ -5,6 +5,8 @@
 //! linked statically and opens no file of the image on its own. It is shared by whoever holds the sandbox's secret;
 //! it is no barrier against the programs in the sandbox, which run as the same user.
 //!
+//! `tram-executor file …` is a command of its own: it moves one file through its standard streams (`transfer`).
+//!
 //! The files in the order of a request: `server`, `auth`, `request`, then one for each resource (`run`, `processes`,
 //! `files`, `relay`), then what they share (`accept`, `children`, `output`, `reply`).
 
@@ -21,6 +23,7 @@ mod request;
 mod run;
 mod server;
 mod settings;
+mod transfer;
 
 use std::process::ExitCode;
 
@@ -30,7 +33,11 @@ use settings::Settings;
 const WRONG_USE: u8 = 2;
 
 fn main() -> ExitCode {
-    let settings = match Settings::read(std::env::args_os().skip(1), |name| std::env::var(name).ok()) {
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    if arguments.next_if(|first| first == transfer::WORD).is_some() {
+        return transferred(transfer::run(arguments));
+    }
+    let settings = match Settings::read(arguments, |name| std::env::var(name).ok()) {
         Ok(settings) => settings,
         Err(problem) => {
             say(&problem);
@@ -54,6 +61,21 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(problem) => {
             say(&problem);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The end of a command that somebody waits for: what went wrong is theirs to read, not the sandbox's logs'.
+#[expect(
+    clippy::print_stderr,
+    reason = "the standard error of the command that was asked for"
+)]
+fn transferred(outcome: Result<(), String>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("{problem}");
             ExitCode::FAILURE
         }
     }

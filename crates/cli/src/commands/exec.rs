@@ -24,10 +24,12 @@ use crate::{
     view::text,
 };
 
+/// Where the API runs commands.
+pub(super) const PATH: &str = "/v1/streams/instances/exec";
 /// What is run when nothing is named.
 const DEFAULT_COMMAND: &str = "/bin/sh";
 /// How much of standard input a frame carries.
-const STDIN_CHUNK_BYTES: usize = 16 * 1024;
+pub(super) const STDIN_CHUNK_BYTES: usize = 16 * 1024;
 /// How long finding out what `SERVICE|INSTANCE` names may take in all; each call has its own deadline within.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -65,7 +67,7 @@ pub(crate) async fn run(session: Session, arguments: Arguments) -> Result<u8, Er
     } else {
         arguments.command
     };
-    let stream = client.stream("/v1/streams/instances/exec", &[]).await?;
+    let stream = client.stream(PATH, &[]).await?;
     let (mut sender, receiver) = stream.split();
     sender
         .send(&json!({
@@ -139,7 +141,8 @@ async fn receive(mut receiver: Receiver, printer: &Printer) -> Result<u8, Error>
     ))
 }
 
-fn data(result: &Value, stream: &str) -> Result<Option<Vec<u8>>, Error> {
+/// What a frame carries of a stream; `None` for nothing.
+pub(super) fn data(result: &Value, stream: &str) -> Result<Option<Vec<u8>>, Error> {
     let encoded = result
         .get(stream)
         .map(|stream| text(stream, "data"))

@@ -28,7 +28,9 @@ use crate::{
 };
 
 /// The image when none is named; an operator may have it lead to one of the house (`image_aliases`).
-const DEFAULT_IMAGE: &str = "koyeb/sandbox";
+pub(super) const DEFAULT_IMAGE: &str = "koyeb/sandbox";
+/// The size when none is named.
+pub(super) const DEFAULT_INSTANCE_TYPE: &str = "micro";
 /// Where clients look for the executor, and for the port that the sandbox shows.
 const PORTS: [(u16, &str); 2] = [(3030, "/koyeb-sandbox/"), (3031, "/")];
 /// How often a new sandbox is looked at: one starts in tens of milliseconds.
@@ -50,8 +52,8 @@ pub enum Action {
     Exec(exec::Arguments),
     /// Open a terminal in a sandbox
     ///
-    /// A shell, or the command given, with this terminal's input, window size and exit code. What runs in it ends when
-    /// this does. It needs no ssh server, no key and no port.
+    /// A shell, or the command given, with this terminal's input, window size and exit code. It ends when this does. It
+    /// needs no ssh server, no key and no port.
     Ssh(Ssh),
     /// List the sandboxes
     #[command(visible_alias = "list")]
@@ -70,7 +72,7 @@ pub struct Make {
     #[arg(long, short, value_name = "KEY=VALUE")]
     pub env: Vec<Variable>,
     /// Size, such as nano, micro or small
-    #[arg(long, value_name = "TYPE", default_value = "micro")]
+    #[arg(long, value_name = "TYPE", default_value = DEFAULT_INSTANCE_TYPE)]
     pub instance_type: String,
     /// Where to run it; without it the first region of the server
     #[arg(long, value_name = "REGION")]
@@ -198,7 +200,7 @@ async fn ssh(session: Session, arguments: Ssh) -> Result<u8, Error> {
 }
 
 /// Orders a sandbox, in an app that goes with it.
-async fn make(
+pub(super) async fn make(
     client: &Client,
     name: &str,
     wanted: &Make,
@@ -242,7 +244,7 @@ async fn make(
 }
 
 /// Waits until the sandbox can be used.
-async fn ready(client: &Client, service: &Value, patience: Duration) -> Result<(), Error> {
+pub(super) async fn ready(client: &Client, service: &Value, patience: Duration) -> Result<(), Error> {
     let deadline = Instant::now() + patience;
     let path = format!("/v1/deployments/{}", text(service, "latest_deployment_id"));
     loop {
@@ -293,7 +295,7 @@ async fn ls(session: &Session) -> Result<(), Error> {
 }
 
 /// A name that is not taken.
-fn made_up_name() -> String {
+pub(super) fn made_up_name() -> String {
     let random = uuid::Uuid::new_v4().simple().to_string();
     format!("box-{}", random.get(..8).unwrap_or_default())
 }
