@@ -140,6 +140,7 @@ object_ids!(
     DeploymentId,
     RegionalDeploymentId,
     InstanceId,
+    InstanceSnapshotId,
     SecretId,
     DomainId,
     CredentialId,

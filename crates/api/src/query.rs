@@ -158,11 +158,12 @@ macro_rules! values {
 values! {
     text: String, i64, u16, u32, tram_types::Timestamp, tram_types::AppId, tram_types::ServiceId,
         tram_types::DeploymentId, tram_types::RegionalDeploymentId, tram_types::InstanceId, tram_types::SecretId, tram_types::SnapshotId, tram_types::VolumeId,
+        tram_types::InstanceSnapshotId,
         tram_types::DomainId, tram_types::CredentialId, tram_types::ProjectId, tram_types::OrganizationId;
     enumerations: status::AppStatus, status::ServiceStatus, status::ServiceType, status::DeploymentStatus,
         status::RegionalDeploymentStatus, status::InstanceStatus, status::DomainStatus, status::DomainType,
         status::SecretType, status::CredentialType, status::MetricName, status::SnapshotStatus,
-        status::PoolClaimStatus,
+        status::PoolClaimStatus, status::InstanceSnapshotStatus, status::InstanceSnapshotType,
 }
 
 impl<T: Value> Parameter for Option<T> {

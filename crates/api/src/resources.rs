@@ -11,6 +11,7 @@ pub(crate) mod deployments;
 pub(crate) mod domains;
 pub(crate) mod events;
 pub(crate) mod helpers;
+pub(crate) mod instance_snapshots;
 pub(crate) mod instances;
 pub(crate) mod neutral;
 pub(crate) mod organizations;
@@ -34,6 +35,7 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
         credentials::endpoints(),
         deployments::endpoints(),
         domains::endpoints(),
+        instance_snapshots::endpoints(),
         events::endpoints(),
         helpers::endpoints(),
         instances::endpoints(),

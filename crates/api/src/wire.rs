@@ -16,6 +16,7 @@ pub mod error;
 pub mod event;
 pub mod helper;
 pub mod instance;
+pub mod instance_snapshot;
 pub mod organization;
 pub mod pool;
 pub mod project;

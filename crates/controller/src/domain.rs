@@ -253,7 +253,8 @@ pub(crate) async fn follow_store(
                 | Change::App(_)
                 | Change::Secret(_)
                 | Change::Volume(_)
-                | Change::Pool(_),
+                | Change::Pool(_)
+                | Change::InstanceSnapshot(_),
             ) => {}
             Err(RecvError::Closed) => return,
         }

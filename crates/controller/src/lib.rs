@@ -33,6 +33,7 @@ pub mod retention;
 pub mod routing;
 pub mod scaling;
 pub mod service;
+mod snapshots;
 mod spec;
 pub mod volume;
 
@@ -265,6 +266,19 @@ impl Controller {
         tasks.spawn(drive(
             volumes,
             volume_signal,
+            Arc::clone(observer),
+            cancel.clone(),
+        ));
+        let snapshot_signal = Arc::new(Notify::new());
+        let snapshots = Arc::new(snapshots::Reconciler::new(&deps, Arc::clone(&snapshot_signal)));
+        tasks.spawn(snapshots::follow_store(
+            deps.store.subscribe(),
+            Arc::clone(&snapshot_signal),
+            cancel.clone(),
+        ));
+        tasks.spawn(drive(
+            snapshots,
+            snapshot_signal,
             Arc::clone(observer),
             cancel.clone(),
         ));

@@ -216,7 +216,13 @@ pub(crate) async fn follow_store(
         match change {
             Ok(Change::Pool(_)) | Err(RecvError::Lagged(_)) => signal.notify_one(),
             Ok(
-                Change::Service(_) | Change::Wake(_) | Change::App(_) | Change::Domain(_) | Change::Secret(_),
+                Change::Service(_)
+                | Change::Wake(_)
+                | Change::App(_)
+                | Change::Domain(_)
+                | Change::Secret(_)
+                | Change::Volume(_)
+                | Change::InstanceSnapshot(_),
             ) => {}
             Err(RecvError::Closed) => return,
         }

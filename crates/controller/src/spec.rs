@@ -15,6 +15,7 @@ use tram_site::{
 };
 use tram_store::{Store, record};
 use tram_types::{
+    InstanceSnapshotId,
     catalog::Catalog,
     definition::{ConfigFile, DeploymentDefinition, REGION_SCOPE_PREFIX},
     interpolate::{self, Piece, UnknownName, pieces},
@@ -231,6 +232,7 @@ impl Subject<'_> {
             mesh: mesh(definition),
             egress_allow: egress(definition),
             untrusted: definition.r#type == DefinitionType::Sandbox,
+            snapshot: self.snapshot()?,
         })
     }
 
@@ -259,6 +261,17 @@ impl Subject<'_> {
             }
         }
         Ok(mounts)
+    }
+
+    /// What the disks of the deployment's instances start as.
+    fn snapshot(&self) -> Result<Option<InstanceSnapshotId>, Problem> {
+        match self.deployment.instance_snapshot_id.as_str() {
+            "" => Ok(None),
+            id => id
+                .parse()
+                .map(Some)
+                .map_err(|_| Problem::Wrong(format!("`{id}` is no id of an instance snapshot"))),
+        }
     }
 
     /// What is wrong with the definition's templates, before anything is fetched for it.

@@ -13,15 +13,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, SeekFrom};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
+use crate::clone::clone_file;
 use crate::protocol::frame;
 use crate::state::StateDir;
 use crate::sys;
@@ -38,21 +38,56 @@ const STOCK: usize = 6;
 const SIZES: usize = 3;
 /// Another process may take the free device first.
 const ATTEMPTS: usize = 32;
-/// One copy of metadata at a time.
-const COPY_BYTES: usize = 1 << 16;
 
-/// Make a disk: a mount that is attached nowhere.
-pub(crate) fn make(directory: &Path, bytes: u64) -> io::Result<OwnedFd> {
+/// Nothing of a disk is read after a power cut.
+const MOUNT_OPTIONS: [&str; 2] = ["nobarrier", "noinit_itable"];
+
+/// A disk.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    /// Attached nowhere.
+    pub(crate) mount: OwnedFd,
+    /// What it is in.
+    pub(crate) file: OwnedFd,
+}
+
+/// Make a disk, empty.
+pub(crate) fn make(directory: &Path, bytes: u64) -> io::Result<Disk> {
     let template = template(directory, bytes)?;
     let file = nameless_file(directory)?;
-    copy(&template, &file, bytes)?;
-    let device = attach(&file)?;
-    // Nothing of it is read after a power cut.
-    let mount = mount(&device, &["nobarrier", "noinit_itable"])?;
+    clone_file(&template, &file)?;
+    let mount = mount(&attach(&file)?, &MOUNT_OPTIONS)?;
     for name in [UPPER, WORK] {
         rustix::fs::mkdirat(&mount, name, Mode::from_raw_mode(0o755))?;
     }
-    Ok(mount)
+    Ok(Disk {
+        mount,
+        file: file.into(),
+    })
+}
+
+/// Make a disk that starts as this snapshot, and is as large.
+pub(crate) fn make_from(directory: &Path, snapshot: &Path) -> io::Result<Disk> {
+    let file = nameless_file(directory)?;
+    clone_file(&File::open(snapshot)?, &file)?;
+    let mount = mount(&attach(&file)?, &MOUNT_OPTIONS)?;
+    // What overlayfs was about to do when the snapshot was taken is of no use to another one.
+    clear_work(&mount)?;
+    Ok(Disk {
+        mount,
+        file: file.into(),
+    })
+}
+
+/// The directory that overlayfs works in, empty again.
+fn clear_work(mount: &OwnedFd) -> io::Result<()> {
+    let through = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
+    match fs::remove_dir_all(through.join(WORK)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    rustix::fs::mkdirat(mount, WORK, Mode::from_raw_mode(0o755))?;
+    Ok(())
 }
 
 /// Forget what was not written yet, so that the end of the disk does not wait for it. For when nobody will read it
@@ -110,33 +145,10 @@ fn format(path: &Path) -> io::Result<()> {
 }
 
 /// A file that never had a name: killed at any moment, we leave nothing.
-fn nameless_file(directory: &Path) -> io::Result<File> {
+pub(crate) fn nameless_file(directory: &Path) -> io::Result<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR;
     Ok(File::from(rustix::fs::open(directory, flags, mode)?))
-}
-
-/// Copy what is written of a file, and leave its holes.
-pub(crate) fn copy(from: &File, to: &File, bytes: u64) -> io::Result<()> {
-    to.set_len(bytes)?;
-    let mut buffer = vec![0; COPY_BYTES];
-    let mut at = 0;
-    loop {
-        let begin = match rustix::fs::seek(from, SeekFrom::Data(at)) {
-            Ok(begin) => begin,
-            Err(Errno::NXIO) => return Ok(()),
-            Err(errno) => return Err(errno.into()),
-        };
-        let end = rustix::fs::seek(from, SeekFrom::Hole(begin))?;
-        at = begin;
-        while at < end {
-            let wanted = usize::try_from(end - at).unwrap_or(COPY_BYTES).min(COPY_BYTES);
-            let part = buffer.get_mut(..wanted).unwrap_or_default();
-            from.read_exact_at(part, at)?;
-            to.write_all_at(part, at)?;
-            at += wanted as u64;
-        }
-    }
 }
 
 /// A loop device on the file, which lets go when nobody uses it.
@@ -192,7 +204,7 @@ pub(crate) fn mount_path(device: &Path, options: &[&str]) -> io::Result<OwnedFd>
 /// Disks made in advance.
 #[derive(Debug, Default)]
 pub(crate) struct Stock {
-    disks: BTreeMap<u64, Vec<OwnedFd>>,
+    disks: BTreeMap<u64, Vec<Disk>>,
     /// The most recently used first.
     sizes: VecDeque<u64>,
     /// Where they arrive from the process that makes them.
@@ -211,7 +223,7 @@ impl Stock {
     }
 
     /// A disk of this size, if there is one.
-    pub(crate) fn take(&mut self, bytes: u64) -> Option<OwnedFd> {
+    pub(crate) fn take(&mut self, bytes: u64) -> Option<Disk> {
         self.sizes.retain(|size| *size != bytes);
         self.sizes.push_front(bytes);
         for size in self.sizes.split_off(SIZES.min(self.sizes.len())) {
@@ -257,8 +269,10 @@ impl Stock {
                 Ok(0) => break,
                 Err(_) => return,
             }
-            if let (Ok(Some(size)), Some(disk)) = (decoder.decode::<u64>(), fds.pop()) {
-                self.disks.entry(size).or_default().push(disk);
+            // In the order they were sent in.
+            if let (Ok(Some(size)), Some(file), Some(mount)) = (decoder.decode::<u64>(), fds.pop(), fds.pop())
+            {
+                self.disks.entry(size).or_default().push(Disk { mount, file });
             }
         }
         self.arriving = None;
@@ -270,7 +284,7 @@ pub(crate) fn deliver(state: &StateDir, missing: &[u64], to: &OwnedFd) -> io::Re
     for size in missing {
         let disk = make(&state.disks(), *size)?;
         let message = frame::encode(size).map_err(io::Error::other)?;
-        frame::send(to.as_fd(), &message, &[disk.as_fd()])?;
+        frame::send(to.as_fd(), &message, &[disk.mount.as_fd(), disk.file.as_fd()])?;
     }
     Ok(())
 }

@@ -23,12 +23,14 @@ pub mod netns;
 pub mod probe;
 pub mod protocol;
 pub mod reclaim;
+pub mod snapshot;
 pub mod supervisor;
 pub mod volume;
 
 pub use sealed::ensure_sealed;
 
 mod cgroup;
+mod clone;
 mod disk;
 mod init;
 mod sealed;

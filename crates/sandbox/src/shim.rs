@@ -14,19 +14,19 @@ mod pump;
 use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use jiff::Timestamp;
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Attach, Driver};
-use crate::disk;
+use crate::disk::{self, Disk};
 use crate::init::{self, Parts};
 use crate::logs::{Stream, Writer};
 use crate::protocol::{ExitCause, ExitRecord, ExitStatus, LaunchFailure, LaunchSpec, frame, outside};
 use crate::seccomp::Filter;
-use crate::state::{InstanceDir, ProcessIdentity, Run, StopKind};
+use crate::state::{HeldDisk, InstanceDir, ProcessIdentity, Run, StopKind};
 use crate::{sys, userns, volume};
 
 /// Killed late when memory runs out: without the shim nobody learns how the instance ended. -1000
@@ -68,7 +68,7 @@ pub(crate) struct Order<'a> {
     /// Held, never read.
     pub(crate) lock: File,
     /// For its writable layer; made here when one is wanted and there was none in stock.
-    pub(crate) disk: Option<OwnedFd>,
+    pub(crate) disk: Option<Disk>,
 }
 
 /// The body of the shim process. Returns its exit code.
@@ -114,19 +114,31 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
         .map(AsFd::as_fd),
     );
     keep.extend(attach.fds());
-    keep.extend(order.disk.as_ref().map(AsFd::as_fd));
+    if let Some(disk) = &order.disk {
+        keep.extend([&disk.mount, &disk.file].map(AsFd::as_fd));
+    }
     sys::close_all_except(&keep)?;
     sys::set_stdio(null.as_fd(), null.as_fd(), null.as_fd())?;
 
     let own = own_identity()?;
-    let made = match order.spec.disk_bytes_max {
+    let made = match (order.spec.disk_bytes_max, &order.spec.disk_from) {
+        (_, Some(snapshot)) => match disk::make_from(&order.dir.disks(), snapshot) {
+            Ok(disk) => Some(disk),
+            Err(error) => {
+                let failure = LaunchFailure::Setup {
+                    what: "make the disk from its snapshot".to_owned(),
+                    errno: error.raw_os_error().unwrap_or(libc::EIO),
+                };
+                return fail(order, failure);
+            }
+        },
         // Without a disk of its own the writable layer is not bounded; whoever measures it says so.
-        Some(bytes) if order.disk.is_none() => disk::make(&order.dir.disks(), bytes).ok(),
+        (Some(bytes), None) if order.disk.is_none() => disk::make(&order.dir.disks(), bytes).ok(),
         _ => None,
     };
     let disk = order.disk.as_ref().or(made.as_ref());
     // Held to the end, so that the disk's own end comes after the instance's and can be a short one.
-    let held = disk.map(disk::open).transpose()?;
+    let held = disk.map(|disk| disk::open(&disk.mount)).transpose()?;
     let namespace = match order.spec.ids.map(userns::make).transpose() {
         Ok(namespace) => namespace,
         Err(error) => {
@@ -150,7 +162,7 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
         }
     }
     let parts = Parts {
-        disk,
+        disk: disk.map(|disk| &disk.mount),
         volumes: &volumes,
         namespace: namespace.as_ref(),
     };
@@ -204,6 +216,10 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
         init,
         started_at,
         checkpointed: false,
+        disk: disk.zip(held.as_ref()).map(|(disk, held)| HeldDisk {
+            file: disk.file.as_raw_fd(),
+            directory: held.as_raw_fd(),
+        }),
     };
     order.dir.write_run(&run)?;
     let listener = control::listen(order.dir)?;

@@ -56,6 +56,18 @@ pub(crate) struct Run {
     /// It has no processes: they are in its image, and `init` is what the first one was.
     #[serde(default)]
     pub(crate) checkpointed: bool,
+    /// Absent without a disk of its own.
+    #[serde(default)]
+    pub(crate) disk: Option<HeldDisk>,
+}
+
+/// The descriptors by which a shim holds its instance's disk.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct HeldDisk {
+    /// The file that the file system is in.
+    pub(crate) file: i32,
+    /// The file system's top directory.
+    pub(crate) directory: i32,
 }
 
 /// A pid that cannot be mistaken after it was given to another process.

@@ -6,6 +6,7 @@
 //! <state>/local/kept/<id>/logs/           logs of a forgotten instance, until they are removed or too old
 //! <state>/local/kept/<id>/generation      the newest generation seen, so that an old order cannot revive it
 //! <state>/local/images/<deployment>.json  which digest a deployment's image name stood for
+//! <state>/local/snapshots/<id>            disks of instances, kept (see `snapshots`); <id>.json: over which image
 //! <state>/local/netns/<slot>              namespaces
 //! <state>/local/network                   the block that the places are in
 //! ```
@@ -68,7 +69,7 @@ impl Store {
     /// Makes what is missing.
     pub(crate) fn open(state_dir: &Path) -> io::Result<Self> {
         let root = state_dir.join("local");
-        for name in ["instances", "kept", "images", "netns"] {
+        for name in ["instances", "kept", "images", "netns", "snapshots"] {
             DirBuilder::new()
                 .recursive(true)
                 .mode(DIRECTORY_MODE)

@@ -10,6 +10,7 @@ mod contract;
 mod entries;
 mod keep;
 mod news;
+mod snapshots;
 mod start;
 
 use std::collections::HashMap;

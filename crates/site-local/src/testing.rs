@@ -41,6 +41,7 @@ pub(crate) fn instance_spec(app: &str, service: &str) -> InstanceSpec {
         mesh: true,
         egress_allow: None,
         untrusted: false,
+        snapshot: None,
         executor: None,
     }
 }

@@ -17,7 +17,7 @@ pub mod streams;
 pub mod volumes;
 
 use async_trait::async_trait;
-use tram_types::{DeploymentId, Generation, InstanceId};
+use tram_types::{DeploymentId, Generation, InstanceId, InstanceSnapshotId};
 
 pub use observed::{EndCause, InstancePhase, Observation, ObservedImage, ObservedInstance, Usage};
 pub use sessions::{Session, Sessions};
@@ -161,6 +161,26 @@ pub trait Site: Send + Sync + std::fmt::Debug {
     /// [`Error::NoSuchInstance`], [`Error::Unavailable`].
     async fn thaw(&self, instance: InstanceId, generation: Generation) -> Result<(), Error>;
 
+    /// Keeps the disk of a running instance as it is now, durably, for instances to start from. Returns when that is
+    /// done; the instance's writes may wait meanwhile. A snapshot that is there already is left as it is.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchInstance`], [`Error::Refused`] when it can never be, such as for want of room,
+    /// [`Error::Unavailable`]. Nothing is left of a snapshot that failed.
+    async fn take_snapshot(&self, instance: InstanceId, snapshot: InstanceSnapshotId) -> Result<(), Error> {
+        let _ = (instance, snapshot);
+        Err(no_snapshots())
+    }
+
+    /// Removes a snapshot. Removing one unknown succeeds.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    async fn remove_snapshot(&self, snapshot: InstanceSnapshotId) -> Result<(), Error> {
+        let _ = snapshot;
+        Err(no_snapshots())
+    }
+
     /// Everything the site sees, all of one moment.
     ///
     /// # Errors
@@ -205,6 +225,12 @@ pub trait Site: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`Error::NoSuchInstance`], [`Error::Refused`] when the command cannot be run, [`Error::Unavailable`].
     async fn exec(&self, instance: InstanceId, request: &ExecRequest) -> Result<ExecSession, Error>;
+}
+
+fn no_snapshots() -> Error {
+    Error::Refused {
+        message: "this region keeps no snapshots of instances".to_owned(),
+    }
 }
 
 /// What may have changed at a site.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tram_types::{
-    AppId, DeploymentId, InstanceId, OrganizationId, RegionalDeploymentId, ServiceId,
+    AppId, DeploymentId, InstanceId, InstanceSnapshotId, OrganizationId, RegionalDeploymentId, ServiceId,
     effective::{HealthCheck, Port},
 };
 
@@ -106,6 +106,10 @@ pub struct InstanceSpec {
     /// Whether nobody vouches for its code, as in a sandbox: the site isolates it as well as it can.
     #[serde(default)]
     pub untrusted: bool,
+    /// What its disk starts as. `None`: empty. A site that does not have it, or has it of another image, does not start
+    /// the instance. The disk is as large as the snapshot, whatever `limits` say.
+    #[serde(default)]
+    pub snapshot: Option<InstanceSnapshotId>,
     /// A sandbox: the executor is its first process. `None`: the program is.
     #[serde(default)]
     pub executor: Option<ExecutorSpec>,

@@ -8,7 +8,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use sqlx::{AnyConnection, postgres::PgListener};
 use tokio::{sync::broadcast, task::AbortHandle};
-use tram_types::{AppId, DomainId, SecretId, ServiceId, ServicePoolId, VolumeId};
+use tram_types::{AppId, DomainId, InstanceSnapshotId, SecretId, ServiceId, ServicePoolId, VolumeId};
 use uuid::Uuid;
 
 use crate::{
@@ -33,6 +33,8 @@ pub enum Change {
     Volume(VolumeId),
     /// A service pool: its intent, or what was taken from it.
     Pool(ServicePoolId),
+    /// A snapshot of an instance: wanted, made, removed.
+    InstanceSnapshot(InstanceSnapshotId),
 }
 
 /// Changes that wait for a slow receiver; one more and it is told that it lagged, and sweeps.
@@ -52,6 +54,7 @@ impl fmt::Display for Change {
             Self::Secret(id) => write!(formatter, "secret {id}"),
             Self::Volume(id) => write!(formatter, "volume {id}"),
             Self::Pool(id) => write!(formatter, "pool {id}"),
+            Self::InstanceSnapshot(id) => write!(formatter, "instance-snapshot {id}"),
         }
     }
 }
@@ -86,6 +89,7 @@ impl FromStr for Announcement {
             "secret" => Change::Secret(SecretId::from_uuid(id)),
             "volume" => Change::Volume(VolumeId::from_uuid(id)),
             "pool" => Change::Pool(ServicePoolId::from_uuid(id)),
+            "instance-snapshot" => Change::InstanceSnapshot(InstanceSnapshotId::from_uuid(id)),
             _ => return Err(()),
         };
         Ok(Self { replica, change })
@@ -169,6 +173,7 @@ mod tests {
             Change::Pool(ServicePoolId::random()),
             Change::Secret(SecretId::random()),
             Change::Volume(VolumeId::random()),
+            Change::InstanceSnapshot(InstanceSnapshotId::random()),
         ] {
             let announcement = Announcement {
                 replica: Uuid::new_v4(),

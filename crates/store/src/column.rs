@@ -7,8 +7,8 @@ use serde_json::Value;
 use sqlx::{Row as _, any::AnyRow};
 use tram_types::{
     ActivityId, AppId, ClaimId, CredentialId, DeploymentId, DomainId, EventId, Generation, InstanceId,
-    OrganizationId, ProjectId, RegionalDeploymentId, SecretId, ServiceId, ServicePoolId, SnapshotId,
-    Timestamp, VolumeId, status,
+    InstanceSnapshotId, OrganizationId, ProjectId, RegionalDeploymentId, SecretId, ServiceId, ServicePoolId,
+    SnapshotId, Timestamp, VolumeId, status,
 };
 use uuid::Uuid;
 
@@ -120,6 +120,7 @@ as_text!(
     DomainId,
     EventId,
     InstanceId,
+    InstanceSnapshotId,
     OrganizationId,
     ProjectId,
     RegionalDeploymentId,
@@ -137,6 +138,8 @@ as_text!(
     status::DeploymentStatus,
     status::RegionalDeploymentStatus,
     status::InstanceStatus,
+    status::InstanceSnapshotStatus,
+    status::InstanceSnapshotType,
     status::DomainStatus,
     status::DomainType,
     status::ServiceType,

@@ -1,11 +1,12 @@
 //! What lists can be asked for. Every member left empty filters nothing.
 
 use tram_types::{
-    AppId, CredentialId, DeploymentId, DomainId, InstanceId, OrganizationId, ProjectId, RegionalDeploymentId,
-    SecretId, ServiceId, ServicePoolId, Timestamp, VolumeId,
+    AppId, CredentialId, DeploymentId, DomainId, InstanceId, InstanceSnapshotId, OrganizationId, ProjectId,
+    RegionalDeploymentId, SecretId, ServiceId, ServicePoolId, Timestamp, VolumeId,
     status::{
-        CredentialType, DeploymentStatus, DomainStatus, DomainType, InstanceStatus, PoolClaimStatus,
-        SecretType, ServiceStatus, ServiceType, SnapshotStatus,
+        CredentialType, DeploymentStatus, DomainStatus, DomainType, InstanceSnapshotStatus,
+        InstanceSnapshotType, InstanceStatus, PoolClaimStatus, SecretType, ServiceStatus, ServiceType,
+        SnapshotStatus,
     },
 };
 use uuid::Uuid;
@@ -196,6 +197,23 @@ pub struct Domains {
     pub name: Option<String>,
     /// Among these.
     pub ids: Vec<DomainId>,
+}
+
+/// Which snapshots of instances.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct InstanceSnapshots {
+    /// With exactly this name.
+    pub name: Option<String>,
+    /// In one of these statuses. Empty: all but what was removed.
+    pub statuses: Vec<InstanceSnapshotStatus>,
+    /// Of this type.
+    pub kind: Option<InstanceSnapshotType>,
+    /// Of this service.
+    pub service_id: Option<ServiceId>,
+    /// Of this project.
+    pub project_id: Option<ProjectId>,
+    /// Among these.
+    pub ids: Vec<InstanceSnapshotId>,
 }
 
 /// Which secrets.

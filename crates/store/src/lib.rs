@@ -26,6 +26,7 @@ mod domains;
 mod error;
 pub mod filter;
 mod history;
+mod instance_snapshots;
 pub mod intent;
 pub mod keyring;
 mod leadership;

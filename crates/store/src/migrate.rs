@@ -102,6 +102,8 @@ migrations! {
     62 "0062_index_volumes_service_id",
     63 "0063_create_snapshots",
     64 "0064_index_snapshots_scope_name",
+    65 "0065_create_instance_snapshots",
+    66 "0066_index_instance_snapshots_organization_id_created_at",
 }
 
 /// Brings the database up to date.

@@ -14,6 +14,7 @@ pub mod compute;
 pub mod edge;
 pub mod history;
 pub mod pool;
+pub mod snapshot;
 pub mod tenancy;
 pub mod volume;
 
@@ -21,6 +22,7 @@ pub use compute::{App, Deployment, Instance, RegionalDeployment, Service};
 pub use edge::{Domain, ProxyPort, Secret};
 pub use history::{Activity, Event};
 pub use pool::{Claim, PoolMember, ServicePool};
+pub use snapshot::InstanceSnapshot;
 pub use tenancy::{Credential, Organization, Project};
 pub use volume::{Snapshot, Volume};
 

@@ -128,6 +128,8 @@ ids! {
     ServicePoolId = "service pool";
     /// A service that was taken from a pool.
     ClaimId = "claim";
+    /// A snapshot of an instance.
+    InstanceSnapshotId = "instance snapshot";
 }
 
 #[cfg(test)]

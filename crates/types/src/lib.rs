@@ -26,8 +26,9 @@ pub mod units;
 pub mod validate;
 
 pub use ids::{
-    ActivityId, AppId, ClaimId, CredentialId, DeploymentId, DomainId, EventId, InstanceId, OrganizationId,
-    ProjectId, RegionalDeploymentId, SecretId, ServiceId, ServicePoolId, SnapshotId, VolumeId,
+    ActivityId, AppId, ClaimId, CredentialId, DeploymentId, DomainId, EventId, InstanceId,
+    InstanceSnapshotId, OrganizationId, ProjectId, RegionalDeploymentId, SecretId, ServiceId, ServicePoolId,
+    SnapshotId, VolumeId,
 };
 pub use message::{FieldViolation, Int64};
 pub use time::{Clock, SystemClock, Timestamp};

@@ -32,6 +32,17 @@ crate::wire_enum! {
         Allocating = "ALLOCATING", Starting = "STARTING", Healthy = "HEALTHY", Unhealthy = "UNHEALTHY",
         Stopping = "STOPPING", Stopped = "STOPPED", Error = "ERROR", Sleeping = "SLEEPING",
     }
+    /// Where a snapshot of an instance is in its life.
+    pub enum InstanceSnapshotStatus as "InstanceSnapshotStatus" {
+        Invalid = "INSTANCE_SNAPSHOT_STATUS_INVALID", Creating = "INSTANCE_SNAPSHOT_STATUS_CREATING",
+        Available = "INSTANCE_SNAPSHOT_STATUS_AVAILABLE", Error = "INSTANCE_SNAPSHOT_STATUS_ERROR",
+        Deleting = "INSTANCE_SNAPSHOT_STATUS_DELETING", Deleted = "INSTANCE_SNAPSHOT_STATUS_DELETED",
+    }
+    /// What a snapshot of an instance holds: its disk, or its disk and its processes.
+    pub enum InstanceSnapshotType as "InstanceSnapshotType" {
+        Invalid = "INSTANCE_SNAPSHOT_TYPE_INVALID", Filesystem = "INSTANCE_SNAPSHOT_TYPE_FILESYSTEM",
+        Full = "INSTANCE_SNAPSHOT_TYPE_FULL",
+    }
     /// Where a domain is in its life.
     pub enum DomainStatus as "Domain.Status" {
         Pending = "PENDING", Active = "ACTIVE", Error = "ERROR", Deleting = "DELETING", Deleted = "DELETED",
@@ -161,6 +172,7 @@ default_member! {
     DeploymentStrategyType => Invalid, DeploymentMesh => Auto, RegionalDeploymentMesh => Auto,
     MeshScope => Unspecified, EgressPolicyMode => Default, ProxyPortProtocol => Tcp, SecretType => Simple,
     CredentialType => Invalid, StageStatus => Unknown, TriggerType => Unknown, ActorType => Unknown,
+    InstanceSnapshotStatus => Invalid, InstanceSnapshotType => Invalid,
     GitProvider => Unknown, MetricName => Unknown, AvailabilityLevel => Unknown,
     PersistentVolumeStatus => Invalid, PersistentVolumeBackingStore => Invalid, SnapshotStatus => Invalid,
     SnapshotType => Invalid,

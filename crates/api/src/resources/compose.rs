@@ -147,7 +147,8 @@ async fn compose(call: Call<Nothing, CreateCompose>) -> Result<ComposeReply, Err
             delete_after_sleep_seconds: Some(accepted.life_cycle.1),
             name: None,
         };
-        let new = definition::deployment(&call.api, &definition, trigger, Some(&previous))?;
+        let mut new = definition::deployment(&call.api, &definition, trigger, Some(&previous))?;
+        new.instance_snapshot_id = accepted.instance_snapshot_id;
         services.push(ComposeService::Existing(service.id, edit, Box::new(new)));
     }
     let made = call.api.store.compose(composed_app, services).await?;

@@ -16,7 +16,7 @@ const PUT: Method = Method::PUT;
 const PATCH: Method = Method::PATCH;
 const DELETE: Method = Method::DELETE;
 
-const INSTANCE_SNAPSHOTS: &str = "instance snapshots are not available on this installation yet";
+const INSTANCE_SNAPSHOTS: &str = "the history of instance snapshots is not kept on this installation yet";
 const ARCHIVES: &str = "building from an uploaded archive is not available on this installation yet: build an image and deploy it";
 const GIT: &str = "git repositories are not connected to this installation yet: build an image and deploy it";
 const INVITATIONS: &str =
@@ -32,30 +32,6 @@ const SEARCH: &str = "search is not available on this installation yet: list obj
 /// What the contract has and this installation cannot do yet.
 const MISSING: &[(Method, &str, &str, &str)] = &[
     (POST, "/v1/archives", "CreateArchive", ARCHIVES),
-    (
-        GET,
-        "/v1/instance_snapshots",
-        "ListInstanceSnapshots",
-        INSTANCE_SNAPSHOTS,
-    ),
-    (
-        POST,
-        "/v1/instance_snapshots",
-        "CreateInstanceSnapshot",
-        INSTANCE_SNAPSHOTS,
-    ),
-    (
-        GET,
-        "/v1/instance_snapshots/{id}",
-        "GetInstanceSnapshot",
-        INSTANCE_SNAPSHOTS,
-    ),
-    (
-        DELETE,
-        "/v1/instance_snapshots/{id}",
-        "DeleteInstanceSnapshot",
-        INSTANCE_SNAPSHOTS,
-    ),
     (
         GET,
         "/v1/instance_snapshot_events",

@@ -116,9 +116,17 @@ async fn check<Q, B>(
         }
         Some(definition) => {
             definition::check_supported(definition)?;
+            if !definition.volumes.is_empty() {
+                wrong.push(FieldViolation::new(
+                    "definition.volumes",
+                    "must be empty: a volume belongs to one service, and a pool has several",
+                ));
+            }
             let named = fitted(definition.clone(), &member_name("pool"));
             let project = call.caller.project;
-            wrong.extend(definition::violations(&call.api, call.caller.organization, project, &named).await?);
+            wrong.extend(
+                definition::violations(&call.api, call.caller.organization, project, None, &named).await?,
+            );
         }
     }
     match size.filter(|_| wrong.is_empty()) {

@@ -1,20 +1,22 @@
 //! Limits, what is used of them, counters for dashboards.
 //!
 //! An installation of one's own has no limits but its machine, so the limits shown are high and the figures of use
-//! are real. Volumes are bounded by the disk. What does not exist here yet (archives, instance snapshots) has the limit zero, which tells clients.
+//! are real. Volumes are bounded by the disk. What does not exist here yet (archives, snapshots of memory) has the limit
+//! zero, which tells clients.
 
 use std::{collections::BTreeMap, future::Future};
 
 use tram_store::{filter, record};
 use tram_types::{
     Int64, OrganizationId,
-    status::{DomainType, InstanceStatus},
+    status::{DomainType, InstanceSnapshotType, InstanceStatus},
     units::GIB,
     validate::DELAY_MAX_SECONDS,
 };
 
 use super::{
     catalog::can_sleep_lightly,
+    instance_snapshots,
     instances::LIVE,
     organizations::own,
     services::accept::LIFE_CYCLE_MAX_SECONDS,
@@ -28,8 +30,8 @@ use crate::{
     wire::{
         quota::{
             DomainLoadBalancerQuotas, GetOrganizationQuotasUsageReply, GetQuotasReply,
-            InstanceSnapshotQuotas, InstanceTypeUsage, LifecycleQuotas, PersistentVolumeQuotas,
-            PersistentVolumeRegionUsage, QuotaUsage, Quotas, ScaleToZeroQuotas,
+            InstanceSnapshotQuotas, InstanceSnapshotTypeUsage, InstanceTypeUsage, LifecycleQuotas,
+            PersistentVolumeQuotas, PersistentVolumeRegionUsage, QuotaUsage, Quotas, ScaleToZeroQuotas,
         },
         summary::{
             AppsSummary, DomainsSummary, GetOrganizationSummaryReply, InstancesSummary, MembersSummary,
@@ -120,7 +122,7 @@ async fn quotas(call: Call) -> Result<GetQuotasReply, Error> {
             }),
             max_projects: many,
             instance_snapshots: Some(InstanceSnapshotQuotas {
-                filesystem: 0,
+                filesystem: instance_snapshots::FILESYSTEM_MAX.into(),
                 full: 0,
             }),
         }),
@@ -174,6 +176,9 @@ async fn usage(call: Call) -> Result<GetOrganizationQuotasUsageReply, Error> {
         kinds: vec![DomainType::Custom],
         ..filter::Domains::default()
     };
+    let snapshots = store
+        .count_instance_snapshots(id, InstanceSnapshotType::Filesystem)
+        .await?;
     let domains = every(|page| store.list_domains(id, &custom, page)).await?;
     let balanced = domains
         .iter()
@@ -220,7 +225,11 @@ async fn usage(call: Call) -> Result<GetOrganizationQuotasUsageReply, Error> {
                     total_size_gb_limit: limit,
                 })
                 .collect(),
-            instance_snapshots_by_type: Vec::new(),
+            instance_snapshots_by_type: vec![InstanceSnapshotTypeUsage {
+                r#type: InstanceSnapshotType::Filesystem.to_string(),
+                used: count(snapshots),
+                limit: instance_snapshots::FILESYSTEM_MAX.into(),
+            }],
         }),
     })
 }

@@ -291,7 +291,9 @@ pub(crate) async fn deployed_again<Q, B>(
         status: DeploymentStatus::Pending,
         skip_build,
     };
-    definition::deployment(&call.api, &definition, trigger, Some(&part(&latest.metadata)))
+    let mut again = definition::deployment(&call.api, &definition, trigger, Some(&part(&latest.metadata)))?;
+    again.instance_snapshot_id = latest.instance_snapshot_id;
+    Ok(again)
 }
 
 async fn resume(call: Call<Resume>) -> Result<ResumeServiceReply, Error> {

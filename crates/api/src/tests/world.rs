@@ -44,13 +44,14 @@ impl World {
         let volume = fixture.post("/v1/volumes", volume).await.good()["volume"]["id"].clone();
         let spare = json!({"name":"spare","region":"fra","max_size":1});
         fixture.post("/v1/volumes", spare).await.good();
-        for volume in fixture.store.volumes_unscoped().await.unwrap() {
+        for volume in fixture.api.store.volumes_unscoped().await.unwrap() {
             // As the controller does when the site has made it.
             let made = VolumeSeen {
                 made_size: Some(1),
                 ..VolumeSeen::default()
             };
             fixture
+                .api
                 .store
                 .apply_volume(&volume, &made, Vec::new())
                 .await

@@ -118,6 +118,7 @@ pub(crate) async fn follow_store(
                 routing.dirty_app(id);
             }
             Ok(Change::Domain(id)) => routing.dirty_domain(id),
+            Ok(Change::InstanceSnapshot(_)) => {}
             Ok(Change::Secret(_)) => routing.dirty_secrets(),
             Ok(Change::Volume(_)) => {}
             Ok(Change::Pool(_)) => continue,

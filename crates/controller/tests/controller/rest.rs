@@ -51,6 +51,7 @@ fn stray() -> InstanceSpec {
         mesh: false,
         egress_allow: None,
         untrusted: false,
+        snapshot: None,
         executor: None,
     }
 }

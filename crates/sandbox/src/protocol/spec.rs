@@ -97,6 +97,10 @@ pub struct LaunchSpec {
     /// machine cannot make one (it takes `mke2fs` and loop devices), it is as if this were absent.
     #[serde(default)]
     pub disk_bytes_max: Option<u64>,
+    /// Present: the disk starts as this snapshot (see [`crate::snapshot::take`]) and is as large as it. An instance that
+    /// cannot have it is not started.
+    #[serde(default)]
+    pub disk_from: Option<PathBuf>,
     /// The program and its arguments. A program without a slash is searched in the `PATH` of `env`.
     pub argv: Vec<String>,
     /// The whole environment, exactly as given.
@@ -317,6 +321,7 @@ impl LaunchSpec {
             lower_dirs,
             upper_bytes_max: None,
             disk_bytes_max: None,
+            disk_from: None,
             argv,
             env: Vec::new(),
             cwd: root_path(),
@@ -376,6 +381,9 @@ impl LaunchSpec {
                     file.path.display()
                 ));
             }
+        }
+        if let Some(snapshot) = &self.disk_from {
+            absolute("disk_from", snapshot)?;
         }
         for bind in &self.binds {
             absolute("binds source", &bind.source)?;

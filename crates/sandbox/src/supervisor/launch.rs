@@ -81,7 +81,8 @@ impl Supervisor {
             SocketFlags::CLOEXEC,
             None,
         )?;
-        let disk = spec.disk_bytes_max.and_then(|bytes| self.stock.take(bytes));
+        let plain = spec.disk_bytes_max.filter(|_| spec.disk_from.is_none());
+        let disk = plain.and_then(|bytes| self.stock.take(bytes));
         let order = shim::Order {
             dir: &dir,
             spec,

@@ -10,7 +10,8 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use super::{Live, try_lock};
-use crate::{disk, sys};
+use crate::clone::clone_file;
+use crate::sys;
 
 /// One piece that is compared at a time.
 const COMPARE_BYTES: usize = 1 << 20;
@@ -23,7 +24,7 @@ pub(super) fn whole(from: &File, to: &File) -> io::Result<()> {
     if share(from, to)? {
         return Ok(());
     }
-    disk::copy(from, to, from.metadata()?.len())
+    clone_file(from, to).map(drop)
 }
 
 /// Copies a volume as it is at one moment, although an instance may write to it. Most is copied beforehand; then it is
@@ -31,7 +32,7 @@ pub(super) fn whole(from: &File, to: &File) -> io::Result<()> {
 pub(super) fn still(from: &File, path: &Path, to: &File) -> io::Result<()> {
     // Tried here to know whether it can; the one that counts is made while it is held still.
     if !share(from, to)? {
-        disk::copy(from, to, from.metadata()?.len())?;
+        clone_file(from, to)?;
     }
     let deadline = Instant::now() + BETWEEN_PATIENCE;
     loop {

@@ -13,7 +13,7 @@ use tram_site::{
     Capabilities, Changed, Error, ExecRequest, ExecSession, ImageSpec, InstanceSpec, LogPage, LogQuery,
     Observation, ObservedImage, ObservedInstance, Site, Usage,
 };
-use tram_types::{DeploymentId, Generation, InstanceId};
+use tram_types::{DeploymentId, Generation, InstanceId, InstanceSnapshotId};
 
 use super::entries::{self, EARLY_LINES_MAX, Entry, Live};
 use super::{LocalSite, Shared, start};
@@ -206,6 +206,14 @@ impl Site for LocalSite {
         self.shared.call(instance, |client, id| client.thaw(id)).await?;
         self.shared.frozen(instance, false);
         Ok(())
+    }
+
+    async fn take_snapshot(&self, instance: InstanceId, snapshot: InstanceSnapshotId) -> Result<(), Error> {
+        self.shared.take_snapshot(instance, snapshot).await
+    }
+
+    async fn remove_snapshot(&self, snapshot: InstanceSnapshotId) -> Result<(), Error> {
+        self.shared.remove_snapshot(snapshot).await
     }
 
     async fn observe(&self) -> Result<Observation, Error> {

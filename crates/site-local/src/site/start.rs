@@ -137,8 +137,10 @@ async fn prepare(
         config: &image.config,
         layers: &image.layers,
     };
+    let disk_from = shared.disk_of(spec, &image).map_err(Failure::Message)?;
     let mut launch = launch::launch_spec(spec, generation.0, view, &account, &place, &shared.config)
         .map_err(|error| Failure::Message(error.to_string()))?;
+    launch.disk_from = disk_from;
     launch.volumes = shared
         .volumes
         .mounts(spec)

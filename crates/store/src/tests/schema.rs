@@ -12,8 +12,9 @@ use crate::{
     database::{Database, Kind},
     migrate::{self, MIGRATIONS},
     record::{
-        Activity, App, Claim, Credential, Deployment, Domain, Event, Instance, Organization, Project,
-        ProxyPort, Record, RegionalDeployment, Secret, Service, ServicePool, Snapshot, Volume,
+        Activity, App, Claim, Credential, Deployment, Domain, Event, Instance, InstanceSnapshot,
+        Organization, Project, ProxyPort, Record, RegionalDeployment, Secret, Service, ServicePool, Snapshot,
+        Volume,
     },
     sql::{Sql, read},
 };
@@ -81,6 +82,7 @@ pub(super) async fn records_match_their_tables(fixture: &Fixture) {
         Snapshot,
         ServicePool,
         Claim,
+        InstanceSnapshot,
     );
     check(Secret::TABLE, Secret::COLUMNS, &["key_id", "ciphertext"]);
 }

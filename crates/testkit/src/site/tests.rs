@@ -41,6 +41,7 @@ fn spec(image: &str) -> InstanceSpec {
         mesh: true,
         egress_allow: None,
         untrusted: false,
+        snapshot: None,
         executor: None,
     }
 }

@@ -141,7 +141,7 @@ pub fn check_mount_path(path: &str) -> Result<(), String> {
                 .strip_prefix(*tree)
                 .is_some_and(|rest| rest.starts_with('/'))
     };
-    if SYSTEM_PATHS.contains(&plain) || PLATFORM_TREES.iter().any(|tree| below(tree)) {
+    if SYSTEM_PATHS.contains(&plain) || PLATFORM_TREES.iter().any(below) {
         return Err(format!(
             "must not be `{plain}`, which the system needs: choose a path of its own, such as `/data`"
         ));

@@ -35,7 +35,7 @@ pub async fn pool_member(api: &ApiState, pool: &ServicePool) -> Result<NewPoolMe
     let organization = pool.organization_id;
     let name = member_name(&pool.name);
     let mut definition = fitted(part(&pool.definition), &name);
-    let wrong = definition::violations(api, organization, None, &definition).await?;
+    let wrong = definition::violations(api, organization, None, None, &definition).await?;
     if !wrong.is_empty() {
         return Err(Error::Invalid(wrong));
     }

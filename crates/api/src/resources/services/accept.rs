@@ -8,7 +8,7 @@ use tram_types::{
     status::{DeploymentStatus, TriggerType},
 };
 
-use super::created_by;
+use super::{super::instance_snapshots, created_by};
 use crate::{
     definition::{self, Trigger},
     endpoint::Call,
@@ -22,6 +22,8 @@ pub(crate) struct Accepted {
     pub(crate) name: String,
     pub(crate) definition: DeploymentDefinition,
     pub(crate) life_cycle: (u32, u32),
+    /// What its instances start from; empty: from the image.
+    pub(crate) instance_snapshot_id: String,
 }
 
 /// The name a request gives its service: its own, or the definition's.
@@ -40,14 +42,13 @@ pub(crate) async fn accept(
     body: &CreateService,
     prefix: &str,
 ) -> Result<Accepted, Error> {
-    if !body.instance_snapshot_id.is_empty() {
-        return Err(Error::NotImplemented(
-            "starting from an instance snapshot is not available on this installation yet".to_owned(),
-        ));
-    }
     let Some(mut definition) = body.definition.clone() else {
         return Err(Error::field(format!("{prefix}definition"), "must be given"));
     };
+    if !body.instance_snapshot_id.is_empty() {
+        let snapshot = &body.instance_snapshot_id;
+        instance_snapshots::start_from(api, organization, snapshot, &mut definition, prefix).await?;
+    }
     definition::check_supported(&definition)?;
     let mut wrong = Vec::new();
     let name = name_of(body).to_owned();
@@ -72,6 +73,7 @@ pub(crate) async fn accept(
             name,
             definition,
             life_cycle,
+            instance_snapshot_id: body.instance_snapshot_id.clone(),
         });
     }
     for violation in &mut wrong {
@@ -118,6 +120,8 @@ pub(crate) fn new_service<Q, B>(
         skip_build: false,
     };
     let definition = accepted.definition;
+    let mut deployment = definition::deployment(&call.api, &definition, trigger, None)?;
+    deployment.instance_snapshot_id = accepted.instance_snapshot_id;
     Ok(NewService {
         id: ServiceId::random(),
         organization_id: call.caller.organization,
@@ -127,7 +131,7 @@ pub(crate) fn new_service<Q, B>(
         kind: definition.r#type.into(),
         delete_after_create_seconds: accepted.life_cycle.0,
         delete_after_sleep_seconds: accepted.life_cycle.1,
-        deployment: definition::deployment(&call.api, &definition, trigger, None)?,
+        deployment,
         proxy_ports: definition::proxied_ports(&definition),
     })
 }

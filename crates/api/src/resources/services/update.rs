@@ -40,7 +40,7 @@ pub(crate) async fn update(call: Call<Update, UpdateService>) -> Result<UpdateSe
     let wanted = wanted(&call, &newest)?;
     if !wanted.instance_snapshot_id.is_empty() {
         return Err(Error::NotImplemented(
-            "starting from an instance snapshot is not available on this installation yet".to_owned(),
+            "a service cannot be moved to an instance snapshot: create another service from it".to_owned(),
         ));
     }
     let mut wrong = Vec::new();
@@ -97,7 +97,12 @@ pub(crate) async fn update(call: Call<Update, UpdateService>) -> Result<UpdateSe
             skip_build: wanted.skip_build,
         };
         let previous = part(&newest.metadata);
-        let new = definition::deployment(&call.api, &definition, trigger, Some(&previous))?;
+        let mut new = definition::deployment(&call.api, &definition, trigger, Some(&previous))?;
+        // A disk fits its image alone: over another one the service starts afresh.
+        let image = |definition: &DeploymentDefinition| definition.docker.as_ref().map(|it| it.image.clone());
+        if image(&definition) == image(&current) {
+            new.instance_snapshot_id.clone_from(&newest.instance_snapshot_id);
+        }
         let ports = definition::proxied_ports(&definition);
         call.api
             .store

@@ -1,0 +1,204 @@
+//! Takes the snapshots of instances that are wanted, and removes those that are not any more.
+//!
+//! **Owns** the way from CREATING to AVAILABLE or ERROR, and from DELETING to DELETED. **Does not own** whether a snapshot
+//! may be taken or removed, which the API and the store decide. One after the other: a copy takes what the machine's disk
+//! gives, and two at a time would make both wait.
+//!
+//! A run that was cut off finds the same work again: the site takes a snapshot once, however often it is asked.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio::sync::{
+    Notify,
+    broadcast::{Receiver, error::RecvError},
+};
+use tokio_util::sync::CancellationToken;
+use tram_site::Sites;
+use tram_store::{Change, Store, record::InstanceSnapshot};
+use tram_types::{Clock, status::InstanceSnapshotStatus as Status};
+
+use crate::{Deps, driver, error::Error};
+
+/// Between two looks when nobody says that there is work: finds what waits for a site that was away.
+const PERIOD: Duration = Duration::from_secs(30);
+/// For so long after the order an instance that is starting, or a site that is away, is waited for.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Between two tries.
+const RETRY: Duration = Duration::from_millis(500);
+/// For so long a removed snapshot can still be looked up, by clients that wait for its end.
+const REMEMBERED: Duration = Duration::from_secs(60 * 60);
+
+/// Takes and removes snapshots.
+#[derive(Debug)]
+pub(crate) struct Reconciler {
+    store: Store,
+    sites: Sites,
+    clock: Arc<dyn Clock>,
+    signal: Arc<Notify>,
+}
+
+/// What one run did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Report {
+    /// Snapshots that can be used now.
+    pub(crate) taken: usize,
+    /// Snapshots that could not be taken.
+    pub(crate) failed: usize,
+    /// Snapshots that are gone.
+    pub(crate) removed: usize,
+}
+
+impl driver::Report for Report {
+    fn is_quiet(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// How an attempt went.
+enum Outcome {
+    Taken,
+    /// The words are for the owner.
+    Failed(String),
+    Later,
+}
+
+impl Reconciler {
+    /// `signal`: there is work.
+    pub(crate) fn new(deps: &Deps, signal: Arc<Notify>) -> Self {
+        Self {
+            store: deps.store.clone(),
+            sites: deps.sites.clone(),
+            clock: Arc::clone(&deps.clock),
+            signal,
+        }
+    }
+
+    async fn take(&self, snapshot: &InstanceSnapshot) -> Outcome {
+        let Some(site) = self.sites.for_region(&snapshot.region) else {
+            return Outcome::Failed(format!("there is no region {} any more", snapshot.region));
+        };
+        match site.take_snapshot(snapshot.instance_id, snapshot.id).await {
+            Ok(()) => Outcome::Taken,
+            Err(tram_site::Error::Refused { message }) => Outcome::Failed(message),
+            Err(error) => {
+                if self.clock.now().since(snapshot.created_at) < PATIENCE {
+                    return Outcome::Later;
+                }
+                tracing::warn!(
+                    snapshot = %snapshot.id,
+                    error = &error as &dyn std::error::Error,
+                    "a snapshot of an instance cannot be taken"
+                );
+                Outcome::Failed(error.to_string())
+            }
+        }
+    }
+
+    async fn take_all(&self, report: &mut Report) -> Result<(), Error> {
+        let wanted = self
+            .store
+            .instance_snapshots_in_unscoped(Status::Creating)
+            .await
+            .map_err(Error::store("read the snapshots that are wanted"))?;
+        let mut again = false;
+        for snapshot in &wanted {
+            let (to, messages) = match self.take(snapshot).await {
+                Outcome::Taken => (Status::Available, Vec::new()),
+                Outcome::Failed(message) => (Status::Error, vec![message]),
+                Outcome::Later => {
+                    again = true;
+                    continue;
+                }
+            };
+            // Unless it is to be removed meanwhile: then what was taken is removed below.
+            let moved = self
+                .store
+                .move_instance_snapshot(snapshot.id, Status::Creating, to, &messages)
+                .await
+                .map_err(Error::store("record that a snapshot was taken"))?;
+            match to {
+                Status::Available => report.taken += usize::from(moved),
+                _ => report.failed += usize::from(moved),
+            }
+        }
+        if again {
+            let signal = Arc::clone(&self.signal);
+            tokio::spawn(async move {
+                tokio::time::sleep(RETRY).await;
+                signal.notify_one();
+            });
+        }
+        Ok(())
+    }
+
+    async fn remove_all(&self, report: &mut Report) -> Result<(), Error> {
+        let unwanted = self
+            .store
+            .instance_snapshots_in_unscoped(Status::Deleting)
+            .await
+            .map_err(Error::store("read the snapshots to remove"))?;
+        for snapshot in &unwanted {
+            if let Some(site) = self.sites.for_region(&snapshot.region)
+                && let Err(error) = site.remove_snapshot(snapshot.id).await
+            {
+                tracing::warn!(
+                    snapshot = %snapshot.id,
+                    error = &error as &dyn std::error::Error,
+                    "a snapshot cannot be removed now and will be later"
+                );
+                continue;
+            }
+            self.store
+                .move_instance_snapshot(snapshot.id, Status::Deleting, Status::Deleted, &Vec::new())
+                .await
+                .map_err(Error::store("record that a snapshot is gone"))?;
+            report.removed += 1;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl driver::Reconciler for Reconciler {
+    type Report = Report;
+
+    fn name(&self) -> &'static str {
+        "snapshots"
+    }
+
+    fn period(&self) -> Duration {
+        PERIOD
+    }
+
+    async fn run(&self) -> Result<Report, Error> {
+        let mut report = Report::default();
+        self.take_all(&mut report).await?;
+        self.remove_all(&mut report).await?;
+        let before = self.clock.now().minus(REMEMBERED);
+        self.store
+            .forget_instance_snapshots(before)
+            .await
+            .map_err(Error::store("forget the snapshots that are gone"))?;
+        Ok(report)
+    }
+}
+
+/// Wakes the reconciler when a snapshot is wanted or not any more, until `cancel`.
+pub(crate) async fn follow_store(
+    mut changes: Receiver<Change>,
+    signal: Arc<Notify>,
+    cancel: CancellationToken,
+) {
+    loop {
+        let change = tokio::select! {
+            () = cancel.cancelled() => return,
+            change = changes.recv() => change,
+        };
+        match change {
+            Ok(Change::InstanceSnapshot(_)) | Err(RecvError::Lagged(_)) => signal.notify_one(),
+            Ok(_) => {}
+            Err(RecvError::Closed) => return,
+        }
+    }
+}

@@ -1,0 +1,21 @@
+CREATE TABLE IF NOT EXISTS instance_snapshots (
+    id TEXT NOT NULL PRIMARY KEY,
+    organization_id TEXT NOT NULL REFERENCES organizations (id),
+    project_id TEXT,
+    service_id TEXT NOT NULL,
+    deployment_id TEXT NOT NULL,
+    regional_deployment_id TEXT NOT NULL,
+    instance_id TEXT NOT NULL,
+    region TEXT NOT NULL,
+    name TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    status TEXT NOT NULL,
+    messages TEXT NOT NULL,
+    docker TEXT NOT NULL,
+    disk_bytes BIGINT NOT NULL,
+    version BIGINT NOT NULL,
+    available_at BIGINT,
+    deleted_at BIGINT,
+    created_at BIGINT NOT NULL,
+    updated_at BIGINT NOT NULL
+);

@@ -1,0 +1,186 @@
+//! Snapshots of instances: wanted, made, used, removed.
+
+use tram_types::{
+    InstanceSnapshotId, OrganizationId, Timestamp,
+    status::{InstanceSnapshotStatus, InstanceSnapshotType},
+};
+
+use crate::{
+    Change, Store,
+    error::{Error, Result},
+    filter::{self, Listed, Page},
+    record::InstanceSnapshot,
+    sql::Sql,
+};
+
+impl Store {
+    /// Records that a snapshot is wanted.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for the project, [`Error::Unavailable`].
+    pub async fn create_instance_snapshot(&self, snapshot: &InstanceSnapshot) -> Result<()> {
+        self.check_owned(snapshot.organization_id, snapshot.project_id, None)
+            .await?;
+        let changes = [Change::InstanceSnapshot(snapshot.id)];
+        self.write_one(Sql::insert(snapshot), &changes, "making an instance snapshot")
+            .await?;
+        Ok(())
+    }
+
+    /// One snapshot.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub async fn instance_snapshot(
+        &self,
+        organization: OrganizationId,
+        id: InstanceSnapshotId,
+    ) -> Result<InstanceSnapshot> {
+        self.get(organization, id, "reading an instance snapshot").await
+    }
+
+    /// Snapshots, newest first.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn list_instance_snapshots(
+        &self,
+        organization: OrganizationId,
+        filter: &filter::InstanceSnapshots,
+        page: Page,
+    ) -> Result<Listed<InstanceSnapshot>> {
+        let mut condition = Sql::default().with("WHERE organization_id = ", &organization);
+        if filter.statuses.is_empty() {
+            condition.push(" AND status <> ", &InstanceSnapshotStatus::Deleted);
+        }
+        condition.push_any_of("status", &filter.statuses);
+        condition.push_some(" AND name = ", filter.name.as_ref());
+        condition.push_some(" AND kind = ", filter.kind.as_ref());
+        condition.push_some(" AND service_id = ", filter.service_id.as_ref());
+        condition.push_some(" AND project_id = ", filter.project_id.as_ref());
+        condition.push_any_of("id", &filter.ids);
+        self.list(
+            condition,
+            "created_at DESC, id DESC",
+            page,
+            "listing instance snapshots",
+        )
+        .await
+    }
+
+    /// How many snapshots of a type an organization has, or is about to have.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn count_instance_snapshots(
+        &self,
+        organization: OrganizationId,
+        kind: InstanceSnapshotType,
+    ) -> Result<u64> {
+        const DOING: &str = "counting instance snapshots";
+        let counted = Sql::new("SELECT COUNT(*) AS value FROM instance_snapshots")
+            .with(" WHERE organization_id = ", &organization)
+            .with(" AND kind = ", &kind)
+            .with(" AND status <> ", &InstanceSnapshotStatus::Deleted)
+            .value::<u64>(&mut *self.database().read(DOING).await?, DOING)
+            .await?;
+        Ok(counted.unwrap_or(0))
+    }
+
+    /// The oldest snapshots in this status, whosever they are: the work of who makes and removes them.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn instance_snapshots_in_unscoped(
+        &self,
+        status: InstanceSnapshotStatus,
+    ) -> Result<Vec<InstanceSnapshot>> {
+        const DOING: &str = "reading the instance snapshots that wait";
+        Sql::select::<InstanceSnapshot>("")
+            .with("WHERE status = ", &status)
+            .with(" ORDER BY created_at, id LIMIT ", &filter::PAGE_ITEMS_MAX)
+            .all(&mut *self.database().read(DOING).await?, DOING)
+            .await
+    }
+
+    /// Moves a snapshot from one status to another; tells whether it was in the first.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn move_instance_snapshot(
+        &self,
+        id: InstanceSnapshotId,
+        from: InstanceSnapshotStatus,
+        to: InstanceSnapshotStatus,
+        messages: &Vec<String>,
+    ) -> Result<bool> {
+        let now = self.now();
+        let mut sql = Sql::new("UPDATE instance_snapshots SET version = version + 1")
+            .with(", status = ", &to)
+            .with(", messages = ", messages)
+            .with(", updated_at = ", &now);
+        match to {
+            InstanceSnapshotStatus::Available => sql.push(", available_at = ", &now),
+            InstanceSnapshotStatus::Deleted => sql.push(", deleted_at = ", &now),
+            _ => {}
+        }
+        let sql = sql.with(" WHERE id = ", &id).with(" AND status = ", &from);
+        let changes = [Change::InstanceSnapshot(id)];
+        let moved = self
+            .write_one(sql, &changes, "changing an instance snapshot")
+            .await?;
+        Ok(moved > 0)
+    }
+
+    /// Forgets snapshots that were removed before this time.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn forget_instance_snapshots(&self, before: Timestamp) -> Result<u64> {
+        let sql = Sql::new("DELETE FROM instance_snapshots")
+            .with(" WHERE status = ", &InstanceSnapshotStatus::Deleted)
+            .with(" AND deleted_at < ", &before);
+        self.write_one(sql, &[], "forgetting instance snapshots").await
+    }
+
+    /// Marks a snapshot for removal, unless something that is not over starts from it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Conflict`].
+    pub async fn delete_instance_snapshot(
+        &self,
+        organization: OrganizationId,
+        id: InstanceSnapshotId,
+    ) -> Result<InstanceSnapshot> {
+        const DOING: &str = "removing an instance snapshot";
+        let mut transaction = self.database().write(DOING).await?;
+        let used = Sql::new("SELECT service_id AS value FROM deployments")
+            .with(" WHERE instance_snapshot_id = ", &id.to_string())
+            .with(" AND organization_id = ", &organization)
+            .with_text(
+                " AND status NOT IN ('CANCELED', 'STOPPED', 'ERROR') \
+                 AND EXISTS (SELECT 1 FROM services WHERE services.id = deployments.service_id \
+                 AND services.desired <> 'DELETE') LIMIT 1",
+            )
+            .value::<String>(&mut transaction, DOING)
+            .await?;
+        if let Some(service) = used {
+            return Err(Error::conflict(
+                "instance snapshot",
+                id,
+                format!("service {service} starts from it: delete that first"),
+            ));
+        }
+        Sql::new("UPDATE instance_snapshots SET version = version + 1")
+            .with(", status = ", &InstanceSnapshotStatus::Deleting)
+            .with(", updated_at = ", &self.now())
+            .with(" WHERE id = ", &id)
+            .with(" AND organization_id = ", &organization)
+            .with(" AND status <> ", &InstanceSnapshotStatus::Deleted)
+            .run(&mut transaction, DOING)
+            .await?;
+        self.finish(transaction, &[Change::InstanceSnapshot(id)], DOING)
+            .await?;
+        self.instance_snapshot(organization, id).await
+    }
+}
