@@ -472,6 +472,9 @@ async fn every_change_is_in_the_audit_feed() {
         "service deployed",
         "session created",
         "session refreshed",
+        "snapshot created",
+        "volume created",
+        "volume created",
     ];
     assert_eq!(verbs, expected);
     let with = |verb: &str, kind: &str| {

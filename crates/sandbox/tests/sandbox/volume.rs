@@ -4,9 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
 
-use tram_sandbox::protocol::{IdRange, InstanceId, LaunchSpec, VolumeMount};
+use tram_sandbox::protocol::{IdRange, InstanceId, InstanceInfo, InstanceState, LaunchSpec, VolumeMount};
 use tram_sandbox::volume::{self, Live, Space};
 
 use crate::support::*;
@@ -103,17 +102,19 @@ fn one_instance_has_it_until_its_last_process_is_gone() {
     assert!(volume::is_attached(&path).unwrap());
     assert!(!volume::remove(&path).unwrap(), "not while somebody has it");
     // The second waits for the first, and has it as soon as that is gone.
-    let begun = Instant::now();
-    let killer = thread::scope(|scope| {
+    let second = with(&world, &path, "cat /data/file");
+    let waiting = second.id.clone();
+    let read = thread::scope(|scope| {
         scope.spawn(|| {
-            // The first keeps it for a while: the second must not get by.
-            until("a while is over", || begun.elapsed() >= Duration::from_millis(200));
+            let begun = |info: &InstanceInfo| info.id == waiting;
+            until("the second is begun", || {
+                world.client().list().unwrap().iter().any(begun)
+            });
             ends(&world, &id);
         });
-        world.output(with(&world, &path, "cat /data/file"))
+        world.output(second)
     });
-    assert_eq!(killer, ["begun"]);
-    assert!(begun.elapsed() >= Duration::from_millis(200));
+    assert_eq!(read, ["begun"]);
     until("no device is left", || devices(world.dir.path()) == 0);
 }
 
@@ -132,7 +133,7 @@ fn a_snapshot_of_a_volume_in_use_is_of_one_moment() {
     world.client().launch(writer).unwrap();
     let read = |name: &str| {
         let pid = match world.info(&id).state {
-            tram_sandbox::protocol::InstanceState::Running { pid } => pid,
+            InstanceState::Running { pid } => pid,
             other => panic!("{other:?}"),
         };
         fs::read_to_string(format!("/proc/{pid}/root/data/{name}"))
@@ -171,7 +172,7 @@ fn a_frozen_file_system_goes_on_although_who_froze_it_is_killed() {
     world.client().launch(writer).unwrap();
     until("it is mounted", || Live::of(&path).unwrap().is_some());
     let pid = match world.info(&id).state {
-        tram_sandbox::protocol::InstanceState::Running { pid } => pid,
+        InstanceState::Running { pid } => pid,
         other => panic!("{other:?}"),
     };
     // What a snapshot leaves whose process and guard were both killed.
