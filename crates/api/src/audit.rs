@@ -41,6 +41,7 @@ pub(crate) fn verb(method: &Method, path: &str) -> Option<Verb> {
         "credentials" => "credential",
         "volumes" => "volume",
         "snapshots" => "snapshot",
+        "instance_snapshots" => "instance_snapshot",
         "projects" => "project",
         "service_pools" => "service_pool",
         "claim" => "claim",

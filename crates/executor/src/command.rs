@@ -38,8 +38,9 @@ pub(crate) async fn run(settings: Settings) -> Result<u8, String> {
         signal(SignalKind::terminate()).map_err(|error| format!("cannot hear signals: {error}"))?;
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(|error| format!("cannot hear signals: {error}"))?;
-    let listener = listen(settings.port)?;
+    // First the one for programs: who reaches the other takes it that all is there.
     let proxy = listen(settings.proxy_port)?;
+    let listener = listen(settings.port)?;
     let binding = Binding::default();
     tokio::spawn(binding.clone().relay(proxy));
     let state = Arc::new(State {

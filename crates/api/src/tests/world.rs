@@ -59,7 +59,17 @@ impl World {
         }
         let snapshot = json!({"name":"before","parent_volume_id":volume});
         let snapshot = fixture.post("/v1/snapshots", snapshot).await.good()["snapshot"]["id"].clone();
+        let kept = json!({"name":"kept","instance_id":instance.id.to_string(),"type":"INSTANCE_SNAPSHOT_TYPE_FILESYSTEM"});
+        let kept =
+            fixture.post("/v1/instance_snapshots", kept).await.good()["instance_snapshot"]["id"].clone();
+        let pool = json!({"name":"ready","size":1,"definition":web("member","/")});
+        let pool = fixture.post("/v1/service_pools", pool).await.good()["service_pool"]["id"].clone();
+        let claim = json!({"pool_id":pool,"request_id":"first"});
+        let claim = fixture.post("/v1/claim", claim).await.good()["claim_id"].clone();
         let ids = BTreeMap::from([
+            ("service_pools", text(&pool)),
+            ("claims", text(&claim)),
+            ("instance_snapshots", text(&kept)),
             ("volumes", text(&volume)),
             ("snapshots", text(&snapshot)),
             ("apps", app),
@@ -132,6 +142,13 @@ fn input(world: &World, endpoint: &Endpoint) -> (String, Value) {
         "CreatePersistentVolume" => ("", json!({"name":"more","region":"na","max_size":2})),
         "UpdatePersistentVolume" => ("", json!({"name":"renamed","max_size":3})),
         "CreateSnapshot" => ("", json!({"name":"after","parent_volume_id":id("volumes")})),
+        "CreateInstanceSnapshot" => (
+            "",
+            json!({"name":"more","instance_id":id("instances"),"type":"INSTANCE_SNAPSHOT_TYPE_FILESYSTEM"}),
+        ),
+        "CreateServicePool" => ("", json!({"name":"more","size":1,"definition":web("member","/")})),
+        "UpdateServicePool" => ("update_mask=size", json!({"size":2})),
+        "Claim" => ("", json!({"pool_id":id("service_pools"),"request_id":"second"})),
         "UpdateSnapshot" => ("", json!({"name":"renamed"})),
         "CreateDomain" => ("", json!({"name":"more.example.org","type":"CUSTOM"})),
         "UpdateDomain" => ("", json!({"app_id":id("apps")})),
@@ -460,8 +477,10 @@ async fn every_change_is_in_the_audit_feed() {
     let expected = [
         "app created",
         "app created",
+        "claim created",
         "credential created",
         "domain created",
+        "instance_snapshot created",
         "project created",
         "secret created",
         "secret created",
@@ -470,6 +489,7 @@ async fn every_change_is_in_the_audit_feed() {
         "service created",
         "service created",
         "service deployed",
+        "service_pool created",
         "session created",
         "session refreshed",
         "snapshot created",
