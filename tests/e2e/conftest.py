@@ -1,5 +1,6 @@
 """One registry and one cloud for the whole run; a test that breaks a cloud on purpose makes its own."""
 
+import asyncio
 import os
 import re
 import uuid
@@ -34,6 +35,14 @@ def own_cloud():
     cloud = Cloud().start()
     yield cloud
     cloud.remove()
+
+
+@pytest.fixture(scope="session")
+def run_async():
+    """Runs a coroutine. One loop for all: the SDK keeps connections from test to test, and each belongs to its loop."""
+    loop = asyncio.new_event_loop()
+    yield loop.run_until_complete
+    loop.close()
 
 
 @pytest.fixture

@@ -117,8 +117,8 @@ def test_claims_at_once(image, name):
         box.delete()
 
 
-def test_the_same_without_blocking(image, name):
-    async def run():
+def test_the_same_without_blocking(image, name, run_async):
+    async def life():
         pool = await AsyncServicePool.create(name, image=image, env={"SANDBOX_SECRET": "chosen-by-me"})
         assert [one.id for one in await AsyncServicePool.list(name=name)] == [pool.id]
         cold = await sdk.claim_async(pool.id, request_id="cold")
@@ -138,7 +138,7 @@ def test_the_same_without_blocking(image, name):
             assert (await box.exec("echo hi")).stdout == "hi\n"
             await box.delete()
 
-    asyncio.run(run())
+    run_async(life())
 
 
 def test_pools_of_web_services_and_workers(image, name, cloud):

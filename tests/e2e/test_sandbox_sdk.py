@@ -228,7 +228,7 @@ def test_only_its_secret_opens_it(box):
         assert error.value.code == 401
 
 
-def test_the_async_twin(python_image, tmp_path):
+def test_the_async_twin(python_image, tmp_path, run_async):
     async def life():
         async with await AsyncSandbox.create(image=python_image, name="twin", timeout=60) as box:
             result = await box.exec("echo async; exit 2")
@@ -270,7 +270,7 @@ def test_the_async_twin(python_image, tmp_path):
             await box.update_network_policy()
             assert await box.wait_ready(timeout=60)
 
-    asyncio.run(life())
+    run_async(life())
 
 
 def test_ready_soon(python_image):
