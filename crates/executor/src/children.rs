@@ -15,7 +15,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group, set_child_subreaper};
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -226,6 +226,7 @@ impl Tree {
     /// Kills the program and everything that came of it, wherever it has hidden.
     pub(crate) fn kill(&self) {
         let marked = format!("{MARK}={}", self.mark);
+        self.kill_group();
         kill_until_gone(|| {
             let alive = self.children.lock().contains_key(&self.pid);
             let processes = processes();
@@ -241,6 +242,17 @@ impl Tree {
                 .collect();
             descendants(&processes, of_this)
         });
+    }
+
+    /// Its process group at one blow: a shell whose command was killed first would go on with the next one.
+    fn kill_group(&self) {
+        let known = self.children.lock();
+        // Under the lock it is not reaped, so the number is still its group's.
+        if known.contains_key(&self.pid)
+            && let Some(group) = Pid::from_raw(self.pid)
+        {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
     }
 
     /// A guard that kills it when it is dropped.

@@ -12,6 +12,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -43,12 +44,20 @@ impl Answer {
     }
 }
 
+/// Ports that the kernel gives to nobody who connects: one who connects to a port of those before anybody listens there
+/// may meet himself, and the port is taken then.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let begin = u16::try_from(std::process::id() % u32::from(PORTS.end - PORTS.start)).unwrap();
+    loop {
+        let turn = (begin + NEXT.fetch_add(1, Relaxed)) % (PORTS.end - PORTS.start);
+        let port = PORTS.start + turn;
+        if TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
