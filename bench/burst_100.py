@@ -5,6 +5,9 @@ namespaces that the platform gives it but for the network's, which socket activa
 FastAPI application is started by socket activation without any isolation for "its own start". All answers to one
 burst are read by one thread, bench/burst/client.c. Ray Serve (min_replicas 0, upscale_delay_s 0) runs in an
 environment of its own, which is installed from PyPI once.
+
+Not one of `make bench` yet: crun 1.8 does not hand the socket to its program here, so that peer loses every connection.
+It takes Debian's crun and systemd.
 """
 
 import json
