@@ -3,11 +3,12 @@
 import asyncio
 import os
 import re
+import socket
 import uuid
 
 import pytest
 
-from cloud import Cloud, Registry
+from cloud import BASE_DOMAIN, Cloud, Registry
 
 
 def pytest_collection_modifyitems(items):
@@ -35,6 +36,21 @@ def own_cloud():
     cloud = Cloud().start()
     yield cloud
     cloud.remove()
+
+
+@pytest.fixture(scope="module")
+def sdk_environment(cloud):
+    """For Koyeb's SDK, as a user sets it; and names below `localhost` are this machine, as browsers have it (RFC 6761)."""
+    os.environ["KOYEB_API_HOST"] = cloud.api_url
+    os.environ["KOYEB_API_TOKEN"] = cloud.token
+    look_up = socket.getaddrinfo
+    local = lambda host, *more, **named: look_up(
+        "127.0.0.1" if str(host).endswith(BASE_DOMAIN) else host, *more, **named
+    )
+    socket.getaddrinfo = local
+    yield
+    socket.getaddrinfo = look_up
+    del os.environ["KOYEB_API_HOST"], os.environ["KOYEB_API_TOKEN"]
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,7 @@
 import asyncio
 import http.client
 import json
-import os
 import random
-import socket
 import threading
 import time
 import urllib.error
@@ -18,22 +16,10 @@ from koyeb.sandbox import pool as sdk
 from koyeb.sandbox.errors import PoolClaimError, ServicePoolError
 from koyeb.sandbox.pool import AsyncServicePool, ServicePool
 
-from cloud import BASE_DOMAIN, wait_for
+from cloud import wait_for
 
 
-@pytest.fixture(scope="module", autouse=True)
-def environment(cloud):
-    """As a user sets it; and names below `localhost` are this machine, as browsers have it (RFC 6761)."""
-    os.environ["KOYEB_API_HOST"] = cloud.api_url
-    os.environ["KOYEB_API_TOKEN"] = cloud.token
-    look_up = socket.getaddrinfo
-    local = lambda host, *more, **named: look_up(
-        "127.0.0.1" if str(host).endswith(BASE_DOMAIN) else host, *more, **named
-    )
-    socket.getaddrinfo = local
-    yield
-    socket.getaddrinfo = look_up
-    del os.environ["KOYEB_API_HOST"], os.environ["KOYEB_API_TOKEN"]
+pytestmark = pytest.mark.usefixtures("sdk_environment")
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """Koyeb's official sandbox SDK, unmodified, against the real thing: every public method of a sandbox."""
 
 import asyncio
-import os
-import socket
 import time
 import urllib.request
 
@@ -12,22 +10,10 @@ from koyeb.sandbox.exec import CommandStatus
 from koyeb.sandbox.filesystem import SandboxFileNotFoundError, SandboxFilesystemError
 from koyeb.sandbox.sandbox import SandboxError
 
-from cloud import BASE_DOMAIN, wait_for
+from cloud import wait_for
 
 
-@pytest.fixture(scope="module", autouse=True)
-def environment(cloud):
-    """As a user sets it; and names below `localhost` are this machine, as browsers have it (RFC 6761)."""
-    os.environ["KOYEB_API_HOST"] = cloud.api_url
-    os.environ["KOYEB_API_TOKEN"] = cloud.token
-    look_up = socket.getaddrinfo
-    local = lambda host, *more, **named: look_up(
-        "127.0.0.1" if str(host).endswith(BASE_DOMAIN) else host, *more, **named
-    )
-    socket.getaddrinfo = local
-    yield
-    socket.getaddrinfo = look_up
-    del os.environ["KOYEB_API_HOST"], os.environ["KOYEB_API_TOKEN"]
+pytestmark = pytest.mark.usefixtures("sdk_environment")
 
 
 @pytest.fixture(scope="module")

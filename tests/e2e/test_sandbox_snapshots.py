@@ -1,33 +1,20 @@
 """Snapshots of sandboxes by Koyeb's official SDK: taken, listed, started from, removed."""
 
 import os
-import socket
 
 import pytest
 from koyeb import Sandbox
 from koyeb.sandbox.sandbox import SandboxError
 from koyeb.sandbox.snapshot import Snapshot, SnapshotStatus, SnapshotType
 
-from cloud import BASE_DOMAIN, wait_for
+from cloud import wait_for
 
 # How often a sandbox is made from the snapshot of the one before, with checksums of everything.
 GENERATIONS = int(os.environ.get("TRAM_TEST_SNAPSHOT_GENERATIONS", "3"))
 CHECKSUM = "cd /tmp/data && find . -type f | sort | xargs sha256sum | sha256sum"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def environment(cloud):
-    """As a user sets it; and names below `localhost` are this machine, as browsers have it (RFC 6761)."""
-    os.environ["KOYEB_API_HOST"] = cloud.api_url
-    os.environ["KOYEB_API_TOKEN"] = cloud.token
-    look_up = socket.getaddrinfo
-    local = lambda host, *more, **named: look_up(
-        "127.0.0.1" if str(host).endswith(BASE_DOMAIN) else host, *more, **named
-    )
-    socket.getaddrinfo = local
-    yield
-    socket.getaddrinfo = look_up
-    del os.environ["KOYEB_API_HOST"], os.environ["KOYEB_API_TOKEN"]
+pytestmark = pytest.mark.usefixtures("sdk_environment")
 
 
 @pytest.fixture(scope="module")
