@@ -7,12 +7,7 @@
 use std::{collections::HashSet, fmt::Debug, net::IpAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tokio::sync::{
-    Notify,
-    broadcast::{Receiver, error::RecvError},
-};
-use tokio_util::sync::CancellationToken;
-use tram_store::{Change, Store, filter, intent::DomainEdit, record::Domain};
+use tram_store::{Store, filter, intent::DomainEdit, record::Domain};
 use tram_types::{
     Clock,
     status::{DomainStatus, DomainType},
@@ -231,32 +226,5 @@ impl driver::Reconciler for Reconciler {
             }
         }
         Ok(report)
-    }
-}
-
-/// Wakes the reconciler when a domain changes, until `cancel`.
-pub(crate) async fn follow_store(
-    mut changes: Receiver<Change>,
-    signal: Arc<Notify>,
-    cancel: CancellationToken,
-) {
-    loop {
-        let change = tokio::select! {
-            () = cancel.cancelled() => return,
-            change = changes.recv() => change,
-        };
-        match change {
-            Ok(Change::Domain(_)) | Err(RecvError::Lagged(_)) => signal.notify_one(),
-            Ok(
-                Change::Service(_)
-                | Change::Wake(_)
-                | Change::App(_)
-                | Change::Secret(_)
-                | Change::Volume(_)
-                | Change::Pool(_)
-                | Change::InstanceSnapshot(_),
-            ) => {}
-            Err(RecvError::Closed) => return,
-        }
     }
 }

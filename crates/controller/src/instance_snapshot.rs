@@ -9,13 +9,9 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tokio::sync::{
-    Notify,
-    broadcast::{Receiver, error::RecvError},
-};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::Notify;
 use tram_site::Sites;
-use tram_store::{Change, Store, record::InstanceSnapshot};
+use tram_store::{Store, record::InstanceSnapshot};
 use tram_types::{Clock, status::InstanceSnapshotStatus as Status};
 
 use crate::{Deps, driver, error::Error};
@@ -164,7 +160,7 @@ impl driver::Reconciler for Reconciler {
     type Report = Report;
 
     fn name(&self) -> &'static str {
-        "snapshots"
+        "instance_snapshot"
     }
 
     fn period(&self) -> Duration {
@@ -181,24 +177,5 @@ impl driver::Reconciler for Reconciler {
             .await
             .map_err(Error::store("forget the snapshots that are gone"))?;
         Ok(report)
-    }
-}
-
-/// Wakes the reconciler when a snapshot is wanted or not any more, until `cancel`.
-pub(crate) async fn follow_store(
-    mut changes: Receiver<Change>,
-    signal: Arc<Notify>,
-    cancel: CancellationToken,
-) {
-    loop {
-        let change = tokio::select! {
-            () = cancel.cancelled() => return,
-            change = changes.recv() => change,
-        };
-        match change {
-            Ok(Change::InstanceSnapshot(_)) | Err(RecvError::Lagged(_)) => signal.notify_one(),
-            Ok(_) => {}
-            Err(RecvError::Closed) => return,
-        }
     }
 }

@@ -14,6 +14,7 @@
 //! | [`light`] | who waits for a frozen service waits for a thaw and nothing else |
 //! | [`domain`] | custom domains are active once they lead here |
 //! | [`volume`] | volumes and their snapshots are what their owners want |
+//! | `instance_snapshot` | snapshots of instances are taken and removed as their owners want |
 //! | [`pool`] | pools have as many services ready as they should |
 //! | [`retention`] | what is over is forgotten in time; the one to read first |
 //!
@@ -24,7 +25,9 @@ pub mod data_plane;
 pub mod domain;
 pub mod driver;
 mod error;
+mod follow;
 mod habits;
+mod instance_snapshot;
 pub mod light;
 pub mod orphan;
 pub mod pool;
@@ -33,7 +36,6 @@ pub mod retention;
 pub mod routing;
 pub mod scaling;
 pub mod service;
-mod snapshots;
 mod spec;
 pub mod volume;
 
@@ -43,7 +45,7 @@ use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tram_planner::Policy;
 use tram_site::Sites;
-use tram_store::{Retention, Store};
+use tram_store::{Change, Retention, Store};
 use tram_types::{Clock, catalog::Catalog};
 
 pub use data_plane::{DataPlane, Detached};
@@ -54,6 +56,7 @@ pub use service::ServiceReport;
 use crate::{
     activity::Activities,
     driver::drive,
+    follow::follow_store,
     light::{Sleepers, Waker},
     queue::Queue,
     routing::Confirmed,
@@ -244,10 +247,11 @@ impl Controller {
         tasks.spawn(drive(retention, by_clock(), Arc::clone(observer), cancel.clone()));
         let domains = Arc::new(domain::Reconciler::new(&deps));
         let domain_signal = Arc::new(Notify::new());
-        tasks.spawn(domain::follow_store(
+        tasks.spawn(follow_store(
             deps.store.subscribe(),
             Arc::clone(&domain_signal),
             cancel.clone(),
+            |change| matches!(change, Change::Domain(_)),
         ));
         tasks.spawn(drive(
             domains,
@@ -270,11 +274,15 @@ impl Controller {
             cancel.clone(),
         ));
         let snapshot_signal = Arc::new(Notify::new());
-        let snapshots = Arc::new(snapshots::Reconciler::new(&deps, Arc::clone(&snapshot_signal)));
-        tasks.spawn(snapshots::follow_store(
+        let snapshots = Arc::new(instance_snapshot::Reconciler::new(
+            &deps,
+            Arc::clone(&snapshot_signal),
+        ));
+        tasks.spawn(follow_store(
             deps.store.subscribe(),
             Arc::clone(&snapshot_signal),
             cancel.clone(),
+            |change| matches!(change, Change::InstanceSnapshot(_)),
         ));
         tasks.spawn(drive(
             snapshots,
@@ -297,10 +305,11 @@ impl ControllerHandle {
     pub fn keep_pools(&mut self, maker: Arc<dyn pool::MemberMaker>) {
         let deps = &self.deps;
         let signal = Arc::new(Notify::new());
-        self.tasks.spawn(pool::follow_store(
+        self.tasks.spawn(follow_store(
             deps.store.subscribe(),
             Arc::clone(&signal),
             self.cancel.clone(),
+            |change| matches!(change, Change::Pool(_)),
         ));
         self.tasks.spawn(drive(
             Arc::new(pool::Reconciler::new(deps, maker)),

@@ -13,14 +13,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::{
-    Notify,
-    broadcast::{Receiver, error::RecvError},
-};
-use tokio_util::sync::CancellationToken;
 use tram_planner::pool::{PoolMember, PoolPlan, PoolView, plan_pool};
 use tram_store::{
-    Change, Error as StoreError, NewPoolMember, Store,
+    Error as StoreError, NewPoolMember, Store,
     record::{Desired, ServicePool},
 };
 use tram_types::{Clock, ServicePoolId};
@@ -199,32 +194,5 @@ impl driver::Reconciler for Reconciler {
         }
         self.unsettled.store(unsettled, Ordering::Relaxed);
         Ok(report)
-    }
-}
-
-/// Wakes the reconciler when a pool changes or somebody takes from it, until `cancel`.
-pub(crate) async fn follow_store(
-    mut changes: Receiver<Change>,
-    signal: Arc<Notify>,
-    cancel: CancellationToken,
-) {
-    loop {
-        let change = tokio::select! {
-            () = cancel.cancelled() => return,
-            change = changes.recv() => change,
-        };
-        match change {
-            Ok(Change::Pool(_)) | Err(RecvError::Lagged(_)) => signal.notify_one(),
-            Ok(
-                Change::Service(_)
-                | Change::Wake(_)
-                | Change::App(_)
-                | Change::Domain(_)
-                | Change::Secret(_)
-                | Change::Volume(_)
-                | Change::InstanceSnapshot(_),
-            ) => {}
-            Err(RecvError::Closed) => return,
-        }
     }
 }

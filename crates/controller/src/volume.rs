@@ -36,7 +36,7 @@ use tram_types::{
 };
 use uuid::Uuid;
 
-use crate::{Deps, driver, error::Error};
+use crate::{Deps, driver, error::Error, follow::follow_store};
 
 /// Between two runs without a signal: how full volumes are is told so often.
 const PERIOD: Duration = Duration::from_secs(30);
@@ -385,7 +385,7 @@ fn snapshot_event(snapshot: &Snapshot, kind: &str, message: String) -> NewEvent 
 
 /// Wakes the reconciler when a volume is wanted otherwise, and when an instance may have got or left one, until `cancel`.
 pub(crate) async fn follow(
-    mut changes: Receiver<Change>,
+    changes: Receiver<Change>,
     sites: Sites,
     signal: Arc<Notify>,
     cancel: CancellationToken,
@@ -403,15 +403,8 @@ pub(crate) async fn follow(
             }
         });
     }
-    loop {
-        let change = tokio::select! {
-            () = cancel.cancelled() => return,
-            change = changes.recv() => change,
-        };
-        match change {
-            Ok(Change::Volume(_)) | Err(RecvError::Lagged(_)) => signal.notify_one(),
-            Ok(_) => {}
-            Err(RecvError::Closed) => return,
-        }
-    }
+    follow_store(changes, signal, cancel, |change| {
+        matches!(change, Change::Volume(_))
+    })
+    .await;
 }
