@@ -37,5 +37,6 @@ mod sealed;
 mod seccomp;
 mod shim;
 mod state;
+mod still;
 mod sys;
 mod userns;

@@ -61,18 +61,6 @@ pub(crate) fn fork(child: impl FnOnce() -> i32) -> io::Result<i32> {
     }
 }
 
-/// The same from a process with many threads: `child` makes calls of the kernel and allocates a little, which the C
-/// library keeps possible, and takes no lock that a thread of ours may have held.
-pub(crate) fn fork_from_many(child: impl FnOnce() -> i32) -> io::Result<i32> {
-    // SAFETY: needed because the guard of a frozen file system must outlive this process, and an exec would keep the
-    // instance waiting. Sound because of what the caller promises above, and because the child leaves by `_exit`.
-    match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => leave(child),
-        pid => Ok(pid),
-    }
-}
-
 /// What [`clone3`] makes.
 pub(crate) struct Cloned {
     pub(crate) pid: i32,

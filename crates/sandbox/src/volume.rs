@@ -23,8 +23,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation};
 use rustix::io::Errno;
+
+use crate::disk::nameless_file;
 
 pub(crate) use self::attach::attach;
 pub use self::live::{Live, thaw_all};
@@ -227,10 +229,7 @@ impl Superblock {
 
 /// A file that has no name yet, where `path` will be.
 fn nameless(path: &Path) -> io::Result<File> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let file = rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?;
-    Ok(File::from(file))
+    nameless_file(path.parent().unwrap_or(Path::new("/")))
 }
 
 fn extend(file: &File, bytes: u64, space: Space) -> io::Result<()> {
@@ -247,7 +246,7 @@ fn extend(file: &File, bytes: u64, space: Space) -> io::Result<()> {
 }
 
 /// Gives a whole file its name. Somebody else's that came first stays.
-fn publish(file: &File, path: &Path) -> io::Result<()> {
+pub(crate) fn publish(file: &File, path: &Path) -> io::Result<()> {
     file.sync_all()?;
     let through = format!("/proc/self/fd/{}", file.as_raw_fd());
     match rustix::fs::linkat(CWD, &through, CWD, path, AtFlags::SYMLINK_FOLLOW) {

@@ -6,7 +6,8 @@
 //! <state>/local/kept/<id>/logs/           logs of a forgotten instance, until they are removed or too old
 //! <state>/local/kept/<id>/generation      the newest generation seen, so that an old order cannot revive it
 //! <state>/local/images/<deployment>.json  which digest a deployment's image name stood for
-//! <state>/local/snapshots/<id>            disks of instances, kept (see `snapshots`); <id>.json: over which image
+//! <state>/local/instance-snapshots/<id>   disks of instances, kept (see `instance_snapshots`); <id>.json: over which image
+//! <state>/local/volumes/<id>              volumes (see `volumes`), and in volume-snapshots what they held
 //! <state>/local/netns/<slot>              namespaces
 //! <state>/local/network                   the block that the places are in
 //! ```
@@ -59,6 +60,9 @@ pub(crate) struct End {
     pub(crate) at: Timestamp,
 }
 
+/// Where kept disks of instances are.
+pub(crate) const INSTANCE_SNAPSHOTS: &str = "instance-snapshots";
+
 /// The site's directory.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
@@ -69,7 +73,7 @@ impl Store {
     /// Makes what is missing.
     pub(crate) fn open(state_dir: &Path) -> io::Result<Self> {
         let root = state_dir.join("local");
-        for name in ["instances", "kept", "images", "netns", "snapshots"] {
+        for name in ["instances", "kept", "images", "netns", INSTANCE_SNAPSHOTS] {
             DirBuilder::new()
                 .recursive(true)
                 .mode(DIRECTORY_MODE)

@@ -8,10 +8,10 @@ mod adopt;
 mod checkpoint;
 mod contract;
 mod entries;
-mod keep;
+mod instance_snapshots;
 mod news;
-mod snapshots;
 mod start;
+mod volumes;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -133,7 +133,12 @@ impl LocalSite {
         };
 
         let (root, overcommit) = (store.root().to_owned(), config.volumes_overcommit);
-        let volumes = tokio::task::spawn_blocking(move || Volumes::open(&root, overcommit))
+        let supervisor_dir = config.supervisor_dir.clone();
+        let opening = move || {
+            tram_sandbox::snapshot::thaw_all(&supervisor_dir)?;
+            Volumes::open(&root, overcommit)
+        };
+        let volumes = tokio::task::spawn_blocking(opening)
             .await
             .unwrap_or_else(|error| Err(io::Error::other(error)))
             .map_err(files("open the directory of volumes"))?;

@@ -1,8 +1,8 @@
 //! Volumes and their snapshots on this machine: one file each.
 //!
 //! ```text
-//! <state>/local/volumes/<id>      a volume, with its file system
-//! <state>/local/snapshots/<id>    what a volume held
+//! <state>/local/volumes/<id>            a volume, with its file system
+//! <state>/local/volume-snapshots/<id>   what a volume held
 //! ```
 //!
 //! Called by the contract. There is no record beside the files: a file is there when it is whole, its length is the
@@ -40,7 +40,7 @@ pub(crate) struct Volumes {
 impl Volumes {
     /// Below `root`, whose path has no links in it. A file system that was left frozen goes on.
     pub(crate) fn open(root: &Path, overcommit: bool) -> io::Result<Self> {
-        let (volumes, snapshots) = (root.join("volumes"), root.join("snapshots"));
+        let (volumes, snapshots) = (root.join("volumes"), root.join("volume-snapshots"));
         for directory in [&volumes, &snapshots] {
             DirBuilder::new()
                 .recursive(true)

@@ -41,9 +41,11 @@ pub(super) fn still(from: &File, path: &Path, to: &File) -> io::Result<()> {
             return catch_up(from, to);
         }
         if let Some(live) = Live::of(path)? {
-            let frozen = live.freeze()?;
+            let still = live.freeze()?;
             let copied = catch_up(from, to);
-            frozen.thaw()?;
+            if !still.release()? {
+                return Err(Errno::BUSY.into());
+            }
             return copied;
         }
         if Instant::now() >= deadline {

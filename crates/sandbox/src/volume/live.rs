@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::still::Still;
 use crate::{disk, sys};
 
 /// Longest time a file system is held still: what the instance wants to write waits for so long.
@@ -70,56 +70,9 @@ impl Live {
             .saturating_mul(found.f_frsize))
     }
 
-    /// Writes everything down and holds it still, until it is thawed or dropped; or, whatever becomes of this process,
-    /// for [`FREEZE_MAX`].
-    pub(super) fn freeze(self) -> io::Result<Frozen> {
-        // First, and synchronously: what is left then is little, and the time it is held still is short.
-        rustix::fs::syncfs(&self.root)?;
-        let (watched, held) = pipe_with(PipeFlags::CLOEXEC)?;
-        let guard = sys::thaw_after(self.root.as_fd(), watched.as_fd(), FREEZE_MAX)?;
-        let mut frozen = Frozen {
-            live: self,
-            held: Some(held),
-            guard,
-            over: true,
-        };
-        sys::freeze_file_system(frozen.live.root.as_fd())?;
-        frozen.over = false;
-        Ok(frozen)
-    }
-}
-
-/// A file system that is held still.
-#[derive(Debug)]
-pub(super) struct Frozen {
-    live: Live,
-    /// Closes with this process, which is how the guard learns of its end.
-    held: Option<OwnedFd>,
-    guard: i32,
-    over: bool,
-}
-
-impl Frozen {
-    /// Lets it go on. An error when it went on before: then what was copied is of no one moment.
-    pub(super) fn thaw(mut self) -> io::Result<()> {
-        self.over = true;
-        match sys::thaw_file_system(self.live.root.as_fd()) {
-            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
-                Err(Errno::BUSY.into())
-            }
-            other => other,
-        }
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        if !self.over {
-            // It fails only when it is not frozen any more.
-            let _ = sys::thaw_file_system(self.live.root.as_fd());
-        }
-        self.held.take();
-        sys::reap(self.guard);
+    /// Writes everything down and holds it still for [`FREEZE_MAX`] at most.
+    pub(super) fn freeze(self) -> io::Result<Still> {
+        Still::hold(self.root, FREEZE_MAX)
     }
 }
 

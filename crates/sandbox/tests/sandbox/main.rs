@@ -11,6 +11,7 @@
 
 mod checkpoint;
 mod disk;
+mod disk_snapshot;
 mod exec;
 mod freeze;
 mod isolation;

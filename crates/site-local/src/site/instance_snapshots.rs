@@ -1,8 +1,8 @@
 //! Snapshots of instances' disks: taken, started from, removed.
 //!
 //! ```text
-//! <state>/local/snapshots/<id>.json   the image that the disk lies over
-//! <state>/local/snapshots/<id>        the disk; there is a snapshot when this is there
+//! <state>/local/instance-snapshots/<id>.json   the image that the disk lies over
+//! <state>/local/instance-snapshots/<id>        the disk; there is a snapshot when this is there
 //! ```
 //!
 //! The one design choice to know: the disk comes last and appears whole (see `tram_sandbox::snapshot`), so a note without
@@ -19,6 +19,7 @@ use tram_types::{InstanceId, InstanceSnapshotId};
 
 use super::Shared;
 use super::entries::Live;
+use crate::record::INSTANCE_SNAPSHOTS;
 
 /// Left free on the machine's disk beside a snapshot, for logs, images and whatever else is on it.
 const FREE_BYTES_MIN: u64 = 1 << 30;
@@ -32,7 +33,7 @@ struct Note {
 
 impl Shared {
     fn snapshot_path(&self, id: InstanceSnapshotId) -> PathBuf {
-        self.store.root().join("snapshots").join(id.to_string())
+        self.store.root().join(INSTANCE_SNAPSHOTS).join(id.to_string())
     }
 
     /// Keeps the disk of a running instance.
