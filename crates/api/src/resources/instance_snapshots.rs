@@ -86,7 +86,7 @@ async fn list(call: Call<Filters>) -> Result<ListInstanceSnapshotsReply, Error> 
         .await?;
     let total = count(listed.count);
     Ok(ListInstanceSnapshotsReply {
-        has_next: page.offset + count(listed.items.len() as u64) < total,
+        has_next: page.has_next(total),
         instance_snapshots: listed.items.iter().map(view).collect(),
         limit: page.limit,
         offset: page.offset,
