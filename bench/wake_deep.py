@@ -25,9 +25,9 @@ def first_byte_ms(port, host, text=b"Hello"):
     return taken
 
 
-def deploy_sleeper(cloud, image, name):
+def deploy_sleeper(cloud, image, name, *options):
     cloud.tram("deploy", image, "--name", name, "--port", "8000",
-               "--min", "0", "--max", "1", "--sleep-after", "1s")
+               "--min", "0", "--max", "1", "--sleep-after", "1s", *options)
     return cloud.host(name), cloud.service(name)
 
 
