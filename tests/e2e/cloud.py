@@ -1,9 +1,11 @@
 """A whole Tramontane on this machine for the length of a test run: a registry, `tram up`, and ways to reach both."""
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import socket
@@ -22,10 +24,19 @@ BASE_DOMAIN = "tram.localhost"
 DEADLINE_SECONDS = 60
 
 
+# Below those that the platform gives to services reached by TCP, and those that the kernel gives to whoever connects:
+# nobody takes one of these between its being found free and its being used.
+PORTS = range(20_000, 30_000)
+_next_port = itertools.count(random.randrange(len(PORTS)))
+
+
 def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port that nobody listens on. Never the same twice, however soon."""
+    while True:
+        port = PORTS[next(_next_port) % len(PORTS)]
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for(what, condition, seconds=DEADLINE_SECONDS, every=0.05):
