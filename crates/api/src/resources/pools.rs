@@ -220,6 +220,7 @@ async fn claim(call: Call<Nothing, PoolClaimRequest>) -> Result<PoolClaimReply, 
     }
     let store = &call.api.store;
     let mut cold = None;
+    let mut changed = None;
     for _ in 0..CLAIM_TRIES {
         match store.claim(organization, id, &body.request_id, cold.take()).await {
             Ok(Some(claim)) => {
@@ -233,11 +234,14 @@ async fn claim(call: Call<Nothing, PoolClaimRequest>) -> Result<PoolClaimReply, 
                 let pool = store.service_pool(organization, id).await?;
                 cold = Some(pool_member(&call.api, &pool).await?);
             }
+            // Another definition by now, for which another service is made; or it is being deleted, which stays so.
+            Err(error @ tram_store::Error::Conflict { .. }) => changed = Some(error),
             Err(error) => return Err(error.into()),
         }
     }
-    Err(Error::Unanswered(
-        "the pool changes too fast for a claim: try again".to_owned(),
+    Err(changed.map_or_else(
+        || Error::Unanswered("the pool changes too fast for a claim: try again".to_owned()),
+        Error::from,
     ))
 }
 
