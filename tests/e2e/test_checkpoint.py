@@ -21,6 +21,87 @@ LISTENER = "import socket; keep = socket.create_server(('127.0.0.1', 8001))\n"
 HEAVY = COUNTER.replace("count, beats = 0, 0", "import os\nheap = os.urandom(96 << 20)\ncount, beats = 0, 0")
 HEAVY_BYTES = 96 << 20
 
+# Three processes with heaps of their own, every page of which says what it is. Asked, each of them looks at its pages
+# while the address space changes: it forks, maps and unmaps, moves a mapping, and gives up pages, which are zeroes then.
+RESTLESS = """
+import http.server, json, mmap, os, random, struct, threading
+PAGE, PAGES = 4096, 6144
+def words(seed, number):
+    return struct.pack("QQ", seed, number) * (PAGE // 16)
+class Heap:
+    def __init__(self, seed, pages):
+        self.seed, self.pages = seed, pages
+        self.map = mmap.mmap(-1, pages * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.fill()
+    def fill(self):
+        for number in range(self.pages):
+            self.map[number * PAGE:(number + 1) * PAGE] = words(self.seed, number)
+    def wrong(self, numbers):
+        return [n for n in numbers if self.map[n * PAGE:(n + 1) * PAGE] != words(self.seed, n)]
+def look(heap, scrap, moving):
+    wrong = []
+    def reads():
+        numbers = list(range(0, heap.pages, 2))
+        random.shuffle(numbers)
+        wrong.extend(["read", n] for n in heap.wrong(numbers))
+    def forks():
+        for start in range(3):
+            child = os.fork()
+            if not child:
+                os._exit(1 if heap.wrong(range(start, heap.pages, 3)) else 0)
+            if os.waitpid(child, 0)[1]:
+                wrong.append(["forked", start])
+    def maps():
+        for _ in range(200):
+            mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    def gives_up():
+        for start in range(0, scrap.pages, 64):
+            scrap.map.madvise(mmap.MADV_DONTNEED, start * PAGE, 32 * PAGE)
+            numbers = range(start, start + 32)
+            wrong.extend(["not zero", n] for n in numbers if any(scrap.map[n * PAGE:(n + 1) * PAGE]))
+            wrong.extend(["beside", n] for n in scrap.wrong(range(start + 32, start + 64)))
+        scrap.fill()
+    def moves():
+        moving.map.resize(4 * moving.pages * PAGE)
+        wrong.extend(["moved", n] for n in moving.wrong(range(moving.pages)))
+        moving.map.resize(moving.pages * PAGE)
+    threads = [threading.Thread(target=one) for one in (reads, forks, maps, gives_up, moves)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return wrong
+def own(seed):
+    return Heap(seed, PAGES), Heap(seed + 100, 1024), Heap(seed + 200, 1024)
+def worker(seed):
+    ask, asked = os.pipe()
+    told, tell = os.pipe()
+    if not os.fork():
+        heaps = own(seed)
+        while True:
+            os.read(ask, 1)
+            os.write(tell, json.dumps(look(*heaps)[:50]).encode())
+    return asked, told
+workers = [worker(seed) for seed in (1, 2)]
+heaps = own(3)
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        for asked, _ in workers:
+            os.write(asked, b"?")
+        wrong = look(*heaps)
+        for _, told in workers:
+            wrong += json.loads(os.read(told, 65536))
+        body = json.dumps({"wrong": wrong}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Handler).serve_forever()
+"""
+
 
 @pytest.fixture(scope="module")
 def cloud():
@@ -85,6 +166,20 @@ def test_its_memory_is_given_back_and_it_goes_on_from_where_it_was(cloud, regist
         assert sleeper.ask(method="POST", body=b"x" * 200_000)["count"] == count + 1
         wait_for("all of it is back", lambda: memory_bytes(cloud, sleeper.id) > HEAVY_BYTES)
     assert "cannot" not in messages(cloud, sleeper.deployment)
+
+
+def test_no_page_is_wrong_in_processes_that_change_their_memory_while_it_comes_back(cloud, registry, name):
+    wanted = definition(name, registry.image("fastapi"))
+    wanted["docker"]["command"] = RESTLESS
+    wanted["instance_types"] = [{"type": "small"}]
+    sleeper = Sleeper(cloud, name, wanted)
+    assert sleeper.ask() == {"wrong": []}
+    for _ in range(5):
+        wait_on_disk(sleeper)
+        assert sleeper.ask() == {"wrong": []}
+        wait_for("its image is gone", lambda: not images(cloud, sleeper.id))
+    # The way of several processes, too: not all of it was read before the first step.
+    assert list(cloud.data.glob("**/instances/*/touched"))
 
 
 def test_a_body_that_wakes_it_arrives_whole_and_many_callers_are_answered_once(cloud, registry, name):

@@ -33,6 +33,7 @@ mod cgroup;
 mod clone;
 mod disk;
 mod init;
+mod pages;
 mod sealed;
 mod seccomp;
 mod shim;

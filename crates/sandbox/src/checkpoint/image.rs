@@ -36,6 +36,24 @@ impl Image {
         self.parent.join("checkpoint")
     }
 
+    /// Where it is kept which memory was touched first after a wake. It outlives the image: the next one is of the same
+    /// program.
+    pub(crate) fn touched(&self) -> PathBuf {
+        self.parent.join("touched")
+    }
+
+    /// How many bytes of memory are in it.
+    pub(crate) fn pages_bytes(&self) -> io::Result<u64> {
+        let mut bytes = 0;
+        for entry in fs::read_dir(self.path())? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with("pages-") {
+                bytes += entry.metadata()?.len();
+            }
+        }
+        Ok(bytes)
+    }
+
     /// Where one is being written.
     pub(super) fn beginnings(&self) -> PathBuf {
         self.parent.join("checkpoint.new")

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! shim ─┬─ fork ── helper: cgroups, mounts, namespaces ── exec ── criu restore ── CLONE_PARENT ── first process
-//!       └─ fork ── criu lazy-pages: hands out memory as it is touched, then all of the rest, and ends
+//!       └─ fork ── server of pages (`pages.rs`): hands out memory as it is touched, then all of the rest, and ends
 //! ```
 //!
 //! The one design choice to know: the first process is made as CRIU's sibling, so the shim is its parent, as it was
@@ -15,28 +15,24 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{
-    Pid, PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, pidfd_getfd, pidfd_open, setrlimit,
-};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::criu::{self, Words, first_error};
 use super::dump::Child;
 use super::image::Image;
 use super::mounts::{Held, pipe_name};
 use crate::cgroup::Attach;
+use crate::pages;
 use crate::protocol::ExitStatus;
 use crate::sys;
 
 /// A restore without its memory takes some tens of milliseconds, on a machine in trouble a hundred times that.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// The server of pages says that it is there.
-const READY_TIMEOUT: Duration = Duration::from_secs(10);
-/// What the server of pages may write: it says a line when something is wrong, and when it goes round in circles over
-/// that (seen with 4.2), this ends it, and the instance with it.
-const LOG_BYTES_MAX: u64 = 16 << 20;
 const NOT_RUN: i32 = 127;
-/// There was nobody to ask for memory.
-const NO_PAGES: i32 = 126;
+/// What became of the server of pages, and its last words, in the directory of the image.
+const PAGES_FAILED: i32 = 1;
+const PAGES_LOG: &str = "pages.log";
 const LOG: &str = "restore.log";
 const PID_FILE: &str = "pid";
 
@@ -73,34 +69,29 @@ pub(crate) struct Pages {
 }
 
 impl Pages {
-    /// Starts it; what is given back beside it says that it is there, when it is.
-    fn start(order: &Restore<'_>, directory: &Path) -> io::Result<(Self, OwnedFd)> {
-        let (ready, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let mut words = Words::new(order.program, "lazy-pages");
-        words.path("--images-dir", directory);
-        words.add(&["--log-file", "pages.log", "-v2"]);
-        words.add(&["--status-fd", &tell.as_raw_fd().to_string()]);
+    /// Starts it. CRIU may ask at once: it listens before this returns.
+    fn start(image: &Image, directory: &Path) -> io::Result<Self> {
+        let listener = listen(directory)?;
+        let touched = image.touched();
         let child = Child::start(|| {
             let attempt = || {
+                rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
                 rustix::process::setsid()?;
                 // Somebody waits, now and at every page.
                 sys::hurry(true);
-                let log = Rlimit {
-                    current: Some(LOG_BYTES_MAX),
-                    maximum: Some(LOG_BYTES_MAX),
-                };
-                setrlimit(Resource::Fsize, log)?;
-                criu::shed(&[tell.as_fd()])?;
-                criu::prepare(order.facts, &[directory, order.program, order.facts])?;
-                rustix::io::fcntl_setfd(&tell, rustix::io::FdFlags::empty())?;
-                Err(words.exec())
+                criu::shed(&[listener.as_fd()])?;
+                pages::serve(listener, directory, &touched)
             };
-            let result: io::Result<()> = attempt();
-            result.map_or(NOT_RUN, |()| 0)
+            match attempt() {
+                Ok(()) => 0,
+                Err(error) => {
+                    let _ = fs::write(directory.join(PAGES_LOG), error.to_string());
+                    PAGES_FAILED
+                }
+            }
         })?;
-        drop(tell);
         let faults = Vec::new();
-        Ok((Self { child, faults }, ready))
+        Ok(Self { child, faults })
     }
 
     pub(crate) fn pidfd(&self) -> &OwnedFd {
@@ -142,11 +133,11 @@ pub(crate) fn restore(order: Restore<'_>) -> io::Result<Restored> {
     let directory = order.image.path();
     let pid_file = directory.join(PID_FILE);
     crate::state::ignore_missing(fs::remove_file(&pid_file))?;
-    let (mut pages, ready) = match order.lazily {
-        true => Pages::start(&order, &directory).map(|(pages, ready)| (Some(pages), Some(ready)))?,
-        false => (None, None),
+    let mut pages = match order.lazily {
+        true => Some(Pages::start(order.image, &directory)?),
+        false => None,
     };
-    match run(order, &directory, &pid_file, ready) {
+    match run(order, &directory, &pid_file) {
         Ok((pid, pidfd)) => {
             if let Some(pages) = &mut pages {
                 // Else its death would be a program that reads zeroes. The program runs already, so this is no reason
@@ -164,13 +155,25 @@ pub(crate) fn restore(order: Restore<'_>) -> io::Result<Restored> {
     }
 }
 
-/// Runs CRIU, once the server of pages is `ready`, if there is one.
-fn run(
-    order: Restore<'_>,
-    directory: &Path,
-    pid_file: &Path,
-    ready: Option<OwnedFd>,
-) -> io::Result<(i32, OwnedFd)> {
+/// Where CRIU will ask for memory.
+fn listen(directory: &Path) -> io::Result<OwnedFd> {
+    crate::state::ignore_missing(fs::remove_file(directory.join(pages::SOCKET)))?;
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    // By way of a descriptor, since a path may be longer than an address.
+    let opened = fs::File::open(directory)?;
+    let path = format!("/proc/self/fd/{}/{}", opened.as_raw_fd(), pages::SOCKET);
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, 1)?;
+    Ok(socket)
+}
+
+/// Runs CRIU.
+fn run(order: Restore<'_>, directory: &Path, pid_file: &Path) -> io::Result<(i32, OwnedFd)> {
     let words = words(&order, directory)?;
     let Attach {
         born_in,
@@ -188,7 +191,6 @@ fn run(
             let writing = order.pipes.iter().map(|(_, write)| write.as_fd());
             let mut keep: Vec<_> = writing.clone().chain(order.held.fds()).collect();
             keep.extend(procs.iter().chain(&cpu).map(AsFd::as_fd));
-            keep.extend(ready.as_ref().map(AsFd::as_fd));
             // Until CRIU gives each process what it had.
             sys::hurry_process(true);
             criu::shed(&keep)?;
@@ -204,16 +206,10 @@ fn run(
             for pipe in writing {
                 rustix::io::fcntl_setfd(pipe, rustix::io::FdFlags::empty())?;
             }
-            if let Some(ready) = &ready {
-                let mut said = [0];
-                if !sys::wait_readable(ready, READY_TIMEOUT)? || rustix::io::read(ready, &mut said)? == 0 {
-                    return Ok(());
-                }
-            }
             Err(words.exec())
         };
         let result: io::Result<()> = attempt();
-        result.map_or(NOT_RUN, |()| NO_PAGES)
+        result.map_or(NOT_RUN, |()| 0)
     })?;
     let reason = match helper.wait(TIMEOUT)? {
         Some(ExitStatus::Code(0)) => {
@@ -224,7 +220,6 @@ fn run(
             return Ok((pid, pidfd_open(known, PidfdFlags::empty())?));
         }
         Some(ExitStatus::Code(NOT_RUN)) => "CRIU could not be run".to_owned(),
-        Some(ExitStatus::Code(NO_PAGES)) => "the server of pages did not come up".to_owned(),
         Some(status) => {
             let log = fs::read_to_string(directory.join(LOG)).unwrap_or_default();
             first_error(&log).unwrap_or_else(|| format!("CRIU left with {status:?} and did not say why"))

@@ -43,9 +43,15 @@ pub(super) struct Keeper<'a> {
 struct Asleep {
     held: Held,
     program: PathBuf,
-    /// Its memory may come as it is touched. With more than one process CRIU 4.2's server of pages touches what it has
-    /// freed already (one in some thirty restores hung), so then all of it is read first.
+    /// Its memory may come as it is touched. Not when its processes share so much of it that it would take far more
+    /// than before if each had its own: CRIU lets them share it again, but only when it reads all of it first.
     lazily: bool,
+}
+
+/// Whether processes may each have memory of their own, `apart` bytes in all, who together took `before` bytes and may
+/// take up to `limit`: if that is a quarter more at most, and leaves a quarter of the limit.
+fn may_part(apart: u64, before: u64, limit: u64) -> bool {
+    apart <= before.saturating_add(before / 4) && apart <= limit - limit / 4
 }
 
 /// What an order leads to.
@@ -178,7 +184,8 @@ impl<'a> Keeper<'a> {
         let held = Held::of(self.run.init.pid)?;
         let freezer = driver.freezer(name)?;
         let processes = driver.processes(name)?;
-        let lazily = processes.len() == 1;
+        let memory_bytes = driver.stats(name)?.memory_bytes;
+        let alone = processes.len() == 1;
         driver.lift_limits(name)?;
         let dumped = checkpoint::dump(&Dump {
             program: &spec.program,
@@ -189,7 +196,7 @@ impl<'a> Keeper<'a> {
             peers: &spec.peers,
             freezer: &freezer,
             pipes: self.pump.pipes().collect(),
-            memory_bytes: driver.stats(name)?.memory_bytes,
+            memory_bytes,
             held: &held,
         });
         let limited = driver.create(name, &self.order.spec.limits);
@@ -217,6 +224,11 @@ impl<'a> Keeper<'a> {
             self.run.checkpointed = false;
             return Err(error);
         }
+        let limit = self.order.spec.limits.memory_bytes.unwrap_or(u64::MAX);
+        let lazily = alone
+            || image
+                .pages_bytes()
+                .is_ok_and(|bytes| may_part(bytes, memory_bytes, limit));
         self.let_go();
         self.process = None;
         self.asleep = Some(Asleep {
@@ -326,5 +338,17 @@ impl<'a> Keeper<'a> {
             let _ = sys::wait_readable(process, DEATH_TIMEOUT);
         }
         drop(pages);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_that_share_much_stay_together() {
+        assert!(may_part(100, 100, u64::MAX) && may_part(125, 100, 200));
+        assert!(!may_part(126, 100, u64::MAX), "they shared a fifth");
+        assert!(!may_part(151, 150, 200), "the limit is near");
     }
 }
