@@ -30,6 +30,8 @@ fn main() -> Result<(), String> {
     for input in [
         "crates/executor/src",
         "crates/executor/Cargo.toml",
+        "crates/transfer/src",
+        "crates/transfer/Cargo.toml",
         "Cargo.lock",
         "Cargo.toml",
     ] {

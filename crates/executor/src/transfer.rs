@@ -1,4 +1,4 @@
-//! `tram-executor file read|write|list`: one file between the sandbox and the standard streams of a command.
+//! `tram-executor file read|write|list|pack|unpack`: files between the sandbox and the standard streams of a command.
 //!
 //! Started by `tram` through the platform's own way to run a command inside, so it needs no secret, no port and nothing
 //! of the image, and a file of any size passes through a small buffer. Beyond the contract of the HTTP protocol, whose
@@ -22,6 +22,9 @@ const MODE_MASK: u32 = 0o7777;
 /// Most entries of a directory in one list: a list of more is of no use to a reader, and its memory is the sandbox's.
 const ENTRIES_MAX: usize = 10_000;
 
+/// Buffer between a stream of files and the standard streams: the size of a pipe.
+const STREAM_BYTES: usize = 64 * 1024;
+
 /// What is asked for.
 #[derive(Debug, PartialEq, Eq)]
 enum Wanted {
@@ -41,6 +44,10 @@ enum Wanted {
     },
     /// The entries of the directory as JSON.
     List(PathBuf),
+    /// A file or a whole directory to standard output, as a stream of `tram-transfer`.
+    Pack(PathBuf),
+    /// Such a stream from standard input to the path, or below it when it is a directory.
+    Unpack(PathBuf),
 }
 
 #[derive(Debug, Serialize)]
@@ -75,13 +82,27 @@ pub(crate) fn run(arguments: impl Iterator<Item = OsString>) -> Result<(), Strin
         }
         Wanted::Write { path, mode } => (path, write(path, *mode, &mut io::stdin().lock())),
         Wanted::List(path) => (path, list(path, &mut io::stdout().lock())),
+        // Their errors have paths of their own; what was left out is in the stream, or told by whoever reads it.
+        Wanted::Pack(path) => {
+            let mut output = io::BufWriter::with_capacity(STREAM_BYTES, io::stdout().lock());
+            return tram_transfer::pack(path, &mut output)
+                .map(|_| ())
+                .map_err(|error| error.to_string());
+        }
+        Wanted::Unpack(path) => {
+            let mut input = io::BufReader::with_capacity(STREAM_BYTES, io::stdin().lock());
+            let summary = tram_transfer::unpack(&mut input, path).map_err(|error| error.to_string())?;
+            return say_summary(&summary, &mut io::stdout().lock())
+                .map_err(|error| format!("cannot answer: {error}"));
+        }
     };
     outcome.map_err(|error| format!("{}: {error}", path.display()))
 }
 
 impl Wanted {
     fn parse(arguments: &[OsString]) -> Result<Self, String> {
-        const USE: &str = "use: file read PATH [OFFSET [LENGTH]] | file write PATH [MODE] | file list PATH";
+        const USE: &str = "use: file read PATH [OFFSET [LENGTH]] | file write PATH [MODE] | file list PATH | \
+                           file pack PATH | file unpack PATH";
         let [what, path, rest @ ..] = arguments else {
             return Err(USE.to_owned());
         };
@@ -108,9 +129,18 @@ impl Wanted {
                 Ok(Self::Write { path, mode })
             }
             (Some("list"), []) => Ok(Self::List(path)),
+            (Some("pack"), []) => Ok(Self::Pack(path)),
+            (Some("unpack"), []) => Ok(Self::Unpack(path)),
             _ => Err(USE.to_owned()),
         }
     }
+}
+
+/// What became of a copy, for whoever sent it.
+fn say_summary(summary: &tram_transfer::Summary, output: &mut impl Write) -> io::Result<()> {
+    let told = serde_json::json!({ "left_out": summary.left_out, "named": summary.named });
+    writeln!(output, "{told}")?;
+    output.flush()
 }
 
 fn read(path: &Path, offset: u64, length: u64, output: &mut impl Write) -> io::Result<()> {
