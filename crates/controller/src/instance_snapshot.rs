@@ -94,7 +94,7 @@ impl Reconciler {
     async fn take_all(&self, report: &mut Report) -> Result<(), Error> {
         let wanted = self
             .store
-            .instance_snapshots_in_unscoped(Status::Creating)
+            .instance_snapshots_to_take_unscoped()
             .await
             .map_err(Error::store("read the snapshots that are wanted"))?;
         let mut again = false;
@@ -131,7 +131,7 @@ impl Reconciler {
     async fn remove_all(&self, report: &mut Report) -> Result<(), Error> {
         let unwanted = self
             .store
-            .instance_snapshots_in_unscoped(Status::Deleting)
+            .instance_snapshots_to_remove_unscoped()
             .await
             .map_err(Error::store("read the snapshots to remove"))?;
         for snapshot in &unwanted {

@@ -87,17 +87,36 @@ impl Store {
         Ok(counted.unwrap_or(0))
     }
 
-    /// The oldest snapshots in this status, whosever they are: the work of who makes and removes them.
+    /// The oldest snapshots that are wanted and were not taken yet, whosever they are.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn instance_snapshots_in_unscoped(
-        &self,
-        status: InstanceSnapshotStatus,
-    ) -> Result<Vec<InstanceSnapshot>> {
+    pub async fn instance_snapshots_to_take_unscoped(&self) -> Result<Vec<InstanceSnapshot>> {
         const DOING: &str = "reading the instance snapshots that wait";
         Sql::select::<InstanceSnapshot>("")
-            .with("WHERE status = ", &status)
+            .with("WHERE status = ", &InstanceSnapshotStatus::Creating)
+            .with(" ORDER BY created_at, id LIMIT ", &filter::PAGE_ITEMS_MAX)
+            .all(&mut *self.database().read(DOING).await?, DOING)
+            .await
+    }
+
+    /// The oldest snapshots that can be removed now, whosever they are: marked, and nothing starts from them.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn instance_snapshots_to_remove_unscoped(&self) -> Result<Vec<InstanceSnapshot>> {
+        const DOING: &str = "reading the instance snapshots to remove";
+        Sql::select::<InstanceSnapshot>("")
+            .with("WHERE status = ", &InstanceSnapshotStatus::Deleting)
+            .with_text(
+                " AND NOT EXISTS (SELECT 1 FROM deployments \
+                 WHERE deployments.instance_snapshot_id = instance_snapshots.id",
+            )
+            .with_text(" AND deployments.status NOT IN ('CANCELED', 'STOPPED', 'ERROR')")
+            .with_text(
+                " AND EXISTS (SELECT 1 FROM services WHERE services.id = deployments.service_id \
+                 AND services.desired <> 'DELETE'))",
+            )
             .with(" ORDER BY created_at, id LIMIT ", &filter::PAGE_ITEMS_MAX)
             .all(&mut *self.database().read(DOING).await?, DOING)
             .await
@@ -143,7 +162,8 @@ impl Store {
         self.write_one(sql, &[], "forgetting instance snapshots").await
     }
 
-    /// Marks a snapshot for removal, unless something that is not over starts from it.
+    /// Marks a snapshot for removal, unless something that is not over starts from it. With `when_unused` it is marked
+    /// all the same, and removed once nothing does.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Conflict`].
@@ -151,6 +171,7 @@ impl Store {
         &self,
         organization: OrganizationId,
         id: InstanceSnapshotId,
+        when_unused: bool,
     ) -> Result<InstanceSnapshot> {
         const DOING: &str = "removing an instance snapshot";
         let mut transaction = self.database().write(DOING).await?;
@@ -164,7 +185,7 @@ impl Store {
             )
             .value::<String>(&mut transaction, DOING)
             .await?;
-        if let Some(service) = used {
+        if let Some(service) = used.filter(|_| !when_unused) {
             return Err(Error::conflict(
                 "instance snapshot",
                 id,

@@ -38,6 +38,13 @@ crate::query! {
     }
 }
 
+crate::query! {
+    /// How a snapshot is removed (beyond Koyeb).
+    struct Removal {
+        when_unused: bool,
+    }
+}
+
 pub(crate) fn endpoints() -> Vec<Endpoint> {
     vec![
         get("/v1/instance_snapshots", "ListInstanceSnapshots", list),
@@ -190,12 +197,14 @@ async fn read(call: Call) -> Result<GetInstanceSnapshotReply, Error> {
     })
 }
 
-async fn remove(call: Call) -> Result<DeleteInstanceSnapshotReply, Error> {
+/// While services start from it the answer says so, unless it is to go `when_unused`: with the last of them, with nothing
+/// new starting from it meanwhile.
+async fn remove(call: Call<Removal>) -> Result<DeleteInstanceSnapshotReply, Error> {
     let id: InstanceSnapshotId = call.id("id")?;
     let snapshot = call
         .api
         .store
-        .delete_instance_snapshot(call.caller.organization, id)
+        .delete_instance_snapshot(call.caller.organization, id, call.query.when_unused)
         .await?;
     Ok(DeleteInstanceSnapshotReply {
         instance_snapshot: Some(view(&snapshot)),
