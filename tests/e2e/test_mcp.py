@@ -15,7 +15,7 @@ from cloud import BINARY, free_port, wait_for
 
 TOKEN = "a-token-of-the-tests-0123456789"
 TOOLS = {
-    "create_sandbox", "run", "read_file", "write_file", "list_files", "list_sandboxes", "delete_sandbox",
+    "create_sandbox", "run", "read_file", "write_file", "list_files", "list_sandboxes", "fork_sandbox", "delete_sandbox",
 }
 
 
@@ -114,6 +114,13 @@ async def work(client, image):
         await asyncio.sleep(0.1)
     else:
         raise AssertionError("the command still runs")
+
+    forks = (await ask(client, "fork_sandbox", sandbox=box, count=2))["sandboxes"]
+    assert len({box, *forks}) == 3
+    for fork in forks:
+        assert (await ask(client, "read_file", sandbox=fork, path="/tmp/new/a.py"))["content"] == text
+        await ask(client, "delete_sandbox", sandbox=fork)
+    assert "count" in await refused(client, "fork_sandbox", sandbox=box, count=10**6)
 
     await ask(client, "delete_sandbox", sandbox=box)
 

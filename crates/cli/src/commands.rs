@@ -19,6 +19,7 @@ mod login;
 mod logs;
 mod mcp;
 mod pause;
+mod pools;
 mod redeploy;
 mod resume;
 mod sandbox;
@@ -26,8 +27,10 @@ mod scale;
 mod secrets;
 mod services;
 mod simulate;
+mod snapshots;
 mod trust;
 mod version;
+mod volumes;
 
 use std::ffi::OsString;
 
@@ -76,6 +79,15 @@ pub enum RemoteCommand {
     /// Sandboxes: isolated computers for code that nobody has read
     #[command(subcommand)]
     Sandbox(sandbox::Action),
+    /// Snapshots: disks of sandboxes that were kept, for others to start from
+    #[command(subcommand)]
+    Snapshots(snapshots::Action),
+    /// Pools: services that are kept ready, to be taken at once
+    #[command(subcommand)]
+    Pools(pools::Action),
+    /// Volumes: what is kept when an instance is gone
+    #[command(subcommand)]
+    Volumes(volumes::Action),
     /// Serve sandboxes to agents as tools of the Model Context Protocol
     ///
     /// Without options it speaks over its standard input and output, as agents start it. It works with the server and
@@ -236,6 +248,9 @@ pub(crate) async fn run_remote(command: RemoteCommand, session: Session) -> Resu
         RemoteCommand::Redeploy(arguments) => return Box::pin(redeploy::run(session, arguments)).await,
         RemoteCommand::Delete(target) => delete::run(session, target).await?,
         RemoteCommand::Secrets(action) => Box::pin(secrets::run(session, action)).await?,
+        RemoteCommand::Pools(action) => Box::pin(pools::run(session, action)).await?,
+        RemoteCommand::Volumes(action) => Box::pin(volumes::run(session, action)).await?,
+        RemoteCommand::Snapshots(action) => Box::pin(snapshots::run(session, action)).await?,
         RemoteCommand::Domains(action) => Box::pin(domains::run(session, action)).await?,
         RemoteCommand::Login(arguments) => Box::pin(login::run(session, arguments)).await?,
         RemoteCommand::Context(action) => context::run(&session, action)?,

@@ -155,6 +155,35 @@ pub(crate) const INSTANCE: Kind = Kind {
     list: "tram instances list",
 };
 
+/// Snapshots of instances. Their names need not be unique: the newest is meant.
+pub(crate) const INSTANCE_SNAPSHOT: Kind = Kind {
+    noun: "snapshot",
+    path: "/v1/instance_snapshots",
+    member: "instance_snapshots",
+    list: "tram snapshots ls",
+};
+/// Service pools.
+pub(crate) const POOL: Kind = Kind {
+    noun: "pool",
+    path: "/v1/service_pools",
+    member: "service_pools",
+    list: "tram pools ls",
+};
+/// Volumes.
+pub(crate) const VOLUME: Kind = Kind {
+    noun: "volume",
+    path: "/v1/volumes",
+    member: "volumes",
+    list: "tram volumes ls",
+};
+/// Snapshots of volumes.
+pub(crate) const VOLUME_SNAPSHOT: Kind = Kind {
+    noun: "snapshot of a volume",
+    path: "/v1/snapshots",
+    member: "snapshots",
+    list: "tram volumes snapshots ls",
+};
+
 /// The thing of this kind that `given` names.
 pub(crate) async fn one(client: &Client, kind: Kind, given: &str) -> Result<Value, Error> {
     let all = client.list(kind.path, kind.member, &[], None).await?;

@@ -99,6 +99,9 @@ pub struct Arguments {
     /// *.example.org; several can be given
     #[arg(long, value_name = "DESTINATION")]
     pub egress: Vec<Egress>,
+    /// Volume, and where it is shown; several can be given
+    #[arg(long, value_name = "NAME:/PATH")]
+    pub volume: Vec<super::volumes::Attachment>,
     /// How the new version takes over from the old one
     #[arg(long, value_enum, value_name = "STRATEGY")]
     pub strategy: Option<Strategy>,
@@ -152,6 +155,9 @@ pub(crate) async fn run(session: Session, arguments: Arguments) -> Result<u8, Er
     let mut definition = definition::build(before, &arguments)?;
     if definition.regions.is_empty() {
         definition.regions = vec![default_region(&client).await?];
+    }
+    if !arguments.volume.is_empty() {
+        definition.volumes = super::volumes::attached(&client, &arguments.volume).await?;
     }
     let is_new = existing.is_none();
     let (service, was) = match existing {

@@ -24,8 +24,8 @@ use crate::{EXIT_SUCCESS, client::Client, error::Error, session::Session};
 
 /// What an agent is told before it sees the tools.
 const INSTRUCTIONS: &str = "Isolated Linux computers (sandboxes) on the user's own server. Make one with \
-create_sandbox, work in it with run, write_file, read_file and list_files, and delete it with delete_sandbox when it is \
-no longer needed: it uses memory until then. Files and processes last as long as the sandbox.";
+create_sandbox, work in it with run, write_file, read_file and list_files, copy it with fork_sandbox, and delete it with \
+delete_sandbox when it is no longer needed: it uses memory until then. Files and processes last as long as the sandbox.";
 
 /// Arguments of `mcp`.
 #[derive(Debug, clap::Args)]

@@ -1,7 +1,13 @@
-//! `tram sandbox create|run|exec|ssh|ls|delete`: isolated computers for code that nobody has read.
+//! `tram sandbox create|run|exec|ssh|ls|cp|snapshot|fork|delete`: isolated computers for code that nobody has read.
 //!
 //! A sandbox is a service of type SANDBOX. Commands are run as `tram exec` does, so they need no shell in the image; the
 //! executor inside serves the clients of the sandbox protocol. What `run` made it takes away again, however it ends.
+
+mod copy;
+pub(super) mod fork;
+mod snapshot;
+
+pub(super) use self::snapshot::derived_name;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -16,6 +22,7 @@ use super::{
     delete,
     deploy::{self, specs::Variable},
     exec, services,
+    volumes::{self, Attachment},
 };
 use crate::{
     EXIT_SUCCESS,
@@ -33,6 +40,8 @@ pub(super) const DEFAULT_IMAGE: &str = "koyeb/sandbox";
 pub(super) const DEFAULT_INSTANCE_TYPE: &str = "micro";
 /// Where clients look for the executor, and for the port that the sandbox shows.
 const PORTS: [(u16, &str); 2] = [(3030, "/koyeb-sandbox/"), (3031, "/")];
+/// The variable of its definition that holds a sandbox's secret.
+pub(super) const SECRET_VARIABLE: &str = "SANDBOX_SECRET";
 /// How often a new sandbox is looked at: one starts in tens of milliseconds.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How much of a secret goes into each of its halves: two random ids make more than 240 random bits.
@@ -58,6 +67,22 @@ pub enum Action {
     /// List the sandboxes
     #[command(visible_alias = "list")]
     Ls,
+    /// Copy files and directories into a sandbox or out of it
+    ///
+    /// One side is SANDBOX:PATH. Into a directory that exists, else under the name given; permissions are kept. With - the
+    /// bytes of one file come from standard input or go to standard output.
+    Cp(copy::Arguments),
+    /// Keep the disk of a sandbox as it is now, for others to start from
+    ///
+    /// Prints the snapshot's name once it can be used. Processes and memory are not kept. `tram sandbox create
+    /// --snapshot` starts from it, `tram snapshots` lists and deletes.
+    Snapshot(snapshot::Arguments),
+    /// Make copies of a sandbox: of its disk as it is now, not of its processes
+    ///
+    /// Each copy is a sandbox of its own, with a name, an address and a secret of its own, made as the first was: same
+    /// image, variables and size. What runs in the first is not copied; the definition's program starts anew. The disk is
+    /// copied in one still moment, so all copies begin alike.
+    Fork(fork::Arguments),
     /// Delete a sandbox and everything in it
     Delete(services::Target),
 }
@@ -85,6 +110,17 @@ pub struct Make {
     pub timeout: Duration,
 }
 
+/// What is in a sandbox when it starts, beside its image.
+#[derive(Debug, Default, clap::Args)]
+pub struct Start {
+    /// Snapshot of a sandbox to start from; the image is then the one it was taken over
+    #[arg(long, value_name = "SNAPSHOT", conflicts_with = "image")]
+    pub snapshot: Option<String>,
+    /// Volume, and where it is shown; several can be given
+    #[arg(long, value_name = "NAME:/PATH")]
+    pub volume: Vec<Attachment>,
+}
+
 /// Arguments of `create`.
 #[derive(Debug, clap::Args)]
 pub struct Create {
@@ -94,6 +130,9 @@ pub struct Create {
     /// What it is made of.
     #[command(flatten)]
     pub make: Make,
+    /// What is in it.
+    #[command(flatten)]
+    pub start: Start,
     /// Sleep after so long without requests, such as 5m; without it it never sleeps
     #[arg(long, value_name = "SPAN", value_parser = crate::age::parse_span)]
     pub sleep_after: Option<Duration>,
@@ -108,6 +147,9 @@ pub struct Run {
     /// What it is made of.
     #[command(flatten)]
     pub make: Make,
+    /// What is in it.
+    #[command(flatten)]
+    pub start: Start,
     /// Pass standard input on although it is a terminal
     #[arg(long, short)]
     pub interactive: bool,
@@ -137,6 +179,9 @@ pub(crate) async fn run(session: Session, action: Action) -> Result<u8, Error> {
         Action::Exec(arguments) => return exec::run(session, arguments).await,
         Action::Ssh(arguments) => return ssh(session, arguments).await,
         Action::Ls => ls(&session).await?,
+        Action::Cp(arguments) => Box::pin(copy::run(session, arguments)).await?,
+        Action::Snapshot(arguments) => snapshot::run(&session, arguments).await?,
+        Action::Fork(arguments) => Box::pin(fork::run(session, arguments)).await?,
         Action::Delete(target) => delete::run(session, target).await?,
     }
     Ok(EXIT_SUCCESS)
@@ -152,7 +197,15 @@ async fn create(session: &Session, arguments: Create) -> Result<(), Error> {
         None => json!({ "min": 1, "max": 1 }),
     };
     let delete_after = arguments.delete_after.map_or(0, |after| after.as_secs());
-    let service = make(&client, &name, &arguments.make, &scaling, delete_after).await?;
+    let service = make(
+        &client,
+        &name,
+        &arguments.make,
+        &arguments.start,
+        &scaling,
+        delete_after,
+    )
+    .await?;
     ready(&client, &service, arguments.make.timeout).await?;
     session.printer.value(&service, || name.clone())?;
     Ok(())
@@ -164,7 +217,8 @@ async fn run_once(session: Session, arguments: Run) -> Result<u8, Error> {
     let mut end = signal(SignalKind::terminate()).map_err(Error::Terminal)?;
     let name = made_up_name();
     // Never asleep: a command that says nothing for long is no traffic.
-    let service = make(&client, &name, &arguments.make, &json!({ "min": 1, "max": 1 }), 0).await?;
+    let scaling = json!({ "min": 1, "max": 1 });
+    let service = make(&client, &name, &arguments.make, &arguments.start, &scaling, 0).await?;
     let id = text(&service, "id").to_owned();
     let command = exec::Arguments {
         target: id.clone(),
@@ -204,24 +258,52 @@ pub(super) async fn make(
     client: &Client,
     name: &str,
     wanted: &Make,
+    start: &Start,
     scaling: &Value,
     delete_after_secs: u64,
+) -> Result<Value, Error> {
+    let mut definition = definition(client, name, wanted, start, scaling).await?;
+    if let Some(env) = definition.get_mut("env").and_then(Value::as_array_mut)
+        && !env
+            .iter()
+            .any(|variable| text(variable, "key") == SECRET_VARIABLE)
+    {
+        env.push(json!({ "key": SECRET_VARIABLE, "value": secret() }));
+    }
+    let snapshot = match &start.snapshot {
+        Some(given) => resolve::id(client, resolve::INSTANCE_SNAPSHOT, given).await?,
+        None => String::new(),
+    };
+    let service = json!({
+        "definition": definition,
+        "life_cycle": { "delete_after_create": delete_after_secs },
+        "instance_snapshot_id": snapshot,
+    });
+    compose(client, name, &service).await
+}
+
+/// The definition of a sandbox, without a secret unless one is wanted.
+pub(super) async fn definition(
+    client: &Client,
+    name: &str,
+    wanted: &Make,
+    start: &Start,
+    scaling: &Value,
 ) -> Result<Value, Error> {
     let region = match &wanted.region {
         Some(region) => region.clone(),
         None => deploy::default_region(client).await?,
     };
-    let mut env: BTreeMap<&str, String> = wanted
+    let env: BTreeMap<&str, &str> = wanted
         .env
         .iter()
-        .map(|variable| (variable.key.as_str(), variable.value.clone()))
+        .map(|variable| (variable.key.as_str(), variable.value.as_str()))
         .collect();
-    env.entry("SANDBOX_SECRET").or_insert_with(secret);
     let env: Vec<Value> = env
         .into_iter()
         .map(|(key, value)| json!({ "key": key, "value": value }))
         .collect();
-    let definition = json!({
+    Ok(json!({
         "name": name,
         "type": "SANDBOX",
         "docker": { "image": wanted.image, "image_registry_secret": wanted.registry_secret },
@@ -231,16 +313,33 @@ pub(super) async fn make(
         "instance_types": [{ "type": wanted.instance_type }],
         "regions": [region],
         "scalings": [scaling],
-    });
+        "volumes": volumes::attached(client, &start.volume).await?,
+    }))
+}
+
+/// Orders one service in an app of the same name, which goes with it.
+async fn compose(client: &Client, name: &str, service: &Value) -> Result<Value, Error> {
     let body = json!({
         "app": { "name": name, "life_cycle": { "delete_when_empty": true } },
-        "services": [{ "definition": definition, "life_cycle": { "delete_after_create": delete_after_secs } }],
+        "services": [service],
     });
     let mut reply = client.post("/v1/compose", &body).await?;
     let made = take(&mut reply, "services");
     made.get(0).cloned().ok_or_else(|| {
         Error::Exec("the server's reply has not the one service that was asked for".to_owned())
     })
+}
+
+/// The sandbox that `given` names; another service is refused.
+async fn find(client: &Client, given: &str) -> Result<Service, Error> {
+    let found = resolve::service(client, given).await?;
+    if text(&found.value, "type") == "SANDBOX" {
+        return Ok(found);
+    }
+    Err(Error::input(
+        format!("`{}` is no sandbox", found.path()),
+        "`tram sandbox ls` shows the sandboxes",
+    ))
 }
 
 /// Waits until the sandbox can be used.

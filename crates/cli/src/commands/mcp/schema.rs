@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::tools::{
     ENTRIES_MAX, FILE_BYTES_MAX, OUTPUT_BYTES, OUTPUT_BYTES_MAX, TIMEOUT_SECONDS, TIMEOUT_SECONDS_MAX,
 };
-use crate::commands::sandbox::{DEFAULT_IMAGE, DEFAULT_INSTANCE_TYPE};
+use crate::commands::sandbox::{DEFAULT_IMAGE, DEFAULT_INSTANCE_TYPE, fork::COUNT_MAX};
 
 /// Every tool.
 pub(super) fn tools() -> Vec<Tool> {
@@ -105,6 +105,21 @@ pub(super) fn tools() -> Vec<Tool> {
             ToolAnnotations::new().read_only(true),
             json!({ "sandbox": sandbox, "path": path("Absolute path of the directory") }),
             &["sandbox", "path"],
+        ),
+        tool(
+            "fork_sandbox",
+            "Make copies of a sandbox, each with all its files as they are now, and wait until they are ready. Returns \
+             their names. Programs that run in the first are not copied: start them again in each copy. Good for trying \
+             several ways from one state. Each copy stays until it is deleted.",
+            ToolAnnotations::new().destructive(false).idempotent(false),
+            json!({
+                "sandbox": sandbox,
+                "count": {
+                    "type": "integer", "minimum": 1, "maximum": COUNT_MAX, "default": 1,
+                    "description": "How many copies",
+                },
+            }),
+            &["sandbox"],
         ),
         tool(
             "list_sandboxes",

@@ -98,6 +98,13 @@ struct List {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct Fork {
+    sandbox: String,
+    count: Option<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Nothing {}
 
 #[derive(Deserialize)]
@@ -121,6 +128,7 @@ pub(super) async fn call(
         "read_file" => read(client, given(arguments)?).await,
         "write_file" => write(client, given(arguments)?).await,
         "list_files" => list(client, given(arguments)?).await,
+        "fork_sandbox" => fork(client, given(arguments)?).await,
         "list_sandboxes" => {
             let Nothing {} = given(arguments)?;
             let sandboxes = sandboxes(client).await?;
@@ -157,9 +165,16 @@ async fn create(client: &Client, wanted: Create) -> Result<Value, String> {
         timeout: READY_TIMEOUT,
     };
     let scaling = json!({ "min": 1, "max": 1 });
-    let service = sandbox::make(client, &name, &make, &scaling, wanted.delete_after_seconds)
-        .await
-        .map_err(|error| said(&error))?;
+    let service = sandbox::make(
+        client,
+        &name,
+        &make,
+        &sandbox::Start::default(),
+        &scaling,
+        wanted.delete_after_seconds,
+    )
+    .await
+    .map_err(|error| said(&error))?;
     if let Err(error) = sandbox::ready(client, &service, READY_TIMEOUT).await {
         // An agent that is told of a failure does not clean up after it.
         let deleted = client
@@ -171,6 +186,20 @@ async fn create(client: &Client, wanted: Create) -> Result<Value, String> {
         });
     }
     Ok(json!({ "sandbox": name }))
+}
+
+async fn fork(client: &Client, wanted: Fork) -> Result<Value, String> {
+    let count = within("count", wanted.count, 1, sandbox::fork::COUNT_MAX)?;
+    let found = find(client, &wanted.sandbox).await?;
+    let forked = sandbox::fork::fork(client, &found, count, false, READY_TIMEOUT)
+        .await
+        .map_err(|error| said(&error))?;
+    let names: Vec<&str> = forked
+        .services
+        .iter()
+        .map(|service| text(service, "name"))
+        .collect();
+    Ok(json!({ "sandboxes": names }))
 }
 
 async fn run(client: &Client, wanted: Run) -> Result<Value, String> {

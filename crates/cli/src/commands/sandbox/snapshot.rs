@@ -1,0 +1,104 @@
+//! `tram sandbox snapshot NAME`: the disk of a sandbox as it is now, kept for others to start from.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    client::Client,
+    error::Error,
+    resolve::Service,
+    session::Session,
+    view::{take, text, texts},
+};
+
+/// How often a snapshot is looked at: small disks are kept in some tens of milliseconds.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// What the server shows of an instance whose disk can be kept.
+const KEPT: [&str; 3] = ["HEALTHY", "UNHEALTHY", "SLEEPING"];
+
+/// Arguments of `snapshot`.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// The sandbox, by its name or its id
+    #[arg(value_name = "SANDBOX")]
+    pub target: String,
+    /// The snapshot's name; without it one is made of the sandbox's
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Wait no longer than this for it to be taken
+    #[arg(long, value_name = "SPAN", default_value = "5m", value_parser = crate::age::parse_span)]
+    pub timeout: Duration,
+}
+
+pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<(), Error> {
+    let client = session.client()?;
+    let sandbox = super::find(&client, &arguments.target).await?;
+    let name = arguments.name.unwrap_or_else(|| derived_name(&sandbox.name));
+    let snapshot = take_of(&client, &sandbox, &name, arguments.timeout).await?;
+    session.printer.value(&snapshot, || name.clone())
+}
+
+/// A name that is made of a sandbox's and is not taken, short enough for sandboxes and snapshots.
+pub(in crate::commands) fn derived_name(of: &str) -> String {
+    /// Names of services have at most 63 characters; the rest is for what makes this one unique.
+    const KEPT_CHARACTERS: usize = 48;
+    let random = uuid::Uuid::new_v4().simple().to_string();
+    let of: String = of.chars().take(KEPT_CHARACTERS).collect();
+    format!(
+        "{}-{}",
+        of.trim_end_matches('-'),
+        random.get(..8).unwrap_or_default()
+    )
+}
+
+/// Takes a snapshot of the sandbox's disk and waits until it can be used; one that cannot be taken is an error and leaves
+/// nothing.
+pub(super) async fn take_of(
+    client: &Client,
+    sandbox: &Service,
+    name: &str,
+    patience: Duration,
+) -> Result<Value, Error> {
+    let instances = client
+        .list("/v1/instances", "instances", &[("service_id", &sandbox.id)], None)
+        .await?;
+    let Some(instance) = instances
+        .iter()
+        .find(|instance| KEPT.contains(&text(instance, "status")))
+    else {
+        return Err(Error::input(
+            format!(
+                "sandbox `{}` is {}: it has no disk now",
+                sandbox.name,
+                text(&sandbox.value, "status")
+            ),
+            "wake it by a request, or wait until it has started",
+        ));
+    };
+    let body = json!({
+        "instance_id": text(instance, "id"),
+        "name": name,
+        "type": "INSTANCE_SNAPSHOT_TYPE_FILESYSTEM",
+    });
+    let mut reply = client.post("/v1/instance_snapshots", &body).await?;
+    let mut snapshot = take(&mut reply, "instance_snapshot");
+    let path = format!("/v1/instance_snapshots/{}", text(&snapshot, "id"));
+    let deadline = Instant::now() + patience;
+    loop {
+        match text(&snapshot, "status") {
+            status if status.ends_with("CREATING") && Instant::now() < deadline => {}
+            status if status.ends_with("AVAILABLE") => return Ok(snapshot),
+            status => {
+                let messages = texts(&snapshot, "messages").join("; ");
+                let error = Error::Exec(format!("the snapshot cannot be used, it is {status}: {messages}"));
+                // What went wrong is the news, whether or not its record can be removed now.
+                let _ = client.delete(&path).await;
+                return Err(error);
+            }
+        }
+        sleep(POLL_INTERVAL).await;
+        snapshot = take(&mut client.get(&path, &[]).await?, "instance_snapshot");
+    }
+}
