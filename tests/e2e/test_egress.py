@@ -1,4 +1,5 @@
-"""What an instance may reach outside: lists of addresses and names, what is refused is told, and restarts change nothing.
+"""What an instance may reach outside: lists of addresses and names, what is refused is told, and restarts and changes of
+the list interrupt nothing that it allows.
 
 The outside is a network namespace behind a pair of interfaces, with web servers on three addresses, and a name server
 of the test's own that says where names lead."""
@@ -11,8 +12,9 @@ import subprocess
 import threading
 
 import pytest
+from koyeb import Sandbox
 
-from cloud import Cloud, wait_for
+from cloud import BINARY, Cloud, wait_for
 
 SUBNET = f"198.19.{os.getpid() % 256}"
 LISTED, NAMED, OTHER = f"{SUBNET}.10", f"{SUBNET}.11", f"{SUBNET}.12"
@@ -175,14 +177,120 @@ def test_a_rule_follows_its_name_and_a_restart_does_not_end_it(cloud, name, name
     wait_for("the rule follows the name", lambda: reaches(cloud, name, "listed.example.org"))
 
 
-def test_a_changed_policy_holds_for_the_next_deployment(cloud, name, deploy):
-    service = deploy([])
-    assert not reaches(cloud, name, LISTED)
-    status, reply = cloud.call("PUT", f"/v1/services/{service}", {"definition": deploy.definition([LISTED])})
+def change(cloud, service, deploy, allow):
+    """Gives a service another policy and waits until that is deployed."""
+    status, reply = cloud.call("PUT", f"/v1/services/{service}", {"definition": deploy.definition(allow)})
     assert status == 200, reply
-    cloud.wait_deployment(reply["service"]["latest_deployment_id"], "HEALTHY")
-    wait_for("one instance is left", lambda: len(cloud.instances(service, "HEALTHY")) == 1)
+    return cloud.wait_deployment(reply["service"]["latest_deployment_id"], "HEALTHY")
+
+
+def running(cloud, service):
+    """An instance is a single run: one that was started again has another id."""
+    return [one["id"] for one in cloud.instances(service, "HEALTHY", "SLEEPING")]
+
+
+def test_a_changed_policy_holds_in_what_runs_and_through_restarts(cloud, name, names, deploy):
+    service = deploy([])
+    before = running(cloud, service)
+    assert not reaches(cloud, name, LISTED)
+    deployment = change(cloud, service, deploy, [LISTED])
     assert reaches(cloud, name, LISTED) and not reaches(cloud, name, OTHER)
+    assert running(cloud, service) == before, "nothing was started again"
+    assert cloud.call("GET", f"/v1/services/{service}")[1]["service"]["active_deployment_id"] == deployment["id"]
+    for restart in (cloud.kill, lambda: (cloud.kill(), os.kill(cloud.helper_pid("supervise"), 9))):
+        restart()
+        cloud.start()
+        wait_for("the policy holds", lambda: reaches(cloud, name, LISTED) and not reaches(cloud, name, OTHER))
+        assert running(cloud, service) == before
+    # Names come and go with the list, and everything is open again in the end.
+    change(cloud, service, deploy, ["other.example.org"])
+    assert reaches(cloud, name, "other.example.org") and reaches(cloud, name, OTHER)
+    assert not reaches(cloud, name, LISTED)
+    change(cloud, service, deploy, [LISTED, "listed.example.org"])
+    assert not reaches(cloud, name, "other.example.org") and not reaches(cloud, name, OTHER), "its addresses went too"
+    change(cloud, service, deploy, None)
+    assert reaches(cloud, name, OTHER) and reaches(cloud, name, LISTED)
+    assert running(cloud, service) == before
+    assert "network policy was changed" in log(cloud, name)
+
+
+HOLD = """
+import socket, sys, time
+held = socket.create_connection((sys.argv[1], 9000), 5)
+print("open", flush=True)
+while True:
+    time.sleep(0.2)
+    try:
+        held.sendall(b"x")
+        held.recv(1)
+    except OSError as error:
+        print(error, flush=True)
+        break
+"""
+
+
+@pytest.fixture
+def echo(outside):
+    """A server outside that sends back what it gets, on every address."""
+    serve = (
+        "import socketserver\n"
+        "class Echo(socketserver.BaseRequestHandler):\n"
+        "    def handle(self):\n"
+        "        while data := self.request.recv(1):\n"
+        "            self.request.sendall(data)\n"
+        "socketserver.ThreadingTCPServer.allow_reuse_address = True\n"
+        "socketserver.ThreadingTCPServer(('', 9000), Echo).serve_forever()\n"
+    )
+    server = subprocess.Popen(["ip", "netns", "exec", f"trameg{os.getpid()}", "python3", "-c", serve])
+    yield
+    server.kill()
+    server.wait()
+
+
+def test_open_connections_are_cut_where_they_are_forbidden_and_nowhere_else(cloud, name, echo, deploy):
+    service = deploy(None)
+
+    def hold(address):
+        command = [BINARY, "exec", name, "--", "python3", "-c", HOLD, address]
+        def opened():
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=cloud.environment)
+            if process.stdout.readline() == "open\n":
+                return process
+            process.wait()
+            return None
+        return wait_for("a connection is open", opened)
+
+    kept, cut = hold(LISTED), hold(OTHER)
+    change(cloud, service, deploy, [LISTED, "other.example.org"])
+    assert "reset" in cut.stdout.readline(), "at once, not after a time-out"
+    assert cut.wait(timeout=30) == 0 and kept.poll() is None
+    # The other one goes on through changes that allow it still, and ends with one that does not.
+    for allow in ([f"{SUBNET}.0/28"], None, [LISTED]):
+        change(cloud, service, deploy, allow)
+    assert kept.poll() is None
+    change(cloud, service, deploy, [])
+    assert "reset" in kept.stdout.readline()
+    assert kept.wait(timeout=30) == 0
+
+
+def test_an_instance_that_sleeps_lightly_wakes_under_the_new_policy(cloud, registry, name, deploy):
+    usual = deploy.definition
+    deploy.definition = lambda allow: {
+        **usual(allow), "scalings": [{"min": 0, "max": 1, "targets": [
+            {"sleep_idle_delay": {"light_sleep_value": 1, "deep_sleep_value": 3600}}]}],
+    }
+    _, reply = cloud.call("POST", "/v1/apps", {"name": name})
+    status, reply = cloud.call(
+        "POST", "/v1/services", {"app_id": reply["app"]["id"], "definition": deploy.definition([LISTED])})
+    assert status == 200, reply
+    service = reply["service"]["id"]
+    asleep = lambda: cloud.instances(service, "SLEEPING")
+    before = wait_for("it sleeps", asleep)[0]["id"]
+    status, reply = cloud.call("PUT", f"/v1/services/{service}", {"definition": deploy.definition([])})
+    cloud.wait_deployment(reply["service"]["latest_deployment_id"], "SLEEPING", "HEALTHY")
+    assert cloud.get(cloud.host(name))[0] == 200
+    assert [one["id"] for one in cloud.instances(service, "HEALTHY", "SLEEPING")] == [before]
+    assert not reaches(cloud, name, LISTED)
 
 
 def test_an_entry_that_is_none_is_named(cloud, name, deploy):
@@ -190,3 +298,22 @@ def test_an_entry_that_is_none_is_named(cloud, name, deploy):
     wrong = deploy.definition(["10.0.0.0/8", "10.0.0.300"])
     status, reply = cloud.call("POST", "/v1/services", {"app_id": reply["app"]["id"], "definition": wrong})
     assert status == 400 and "network_policy.egress.allow_list.1.cidr" in str(reply), reply
+
+
+def test_the_sdk_changes_the_policy_of_a_sandbox_that_works_on(cloud, registry, sdk_environment):
+    """Its own words warn that files and processes are lost: here they are not."""
+    with Sandbox.create(image=registry.image("fastapi"), name="policy", timeout=60) as box:
+        box.filesystem.write_file("/tmp/before", "kept")
+        process = box.launch_process("exec sleep 1000")
+        before = running(cloud, box.service_id)
+        fetched = lambda host: box.exec(f"python3 -c '{FETCH}' http://{host}/").stdout == "the outside\n"
+        assert fetched(LISTED) and fetched(OTHER)
+        for change, listed, other in (
+            ({"outbound_allowlist": [LISTED]}, True, False), ({"block_network": True}, False, False), ({}, True, True),
+        ):
+            box.update_network_policy(**change)
+            assert box.wait_ready(timeout=60)
+            assert (fetched(LISTED), fetched(OTHER)) == (listed, other), change
+            assert box.filesystem.read_file("/tmp/before").content == "kept"
+            assert process in [one.id for one in box.list_processes()]
+            assert running(cloud, box.service_id) == before

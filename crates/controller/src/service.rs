@@ -9,6 +9,7 @@
 
 mod app;
 mod batch;
+mod carry_on;
 mod event;
 mod execute;
 mod follow;

@@ -367,7 +367,8 @@ fn executor(
     }))
 }
 
-fn egress(definition: &DeploymentDefinition) -> Option<Vec<String>> {
+/// What instances of a definition may reach outside; `None`: everything.
+pub(crate) fn egress(definition: &DeploymentDefinition) -> Option<Vec<String>> {
     let egress = definition.network_policy.as_ref()?.egress.as_ref()?;
     match egress.mode {
         EgressPolicyMode::Default => None,

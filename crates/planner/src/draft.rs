@@ -282,6 +282,33 @@ impl<'a> Draft<'a> {
         self.plan.writes.push(write);
     }
 
+    /// Makes the live instances of one deployment those of another, region by region.
+    pub(crate) fn hand_over(&mut self, from: usize, to: usize) {
+        for region in 0..self.view.deployments[from].regions.len() {
+            let here = &mut self.view.deployments[from].regions[region];
+            let name = here.region.clone();
+            let (live, over) = std::mem::take(&mut here.instances)
+                .into_iter()
+                .partition::<Vec<_>, _>(Instance::is_live);
+            here.instances = over;
+            let deployment = &mut self.view.deployments[to];
+            let id = deployment.id;
+            // Both have the same definition, and so the same regions.
+            let Some(there) = deployment.regions.iter_mut().find(|it| it.region == name) else {
+                self.view.deployments[from].regions[region].instances.extend(live);
+                continue;
+            };
+            let writes = live.iter().map(|instance| Write::HandOver {
+                instance: instance.id,
+                status: instance.status,
+                deployment: id,
+                regional: there.id,
+            });
+            self.plan.writes.extend(writes);
+            there.instances.extend(live);
+        }
+    }
+
     /// Makes a deployment the one that serves, or none.
     pub(crate) fn activate(&mut self, index: Option<usize>, reason: Reason) {
         let deployment = index.map(|index| self.view.deployments[index].id);

@@ -13,6 +13,7 @@
 //! | `lifecycle` | which deployments go on and which go down: delete, pause, cancel, superseded, replaced |
 //! | `canary` | whether a canary may go on |
 //! | `handover` | how many instances the old and the new deployment have while one takes over from the other |
+//! | `in_place` | which changes take effect in the instances that run, and how |
 //! | `rollout` | how a new deployment gets from accepted to serving, and when it has failed |
 //! | `sleep` | when to sleep and when to wake |
 //! | `scale` | how many replicas, with `restart` deciding when a failed one is tried again |
@@ -31,6 +32,7 @@ mod canary;
 mod checkpoint;
 mod draft;
 mod handover;
+mod in_place;
 mod lifecycle;
 mod observe;
 mod orders;
@@ -47,6 +49,7 @@ mod status;
 mod view;
 
 pub use app::{AppPlan, AppView, plan_app};
+pub use in_place::only_policy_differs;
 pub use plan::{InstanceWrite, Order, Plan, Write};
 pub use policy::Policy;
 pub use reason::Reason;
@@ -69,6 +72,7 @@ pub fn plan(view: &ServiceView, policy: &Policy, now: Timestamp) -> Plan {
     observe::apply(&mut draft);
     lifecycle::expire(&mut draft);
     lifecycle::send_down(&mut draft);
+    in_place::apply(&mut draft);
     rollout::advance(&mut draft);
     // A promotion in this very plan replaces the deployment that served before.
     lifecycle::send_down(&mut draft);

@@ -83,6 +83,17 @@ pub enum Write {
     },
     /// An instance's status, or its address alone when the status stays.
     Instance(InstanceWrite),
+    /// A running instance becomes one of another deployment.
+    HandOver {
+        /// Which instance.
+        instance: InstanceId,
+        /// Its status, which stays.
+        status: InstanceStatus,
+        /// To which deployment.
+        deployment: DeploymentId,
+        /// To which regional deployment.
+        regional: RegionalDeploymentId,
+    },
 }
 
 /// What changes of an instance.
@@ -147,6 +158,14 @@ pub enum Order {
     Thaw {
         /// Which.
         instance: InstanceId,
+    },
+    /// Have an instance go on as one of this deployment, which differs from its own in what may be reached outside and
+    /// in nothing else.
+    Continue {
+        /// Which instance.
+        instance: InstanceId,
+        /// As one of which deployment.
+        deployment: DeploymentId,
     },
     /// Forget an instance that is over.
     Forget {

@@ -18,6 +18,10 @@ pub enum Reason {
     },
     /// The image is there.
     ImageReady,
+    /// The network policy is being changed in the instances that run.
+    PolicyOnItsWay,
+    /// The network policy holds in the instances that run.
+    PolicyApplied,
     /// The replica has no instance yet.
     ReplicaWanted {
         /// Which replica.
@@ -224,6 +228,13 @@ impl fmt::Display for Reason {
             ),
             Self::Seen(what) => write!(f, "{what}"),
             Self::Ended(cause) => write!(f, "{cause}"),
+            Self::PolicyOnItsWay => {
+                write!(f, "the network policy is being changed in the instances that run")
+            }
+            Self::PolicyApplied => write!(
+                f,
+                "only the network policy differs: it holds in the instances that run, and they go on"
+            ),
             Self::Lost => write!(
                 f,
                 "the instance is gone from its machine; a new one takes its place"

@@ -14,7 +14,7 @@ use tram_types::{
 use crate::{
     canary,
     draft::Draft,
-    handover,
+    handover, in_place,
     plan::Order,
     policy::Policy,
     reason::Reason,
@@ -24,7 +24,11 @@ use crate::{
 
 /// Takes every deployment that starts up as far as it can go now.
 pub(crate) fn advance(draft: &mut Draft<'_>) {
+    let heir = in_place::heir(&draft.view);
     for index in 0..draft.view.deployments.len() {
+        if heir.is_some_and(|heir| heir.new == index) {
+            continue;
+        }
         if draft.view.deployments[index].status == D::Pending {
             draft.set_deployment(index, D::Provisioning, Vec::new(), &Reason::Accepted);
         }

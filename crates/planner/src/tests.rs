@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod handover;
+mod in_place;
 mod light;
 mod load;
 mod properties;

@@ -96,6 +96,9 @@ pub struct Deployment {
     pub source: Source,
     /// How it takes over from the one before.
     pub takeover: Takeover,
+    /// The deployments before it whose running instances can go on as its own: nothing differs but what they may reach
+    /// outside (see [`crate::only_policy_differs`]).
+    pub continues: BTreeSet<DeploymentId>,
     /// One a region.
     pub regions: Vec<Region>,
 }

@@ -86,6 +86,8 @@ pub struct Metrics {
     scaled_ready: Gauge,
     scalings: Family<ReasonLabel, Counter>,
     prewakes: Family<WakeLabel, Counter>,
+    refused_packets: Counter,
+    refused_names: Counter,
 }
 
 impl Metrics {
@@ -157,6 +159,18 @@ impl Metrics {
                 reason: cause.as_str(),
             }));
         }
+        let refused_packets = Counter::default();
+        registry.register(
+            "network_refused_packets",
+            "Packets of instances that were refused on the way out",
+            refused_packets.clone(),
+        );
+        let refused_names = Counter::default();
+        registry.register(
+            "network_refused_names",
+            "Names that a network policy does not list and that were not looked up",
+            refused_names.clone(),
+        );
         let prewakes = Family::<WakeLabel, Counter>::default();
         for outcome in PREWAKE_OUTCOMES {
             drop(prewakes.get_or_create(&WakeLabel { outcome }));
@@ -187,6 +201,8 @@ impl Metrics {
             scaled_ready,
             scalings,
             prewakes,
+            refused_packets,
+            refused_names,
         }
     }
 
@@ -275,6 +291,13 @@ impl Metrics {
             let counter = self.scalings.get_or_create(&ReasonLabel {
                 reason: cause.as_str(),
             });
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
+    }
+
+    /// What instances were refused on their way out so far.
+    pub fn set_refused(&self, packets: u64, names: u64) {
+        for (counter, count) in [(&self.refused_packets, packets), (&self.refused_names, names)] {
             counter.inc_by(count.saturating_sub(counter.get()));
         }
     }

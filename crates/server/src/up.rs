@@ -396,6 +396,8 @@ impl Running {
             tick.tick().await;
             self.metrics.set_backlog(self.controller.backlog());
             self.metrics.set_scaling(&self.controller.scaling().totals());
+            let refused = self.site.refused();
+            self.metrics.set_refused(refused.packets, refused.names);
             for helper in [self.edge.helper(), self.supervisor.helper()] {
                 helper_logs::bound(&helper.log).await;
             }

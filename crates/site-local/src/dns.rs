@@ -198,6 +198,10 @@ impl Shared {
                 let Some(answer) = self.forwarder.ask(question, transport).await else {
                     return answer::server_failure(question);
                 };
+                if self.directory.outside(asker).as_ref() != Some(&names) {
+                    // Its policy changed meanwhile: it asks again, and is judged by the new one.
+                    return answer::server_failure(question);
+                }
                 if names != Names::All {
                     let found = outside::addresses(&answer);
                     if !found.is_empty() && !self.gate.let_reach(asker, &found).await {

@@ -153,6 +153,27 @@ impl Images {
             .map_err(|error| Error::unavailable("cannot let an image go", error))
     }
 
+    /// Gives a deployment the image that another one runs, so that no registry is asked for it.
+    pub(crate) fn inherit(&self, from: DeploymentId, to: DeploymentId) -> Result<(), Error> {
+        let mut states = self.lock();
+        if states.contains_key(&to) || self.records.pinned_image(to).is_some() {
+            return Ok(());
+        }
+        if let Some(pinned) = self.records.pinned_image(from) {
+            self.records.pin_image(to, &pinned).map_err(|error| {
+                Error::unavailable("cannot write down which image a deployment runs", error)
+            })?;
+        }
+        if let Some(State::Ready { image, .. }) = states.get(&from) {
+            let state = State::Ready {
+                image: image.clone(),
+                at: Instant::now(),
+            };
+            remember(&mut states, to, state);
+        }
+        Ok(())
+    }
+
     fn unpin(&self, deployment: DeploymentId) {
         if let Err(error) = self.records.unpin_image(deployment) {
             tracing::warn!(%deployment, %error, "cannot let an image go");

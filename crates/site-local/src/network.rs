@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use self::addresses::Addresses;
 pub use self::addresses::{InvalidNetwork, Ipv4Network};
 use self::firewall::{Firewall, Frame, Member};
+pub use self::refusals::Refused;
 use crate::config::NetworkConfig;
 
 /// A machine that cannot make namespaces is not asked more often than this.
@@ -303,6 +304,16 @@ impl Network {
         self.inner.firewall.admit(member).await
     }
 
+    /// Gives an instance another policy while it talks. `keeps_names`: what names of its list led to stays.
+    pub(crate) async fn replace(&self, member: Member, keeps_names: bool) -> Result<(), Error> {
+        let named = if keeps_names {
+            Vec::new()
+        } else {
+            self.inner.reach.forget(member.address)
+        };
+        self.inner.firewall.replace(member, named).await
+    }
+
     /// Takes a place back and removes everything of it. On an error the place stays taken, and the next start of
     /// the site removes what is left.
     pub(crate) async fn release(&self, slot: Slot, member: Member) -> Result<(), Error> {
@@ -316,6 +327,11 @@ impl Network {
     /// What instances were refused since the last look, by address.
     pub(crate) async fn refusals(&self) -> Result<Vec<(Ipv4Addr, String)>, Error> {
         self.inner.refusals.look(&self.inner.firewall).await
+    }
+
+    /// How often anything was refused.
+    pub(crate) fn refused(&self) -> Refused {
+        self.inner.refusals.all()
     }
 
     /// Ends the pool and removes what nobody uses; with nothing in use, the table and the address too.

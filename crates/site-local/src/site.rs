@@ -5,6 +5,7 @@
 //! of an instance up in `start`, and what the supervisor tells in `news`.
 
 mod adopt;
+mod carry_on;
 mod checkpoint;
 mod contract;
 mod entries;
@@ -232,6 +233,12 @@ impl LocalSite {
         let store = self.shared.store.clone();
         let pinned = tokio::task::spawn_blocking(move || store.pinned_images()).await??;
         Ok(pinned.into_keys().collect())
+    }
+
+    /// How often instances were refused something on their way out, since the site was opened.
+    #[must_use]
+    pub fn refused(&self) -> network::Refused {
+        self.shared.network.refused()
     }
 
     /// Waits until a pull fails because the disk is full. One that failed since the last call counts.

@@ -22,7 +22,7 @@ use tram_types::{DeploymentId, Generation, InstanceId, InstanceSnapshotId};
 pub use observed::{EndCause, InstancePhase, Observation, ObservedImage, ObservedInstance, Usage};
 pub use sessions::{Session, Sessions};
 pub use sites::Sites;
-pub use spec::{ImageSpec, InstanceSpec, RegistryCredentials};
+pub use spec::{Continuation, ImageSpec, InstanceSpec, RegistryCredentials};
 pub use streams::{ExecRequest, ExecSession, LogCursor, LogEntry, LogPage, LogQuery, LogStream};
 pub use volumes::{MountSpec, ObservedVolume, VolumeSpec, Volumes};
 
@@ -160,6 +160,25 @@ pub trait Site: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`Error::NoSuchInstance`], [`Error::Unavailable`].
     async fn thaw(&self, instance: InstanceId, generation: Generation) -> Result<(), Error>;
+
+    /// Has an instance that runs or sleeps go on as one of another deployment, without interrupting it: from then on, and
+    /// through every restart, it may reach what that one may. Connections that it may not have any more are cut. Its image
+    /// is the new deployment's, too: nothing is looked up for it. [`ObservedInstance::deployment`] tells when it holds.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchInstance`], [`Error::OldGeneration`], [`Error::Refused`] when it can never be,
+    /// [`Error::Unavailable`]; then what held before may hold still.
+    async fn continue_as(
+        &self,
+        instance: InstanceId,
+        continuation: &Continuation,
+        generation: Generation,
+    ) -> Result<(), Error> {
+        let _ = (instance, continuation, generation);
+        Err(Error::Refused {
+            message: "this region cannot change the network policy of what runs".to_owned(),
+        })
+    }
 
     /// Keeps the disk of a running instance as it is now, durably, for instances to start from. Returns when that is
     /// done; the instance's writes may wait meanwhile. A snapshot that is there already is left as it is.

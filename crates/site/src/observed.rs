@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
-use tram_types::{Generation, InstanceId, Timestamp};
+use tram_types::{DeploymentId, Generation, InstanceId, Timestamp};
 
 /// Everything a site sees at one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -25,6 +25,9 @@ pub struct ObservedInstance {
     pub address: Option<IpAddr>,
     /// When the process started.
     pub started_at: Option<Timestamp>,
+    /// As one of which deployment it runs: its policy holds. `None`: the site cannot change that while it runs.
+    #[serde(default)]
+    pub deployment: Option<DeploymentId>,
     /// Why it cannot be checkpointed as it is now, in the site's words; known once that was tried, and until it runs
     /// again.
     pub uncheckpointable: Option<String>,

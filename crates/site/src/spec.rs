@@ -115,6 +115,18 @@ pub struct InstanceSpec {
     pub executor: Option<ExecutorSpec>,
 }
 
+/// As one of which deployment an instance goes on: one that differs from its own in what may be reached outside, and in
+/// nothing else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Continuation {
+    /// Which deployment.
+    pub deployment_id: DeploymentId,
+    /// Which of its regional deployments.
+    pub regional_deployment_id: RegionalDeploymentId,
+    /// What it may reach outside, as in [`InstanceSpec::egress_allow`].
+    pub egress_allow: Option<Vec<String>>,
+}
+
 /// The executor of a sandbox (crates/executor). The site has it ready, lays it into the instance read-only outside
 /// the image's paths, and starts it with these settings; the sandbox's own program, where the definition names one,
 /// follows after `--`. Its secret is in the instance's environment. A site of machines that are not ours does the same

@@ -460,6 +460,10 @@ edits! {
     }
     /// What the controller ordered and confirmed of an instance.
     pub struct InstanceSet {
+        /// The deployment it is one of from now on.
+        pub deployment_id: DeploymentId,
+        /// The regional deployment it is one of from now on.
+        pub regional_deployment_id: RegionalDeploymentId,
         /// New status.
         pub status: InstanceStatus,
         /// New messages.

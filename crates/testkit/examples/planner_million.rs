@@ -66,6 +66,7 @@ fn serving(mut view: ServiceView, now: Timestamp, rng: &mut Rng) -> ServiceView 
                     },
                     address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
                     started_at: Some(now),
+                    deployment: None,
                     uncheckpointable: None,
                 }),
             });

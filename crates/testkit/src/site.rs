@@ -17,9 +17,9 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::{broadcast, mpsc};
 use tram_site::{
-    Capabilities, Changed, EndCause, Error, ExecRequest, ExecSession, ImageSpec, InstancePhase, InstanceSpec,
-    LogCursor, LogEntry, LogPage, LogQuery, LogStream, Observation, ObservedImage, ObservedInstance, Site,
-    Usage,
+    Capabilities, Changed, Continuation, EndCause, Error, ExecRequest, ExecSession, ImageSpec, InstancePhase,
+    InstanceSpec, LogCursor, LogEntry, LogPage, LogQuery, LogStream, Observation, ObservedImage,
+    ObservedInstance, Site, Usage,
     streams::{EXEC_CHANNEL_FRAMES, ExecInput, ExecOutput},
 };
 use tram_types::{Clock, DeploymentId, Generation, InstanceId, SnapshotId, VolumeId};
@@ -202,6 +202,13 @@ impl FakeSite {
     #[must_use]
     pub fn calls(&self) -> Calls {
         self.lock().calls
+    }
+
+    /// What an instance may reach outside now, as its site was told last; `None`: everything, or there is no such
+    /// instance.
+    #[must_use]
+    pub fn egress_of(&self, instance: InstanceId) -> Option<Vec<String>> {
+        self.lock().instances.get(&instance)?.spec.egress_allow.clone()
     }
 
     /// Ids of instances that have not ended.
@@ -555,6 +562,24 @@ impl Site for FakeSite {
             state.silent
         };
         self.announce(silent, Changed::Instance(instance));
+        Ok(())
+    }
+
+    async fn continue_as(
+        &self,
+        instance: InstanceId,
+        continuation: &Continuation,
+        generation: Generation,
+    ) -> Result<(), Error> {
+        let mut state = self.reachable()?;
+        state.guard(instance, generation)?;
+        let known = state.instances.get_mut(&instance);
+        let known = known.filter(|it| !it.phase.is_ended());
+        let known = known.ok_or(Error::NoSuchInstance(instance))?;
+        known.spec.deployment_id = continuation.deployment_id;
+        known.spec.regional_deployment_id = continuation.regional_deployment_id;
+        known.spec.egress_allow.clone_from(&continuation.egress_allow);
+        state.pinned.insert(continuation.deployment_id);
         Ok(())
     }
 

@@ -96,6 +96,17 @@ impl<'a> Batch<'a> {
                 }
             }
             Write::Instance(write) => self.set_instance(write),
+            Write::HandOver {
+                instance,
+                status,
+                deployment,
+                regional,
+            } => {
+                let place = self.instance_place(*instance, *status);
+                let set = &mut self.instances[place].2;
+                set.deployment_id = Some(*deployment);
+                set.regional_deployment_id = Some(*regional);
+            }
         }
     }
 
@@ -213,15 +224,7 @@ impl<'a> Batch<'a> {
     fn set_instance(&mut self, write: &InstanceWrite) {
         let now = Some(Some(self.now));
         let row = self.seen.state.instances.iter().find(|row| row.id == write.id);
-        let place = self
-            .instances
-            .iter()
-            .position(|(known, ..)| *known == write.id)
-            .unwrap_or_else(|| {
-                self.instances
-                    .push((write.id, write.from, InstanceSet::default()));
-                self.instances.len() - 1
-            });
+        let place = self.instance_place(write.id, write.from);
         let set = &mut self.instances[place].2;
         if write.forgotten {
             set.forgotten = Some(true);
@@ -258,6 +261,15 @@ impl<'a> Batch<'a> {
             write.to.as_str(),
             &write.reason,
         );
+    }
+
+    /// Where the changes of an instance are gathered. `from` is what it was seen as, unless it was changed before.
+    fn instance_place(&mut self, id: InstanceId, from: InstanceStatus) -> usize {
+        let known = self.instances.iter().position(|(known, ..)| *known == id);
+        known.unwrap_or_else(|| {
+            self.instances.push((id, from, InstanceSet::default()));
+            self.instances.len() - 1
+        })
     }
 
     fn new_instance(

@@ -220,6 +220,9 @@ impl Reconciler {
                     .map_err(Error::site("stop an instance"))?;
                 Ok(None)
             }
+            Order::Continue { instance, deployment } => {
+                self.continue_as(seen, *instance, *deployment, written).await
+            }
             Order::Forget { instance } => {
                 let Some((row, site)) = self.row(seen, *instance) else {
                     return Ok(None);

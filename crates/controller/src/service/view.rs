@@ -1,12 +1,14 @@
 //! From what the store holds and the sites say to the planner's view.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
     time::Duration,
 };
 
-use tram_planner::{Deployment, Drain, Instance, Intent, Observed, Region, ServiceView, SiteState};
+use tram_planner::{
+    Deployment, Drain, Instance, Intent, Observed, Region, ServiceView, SiteState, only_policy_differs,
+};
 use tram_site::{EndCause, InstancePhase, ObservedImage, ObservedInstance};
 use tram_store::{ServiceState, filter, record};
 use tram_types::{
@@ -77,10 +79,8 @@ impl Reconciler {
         let service = &state.service;
         let mut deployments = Vec::with_capacity(state.deployments.len());
         for deployment in &state.deployments {
-            let definition = &definitions[&deployment.id];
             let own = instances.remove(&deployment.id).unwrap_or_default();
-            let active = service.active_deployment_id.and_then(|id| definitions.get(&id));
-            deployments.push(self.deployment(&state, deployment, definition, active, &own, &unreachable));
+            deployments.push(self.deployment(&state, deployment, &definitions, &own, &unreachable));
         }
         self.ask_load(service.id, wanted, &definitions, &mut deployments);
         let seconds = |seconds: u32| (seconds > 0).then(|| Duration::from_secs(u64::from(seconds)));
@@ -208,6 +208,7 @@ impl Reconciler {
             },
             address: None,
             started_at: None,
+            deployment: Some(instance.deployment_id),
             uncheckpointable: None,
         })
     }
@@ -231,11 +232,13 @@ impl Reconciler {
         &self,
         state: &ServiceState,
         deployment: &record::Deployment,
-        definition: &DeploymentDefinition,
-        active: Option<&DeploymentDefinition>,
+        definitions: &BTreeMap<DeploymentId, DeploymentDefinition>,
         instances: &[(record::Instance, Observed)],
         unreachable: &[String],
     ) -> Deployment {
+        let definition = &definitions[&deployment.id];
+        let active = state.service.active_deployment_id;
+        let active = active.and_then(|id| definitions.get(&id));
         let limits = definition.effective_health_checks();
         let restart_limit = limits
             .iter()
@@ -284,6 +287,7 @@ impl Reconciler {
             healthy_at: deployment.succeeded_at,
             source: source(definition),
             takeover: takeover(definition, active),
+            continues: continues(state, definitions, deployment),
             regions: regions.collect(),
         }
     }
@@ -344,6 +348,24 @@ impl Reconciler {
         let images = &memory.services.get(&service)?.images;
         images.get(&(deployment, region.to_owned())).cloned()
     }
+}
+
+/// The deployments before this one whose running instances can go on as its own: the definition differs in what may be
+/// reached outside alone, and what its instances start from is the same.
+fn continues(
+    state: &ServiceState,
+    definitions: &BTreeMap<DeploymentId, DeploymentDefinition>,
+    this: &record::Deployment,
+) -> BTreeSet<DeploymentId> {
+    let new = &definitions[&this.id];
+    let before = state.deployments.iter().filter(|it| {
+        it.version < this.version
+            && it.instance_snapshot_id == this.instance_snapshot_id
+            && definitions
+                .get(&it.id)
+                .is_some_and(|old| only_policy_differs(old, new))
+    });
+    before.map(|it| it.id).collect()
 }
 
 /// The back-off is read off ended instances; a deployment whose replicas are all well has no use for them.

@@ -8,6 +8,7 @@ mod habits;
 mod handover;
 mod life;
 mod light;
+mod policy;
 mod rest;
 mod scale;
 mod traffic;

@@ -12,6 +12,7 @@ use crate::{Activity, Intent, Takeover};
 #[derive(Debug, Clone)]
 enum Event {
     Deploy(Program, u32, Takeover),
+    ChangePolicy,
     Cancel,
     Pause,
     Resume,
@@ -59,6 +60,7 @@ fn takeover() -> impl Strategy<Value = Takeover> {
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         3 => (program(), 0u32..3, takeover()).prop_map(|(p, m, t)| Event::Deploy(p, m, t)),
+        2 => Just(Event::ChangePolicy),
         1 => Just(Event::Cancel),
         1 => Just(Event::Pause),
         1 => Just(Event::Resume),
@@ -90,6 +92,11 @@ fn happen(world: &mut World, event: &Event) {
         Event::Deploy(program, min, takeover) => {
             if world.store.intent == Intent::Run {
                 world.deploy(*program, *min, *takeover);
+            }
+        }
+        Event::ChangePolicy => {
+            if world.store.intent == Intent::Run {
+                world.change_policy();
             }
         }
         Event::Cancel => {
@@ -231,6 +238,13 @@ fn at_rest(world: &World) -> Result<(), TestCaseError> {
                 region.manual.unwrap_or(region.scale.min).max(1)
             };
             prop_assert_eq!(world.running().len(), usize::try_from(wanted).unwrap());
+            prop_assert!(
+                world
+                    .policies()
+                    .values()
+                    .all(|runs_as| *runs_as == Some(serving.id)),
+                "something runs under another policy than it should"
+            );
             prop_assert!(
                 world.frozen().is_empty(),
                 "frozen and neither awake nor in light sleep"

@@ -131,6 +131,7 @@ impl World {
             healthy_at: None,
             source: Source::Image,
             takeover,
+            continues: BTreeSet::new(),
             regions: vec![Region {
                 id: regional,
                 region: "fra".to_owned(),
@@ -151,6 +152,27 @@ impl World {
             }],
         });
         id
+    }
+
+    /// Deploys anew what the newest deployment has, with another network policy.
+    pub(super) fn change_policy(&mut self) -> DeploymentId {
+        let newest = self.store.deployments.iter().max_by_key(|it| it.version);
+        let (region, takeover, of, mut continues) = newest
+            .map(|it| (it.regions[0].clone(), it.takeover, it.id, it.continues.clone()))
+            .unwrap();
+        continues.insert(of);
+        let id = self.deploy(self.programs[&of], region.scale.min, takeover);
+        let new = self.store.deployments.last_mut().unwrap();
+        new.continues = continues;
+        new.regions[0].scale = region.scale;
+        new.regions[0].manual = region.manual;
+        id
+    }
+
+    /// As one of which deployment the site runs each instance that is not over.
+    pub(super) fn policies(&self) -> BTreeMap<InstanceId, Option<DeploymentId>> {
+        let running = self.site.iter().filter(|(_, run)| !run.seen.phase.is_ended());
+        running.map(|(id, run)| (*id, run.seen.deployment)).collect()
     }
 
     /// What the instances of a deployment do from now on.
@@ -508,6 +530,28 @@ impl World {
                     observed: Observed::Unknown,
                 });
             }
+            Write::HandOver {
+                instance,
+                status,
+                deployment,
+                regional,
+            } => {
+                assert_eq!(self.find(*instance).status, *status);
+                let confirmed = self
+                    .site
+                    .get(instance)
+                    .is_some_and(|run| run.seen.deployment == Some(*deployment));
+                assert!(confirmed, "handed over before its policy holds");
+                let mut moved = None;
+                for region in self.store.deployments.iter_mut().flat_map(|it| &mut it.regions) {
+                    if let Some(place) = region.instances.iter().position(|it| it.id == *instance) {
+                        moved = Some(region.instances.remove(place));
+                    }
+                }
+                let mut regions = self.store.deployments.iter_mut().flat_map(|it| &mut it.regions);
+                let region = regions.find(|it| it.id == *regional).unwrap();
+                region.instances.extend(moved);
+            }
             Write::Instance(write) => {
                 let instance = self.find(write.id);
                 assert_eq!(instance.status, write.from);
@@ -577,6 +621,7 @@ impl World {
                     phase: InstancePhase::Preparing,
                     address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
                     started_at: Some(self.now),
+                    deployment: Some(deployment.id),
                     uncheckpointable: None,
                 };
                 self.find(*instance).trouble = None;
@@ -626,6 +671,11 @@ impl World {
                 }
             }
             Order::Thaw { instance } => self.thaw(*instance),
+            Order::Continue { instance, deployment } => {
+                if let Some(run) = self.site.get_mut(instance).filter(|it| !it.seen.phase.is_ended()) {
+                    run.seen.deployment = Some(*deployment);
+                }
+            }
             Order::Forget { instance } => {
                 assert!(self.site.get(instance).is_none_or(|it| it.seen.phase.is_ended()));
                 self.site.remove(instance);

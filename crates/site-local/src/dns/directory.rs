@@ -69,6 +69,14 @@ impl Directory {
         }
     }
 
+    /// Changes which names of the outside an instance may ask for.
+    pub(crate) fn set_outside(&self, address: Ipv4Addr, outside: Names) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = state.by_address.get_mut(&address) {
+            entry.outside = outside;
+        }
+    }
+
     /// Which names of the outside an instance may ask for; `None` for one that is not here.
     pub(crate) fn outside(&self, asker: Ipv4Addr) -> Option<Names> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);

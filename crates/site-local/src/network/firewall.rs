@@ -15,9 +15,13 @@
 //! machine  -> instance   everything
 //! ```
 //!
+//! A policy may change while its instance runs. So a connection that an instance with a list opens is marked with the
+//! policy it was let through under; when a packet of it shows another mark, it is looked at as a new one would be, and
+//! marked anew or cut.
+//!
 //! What is refused is counted by instance, and by where it went (see `refusals`).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::process::Stdio;
@@ -65,6 +69,8 @@ pub(crate) struct Member {
     pub(crate) mesh: Option<OrganizationId>,
     /// What it may reach outside. `None`: everything.
     pub(crate) egress: Option<Vec<Ipv4Network>>,
+    /// Tells its policy from others; means nothing where everything may be reached. Connections are marked with it.
+    pub(crate) policy: u32,
 }
 
 /// What names led to, by instance, and for how long that holds.
@@ -113,6 +119,8 @@ struct Job {
 #[derive(Debug, Clone)]
 enum Change {
     Admit(Member),
+    /// Another policy for one that was admitted, in one transaction; with what names had led to and no longer do.
+    Replace(Member, Vec<Ipv4Addr>),
     Revoke(Member, Vec<Ipv4Addr>),
     /// Lets an instance reach addresses for a time.
     Reach(Ipv4Addr, Vec<(Ipv4Addr, Duration)>),
@@ -126,14 +134,21 @@ impl Firewall {
         let named = kept_named(&frame.table, members).await;
         let mut script = frame_script(frame);
         for member in members {
-            script.push_str(&elements("add", &frame.table, member, &mut groups));
+            script.extend(
+                elements(&frame.table, member, &mut groups)
+                    .iter()
+                    .map(Element::add),
+            );
         }
         for (member, found) in &named {
             script.push_str(&reach(&frame.table, *member, found));
         }
         run(&script).await?;
         let (jobs, queue) = mpsc::channel(QUEUE);
-        let admitted = members.iter().map(|member| member.address).collect();
+        let admitted = members
+            .iter()
+            .map(|member| (member.address, member.clone()))
+            .collect();
         tokio::spawn(work(frame.table.clone(), groups, admitted, queue));
         let firewall = Self {
             table: frame.table.clone(),
@@ -145,6 +160,12 @@ impl Firewall {
     /// Lets an instance out of its shell. Returns when the kernel has it.
     pub(crate) async fn admit(&self, member: Member) -> Result<(), Error> {
         self.change(Change::Admit(member)).await
+    }
+
+    /// Gives an instance that was admitted another policy, at once and whole. Connections that it may not have any more
+    /// are cut with their next packet. `named` is what [`Firewall::reach`] gave and is taken back.
+    pub(crate) async fn replace(&self, member: Member, named: Vec<Ipv4Addr>) -> Result<(), Error> {
+        self.change(Change::Replace(member, named)).await
     }
 
     /// Lets an instance reach these addresses, each for so long from now.
@@ -185,31 +206,21 @@ impl Firewall {
     }
 }
 
-async fn work(
-    table: String,
-    mut groups: Groups,
-    mut admitted: HashSet<Ipv4Addr>,
-    mut queue: mpsc::Receiver<Job>,
-) {
+/// Members by their address: what the kernel was told last, whatever whoever revokes believes.
+type Admitted = HashMap<Ipv4Addr, Member>;
+
+async fn work(table: String, mut groups: Groups, mut admitted: Admitted, mut queue: mpsc::Receiver<Job>) {
     let mut jobs = Vec::with_capacity(BATCH);
     while queue.recv_many(&mut jobs, BATCH).await > 0 {
-        // What a name led to for an instance that ended meanwhile is nobody's: the next one with its address must not
-        // have it. Whoever waits is told by the dropped answer.
-        jobs.retain(|job| match &job.change {
-            Change::Admit(member) => {
-                admitted.insert(member.address);
-                true
-            }
-            Change::Revoke(member, _) => {
-                admitted.remove(&member.address);
-                true
-            }
-            Change::Reach(member, _) => admitted.contains(member),
+        let mut scripts = Vec::with_capacity(jobs.len());
+        // What a name led to, or a policy, for an instance that ended meanwhile is nobody's: the next one with its
+        // address must not have it. Whoever waits is told by the dropped answer.
+        jobs.retain(|job| {
+            let script = script(&table, &job.change, &mut groups, &mut admitted);
+            let concerns_somebody = script.is_some();
+            scripts.extend(script);
+            concerns_somebody
         });
-        let scripts: Vec<String> = jobs
-            .iter()
-            .map(|job| script(&table, &job.change, &mut groups))
-            .collect();
         match run(&scripts.concat()).await {
             Ok(()) => {
                 for job in jobs.drain(..) {
@@ -226,52 +237,99 @@ async fn work(
     }
 }
 
-fn script(table: &str, change: &Change, groups: &mut Groups) -> String {
-    match change {
-        Change::Admit(member) => elements("add", table, member, groups),
-        // `destroy` would do without the `add`, but is newer than the oldest nftables we meet. Adding an element
-        // that is there changes nothing; deleting one that is not there would fail the transaction.
-        Change::Revoke(member, named) => {
-            let named: String = named
-                .iter()
-                .map(|address| {
-                    let element = format!(
-                        "element inet {table} {NAMED_SET} {{ {} . {address} }}",
-                        member.address
-                    );
-                    format!("add {element}\ndelete {element}\n")
-                })
-                .collect();
-            elements("add", table, member, groups) + &elements("delete", table, member, groups) + &named
+/// What nftables is told for a change; `None` when it is about nobody (any more).
+fn script(table: &str, change: &Change, groups: &mut Groups, admitted: &mut Admitted) -> Option<String> {
+    Some(match change {
+        Change::Admit(member) => {
+            admitted.insert(member.address, member.clone());
+            elements(table, member, groups).iter().map(Element::add).collect()
         }
-        Change::Reach(member, found) => reach(table, *member, found),
+        Change::Replace(member, named) => {
+            let before = admitted.insert(member.address, member.clone());
+            let Some(before) = before else {
+                admitted.remove(&member.address);
+                return None;
+            };
+            let (old, new) = (elements(table, &before, groups), elements(table, member, groups));
+            let gone = old.iter().filter(|one| !new.contains(one)).map(Element::remove);
+            let come = new.iter().filter(|one| !old.contains(one)).map(Element::add);
+            gone.chain(come).collect::<String>() + &unnamed(table, member.address, named)
+        }
+        Change::Revoke(member, named) => {
+            // The same, unless its policy was replaced and that was not recorded.
+            let member = admitted.remove(&member.address).unwrap_or_else(|| member.clone());
+            let elements = elements(table, &member, groups);
+            elements.iter().map(Element::remove).collect::<String>() + &unnamed(table, member.address, named)
+        }
+        Change::Reach(member, found) => {
+            admitted.get(member)?;
+            reach(table, *member, found)
+        }
+    })
+}
+
+/// An element of one of the table's sets or maps.
+#[derive(Debug, PartialEq, Eq)]
+struct Element {
+    /// `inet TABLE SET`
+    set: String,
+    key: String,
+    /// Of a map.
+    value: Option<u32>,
+}
+
+impl Element {
+    fn add(&self) -> String {
+        let Self { set, key, value } = self;
+        match value {
+            Some(value) => format!("add element {set} {{ {key} : {value} }}\n"),
+            None => format!("add element {set} {{ {key} }}\n"),
+        }
+    }
+
+    /// `destroy` would do without the `add`, but is newer than the oldest nftables we meet. Adding an element that is
+    /// there changes nothing; deleting one that is not there would fail the transaction.
+    fn remove(&self) -> String {
+        let Self { set, key, .. } = self;
+        format!("{}delete element {set} {{ {key} }}\n", self.add())
     }
 }
 
-fn elements(verb: &str, table: &str, member: &Member, groups: &mut Groups) -> String {
+/// Everything that a member is in.
+fn elements(table: &str, member: &Member, groups: &mut Groups) -> Vec<Element> {
     let address = member.address;
-    let mut script = String::new();
-    let mut element = |set: &str, element: String| {
-        let _infallible = writeln!(script, "{verb} element inet {table} {set} {{ {element} }}");
+    let mut elements = Vec::new();
+    let mut element = |set: &str, key: String, value: Option<u32>| {
+        let set = format!("inet {table} {set}");
+        elements.push(Element { set, key, value });
     };
     if let Some(organization) = member.mesh {
         let group = groups.number(organization);
-        match verb {
-            "delete" => element("group_of", address.to_string()),
-            _ => element("group_of", format!("{address} : {group}")),
-        }
-        element("members", format!("{group} . {address}"));
+        element("group_of", address.to_string(), Some(group));
+        element("members", format!("{group} . {address}"), None);
     }
     match &member.egress {
-        None => element("outward", address.to_string()),
+        None => element("outward", address.to_string(), None),
         Some(allowed) => {
-            element("listed", address.to_string());
+            element("listed", address.to_string(), None);
+            element("policy_of", address.to_string(), Some(member.policy));
+            element("policies", format!("{} . {address}", member.policy), None);
             for network in outermost(allowed) {
-                element("outward_allowed", format!("{address} . {network}"));
+                element("outward_allowed", format!("{address} . {network}"), None);
             }
         }
     }
-    script
+    elements
+}
+
+/// Takes back what names led to.
+fn unnamed(table: &str, member: Ipv4Addr, named: &[Ipv4Addr]) -> String {
+    let element = |address: &Ipv4Addr| Element {
+        set: format!("inet {table} {NAMED_SET}"),
+        key: format!("{member} . {address}"),
+        value: None,
+    };
+    named.iter().map(|address| element(address).remove()).collect()
 }
 
 /// An element that is there keeps its time unless it is taken out first; kernels before 6.12 cannot change it.
@@ -390,6 +448,8 @@ table inet {table} {{
     set outward {{ type ipv4_addr; }}
     set outward_allowed {{ type ipv4_addr . ipv4_addr; flags interval; }}
     set listed {{ type ipv4_addr; }}
+    map policy_of {{ type ipv4_addr : mark; }}
+    set policies {{ type mark . ipv4_addr; }}
     set {NAMED_SET} {{ type ipv4_addr . ipv4_addr; size {NAMED_MAX}; flags timeout; }}
     set {REFUSALS_SET} {{ type ipv4_addr; size {REFUSALS_MAX}; flags dynamic,timeout; }}
     set {REFUSED_SET} {{ type ipv4_addr . ipv4_addr . inet_proto . inet_service; size {REFUSED_MAX}; flags dynamic,timeout; }}
@@ -412,13 +472,20 @@ table inet {table} {{
     }}
     chain forward {{
         type filter hook forward priority filter - 5; policy accept;
+        iifname {ours} ct state established,related ct direction original ip saddr @listed ct mark . ip saddr != @policies goto look_again
         ct state established,related accept
         iifname {ours} jump from_instance
         oifname {ours} drop
 {closed}    }}
+    chain look_again {{
+        ip saddr . ip daddr != @outward_allowed ip saddr . ip daddr != @{NAMED_SET} goto cut
+        ct mark set ip saddr map @policy_of
+        accept
+    }}
     chain from_instance {{
         ct state invalid drop
         ip saddr != @outward ip saddr . ip daddr != @outward_allowed ip saddr . ip daddr != @{NAMED_SET} goto refuse
+        ip saddr @listed ct mark set ip saddr map @policy_of
         oifname {ours} goto between
 {denied}        accept
     }}
@@ -427,9 +494,17 @@ table inet {table} {{
         goto refuse
     }}
     chain refuse {{
+        jump count
+        reject with icmpx admin-prohibited
+    }}
+    chain cut {{
+        jump count
+        meta l4proto tcp reject with tcp reset
+        reject with icmpx admin-prohibited
+    }}
+    chain count {{
         update @{REFUSALS_SET} {{ ip saddr timeout {REFUSALS_SECS}s counter }}
         meta l4proto {{ tcp, udp }} update @{REFUSED_SET} {{ ip saddr . ip daddr . meta l4proto . th dport timeout {REFUSED_SECS}s counter }}
-        reject with icmpx admin-prohibited
     }}
     chain outgoing {{
         type nat hook postrouting priority srcnat; policy accept;
@@ -490,221 +565,4 @@ async fn nft(arguments: &[&str], input: &str) -> Result<Vec<u8>, Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn member(mesh: bool, egress: Option<&[&str]>) -> Member {
-        Member {
-            address: Ipv4Addr::new(10, 1, 0, 2),
-            mesh: mesh.then(|| OrganizationId::from_uuid(uuid::Uuid::nil())),
-            egress: egress.map(|list| list.iter().map(|text| text.parse().unwrap()).collect()),
-        }
-    }
-
-    #[test]
-    fn a_member_is_admitted_by_elements_alone() {
-        let mut groups = Groups::default();
-        assert_eq!(
-            elements("add", "t", &member(true, None), &mut groups),
-            "add element inet t group_of { 10.1.0.2 : 1 }\n\
-             add element inet t members { 1 . 10.1.0.2 }\n\
-             add element inet t outward { 10.1.0.2 }\n"
-        );
-        assert_eq!(
-            elements("add", "t", &member(false, Some(&[])), &mut groups),
-            "add element inet t listed { 10.1.0.2 }\n"
-        );
-    }
-
-    #[test]
-    fn blocks_inside_others_are_left_out() {
-        let listed = member(
-            false,
-            Some(&["10.1.0.0/16", "10.0.0.0/8", "10.0.0.0/8", "192.0.2.1"]),
-        )
-        .egress
-        .unwrap();
-        let kept: Vec<String> = outermost(&listed).iter().map(ToString::to_string).collect();
-        assert_eq!(kept, ["10.0.0.0/8", "192.0.2.1/32"]);
-    }
-
-    #[tokio::test]
-    async fn the_kernel_takes_the_table_and_its_changes() {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: needs root");
-            return;
-        }
-        let table = format!("tram_test_{}", uuid::Uuid::new_v4().simple());
-        let frame = Frame {
-            table: table.clone(),
-            interface_prefix: "trtest-".to_owned(),
-            network: "10.77.0.0/24".parse().unwrap(),
-            denied: vec!["192.168.0.0/16".parse().unwrap()],
-            uplinks: vec!["eth9".to_owned()],
-        };
-        let open = member(true, None);
-        let (firewall, _) = Firewall::install(&frame, std::slice::from_ref(&open))
-            .await
-            .unwrap();
-        let mut shut = member(true, Some(&["10.0.0.0/8", "10.3.0.0/16"]));
-        shut.address = Ipv4Addr::new(10, 77, 0, 3);
-        firewall.admit(shut.clone()).await.unwrap();
-        let listed = printed(&table).await;
-        assert!(listed.contains("10.77.0.3 . 10.0.0.0/8"), "{listed}");
-        // What a name led to is let through for a time, and outlives this process and its table.
-        let server: Ipv4Addr = "192.0.2.7".parse().unwrap();
-        for secs in [100, 3000] {
-            let found = vec![(server, Duration::from_secs(secs))];
-            firewall.reach(shut.address, found).await.unwrap();
-        }
-        let stranger = Ipv4Addr::new(10, 77, 0, 9);
-        let found = vec![(server, Duration::from_secs(100))];
-        assert!(
-            firewall.reach(stranger, found).await.is_err(),
-            "it was not admitted"
-        );
-        let (firewall, named) = Firewall::install(&frame, &[open.clone(), shut.clone()])
-            .await
-            .unwrap();
-        let [(kept, left)] = named[&shut.address][..] else {
-            panic!("{named:?}");
-        };
-        assert!(kept == server && left > Duration::from_secs(2900), "{named:?}");
-        assert_eq!(firewall.list(NAMED_SET).await.unwrap().len(), 1);
-        // Twice, as after a crash between the kernel and the record.
-        for _ in 0..2 {
-            firewall.revoke(shut.clone(), vec![server]).await.unwrap();
-            firewall.revoke(open.clone(), Vec::new()).await.unwrap();
-        }
-        assert!(
-            !printed(&table).await.contains("elements"),
-            "{}",
-            printed(&table).await
-        );
-        firewall.remove().await.unwrap();
-        firewall.remove().await.unwrap();
-        assert_eq!(printed(&table).await, "");
-    }
-
-    /// A machine with an uplink and another network, in namespaces of its own. Removed with the value.
-    struct Router(String);
-
-    impl Router {
-        /// `None`, with the reason printed, where it cannot be.
-        fn new() -> Option<Self> {
-            for tool in ["nft", "busybox", "ip"] {
-                if !std::env::split_paths(&std::env::var_os("PATH")?).any(|path| path.join(tool).exists()) {
-                    println!("skipped: {tool} is not installed");
-                    return None;
-                }
-            }
-            let name = format!("tramrouter{}", std::process::id());
-            let router = Self(name.clone());
-            let line = format!(
-                "set -e; for n in {name} {name}up {name}in; do ip netns add $n; done; n=0; \
-                 for side in up in; do n=$((n + 1)); link=to$side; \
-                 ip -n {name} link add $link type veth peer name eth0 netns {name}$side; \
-                 ip -n {name} addr add 10.78.$n.1/24 dev $link; ip -n {name} link set $link up; \
-                 ip netns exec {name} sysctl -q -w net.ipv4.conf.$link.forwarding=1; \
-                 ip -n {name}$side addr add 10.78.$n.2/24 dev eth0; ip -n {name}$side link set eth0 up; \
-                 ip -n {name}$side route add default via 10.78.$n.1; done"
-            );
-            let (made, said) = router.shell(&line, "");
-            assert!(made, "{said}");
-            Some(router)
-        }
-
-        fn shell(&self, line: &str, input: &str) -> (bool, String) {
-            let mut child = std::process::Command::new("sh")
-                .args(["-c", line])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::null())
-                .stderr(Stdio::piped())
-                .spawn()
-                .unwrap();
-            std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).unwrap();
-            let output = child.wait_with_output().unwrap();
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            (output.status.success(), said)
-        }
-
-        fn reaches(&self, from: &str, address: &str) -> bool {
-            let Self(name) = self;
-            let ping = format!("ip netns exec {name}{from} busybox ping -c 1 -W 1 {address}");
-            self.shell(&ping, "").0
-        }
-    }
-
-    impl Drop for Router {
-        fn drop(&mut self) {
-            let Self(name) = self;
-            let line = format!("for n in {name} {name}up {name}in; do ip netns delete $n; done");
-            let _gone = self.shell(&line, "");
-        }
-    }
-
-    #[test]
-    fn a_machine_does_not_become_a_router_for_its_uplink() {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: needs root");
-            return;
-        }
-        let Some(router) = Router::new() else { return };
-        assert!(router.reaches("up", "10.78.2.2"), "it forwards");
-        let mut frame = Frame {
-            table: "tram_test".to_owned(),
-            interface_prefix: "trtest-".to_owned(),
-            network: "10.77.0.0/24".parse().unwrap(),
-            denied: Vec::new(),
-            uplinks: vec!["toup".to_owned()],
-        };
-        let install = |script: &str| {
-            let nft = format!("ip netns exec {} nft -f -", router.0);
-            let (done, said) = router.shell(&nft, script);
-            assert!(done, "{said}");
-        };
-        install(&frame_script(&frame));
-        assert!(!router.reaches("up", "10.78.2.2"), "only because we asked");
-        assert!(router.reaches("in", "10.78.1.2"), "answers come in");
-        install(
-            "table inet other {\n chain published {\n type nat hook prerouting priority dstnat;\n \
-             ip daddr 10.78.9.9 dnat ip to 10.78.2.2\n }\n }\n",
-        );
-        assert!(router.reaches("up", "10.78.9.9"), "somebody let it in on purpose");
-        // It forwarded before us: other programs' affair.
-        frame.uplinks.clear();
-        install(&frame_script(&frame));
-        assert!(router.reaches("up", "10.78.2.2"));
-    }
-
-    #[test]
-    fn metadata_is_refused_wherever_a_cloud_has_it() {
-        let script = frame_script(&Frame {
-            table: "t".to_owned(),
-            interface_prefix: "tr-".to_owned(),
-            network: "10.77.0.0/24".parse().unwrap(),
-            denied: Vec::new(),
-            uplinks: Vec::new(),
-        });
-        for address in [
-            "169.254.0.0/16",
-            "168.63.129.16",
-            "100.100.100.200",
-            "192.0.0.192",
-        ] {
-            assert!(
-                script.contains(&format!("ip daddr {address} goto refuse")),
-                "{address}: {script}"
-            );
-        }
-    }
-
-    async fn printed(table: &str) -> String {
-        let output = tokio::process::Command::new("nft")
-            .args(["list", "table", "inet", table])
-            .output()
-            .await
-            .unwrap();
-        String::from_utf8(output.stdout).unwrap()
-    }
-}
+mod tests;

@@ -25,6 +25,15 @@ const NAMES_MAX: usize = 32;
 /// Where packets went: address, protocol, port.
 type Flow = (Ipv4Addr, String, u16);
 
+/// How often instances were refused something on their way out, since the site was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// Packets that the firewall sent back.
+    pub packets: u64,
+    /// Names that the name server did not look up.
+    pub names: u64,
+}
+
 /// What was read last, and what the name server told since.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
@@ -33,6 +42,8 @@ pub(super) struct Refusals {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Since the site was opened.
+    all: Refused,
     /// Names refused since the last look, by instance, and how often.
     names: HashMap<Ipv4Addr, BTreeMap<String, u64>>,
     /// The counters as they were at the last look.
@@ -49,10 +60,16 @@ impl Refusals {
     /// A name was refused.
     pub(super) fn name(&self, instance: Ipv4Addr, name: &str) {
         let mut state = self.lock();
+        state.all.names += 1;
         let names = state.names.entry(instance).or_default();
         if names.len() < NAMES_MAX || names.contains_key(name) {
             *names.entry(name.to_owned()).or_default() += 1;
         }
+    }
+
+    /// How often since the site was opened; packets as of the last look.
+    pub(super) fn all(&self) -> Refused {
+        self.lock().all
     }
 
     /// What is new since the last look: at most two lines for each instance.
@@ -87,6 +104,7 @@ impl State {
             if before == 0 {
                 continue;
             }
+            self.all.packets += before;
             let places = flows
                 .iter()
                 .filter(|((source, _), _)| source == instance)
@@ -204,6 +222,7 @@ mod tests {
         );
         let more = state.news(total(4), read_flows(&[flow(80, 3)]));
         assert_eq!(more[0].1, "1 packet was refused on the way out: TCP 192.0.2.1:80");
+        assert_eq!(state.all.packets, 4);
         // Begun anew, and something that has no ports.
         assert_eq!(
             state.news(total(1), HashMap::new())[0].1,
@@ -234,5 +253,12 @@ mod tests {
             "{lines:?}"
         );
         assert!(refusals.lock().news(HashMap::new(), HashMap::new()).is_empty());
+        assert_eq!(
+            refusals.all(),
+            Refused {
+                packets: 0,
+                names: 200
+            }
+        );
     }
 }

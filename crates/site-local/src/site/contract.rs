@@ -10,8 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::broadcast;
 use tram_site::{
-    Capabilities, Changed, Error, ExecRequest, ExecSession, ImageSpec, InstanceSpec, LogPage, LogQuery,
-    Observation, ObservedImage, ObservedInstance, Site, Usage,
+    Capabilities, Changed, Continuation, Error, ExecRequest, ExecSession, ImageSpec, InstanceSpec, LogPage,
+    LogQuery, Observation, ObservedImage, ObservedInstance, Site, Usage,
 };
 use tram_types::{DeploymentId, Generation, InstanceId, InstanceSnapshotId};
 
@@ -206,6 +206,16 @@ impl Site for LocalSite {
         self.shared.call(instance, |client, id| client.thaw(id)).await?;
         self.shared.frozen(instance, false);
         Ok(())
+    }
+
+    async fn continue_as(
+        &self,
+        instance: InstanceId,
+        continuation: &Continuation,
+        generation: Generation,
+    ) -> Result<(), Error> {
+        self.shared.guard_running(instance, generation)?;
+        self.shared.continue_as(instance, continuation).await
     }
 
     async fn take_snapshot(&self, instance: InstanceId, snapshot: InstanceSnapshotId) -> Result<(), Error> {

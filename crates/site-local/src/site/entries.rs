@@ -150,6 +150,7 @@ impl Entry {
                 Live::Up(up) => Some(up.started_at),
                 Live::Preparing | Live::Over => None,
             },
+            deployment: Some(self.record.spec.deployment_id),
             uncheckpointable: match &self.live {
                 Live::Up(Up {
                     asleep: Asleep::Stuck(why),
@@ -172,6 +173,7 @@ pub(crate) fn member(spec: &InstanceSpec, address: Ipv4Addr) -> Result<Member, E
         address,
         mesh: spec.mesh.then_some(spec.organization_id),
         egress: policy(spec)?.map(|policy| policy.networks),
+        policy: spec.egress_allow.as_deref().map_or(0, policy_mark),
     })
 }
 
@@ -191,6 +193,30 @@ pub(crate) fn names(spec: &InstanceSpec, gateway: Ipv4Addr) -> Result<dns::Entry
         healthy: false,
         outside,
     })
+}
+
+/// Tells one list from another: the same in every process, so that a restart cuts nothing (FNV-1a).
+fn policy_mark(list: &[String]) -> u32 {
+    let bytes = list.iter().flat_map(|entry| entry.bytes().chain([0]));
+    bytes
+        .fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+        })
+        // What no policy marked has none.
+        .max(1)
+}
+
+/// Whether every name of the first list is in the second: what the names led to can stay then.
+pub(crate) fn keeps_names(before: &InstanceSpec, after: &InstanceSpec) -> bool {
+    let Some(after) = &after.egress_allow else {
+        return false;
+    };
+    let mut names = before
+        .egress_allow
+        .iter()
+        .flatten()
+        .filter(|text| matches!(Destination::parse(text), Some(Destination::Name(_))));
+    names.all(|name| after.contains(name))
 }
 
 struct Policy {

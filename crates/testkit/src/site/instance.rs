@@ -139,6 +139,7 @@ impl FakeInstance {
             phase: self.phase.clone(),
             address: Some(self.address),
             started_at: Some(self.started_at),
+            deployment: Some(self.spec.deployment_id),
             uncheckpointable: self.uncheckpointable.clone(),
         }
     }

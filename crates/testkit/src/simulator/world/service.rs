@@ -274,6 +274,7 @@ impl<'t> Service<'t> {
             phase: InstancePhase::Preparing,
             address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
             started_at: Some(now),
+            deployment: None,
             uncheckpointable: None,
         };
         self.runs.insert(id, Run { seen, in_flight: 0 });
@@ -516,6 +517,7 @@ pub fn asleep(start: Timestamp, deep_sleep: Duration, rng: &mut Rng) -> ServiceV
             healthy_at: Some(start),
             source: Source::Image,
             takeover: Takeover::Rolling,
+            continues: BTreeSet::new(),
             regions: vec![region],
         }],
         activity: Activity::QUIET,
