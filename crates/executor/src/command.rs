@@ -15,6 +15,7 @@ use crate::processes::Processes;
 use crate::relay::Binding;
 use crate::server::{State, serve};
 use crate::settings::Settings;
+use crate::streaming::Transfers;
 
 /// Between the stop signal and the end by force.
 const GRACE: Duration = Duration::from_secs(5);
@@ -48,6 +49,7 @@ pub(crate) async fn run(settings: Settings) -> Result<u8, String> {
         children: children.clone(),
         processes: Processes::default(),
         binding,
+        transfers: Transfers::default(),
     });
     tokio::spawn(serve(listener, state));
 

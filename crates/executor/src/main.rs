@@ -8,7 +8,7 @@
 //! `tram-executor file …` is a command of its own: it moves one file through its standard streams (`transfer`).
 //!
 //! The files in the order of a request: `server`, `auth`, `request`, then one for each resource (`run`, `processes`,
-//! `files`, `relay`), then what they share (`accept`, `children`, `output`, `reply`).
+//! `files`, `streaming`, `relay`), then what they share (`accept`, `children`, `output`, `reply`).
 
 mod accept;
 mod auth;
@@ -23,6 +23,7 @@ mod request;
 mod run;
 mod server;
 mod settings;
+mod streaming;
 mod transfer;
 
 use std::process::ExitCode;

@@ -18,7 +18,7 @@ use crate::reply::Wrong;
 /// written in parts, or fetched from within the sandbox.
 pub(crate) const BODY_BYTES_MAX: usize = 256 << 20;
 /// Longest silence in the middle of a body: the edge passes on what it gets, so this is a client that has stalled.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Longest time a body may take in all: a client that trickles a byte now and then is not heard out.
 const BODY_TIME_MAX: Duration = Duration::from_secs(15 * 60);
 /// What a body without a declared length is given room for at first.

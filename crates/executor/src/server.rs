@@ -19,6 +19,7 @@ use crate::files::Operation;
 use crate::processes::Processes;
 use crate::relay::Binding;
 use crate::reply::{Reply, Wrong, json};
+use crate::streaming::{Transfers, What};
 use crate::{request, run};
 
 /// Connections at once. Streams of thousands of commands come through fewer; what waits is in the listener's queue.
@@ -33,6 +34,7 @@ pub(crate) struct State {
     pub(crate) children: Children,
     pub(crate) processes: Processes,
     pub(crate) binding: Binding,
+    pub(crate) transfers: Transfers,
 }
 
 #[derive(Debug, Serialize)]
@@ -91,6 +93,12 @@ async fn route(state: &State, request: Request<Incoming>) -> Result<Reply, Wrong
     let method = &head.method;
     if let (Some(operation), &Method::POST) = (file_operation(path), method) {
         return Ok(operation.carry_out(request::read(body).await?).await);
+    }
+    if let Some(what) = What::at(path) {
+        return state
+            .transfers
+            .carry_out(what, method, head.uri.query(), body)
+            .await;
     }
     let allowed = match path {
         "/list_processes" | "/process_logs_streaming" | "/port_status" => Method::GET,

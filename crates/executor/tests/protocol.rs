@@ -333,6 +333,114 @@ fn files_answer_with_an_error_and_not_with_a_status() {
     );
 }
 
+/// One request with bytes, and its answer in bytes.
+fn exchange(executor: &Executor, request: &str, body: &[u8]) -> (u16, Vec<u8>) {
+    let mut stream = TcpStream::connect(("127.0.0.1", executor.port)).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let length = body.len();
+    write!(
+        stream,
+        "{request} HTTP/1.0\r\nAuthorization: Bearer {SECRET}\r\nContent-Length: {length}\r\n\r\n"
+    )
+    .unwrap();
+    let mut sender = stream.try_clone().unwrap();
+    let body = body.to_vec();
+    // One that is refused is not read to its end.
+    let sending = std::thread::spawn(move || drop(sender.write_all(&body)));
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    sending.join().unwrap();
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+    let head = String::from_utf8(answer[..end].to_vec()).unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, answer[end + 4..].to_vec())
+}
+
+#[test]
+fn files_and_directories_pass_as_they_are() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let executor = Executor::start(&[], &[]);
+    let place = tempfile::tempdir().unwrap();
+    let at = |name: &str| place.path().join(name).display().to_string();
+    let bytes: Vec<u8> = (0..=255).cycle().take(3_000_001).collect();
+    let put = format!("PUT /file?path={}&mode=750", at("a/b/raw%20file"));
+    let (status, said) = exchange(&executor, &put, &bytes);
+    assert_eq!(status, 200, "{}", String::from_utf8_lossy(&said));
+    let kept = place.path().join("a/b/raw file");
+    assert_eq!(std::fs::read(&kept).unwrap(), bytes);
+    assert_eq!(kept.metadata().unwrap().permissions().mode() & 0o7777, 0o750);
+    let (status, back) = exchange(&executor, &format!("GET /file?path={}", at("a/b/raw+file")), b"");
+    assert!(status == 200 && back == bytes, "{status}, {} bytes", back.len());
+    symlink("b/raw file", place.path().join("a/link")).unwrap();
+    let (status, tree) = exchange(&executor, &format!("GET /tree?path={}", at("a")), b"");
+    assert_eq!(status, 200);
+    let (status, said) = exchange(&executor, &format!("PUT /tree?path={}", at("copy")), &tree);
+    let said: Value = serde_json::from_slice(&said).unwrap();
+    assert_eq!(
+        (status, &said["files"], &said["left_out"]),
+        (200, &json!(1), &json!(0))
+    );
+    assert_eq!(std::fs::read(place.path().join("copy/link")).unwrap(), bytes);
+}
+
+#[test]
+fn a_transfer_that_cannot_be_says_why() {
+    let executor = Executor::start(&[], &[]);
+    let place = tempfile::tempdir().unwrap();
+    let here = place.path().display();
+    for (request, body, status, words) in [
+        ("GET /file".to_owned(), &b""[..], 400, "`path`"),
+        (format!("GET /file?path={here}/missing"), b"", 404, "No such file"),
+        (format!("GET /file?path={here}"), b"", 400, "/tree"),
+        (format!("PUT /file?path={here}"), b"x", 400, "directory"),
+        (format!("PUT /file?path={here}/f&mode=9"), b"x", 400, "`mode`"),
+        (
+            format!("PUT /tree?path={here}"),
+            b"not a stream of ours",
+            400,
+            "not a copy of files",
+        ),
+        (format!("POST /file?path={here}/f"), b"x", 405, "GET or PUT"),
+    ] {
+        let (seen, said) = exchange(&executor, &request, body);
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(seen == status && said.contains(words), "{request}: {seen} {said}");
+    }
+    assert_eq!(
+        executor.ask("GET", "/file?path=/etc/passwd", "wrong", "").status,
+        401
+    );
+    // A stream says itself that its reader met an error, and is one to the end.
+    let (status, stream) = exchange(&executor, &format!("GET /tree?path={here}/missing"), b"");
+    assert!(status == 200 && String::from_utf8_lossy(&stream).contains("No such file"));
+    // Clients that do nothing hold the transfers there may be, and no more.
+    let slow: Vec<TcpStream> = (0..4)
+        .map(|number| {
+            let mut stream = TcpStream::connect(("127.0.0.1", executor.port)).unwrap();
+            write!(
+                stream,
+                "PUT /file?path={here}/{number} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {SECRET}\r\nContent-Length: 9\r\n\r\n"
+            )
+            .unwrap();
+            stream
+        })
+        .collect();
+    wait_for("all begin", || {
+        (0..4).all(|number| place.path().join(number.to_string()).exists())
+    });
+    let (status, _) = exchange(&executor, &format!("GET /file?path={here}/0"), b"");
+    assert_eq!(status, 503);
+    assert_eq!(
+        executor.post("/stat_file", &json!({"path": "/"})).status,
+        200,
+        "small things go on"
+    );
+    drop(slow);
+    wait_for("the places are free again", || {
+        exchange(&executor, &format!("GET /file?path={here}/0"), b"").0 == 200
+    });
+}
+
 #[test]
 fn the_bound_port_is_relayed() {
     let executor = Executor::start(&[], &[]);
