@@ -75,7 +75,12 @@ class Executor:
         """The output of a command. One that was told healthy a moment before the edge knows its way is asked again."""
 
         def answer():
-            status, read = self.ask("POST", "/run", json.dumps({"cmd": command}))
+            try:
+                status, read = self.ask("POST", "/run", json.dumps({"cmd": command}))
+            except (ConnectionError, http.client.RemoteDisconnected):
+                # After an answer that came before the request was read, the connection goes.
+                self.connection.close()
+                return None
             return json.loads(read) if status != 503 else None
 
         result = wait_for("the executor answers", answer, every=POLL_SECONDS)
