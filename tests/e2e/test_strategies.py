@@ -179,3 +179,28 @@ def test_a_rolling_deployment_that_fails_half_way_costs_no_request(cloud, regist
     for thread in calls.threads:
         thread.join(30)
     assert not calls.failures, calls.failures[:3]
+
+
+@pytest.mark.timeout(300)
+def test_a_rolling_deployment_that_is_superseded_half_way_costs_no_request(cloud, registry, name):
+    deploy(cloud, registry, name, 1)
+    host, service = cloud.host(name), cloud.service(name)
+    _, reply = cloud.call("GET", f"/v1/deployments/{service['latest_deployment_id']}")
+    first = reply["deployment"]["definition"]
+    wanted = dict(first)
+    wanted["docker"] = {"image": registry.image("fastapi"), "entrypoint": ["python3", "-c"], "command": FAILS_LATER}
+    calls = Calls(cloud, host)
+    status, reply = cloud.call("PUT", f"/v1/services/{service['id']}", {"definition": wanted})
+    assert status == 200, reply
+    half = reply["service"]["latest_deployment_id"]
+    wait_for("half of it takes requests", lambda: any(new for _, new in calls.answers))
+    status, reply = cloud.call("PUT", f"/v1/services/{service['id']}", {"definition": first})
+    assert status == 200, reply
+    latest = reply["service"]["latest_deployment_id"]
+    assert cloud.wait_deployment(latest, "HEALTHY", "ERROR", seconds=120)["status"] == "HEALTHY"
+    assert cloud.wait_deployment(half, "STOPPED", "ERROR", seconds=120)["status"] == "STOPPED"
+    wait_for("the newest alone answers", lambda: not any(new for _, new in calls.answers[-100:]))
+    calls.over.set()
+    for thread in calls.threads:
+        thread.join(30)
+    assert not calls.failures, calls.failures[:3]

@@ -4,8 +4,8 @@
 //! the new that the data plane has confirmed to send requests to: so there are never fewer that take requests than
 //! before, and never many more than are wanted. With `Canary` the new one has a single instance in each region until
 //! that has stayed healthy for a while. Nothing is remembered: the numbers are read off the instances each time. A
-//! rolling deployment that fails half way gives back what it took in the same manner: its instances that take requests
-//! go as those of the old one come.
+//! rolling deployment that fails half way, is cancelled or is superseded gives back what it took in the same manner: its
+//! instances that take requests go as those of the old one, or of the newer one, come.
 
 use std::collections::BTreeSet;
 
@@ -91,7 +91,7 @@ pub(crate) fn baked_at(policy: &Policy, this: &Deployment) -> Option<Timestamp> 
 
 /// The instances of a rolling deployment that goes down before it served that have to go on for now, by their place in the
 /// region: those that stand in for instances of the old one that are not back yet. A replica of the old one that failed
-/// meanwhile is not waited for.
+/// meanwhile is not waited for, nor is one that a newer deployment has taken over already.
 pub(crate) fn stand_ins(view: &ServiceView, this: &Deployment, region: &Region) -> BTreeSet<InstanceId> {
     let gives_back = this.takeover == Takeover::Rolling
         && this.healthy_at.is_none()
@@ -118,8 +118,13 @@ pub(crate) fn stand_ins(view: &ServiceView, this: &Deployment, region: &Region) 
         .filter(takes_requests)
         .map(|instance| instance.replica_index)
         .collect();
-    let missing = (0..scale::whole(view, old, its))
-        .filter(|replica| !back.contains(replica) && restart::last_failure(its, *replica).is_none());
+    let whole = scale::whole(view, old, its);
+    let kept = match &view.edge {
+        Edge::Known { .. } => left(view, old, its, whole),
+        Edge::Unknown => whole,
+    };
+    let missing =
+        (0..kept).filter(|replica| !back.contains(replica) && restart::last_failure(its, *replica).is_none());
     let healthy = region.instances.iter().filter(|instance| match &view.edge {
         Edge::Known { .. } => takes_requests(instance),
         // Nobody knows who takes requests.

@@ -151,7 +151,7 @@ pub enum Reason {
         /// How long in all.
         over: Duration,
     },
-    /// It failed half way, and what it took over is not back yet.
+    /// It goes down half way, and what it took over is not back yet.
     StandsIn,
     /// A canary was healthy, and may not go on.
     CanaryFailed {

@@ -56,8 +56,8 @@ pub struct RoutedService {
     pub sleeping_since: Option<Timestamp>,
     /// The deployment that serves, or the newest one when none was healthy yet.
     pub deployment: Option<RoutedDeployment>,
-    /// A newer one that comes up beside the active one, or goes down again.
-    pub upcoming: Option<UpcomingDeployment>,
+    /// Newer ones that come up beside the active one or go down again, oldest first.
+    pub upcoming: Vec<UpcomingDeployment>,
     /// Its instances of any deployment that are not over: the caller keeps the healthy ones of the deployment.
     pub instances: Vec<Instance>,
     /// Its public ports.
@@ -208,14 +208,10 @@ impl Store {
              apps.name AS app_name, services.name, services.kind, services.desired, services.status, \
              services.created_at, services.sleeping_since, services.active_deployment_id, deployments.id AS deployment_id, \
              deployments.status AS deployment_status, deployments.messages AS deployment_messages, \
-             deployments.definition, deployments.metadata, \
-             upcoming.id AS upcoming_id, upcoming.definition AS upcoming_definition FROM services \
+             deployments.definition, deployments.metadata FROM services \
              JOIN apps ON apps.id = services.app_id \
              LEFT JOIN deployments ON deployments.id = \
-             COALESCE(services.active_deployment_id, services.latest_deployment_id) \
-             LEFT JOIN deployments AS upcoming ON upcoming.id = services.latest_deployment_id \
-             AND upcoming.id <> services.active_deployment_id \
-             AND upcoming.status IN ('ALLOCATING', 'STARTING', 'CANCELING', 'STOPPING', 'ERRORING')",
+             COALESCE(services.active_deployment_id, services.latest_deployment_id)",
         );
         sql.push_some(" WHERE services.id = ", only.as_ref());
         sql.add(" ORDER BY services.created_at, services.id");
@@ -233,6 +229,7 @@ impl Store {
         for port in given.all::<ProxyPort>(&mut snapshot, DOING).await? {
             proxy_ports.entry(port.service_id).or_default().push(port);
         }
+        let mut upcoming = upcoming(only, &mut snapshot).await?;
         let rows = sql.rows(&mut snapshot, DOING).await?;
         commit(snapshot, DOING).await?;
         let mut services = Vec::with_capacity(rows.len());
@@ -254,13 +251,6 @@ impl Store {
                 }),
                 None => None,
             };
-            let upcoming = match read::<Option<DeploymentId>>(row, "upcoming_id", DOING)? {
-                Some(id) => Some(UpcomingDeployment {
-                    id,
-                    definition: read(row, "upcoming_definition", DOING)?,
-                }),
-                None => None,
-            };
             services.push(RoutedService {
                 id,
                 organization_id: read(row, "organization_id", DOING)?,
@@ -274,13 +264,40 @@ impl Store {
                 created_at: read(row, "created_at", DOING)?,
                 sleeping_since: read(row, "sleeping_since", DOING)?,
                 deployment,
-                upcoming,
+                upcoming: upcoming.remove(&id).unwrap_or_default(),
                 instances: instances.remove(&id).unwrap_or_default(),
                 proxy_ports: proxy_ports.remove(&id).unwrap_or_default(),
             });
         }
         Ok(RoutingSnapshot { domains, services })
     }
+}
+
+/// By service, the deployments newer than the active one that may have instances, oldest first. The words about those
+/// that are not final are a partial index's.
+async fn upcoming(
+    only: Option<ServiceId>,
+    connection: &mut sqlx::AnyConnection,
+) -> Result<HashMap<ServiceId, Vec<UpcomingDeployment>>> {
+    let mut sql = Sql::new(
+        "SELECT upcoming.service_id, upcoming.id, upcoming.definition FROM deployments AS upcoming \
+         JOIN services ON services.id = upcoming.service_id \
+         JOIN deployments AS active ON active.id = services.active_deployment_id \
+         WHERE upcoming.version > active.version \
+         AND upcoming.status NOT IN ('CANCELED', 'STOPPED', 'ERROR', 'STASHED') \
+         AND upcoming.status IN ('ALLOCATING', 'STARTING', 'CANCELING', 'STOPPING', 'ERRORING')",
+    );
+    sql.push_some(" AND upcoming.service_id = ", only.as_ref());
+    sql.add(" ORDER BY upcoming.version");
+    let mut found: HashMap<ServiceId, Vec<UpcomingDeployment>> = HashMap::new();
+    for row in &sql.rows(connection, DOING).await? {
+        let service: ServiceId = read(row, "service_id", DOING)?;
+        found.entry(service).or_default().push(UpcomingDeployment {
+            id: read(row, "id", DOING)?,
+            definition: read(row, "definition", DOING)?,
+        });
+    }
+    Ok(found)
 }
 
 /// Domains that answer: those the platform gave and custom ones that were found to lead here. A name that nobody has

@@ -186,40 +186,43 @@ fn serves(deployment: DeploymentStatus, instance: InstanceStatus) -> bool {
         || (deployment == DeploymentStatus::Sleeping && instance == InstanceStatus::Sleeping)
 }
 
-/// The instances that take requests: those of the active deployment, and of one that comes up beside it and shares
-/// them already.
+/// The instances that take requests: those of the active deployment, and of newer ones that share them already. Besides
+/// the one that comes up these are ones that gave up half way and stand in until the active one is whole again.
 fn endpoints(service: &RoutedService, definition: &DeploymentDefinition) -> Result<Vec<Endpoint>, Error> {
     let Some(deployment) = service.deployment.as_ref().filter(|it| it.is_active) else {
         return Ok(Vec::new());
     };
-    let mut own = serving(service, deployment.id, deployment.status, definition);
-    let awake = deployment.status != DeploymentStatus::Sleeping && !own.is_empty();
-    let Some(upcoming) = service.upcoming.as_ref().filter(|_| awake) else {
-        return Ok(own);
-    };
-    let its: DeploymentDefinition =
-        Deserialize::deserialize(&upcoming.definition).map_err(|source| Error::Definition {
-            deployment: upcoming.id,
-            source,
-        })?;
-    let takeover = takeover(&its, Some(definition));
-    if !takeover.shares() {
-        return Ok(own);
+    let mut stable = serving(service, deployment.id, deployment.status, definition);
+    if deployment.status == DeploymentStatus::Sleeping || stable.is_empty() {
+        return Ok(stable);
     }
-    let mut new = serving(service, upcoming.id, DeploymentStatus::Starting, &its);
-    if takeover == Takeover::Canary {
+    let mut canaries = Vec::new();
+    for upcoming in &service.upcoming {
+        let its: DeploymentDefinition =
+            Deserialize::deserialize(&upcoming.definition).map_err(|source| Error::Definition {
+                deployment: upcoming.id,
+                source,
+            })?;
+        let shared = match takeover(&its, Some(definition)) {
+            Takeover::Rolling => &mut stable,
+            Takeover::Canary => &mut canaries,
+            Takeover::BlueGreen | Takeover::Immediate | Takeover::StopFirst => continue,
+        };
+        shared.extend(serving(service, upcoming.id, DeploymentStatus::Starting, &its));
+    }
+    if !canaries.is_empty() {
         let count = |endpoints: &[Endpoint]| u32::try_from(endpoints.len()).unwrap_or(1);
-        let (old_ones, new_ones) = (count(&own), count(&new));
-        for endpoint in &mut own {
-            endpoint.weight = new_ones.max(1) * (100 - CANARY_PERCENT);
+        let (old_ones, new_ones) = (count(&stable), count(&canaries));
+        for endpoint in &mut stable {
+            endpoint.weight = new_ones * (100 - CANARY_PERCENT);
         }
-        for endpoint in &mut new {
+        for endpoint in &mut canaries {
             endpoint.weight = old_ones * CANARY_PERCENT;
             endpoint.canary = true;
         }
     }
-    own.extend(new);
-    Ok(own)
+    stable.extend(canaries);
+    Ok(stable)
 }
 
 /// The instances of a deployment that take requests.

@@ -141,6 +141,53 @@ async fn a_rolling_deployment_never_leaves_fewer_that_take_requests() {
 }
 
 #[tokio::test]
+async fn a_rolling_deployment_that_is_superseded_half_way_keeps_its_requests_until_others_take_them() {
+    let world = World::new().await;
+    world
+        .site
+        .script("half", Behaviour::living(Life::HealthyAfter(3)));
+    world.site.script("new", Behaviour::living(Life::HealthyAfter(3)));
+    let made = world.create("web", web("old", 4)).await;
+    let service = made.service.id;
+    world.service_becomes(service, S::Healthy).await;
+    world.endpoints_become(service, 4).await;
+    let half = world.deploy(service, with("ROLLING", web("half", 4))).await;
+    let of = async |deployment| {
+        let instances = world.instances(service).await;
+        let own = instances.into_iter().filter(|it| it.deployment_id == deployment);
+        own.map(|it| it.id.uuid()).collect::<BTreeSet<Uuid>>()
+    };
+    world
+        .pass_until(STEP, "two of the first are relieved", async || {
+            let (old, now) = (of(made.deployment.id).await, weights(&world, service));
+            let left = now.iter().filter(|it| old.contains(&it.0)).count();
+            if left == 2 {
+                Ok(())
+            } else {
+                Err(format!("{now:?}"))
+            }
+        })
+        .await;
+    let new = world.deploy(service, with("ROLLING", web("new", 4))).await;
+    let stood_in = std::cell::Cell::new(false);
+    world
+        .pass_until(STEP, "the newest one serves alone", async || {
+            let now = weights(&world, service);
+            assert!(now.len() >= 4, "{now:?}");
+            let going = world.deployment(half).await.status == D::Stopping;
+            let second = of(half).await;
+            stood_in.set(stood_in.get() || (going && now.iter().any(|it| second.contains(&it.0))));
+            let newest = of(new).await;
+            let alone = now.iter().all(|it| newest.contains(&it.0));
+            if alone { Ok(()) } else { Err(format!("{now:?}")) }
+        })
+        .await;
+    assert!(stood_in.get(), "it went at once");
+    world.deployment_comes_to(half, D::Stopped).await;
+    world.deployment_comes_to(new, D::Healthy).await;
+}
+
+#[tokio::test]
 async fn what_listens_elsewhere_shares_no_requests() {
     let world = World::new().await;
     let made = world.create("web", web("old", 1)).await;

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use proptest::prelude::*;
 use tram_types::{
     DeploymentId,
     status::{DeploymentStatus as D, InstanceStatus},
@@ -38,6 +39,12 @@ fn taking(world: &World) -> usize {
     instances()
         .filter(|it| endpoints.contains(&it.id) && it.status == InstanceStatus::Healthy)
         .count()
+}
+
+/// Instances that the data plane sends requests to and that run.
+fn answering(world: &World) -> usize {
+    let endpoints = served(world);
+    world.running().iter().filter(|it| endpoints.contains(it)).count()
 }
 
 fn round(world: &mut World) {
@@ -132,6 +139,36 @@ fn a_rolling_deployment_that_is_cancelled_half_way_gives_back_what_it_took() {
 }
 
 #[test]
+fn a_rolling_deployment_that_is_superseded_half_way_gives_way_instance_by_instance() {
+    for takeover in [Takeover::Rolling, Takeover::Canary, Takeover::BlueGreen] {
+        let mut world = healthy(4);
+        let old = world.store.deployments[0].id;
+        let half = world.deploy(Program::Good, 4, Takeover::Rolling);
+        until(&mut world, "half of it is there", |world| live(world, old) == 2);
+        let new = world.deploy(Program::Good, 4, takeover);
+        let mut stood_in = false;
+        for _ in 0..ROUNDS {
+            if world.deployment(new).status == D::Healthy {
+                break;
+            }
+            round(&mut world);
+            assert!(
+                taking(&world) >= 4 || world.store.active == Some(new),
+                "{takeover:?} {:?}",
+                world.history.last()
+            );
+            stood_in |= world.deployment(half).is_going_down() && live(&world, half) > 0;
+        }
+        assert_eq!(world.store.active, Some(new), "{takeover:?}");
+        assert!(stood_in, "{takeover:?}: it went at once");
+        until(&mut world, "the others are gone", |world| {
+            world.deployment(half).status == D::Stopped && world.deployment(old).status == D::Stopped
+        });
+        assert_eq!(live(&world, new), 4, "{takeover:?}");
+    }
+}
+
+#[test]
 fn what_cannot_come_back_is_not_waited_for() {
     let mut world = healthy(4);
     let old = world.store.deployments[0].id;
@@ -143,6 +180,44 @@ fn what_cannot_come_back_is_not_waited_for() {
         world.deployment(new).status == D::Canceled
     });
     assert_eq!(world.store.active, Some(old));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Versions that follow each other at any moment, and are cancelled at any moment.
+    #[test]
+    fn versions_that_follow_each_other_never_leave_fewer_that_take_requests(
+        instances in 1_u32..6,
+        changes in prop::collection::vec((0_usize..30, prop::option::weighted(0.8, any::<bool>())), 1..6),
+    ) {
+        let mut world = healthy(instances);
+        let instances = usize::try_from(instances).unwrap();
+        for (rounds, change) in &changes {
+            let newest = world.store.deployments.last().expect("one").id;
+            match change {
+                Some(by_canary) => {
+                    let takeover = if *by_canary { Takeover::Canary } else { Takeover::Rolling };
+                    world.deploy(Program::Good, u32::try_from(instances).unwrap(), takeover);
+                }
+                None if world.deployment(newest).status.is_starting_up() => world.cancel(newest),
+                None => {}
+            }
+            for _ in 0..*rounds {
+                round(&mut world);
+                prop_assert!(answering(&world) >= instances, "{:?}", world.history.last());
+            }
+        }
+        let going = |world: &World| world.store.deployments.iter().filter(|it| !it.status.is_final()).count();
+        for _ in 0..ROUNDS {
+            if going(&world) == 1 {
+                break;
+            }
+            round(&mut world);
+            prop_assert!(answering(&world) >= instances, "{:?}", world.history.last());
+        }
+        prop_assert_eq!(going(&world), 1);
+    }
 }
 
 #[test]

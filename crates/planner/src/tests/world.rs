@@ -328,17 +328,18 @@ impl World {
         }
     }
 
-    /// The active deployment, and one beside it that shares its requests.
+    /// The active deployment, and newer ones beside it that share its requests.
     fn takes_requests(&self, this: &Deployment) -> bool {
         let awake =
             |it: &Deployment| Some(it.id) == self.store.active && it.status != DeploymentStatus::Sleeping;
+        let shared = |it: &Deployment| awake(it) && it.version < this.version;
         let beside = this.takeover.shares()
             && (this.is_going_down()
                 || matches!(
                     this.status,
                     DeploymentStatus::Allocating | DeploymentStatus::Starting
                 ));
-        awake(this) || (beside && self.store.deployments.iter().any(awake))
+        awake(this) || (beside && self.store.deployments.iter().any(shared))
     }
 
     pub(super) fn view(&self) -> ServiceView {
