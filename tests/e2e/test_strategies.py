@@ -32,11 +32,11 @@ CANARY_SHARE = (0.05, 0.16)
 class Calls:
     """Clients that each call one after the other until told to end. Of every answer: whose call, and which version."""
 
-    def __init__(self, cloud, host):
+    def __init__(self, cloud, host, clients=CLIENTS):
         self.cloud, self.host = cloud, host
         self.over, self.lock = threading.Event(), threading.Lock()
         self.answers, self.failures = [], []
-        self.threads = [threading.Thread(target=self._call, args=(client,), daemon=True) for client in range(CLIENTS)]
+        self.threads = [threading.Thread(target=self._call, args=(client,), daemon=True) for client in range(clients)]
         for thread in self.threads:
             thread.start()
 
@@ -138,6 +138,41 @@ def test_a_canary_that_fails_requests_is_given_up_and_can_be_chosen_until_then(c
     assert len(calls.failures) < 0.2 * len(calls.answers), (len(calls.failures), len(calls.answers))
     assert cloud.service(name)["active_deployment_id"] == service["active_deployment_id"]
     assert not any(group("canary") for _ in range(20)), "nothing is left of it"
+
+
+# Healthy by its port, and no request is ever answered.
+HANGS = """
+import socket, time
+listener = socket.create_server(("0.0.0.0", 8000), backlog=500)
+held = []
+while True:
+    held.append(listener.accept())
+"""
+
+# More callers than failures it takes, each of which hangs sooner or later.
+CALLERS_OF_A_CANARY = 12
+
+
+@pytest.mark.timeout(300)
+def test_a_canary_that_hangs_is_given_up(cloud, registry, name):
+    deploy(cloud, registry, name, 1)
+    host, service = cloud.host(name), cloud.service(name)
+    _, reply = cloud.call("GET", f"/v1/deployments/{service['latest_deployment_id']}")
+    wanted = reply["deployment"]["definition"]
+    wanted["docker"] = {"image": registry.image("fastapi"), "entrypoint": ["python3", "-c"], "command": HANGS}
+    wanted["strategy"] = {"type": "DEPLOYMENT_STRATEGY_TYPE_CANARY"}
+    calls = Calls(cloud, host, CALLERS_OF_A_CANARY)
+    status, reply = cloud.call("PUT", f"/v1/services/{service['id']}", {"definition": wanted})
+    assert status == 200, reply
+    failed = cloud.wait_deployment(reply["service"]["latest_deployment_id"], "ERROR", "HEALTHY", seconds=120)
+    assert failed["status"] == "ERROR", failed
+    told = "; ".join(failed["messages"])
+    assert "requests failed" in told, told
+    before = len(calls.answers)
+    wait_for("the version before answers as it did", lambda: len(calls.answers) > before + 200)
+    calls.over.set()
+    assert cloud.service(name)["active_deployment_id"] == service["active_deployment_id"]
+    assert not any(new for _, new in calls.answers)
 
 
 # One of its instances serves, and every other ends at once.

@@ -8,11 +8,12 @@
 //! prefers the heavy ones, and a canary would see nothing before the others are busy.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use http::HeaderMap;
 
-use crate::canary::Group;
+use crate::canary::{Group, Trial};
 use crate::forwarded::random;
 use crate::page::Refusal;
 use crate::pool::{ConnectError, Endpoint, Seat};
@@ -32,6 +33,8 @@ pub(crate) struct Candidates<'s> {
     route: Arc<Route>,
     tried: Vec<Arc<Endpoint>>,
     group: Option<Group>,
+    /// When the request came, where a canary is tried.
+    begun: Option<Instant>,
 }
 
 impl<'s> Candidates<'s> {
@@ -58,14 +61,17 @@ impl<'s> Candidates<'s> {
             route: Arc::clone(route),
             tried: Vec::new(),
             group,
+            begun: route.has_canary().then(Instant::now),
         }
     }
 
-    /// Notes how a request turned out, where it may tell a canary from the others.
-    pub(crate) fn answered(&self, seat: &Seat, failed: bool) {
-        if self.route.has_canary() {
-            seat.endpoint.tally.count(failed);
-        }
+    /// Watches how the request turns out there, where that may tell a canary from the others. Boxed: few requests have
+    /// one, and all carry its place.
+    pub(crate) fn watch(&self, seat: &Seat) -> Option<Box<Trial>> {
+        let time_out_ms = self.route.service.spec.request_timeout_ms;
+        let time_out = (time_out_ms > 0).then(|| Duration::from_millis(time_out_ms));
+        let begun = self.begun.filter(|_| self.route.has_canary())?;
+        Some(Box::new(Trial::begin(&seat.endpoint, begun, time_out)))
     }
 
     /// A place on the next best endpoint. Whoever sees a newer table once the place is taken looks again there: a
@@ -100,7 +106,9 @@ impl<'s> Candidates<'s> {
     /// Passes an endpoint over for the rest of this request.
     pub(crate) fn failed(&mut self, seat: Seat, error: &ConnectError) {
         tracing::debug!(error = error as &dyn std::error::Error, address = %seat.endpoint.address, "cannot connect to an instance");
-        self.answered(&seat, true);
+        if self.route.has_canary() {
+            seat.endpoint.tally.count(true);
+        }
         self.tried.push(Arc::clone(&seat.endpoint));
     }
 

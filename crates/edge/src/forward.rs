@@ -19,6 +19,7 @@ use tram_types::routing::Protocol;
 use crate::alarm::Alarm;
 use crate::balance::Candidates;
 use crate::body::{Progress, RequestBody};
+use crate::canary::Trial;
 use crate::page::Refusal;
 use crate::pool::{Http1, Seat, SharedStream};
 use crate::spare::Spare;
@@ -111,6 +112,13 @@ fn bad_answer(route: &Route, error: &hyper::Error) -> Refusal {
     }
 }
 
+/// Notes how a request turned out, where a canary is tried.
+fn answered(trial: Option<Box<Trial>>, failed: bool) {
+    if let Some(trial) = trial {
+        trial.answered(failed);
+    }
+}
+
 async fn over_http1(
     worker: usize,
     route: &Route,
@@ -133,11 +141,12 @@ async fn over_http1(
                 Err(error) => candidates.failed(seat, &error),
             }
         };
+        let trial = candidates.watch(&seat);
         let mut spare = std::mem::take(&mut connection.spare);
         let may_repeat = kept && spare.take(&request);
         match connection.sender.try_send_request(request).await {
             Ok(response) => {
-                candidates.answered(&seat, response.status().is_server_error());
+                answered(trial, response.status().is_server_error());
                 spare.clear();
                 connection.spare = spare;
                 return Ok(Answer {
@@ -152,11 +161,12 @@ async fn over_http1(
                 .or_else(|| (may_repeat && is_connection_loss(failed.error())).then(|| spare.into_request()))
             {
                 Some(again) if kept || !failed.error().is_user() => {
+                    trial.into_iter().for_each(|trial| trial.moved());
                     request = again;
                     kept_allowed = false;
                 }
                 _ => {
-                    candidates.answered(&seat, true);
+                    answered(trial, true);
                     return Err(bad_answer(route, failed.error()));
                 }
             },
@@ -190,11 +200,12 @@ async fn over_http2(
             }
             return Err(bad_answer(route, &error));
         }
+        let trial = candidates.watch(&seat);
         let mut spare = Spare::default();
         let repeatable = spare.take(&request);
         match shared.sender.try_send_request(request).await {
             Ok(response) => {
-                candidates.answered(&seat, response.status().is_server_error());
+                answered(trial, response.status().is_server_error());
                 return Ok(Answer {
                     response,
                     seat,
@@ -215,9 +226,12 @@ async fn over_http2(
                     Fate::Other => false,
                 };
                 match unsent.or_else(|| (repeatable && unharmed).then(|| spare.into_request())) {
-                    Some(again) => request = again,
+                    Some(again) => {
+                        trial.into_iter().for_each(|trial| trial.moved());
+                        request = again;
+                    }
                     None => {
-                        candidates.answered(&seat, true);
+                        answered(trial, true);
                         return Err(bad_answer(route, failed.error()));
                     }
                 }

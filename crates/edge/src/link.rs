@@ -194,7 +194,7 @@ pub struct InstanceTally {
     pub instance_id: Uuid,
     /// Requests that it answered or failed to.
     pub answers: u64,
-    /// Those of them answered with 5xx or not at all.
+    /// Those of them answered with 5xx or not at all, and those that wait far longer than others. May become fewer.
     pub failures: u64,
 }
 

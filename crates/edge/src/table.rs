@@ -13,8 +13,8 @@ use std::time::Instant;
 use tram_types::routing::{self, Protocol, RoutingTable, TableChange};
 use uuid::Uuid;
 
-use crate::account::{Live, Signals};
-use crate::canary::Group;
+use crate::account::{LATENCY_BOUNDS_US, Live, Signals};
+use crate::canary::{self, Group};
 use crate::pool::Endpoint;
 use crate::secret;
 
@@ -103,13 +103,25 @@ impl Registry {
             .for_each(|it| it.woken(now));
     }
 
-    /// Requests to each of these instances since the trial of a canary among them began, and those that failed.
+    /// Requests to each of these instances since the trial of a canary among them began, and those that failed or wait
+    /// for longer than those to the others take.
     pub(crate) fn tallies(&self, endpoints: &[routing::Endpoint]) -> BTreeMap<Uuid, (u64, u64)> {
+        let now = Instant::now();
         let known = self.lock();
+        let others = endpoints.iter().filter(|it| !it.canary);
+        let mut took = [0; LATENCY_BOUNDS_US.len() + 1];
+        for key in others.flat_map(|it| keys(std::slice::from_ref(it))) {
+            let counts = known.get(&key).map(|it| it.tally.took()).unwrap_or_default();
+            took.iter_mut()
+                .zip(counts)
+                .for_each(|(whole, count)| *whole += count);
+        }
+        let tail = canary::tail(&took);
         let mut tallies = BTreeMap::new();
         for key in keys(endpoints) {
             if let Some(endpoint) = known.get(&key) {
-                let (answers, failures) = endpoint.tally.read();
+                endpoint.tally.set_tail(tail);
+                let (answers, failures) = endpoint.tally.read(now);
                 let whole: &mut (u64, u64) = tallies.entry(key.0).or_default();
                 *whole = (whole.0 + answers, whole.1 + failures);
             }

@@ -5,7 +5,8 @@
 //! twenty with an error has a canary that does so too. With few requests a share says little, so each share counts with
 //! the interval in which it lies in 99 of 100 cases, Wilson's (*Probable Inference, the Law of Succession, and
 //! Statistical Inference*, Journal of the American Statistical Association 22, 1927). Only a canary whose whole interval
-//! lies above that of the others is given up.
+//! lies above that of the others is given up. What counts as a failure the data plane says: an error, no answer, and an
+//! answer that is long overdue.
 
 use tram_types::status::InstanceStatus;
 

@@ -231,7 +231,7 @@ pub enum Drain {
 pub struct Tally {
     /// Those that it answered or failed to.
     pub answers: u64,
-    /// Those of them that it answered with 5xx or not at all.
+    /// Those of them that it answered with 5xx or not at all, or that wait for far too long. May become fewer.
     pub failures: u64,
 }
 

@@ -443,3 +443,36 @@ async fn a_request_may_choose_the_canary_and_its_failures_are_reported_apart() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_canary_that_hangs_fails_the_requests_that_its_callers_gave_up() {
+    let edge = Fixture::start();
+    let (client, mut events) = link_to(&edge).await;
+    let hangs = |_| std::future::pending::<http::Response<Body>>();
+    let mut service = service(State::Ready, &[says("old").await, upstream(false, hangs).await]);
+    service.endpoints[0].weight = 9;
+    service.endpoints[1].canary = true;
+    service.request_timeout_ms = 300;
+    client
+        .push_table(&table(1, service.clone()))
+        .await
+        .expect("accepted");
+    let ask = async |group: &'static str| {
+        let request = request("/").header("x-deployment-group", group);
+        send(
+            edge.http,
+            request.body(http_body_util::Full::default()).expect("a request"),
+        )
+        .await
+    };
+    assert_eq!(ask("prod").await.text, "old");
+    for _ in 0..2 {
+        assert_eq!(ask("canary").await.status, StatusCode::GATEWAY_TIMEOUT);
+    }
+    let canary = service.endpoints[1].instance_id;
+    report(&mut events, |report| {
+        let mut told = report.services.iter().flat_map(|it| &it.tallies);
+        told.any(|it| it.instance_id == canary && (it.answers, it.failures) == (2, 2))
+    })
+    .await;
+}
