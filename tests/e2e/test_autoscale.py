@@ -14,7 +14,7 @@ PER_INSTANCE = 2
 @pytest.fixture(scope="module")
 def quick_cloud():
     """A cloud whose services go down after seconds and not after half a minute."""
-    cloud = Cloud(scaling="concurrency_window=4,down_window=5,down_period=1").start()
+    cloud = Cloud(scaling="concurrency_window=4,usage_window=10,down_window=5,down_period=1").start()
     yield cloud
     cloud.remove()
 
@@ -22,8 +22,8 @@ def quick_cloud():
 class Load:
     """So many clients, each with one request after the other, until told to end."""
 
-    def __init__(self, cloud, host, clients):
-        self.cloud, self.host = cloud, host
+    def __init__(self, cloud, host, clients, path="/slow/0.5"):
+        self.cloud, self.host, self.path = cloud, host, path
         self.over = threading.Event()
         self.statuses, self.failures = [], []
         self.threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(clients)]
@@ -33,7 +33,7 @@ class Load:
     def _ask(self):
         while not self.over.is_set():
             try:
-                status, _, body = self.cloud.get(self.host, "/slow/0.5")
+                status, _, body = self.cloud.get(self.host, self.path)
             except OSError as error:
                 self.failures.append(repr(error))
                 continue
@@ -118,3 +118,65 @@ def test_an_open_stream_outlives_that_its_instance_is_one_too_many(quick_cloud, 
     assert len(cloud.instances(service, "HEALTHY")) == 1
     assert decision(cloud, deployment)["reason"] == "manual"
     assert "set by hand" in cloud.tram("services", "get", name).stdout
+
+
+# Each request burns processor time, holds memory while it lasts, or does neither.
+BURNS_AND_HOLDS = """
+import http.server, mmap, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        if self.path == "/burn":
+            until = time.thread_time() + 0.05
+            while time.thread_time() < until:
+                pass
+        elif self.path == "/hold":
+            held = mmap.mmap(-1, 24 << 20)
+            for page in range(0, len(held), mmap.PAGESIZE):
+                held[page] = 1
+            time.sleep(1)
+            held.close()
+        elif self.path == "/wait":
+            time.sleep(1)
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Handler).serve_forever()
+"""
+
+# With an instance of half a processor and 512 MiB: six holders of 24 MiB fill nearly a third of its memory, and six
+# burners want more than it has.
+CALLERS = 6
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("targets", "path", "decisive"),
+    [
+        (["cpu=40"], "/burn", "average_cpu"),
+        (["memory=15"], "/hold", "average_mem"),
+        # Together: the largest answer wins, whosever it is.
+        (["concurrent-requests=100", "cpu=40", "memory=90"], "/burn", "average_cpu"),
+        (["concurrent-requests=2", "cpu=90", "memory=90"], "/wait", "concurrent_requests"),
+    ],
+    ids=["cpu", "memory", "cpu-among-others", "requests-among-others"],
+)
+def test_instances_follow_what_they_use(quick_cloud, registry, name, targets, path, decisive):
+    cloud = quick_cloud
+    arguments = [argument for target in targets for argument in ("--scale-on", target)]
+    cloud.tram(
+        "deploy", registry.image("fastapi"), "--name", name, "--port", "8000", "--entrypoint", "python3",
+        "--entrypoint", "-c", "--command", BURNS_AND_HOLDS, "--min", 1, "--max", 3, *arguments, timeout=180,
+    )
+    service = cloud.service(name)
+    deployment = service["active_deployment_id"]
+    assert decision(cloud, deployment)["wanted"] == 1
+    load = Load(cloud, cloud.host(name), CALLERS, path)
+    told = wait_for("more are wanted", lambda: (it := decision(cloud, deployment))["wanted"] > 1 and it, 90)
+    assert told["signal"] == decisive, told
+    wait_for("more are healthy", lambda: len(cloud.instances(service["id"], "HEALTHY")) > 1, 90)
+    load.end()
+    assert not load.failures, load.failures[:5]
+    healthy(cloud, service["id"], 1)
