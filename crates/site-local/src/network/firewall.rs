@@ -1,10 +1,11 @@
 //! Who may talk to whom: one nftables table.
 //!
 //! The table holds the rules once and the instances in sets, so that a start or an end changes a few elements.
-//! Changes go through one task that runs `nft -f -`: each run is one transaction of the kernel, and changes that
-//! wait together share a run. The one design choice to know: an instance is nothing until it is admitted. Traffic
-//! between instances needs an entry in `members`, traffic to the outside an entry in `outward` or in
-//! `outward_allowed`, so that one whose admission is late or lost is shut in, not let out.
+//! Changes go through one task, and those that wait together share a transaction of the kernel. It gets them straight
+//! (`netfilter`), which takes a part of a millisecond; a run of `nft -f -`, which takes several, puts the table in place,
+//! adds blocks of addresses, and says what was wrong when the kernel refused. The one design choice to know: an instance
+//! is nothing until it is admitted. Traffic between instances needs an entry in `members`, traffic to the outside an entry
+//! in `outward` or in `outward_allowed`, so that one whose admission is late or lost is shut in, not let out.
 //!
 //! ```text
 //! instance -> machine    name server on the gateway address, answers to what the machine asked; else refused
@@ -32,6 +33,8 @@ use tokio::sync::{mpsc, oneshot};
 use tram_types::OrganizationId;
 
 use super::{Error, Ipv4Network};
+
+mod netfilter;
 
 /// A transaction takes milliseconds; one that takes so long hangs.
 const NFT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -133,16 +136,14 @@ impl Firewall {
         let mut groups = Groups::default();
         let named = kept_named(&frame.table, members).await;
         let mut script = frame_script(frame);
+        let mut lines = Vec::new();
         for member in members {
-            script.extend(
-                elements(&frame.table, member, &mut groups)
-                    .iter()
-                    .map(Element::add),
-            );
+            lines.extend(elements(member, &mut groups).into_iter().map(Line::Add));
         }
         for (member, found) in &named {
-            script.push_str(&reach(&frame.table, *member, found));
+            lines.extend(reach(*member, found));
         }
+        script.push_str(&text(&frame.table, &lines));
         run(&script).await?;
         let (jobs, queue) = mpsc::channel(QUEUE);
         let admitted = members
@@ -212,16 +213,16 @@ type Admitted = HashMap<Ipv4Addr, Member>;
 async fn work(table: String, mut groups: Groups, mut admitted: Admitted, mut queue: mpsc::Receiver<Job>) {
     let mut jobs = Vec::with_capacity(BATCH);
     while queue.recv_many(&mut jobs, BATCH).await > 0 {
-        let mut scripts = Vec::with_capacity(jobs.len());
+        let mut changes = Vec::with_capacity(jobs.len());
         // What a name led to, or a policy, for an instance that ended meanwhile is nobody's: the next one with its
         // address must not have it. Whoever waits is told by the dropped answer.
         jobs.retain(|job| {
-            let script = script(&table, &job.change, &mut groups, &mut admitted);
-            let concerns_somebody = script.is_some();
-            scripts.extend(script);
+            let lines = lines(&job.change, &mut groups, &mut admitted);
+            let concerns_somebody = lines.is_some();
+            changes.extend(lines);
             concerns_somebody
         });
-        match run(&scripts.concat()).await {
+        match apply(&table, changes.concat()).await {
             Ok(()) => {
                 for job in jobs.drain(..) {
                     let _gone = job.done.send(Ok(()));
@@ -229,20 +230,38 @@ async fn work(table: String, mut groups: Groups, mut admitted: Admitted, mut que
             }
             // One of them spoiled the transaction: each on its own, so that the others get through.
             Err(_) => {
-                for (job, script) in jobs.drain(..).zip(scripts) {
-                    let _gone = job.done.send(run(&script).await);
+                for (job, lines) in jobs.drain(..).zip(changes) {
+                    let _gone = job.done.send(apply(&table, lines).await);
                 }
             }
         }
     }
 }
 
-/// What nftables is told for a change; `None` when it is about nobody (any more).
-fn script(table: &str, change: &Change, groups: &mut Groups, admitted: &mut Admitted) -> Option<String> {
+/// Carries out a transaction: straight, or by the tool where that cannot be, or to learn what was wrong with it.
+async fn apply(table: &str, lines: Vec<Line>) -> Result<(), Error> {
+    if lines.is_empty() {
+        return Ok(());
+    }
+    let script = text(table, &lines);
+    if let Some(batch) = netfilter::batch(table, &lines) {
+        match tokio::task::spawn_blocking(move || netfilter::send(&batch)).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "the kernel refused a change of the firewall, trying by nft")
+            }
+            Err(error) => tracing::debug!(%error, "a change of the firewall was not tried, trying by nft"),
+        }
+    }
+    run(&script).await
+}
+
+/// What is to be told for a change; `None` when it is about nobody (any more).
+fn lines(change: &Change, groups: &mut Groups, admitted: &mut Admitted) -> Option<Vec<Line>> {
     Some(match change {
         Change::Admit(member) => {
             admitted.insert(member.address, member.clone());
-            elements(table, member, groups).iter().map(Element::add).collect()
+            elements(member, groups).into_iter().map(Line::Add).collect()
         }
         Change::Replace(member, named) => {
             let before = admitted.insert(member.address, member.clone());
@@ -250,100 +269,150 @@ fn script(table: &str, change: &Change, groups: &mut Groups, admitted: &mut Admi
                 admitted.remove(&member.address);
                 return None;
             };
-            let (old, new) = (elements(table, &before, groups), elements(table, member, groups));
-            let gone = old.iter().filter(|one| !new.contains(one)).map(Element::remove);
-            let come = new.iter().filter(|one| !old.contains(one)).map(Element::add);
-            gone.chain(come).collect::<String>() + &unnamed(table, member.address, named)
+            let (old, new) = (elements(&before, groups), elements(member, groups));
+            let gone = old.iter().filter(|one| !new.contains(one)).cloned();
+            let come = new.iter().filter(|one| !old.contains(one)).cloned();
+            let mut lines: Vec<Line> = gone.flat_map(Line::remove).chain(come.map(Line::Add)).collect();
+            lines.extend(unnamed(member.address, named));
+            lines
         }
         Change::Revoke(member, named) => {
             // The same, unless its policy was replaced and that was not recorded.
             let member = admitted.remove(&member.address).unwrap_or_else(|| member.clone());
-            let elements = elements(table, &member, groups);
-            elements.iter().map(Element::remove).collect::<String>() + &unnamed(table, member.address, named)
+            let elements = elements(&member, groups).into_iter();
+            elements
+                .flat_map(Line::remove)
+                .chain(unnamed(member.address, named))
+                .collect()
         }
         Change::Reach(member, found) => {
             admitted.get(member)?;
-            reach(table, *member, found)
+            reach(*member, found)
         }
     })
 }
 
+/// One order of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Line {
+    Add(Element),
+    /// For so long.
+    AddFor(Element, Duration),
+    Delete(Element),
+}
+
+impl Line {
+    /// `destroy` would do without the `add`, but is newer than the oldest nftables we meet. Adding an element that is
+    /// there changes nothing; deleting one that is not there would fail the transaction.
+    fn remove(element: Element) -> [Self; 2] {
+        [Self::Add(element.clone()), Self::Delete(element)]
+    }
+}
+
 /// An element of one of the table's sets or maps.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Element {
-    /// `inet TABLE SET`
-    set: String,
-    key: String,
+    set: &'static str,
+    key: Vec<Part>,
     /// Of a map.
     value: Option<u32>,
 }
 
-impl Element {
-    fn add(&self) -> String {
-        let Self { set, key, value } = self;
-        match value {
-            Some(value) => format!("add element {set} {{ {key} : {value} }}\n"),
-            None => format!("add element {set} {{ {key} }}\n"),
-        }
-    }
+/// A part of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Address(Ipv4Addr),
+    Mark(u32),
+    Block(Ipv4Network),
+}
 
-    /// `destroy` would do without the `add`, but is newer than the oldest nftables we meet. Adding an element that is
-    /// there changes nothing; deleting one that is not there would fail the transaction.
-    fn remove(&self) -> String {
-        let Self { set, key, .. } = self;
-        format!("{}delete element {set} {{ {key} }}\n", self.add())
+impl std::fmt::Display for Part {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(out),
+            Self::Mark(mark) => mark.fmt(out),
+            Self::Block(block) => block.fmt(out),
+        }
     }
 }
 
+/// The same for the tool.
+fn text(table: &str, lines: &[Line]) -> String {
+    let mut script = String::new();
+    for line in lines {
+        let (verb, element, more) = match line {
+            Line::Add(element) => ("add", element, None),
+            Line::AddFor(element, time) => ("add", element, Some(time)),
+            Line::Delete(element) => ("delete", element, None),
+        };
+        let key: Vec<String> = element.key.iter().map(ToString::to_string).collect();
+        let _infallible = write!(
+            script,
+            "{verb} element inet {table} {} {{ {}",
+            element.set,
+            key.join(" . ")
+        );
+        if let (Some(value), "add") = (element.value, verb) {
+            let _infallible = write!(script, " : {value}");
+        }
+        if let Some(time) = more {
+            let _infallible = write!(script, " timeout {}s", time.as_secs());
+        }
+        script.push_str(" }\n");
+    }
+    script
+}
+
 /// Everything that a member is in.
-fn elements(table: &str, member: &Member, groups: &mut Groups) -> Vec<Element> {
-    let address = member.address;
+fn elements(member: &Member, groups: &mut Groups) -> Vec<Element> {
+    let address = Part::Address(member.address);
     let mut elements = Vec::new();
-    let mut element = |set: &str, key: String, value: Option<u32>| {
-        let set = format!("inet {table} {set}");
+    let mut element = |set: &'static str, key: &[Part], value: Option<u32>| {
+        let key = key.to_vec();
         elements.push(Element { set, key, value });
     };
     if let Some(organization) = member.mesh {
         let group = groups.number(organization);
-        element("group_of", address.to_string(), Some(group));
-        element("members", format!("{group} . {address}"), None);
+        element("group_of", &[address], Some(group));
+        element("members", &[Part::Mark(group), address], None);
     }
     match &member.egress {
-        None => element("outward", address.to_string(), None),
+        None => element("outward", &[address], None),
         Some(allowed) => {
-            element("listed", address.to_string(), None);
-            element("policy_of", address.to_string(), Some(member.policy));
-            element("policies", format!("{} . {address}", member.policy), None);
+            element("listed", &[address], None);
+            element("policy_of", &[address], Some(member.policy));
+            element("policies", &[Part::Mark(member.policy), address], None);
             for network in outermost(allowed) {
-                element("outward_allowed", format!("{address} . {network}"), None);
+                element("outward_allowed", &[address, Part::Block(network)], None);
             }
         }
     }
     elements
 }
 
-/// Takes back what names led to.
-fn unnamed(table: &str, member: Ipv4Addr, named: &[Ipv4Addr]) -> String {
-    let element = |address: &Ipv4Addr| Element {
-        set: format!("inet {table} {NAMED_SET}"),
-        key: format!("{member} . {address}"),
+/// That names led a member to an address.
+fn led(member: Ipv4Addr, address: Ipv4Addr) -> Element {
+    Element {
+        set: NAMED_SET,
+        key: vec![Part::Address(member), Part::Address(address)],
         value: None,
-    };
-    named.iter().map(|address| element(address).remove()).collect()
+    }
+}
+
+/// Takes back what names led to.
+fn unnamed(member: Ipv4Addr, named: &[Ipv4Addr]) -> impl Iterator<Item = Line> {
+    named
+        .iter()
+        .flat_map(move |address| Line::remove(led(member, *address)))
 }
 
 /// An element that is there keeps its time unless it is taken out first; kernels before 6.12 cannot change it.
-fn reach(table: &str, member: Ipv4Addr, found: &[(Ipv4Addr, Duration)]) -> String {
-    let mut script = String::new();
-    for (address, time) in found {
-        let element = format!("element inet {table} {NAMED_SET} {{ {member} . {address}");
-        let _infallible = writeln!(
-            script,
-            "add {element} }}\ndelete {element} }}\nadd {element} timeout {}s }}",
-            time.as_secs()
-        );
-    }
-    script
+fn reach(member: Ipv4Addr, found: &[(Ipv4Addr, Duration)]) -> Vec<Line> {
+    let lines = |(address, time): &(Ipv4Addr, Duration)| {
+        let [add, delete] = Line::remove(led(member, *address));
+        [add, delete, Line::AddFor(led(member, *address), *time)]
+    };
+    found.iter().flat_map(lines).collect()
 }
 
 /// What names led to before this process, for those that are still here: they must not be shut out by our restart.

@@ -15,8 +15,8 @@ fn member(mesh: bool, egress: Option<&[&str]>) -> Member {
 fn a_member_is_admitted_by_elements_alone() {
     let mut groups = Groups::default();
     let mut added = |member| {
-        let elements = elements("t", &member, &mut groups);
-        elements.iter().map(Element::add).collect::<String>()
+        let elements = elements(&member, &mut groups).into_iter();
+        text("t", &elements.map(Line::Add).collect::<Vec<_>>())
     };
     assert_eq!(
         added(member(true, None)),
@@ -100,6 +100,61 @@ async fn the_kernel_takes_the_table_and_its_changes() {
     firewall.remove().await.unwrap();
     firewall.remove().await.unwrap();
     assert_eq!(printed(&table).await, "");
+}
+
+#[tokio::test]
+async fn the_kernel_takes_elements_without_the_tool() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: needs root");
+        return;
+    }
+    let table = format!("tram_test_{}", uuid::Uuid::new_v4().simple());
+    let frame = Frame {
+        table: table.clone(),
+        interface_prefix: "trtest-".to_owned(),
+        network: "10.77.0.0/24".parse().unwrap(),
+        denied: Vec::new(),
+        uplinks: Vec::new(),
+    };
+    let (firewall, _) = Firewall::install(&frame, &[]).await.unwrap();
+    let mut groups = Groups::default();
+    let shut = member(true, Some(&[]));
+    let mut all = elements(&member(true, None), &mut groups);
+    all.extend(elements(&shut, &mut groups).split_off(2));
+    let server: Ipv4Addr = "192.0.2.7".parse().unwrap();
+    let mut lines: Vec<Line> = all.iter().cloned().map(Line::Add).collect();
+    lines.push(Line::AddFor(led(shut.address, server), Duration::from_secs(100)));
+    let send = |lines: &[Line]| netfilter::send(&netfilter::batch(&table, lines).unwrap());
+    // Twice, as after a crash between the kernel and the record.
+    for _ in 0..2 {
+        send(&lines).unwrap();
+        let listed = printed(&table).await;
+        for said in [
+            "10.1.0.2 : 0x00000001",
+            "0x00000001 . 10.1.0.2",
+            "10.1.0.2 : 0x00000007",
+            "0x00000007 . 10.1.0.2",
+            "10.1.0.2 . 192.0.2.7 timeout 1m40s",
+        ] {
+            assert!(listed.contains(said), "{said} in {listed}");
+        }
+    }
+    // The tool reads what was written, and the other way round.
+    run(&text(&table, &lines[..2])).await.unwrap();
+    // One that fails takes the others back with it.
+    let deleted: Vec<Line> = all.iter().cloned().map(Line::Delete).collect();
+    let twice = [&deleted[..], &deleted[..1]].concat();
+    assert_eq!(send(&twice).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    assert!(printed(&table).await.contains("10.1.0.2 : 0x00000001"));
+    send(&deleted).unwrap();
+    send(&Line::remove(led(shut.address, server))).unwrap();
+    assert!(
+        !printed(&table).await.contains("elements"),
+        "{}",
+        printed(&table).await
+    );
+    firewall.remove().await.unwrap();
+    assert!(send(&lines).is_err(), "there is no table");
 }
 
 /// A machine with an uplink and another network, in namespaces of its own. Removed with the value.
@@ -263,9 +318,10 @@ async fn a_policy_is_replaced_whole_and_nothing_of_it_is_left() {
         firewall.replace(new.clone(), vec![server]).await.unwrap();
         let mut groups = Groups::default();
         let listed = printed(&table).await;
-        for element in elements(&table, &new, &mut groups) {
-            let key = element.key.replace("7 . ", "");
-            assert!(listed.contains(key.trim_start_matches("1 . ")), "{key}: {listed}");
+        for element in elements(&new, &mut groups) {
+            let named = element.key.iter().filter(|part| !matches!(part, Part::Mark(_)));
+            let key: Vec<String> = named.map(ToString::to_string).collect();
+            assert!(listed.contains(&key.join(" . ")), "{key:?}: {listed}");
         }
         let allowed = firewall.list("outward_allowed").await.unwrap().len();
         assert_eq!(allowed, list.map_or(0, <[&str]>::len), "{listed}");
