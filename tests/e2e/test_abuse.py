@@ -15,6 +15,8 @@ from asker import Asker
 from cloud import IMAGES, Cloud, free_port, wait_for
 from leaks import Footprint
 
+pytestmark = pytest.mark.alone
+
 HELLO = b"Hello from version 1\n"
 # Answers may be this much slower beside an abuser than alone: both share the machine's two or so processors with the
 # test itself. Less than the floor is never a failure.

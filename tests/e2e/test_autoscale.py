@@ -7,6 +7,8 @@ from websockets.sync.client import connect
 
 from cloud import Cloud, wait_for
 
+pytestmark = pytest.mark.alone
+
 CLIENTS = 8
 PER_INSTANCE = 2
 

@@ -28,6 +28,8 @@ from asker import NO_ANSWER, Asker
 from cloud import wait_for
 from leaks import Footprint
 
+pytestmark = pytest.mark.alone
+
 ROUNDS = int(os.environ.get("TRAM_CHAOS_ROUNDS", "200"))
 SEED = int(os.environ.get("TRAM_CHAOS_SEED", str(random.SystemRandom().randrange(1 << 32))))
 # Rounds between two looks for leaks while everything runs.

@@ -22,8 +22,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tram_types::effective::HealthCheck;
 
-/// The first probe: the fastest programs listen by then, and a refused connection costs next to nothing.
-const FIRST_PROBE: Duration = Duration::from_millis(2);
+/// The first probe: the fastest programs listen by then, and a refused connection costs next to nothing. (The clock of
+/// the runtime has milliseconds, so it is the next one.)
+const FIRST_PROBE: Duration = Duration::from_micros(500);
 /// The last time between probes of an instance that starts (digest, section 3.3).
 const STARTUP_INTERVAL_MAX: Duration = Duration::from_secs(1);
 /// Before a failure of a healthy instance counts, it is asked again after so long.
