@@ -145,6 +145,9 @@ settings! {
     /// Image names that are taken from elsewhere, such as `koyeb/sandbox=registry.example.org/sandbox`; in the file
     /// also a table of names.
     image_aliases: Aliases = Aliases::default();
+    /// Image names that an imported image stands in for while their registry does not answer and they are not here, such
+    /// as `python=koyeb/sandbox:latest`; in the file also a table of names. The deployment's events say so.
+    image_fallbacks: Aliases = Aliases::default();
     /// What becomes of instances when `tram up` is told to stop: `stop` ends them, `keep` leaves them and the edge
     /// running for the next start, as for an upgrade.
     on_stop: OnStop = OnStop::Stop;

@@ -344,6 +344,16 @@ impl Error {
         }
     }
 
+    /// Whether nothing answered at all, so that it is not the registry that says no or asks to wait.
+    #[must_use]
+    pub fn unanswered(&self) -> bool {
+        match self {
+            Self::Timeout { .. } | Self::Dns { .. } | Self::Transport { .. } => true,
+            Self::Shared(error) => error.unanswered(),
+            _ => false,
+        }
+    }
+
     /// What the user of the platform reads: plain English, no path of this machine unless it is the operator
     /// who must act.
     #[must_use]

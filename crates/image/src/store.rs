@@ -61,6 +61,8 @@ pub struct Settings {
     pub registries: RegistryConfig,
     /// Names that are taken from elsewhere.
     pub aliases: Aliases,
+    /// Names that an imported image stands in for while their registry cannot be reached and they are not here.
+    pub fallbacks: Aliases,
     /// What one image may cost.
     pub limits: Limits,
     /// How long registries may take.
@@ -125,6 +127,11 @@ pub enum Freshness {
     Confirmed,
     /// It was here, and the policy asked no further.
     Present,
+    /// Another image stands in for the one that was asked for, whose registry cannot be reached.
+    StandsIn {
+        /// Why the registry could not be asked; for people.
+        reason: String,
+    },
     /// The registry could not be asked; this is the image kept from before. The reason is for people.
     Unconfirmed {
         /// Why the registry could not be asked.

@@ -18,6 +18,8 @@ pub enum Reason {
     },
     /// The image is there.
     ImageReady,
+    /// Another image stands in for it, in the site's words.
+    ImageStandsIn(String),
     /// The network policy is being changed in the instances that run.
     PolicyOnItsWay,
     /// The network policy holds in the instances that run.
@@ -207,6 +209,7 @@ impl fmt::Display for Reason {
             Self::Fetching { step } if step.is_empty() => write!(f, "fetching the image"),
             Self::Fetching { step } => write!(f, "fetching the image: {step}"),
             Self::ImageReady => write!(f, "the image is ready"),
+            Self::ImageStandsIn(notice) => write!(f, "{notice}"),
             Self::ReplicaWanted { replica, wanted } => write!(f, "starting replica {replica} of {wanted}"),
             Self::TryAgain {
                 replica,

@@ -123,7 +123,12 @@ fn provision(draft: &mut Draft<'_>, index: usize) {
         return fail(draft, index, &reason);
     }
     if coming.is_empty() {
-        return draft.set_deployment(index, D::Allocating, Vec::new(), &Reason::ImageReady);
+        let notice = deployment.regions.iter().find_map(|region| match &region.image {
+            Some(ObservedImage::Ready { notice, .. }) => notice.clone(),
+            _ => None,
+        });
+        let reason = notice.map_or(Reason::ImageReady, Reason::ImageStandsIn);
+        return draft.set_deployment(index, D::Allocating, Vec::new(), &reason);
     }
     let messages = coming.iter().map(ToString::to_string).collect();
     if let Some(first) = coming.first().cloned() {

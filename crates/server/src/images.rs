@@ -83,6 +83,7 @@ pub async fn run(settings: &Settings, action: ImagesAction, printer: &Printer) -
 pub fn open(settings: &Settings, paths: &Paths) -> anyhow::Result<ImageStore> {
     let mut wanted = tram_image::Settings {
         aliases: aliases(settings)?,
+        fallbacks: fallbacks(settings)?,
         ..tram_image::Settings::default()
     };
     if !settings.registries_dir.as_os_str().is_empty() {
@@ -101,6 +102,15 @@ pub fn open(settings: &Settings, paths: &Paths) -> anyhow::Result<ImageStore> {
 pub fn aliases(settings: &Settings) -> anyhow::Result<Aliases> {
     Aliases::new(&settings.image_aliases.0)
         .context("the setting `image_aliases` has a name that is none of an image")
+}
+
+/// The names that another image stands in for.
+///
+/// # Errors
+/// When one is no name of an image.
+pub fn fallbacks(settings: &Settings) -> anyhow::Result<Aliases> {
+    Aliases::new(&settings.image_fallbacks.0)
+        .context("the setting `image_fallbacks` has a name that is none of an image")
 }
 
 fn for_user(error: tram_image::Error) -> anyhow::Error {

@@ -137,6 +137,7 @@ impl Running {
     async fn start(settings: &Settings, printer: &Printer, stops: &Stops) -> anyhow::Result<Self> {
         // What was written wrong is told before anything is touched.
         crate::images::aliases(settings)?;
+        crate::images::fallbacks(settings)?;
         crate::network::denied(settings)?;
         let paths = Paths::new(&settings.data_dir);
         if let Err((room, source)) = paths.ensure() {

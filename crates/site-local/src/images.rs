@@ -14,7 +14,9 @@ use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tram_image::registry::Credentials;
-use tram_image::{Digest, Image, ImageStore, Origin, Phase, Progress, PullPolicy, PullRequest, Reference};
+use tram_image::{
+    Digest, Freshness, Image, ImageStore, Origin, Phase, Progress, PullPolicy, PullRequest, Reference,
+};
 use tram_site::{Changed, Error, ImageSpec, ObservedImage};
 use tram_types::{DeploymentId, InstanceId};
 
@@ -246,6 +248,10 @@ impl Images {
         };
         // Kept under its digest too, so that a tag that moves takes nothing away. Nobody moves the name of an imported
         // image but the operator, and no registry need hear of it.
+        if let Freshness::StandsIn { .. } = &image.freshness {
+            // For as long as the deployment lives, also when the registry is back: its instances must be alike.
+            pinned.pinned = image.reference.to_string();
+        }
         if image.origin == Origin::Registry
             && let Ok(reference) = Reference::from_str(&by_digest)
         {
@@ -369,6 +375,17 @@ fn request(reference: &Reference, spec: &ImageSpec) -> PullRequest {
     }
 }
 
+/// What the user must know of an image that can be used.
+fn notice(image: &Image) -> Option<String> {
+    match &image.freshness {
+        Freshness::StandsIn { reason } => Some(format!(
+            "the image {} stands in for the one that was named: {reason}",
+            image.reference
+        )),
+        _ => None,
+    }
+}
+
 fn observed(state: &State) -> ObservedImage {
     match state {
         State::Pulling { progress, .. } => {
@@ -390,6 +407,7 @@ fn observed(state: &State) -> ObservedImage {
         State::Ready { image, .. } => ObservedImage::Ready {
             digest: image.resolved_digest.to_string(),
             size_bytes: image.size_bytes,
+            notice: notice(image),
         },
         State::Failed {
             message, retryable, ..

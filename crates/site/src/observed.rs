@@ -175,6 +175,9 @@ pub enum ObservedImage {
         digest: String,
         /// Its size on disk, in bytes.
         size_bytes: u64,
+        /// What its user must know, such as that it is not the image that was named.
+        #[serde(default)]
+        notice: Option<String>,
     },
     /// Cannot be had; the text is for the user.
     Failed {

@@ -373,6 +373,7 @@ impl Site for FakeSite {
                 ImageBehaviour::ReadyAfter(after) if asked > *after => ObservedImage::Ready {
                     digest: format!("sha256:{:064x}", image.reference.len()),
                     size_bytes: 1024,
+                    notice: None,
                 },
                 ImageBehaviour::ReadyAfter(after) => ObservedImage::Pulling {
                     done_bytes: u64::from(asked),

@@ -129,7 +129,10 @@ impl ImageStore {
                             progress,
                         ))
                     }
-                    _ => Err(error),
+                    _ => match self.stand_in(&reference, &error).await? {
+                        Some(image) => Ok(self.ready(image, progress)),
+                        None => Err(error),
+                    },
                 };
             }
         };
@@ -159,6 +162,23 @@ impl ImageStore {
     pub(super) async fn kept(&self, reference: &Reference) -> Result<Option<(Record, Image)>, Error> {
         let (inner, reference) = (Arc::clone(&self.inner), reference.clone());
         tokio::task::spawn_blocking(move || inner.kept(&reference)).await?
+    }
+
+    /// The imported image that the operator has stand in for this one while its registry cannot be reached.
+    async fn stand_in(&self, reference: &Reference, error: &Error) -> Result<Option<Image>, Error> {
+        let other = self.inner.settings.fallbacks.apply(reference);
+        if other == *reference || !error.unanswered() {
+            return Ok(None);
+        }
+        // What was pulled may be somebody's alone; what the operator imported is for everybody.
+        let kept = self.kept(&other).await?;
+        let Some((_, image)) = kept.filter(|(record, _)| record.is_imported()) else {
+            return Ok(None);
+        };
+        let reason = error.user_message();
+        tracing::warn!(image = %reference, stands_in = %other, reason, "registry not reachable, another image stands in");
+        let freshness = Freshness::StandsIn { reason };
+        Ok(Some(Image { freshness, ..image }))
     }
 
     fn ready(&self, image: Image, progress: &ProgressSender) -> Image {

@@ -10,8 +10,8 @@ use tram_image::{
 };
 
 use crate::support::{
-    Archive, Compression, Registry, Scripted, TestImage, compress, host_architecture, is_root, pull,
-    registry_reply, request, skip, small_limits, store,
+    Archive, Compression, Registry, Reply, Scripted, TestImage, compress, host_architecture, is_root, pull,
+    registry_reply, request, settings, skip, small_limits, store,
 };
 
 /// `docker save`'s older form, with uncompressed layers and a link in the place of a repeated one.
@@ -75,6 +75,44 @@ fn program(name: &str, arguments: &[&str]) -> bool {
             false
         }
     }
+}
+
+#[tokio::test]
+async fn an_imported_image_stands_in_for_others_whose_registry_does_not_answer() {
+    if !is_root("an_imported_image_stands_in_for_others_whose_registry_does_not_answer") {
+        return;
+    }
+    // One that answers, and says no: that stays an error.
+    let strict = Scripted::start(|_| Reply::new(404, "")).await;
+    let directory = tempfile::tempdir().unwrap();
+    let fallbacks = tram_image::Aliases::new([
+        ("127.0.0.1:1/python", "house:1"),
+        ("127.0.0.1:1/ruby", "nobody:1"),
+        (&strict.name("python"), "house:1"),
+    ]);
+    let wanted = tram_image::Settings {
+        fallbacks: fallbacks.unwrap(),
+        ..settings()
+    };
+    let store = ImageStore::open(directory.path(), wanted).unwrap();
+    let archive = docker_save(&["house:1"], &[Archive::new().file("i", b"1").build()]);
+    import(&store, archive, None).await.unwrap();
+    let ensure = |name: &str| {
+        let (store, request) = (store.clone(), request(name, PullPolicy::Always));
+        async move { store.ensure(&request, &Progress::channel().0).await }
+    };
+    let image = ensure("127.0.0.1:1/python:3.12-slim").await.unwrap();
+    assert_eq!(image.reference.familiar(), "house:1");
+    assert!(
+        matches!(&image.freshness, Freshness::StandsIn { reason } if reason.contains("127.0.0.1:1")),
+        "{:?}",
+        image.freshness
+    );
+    for other in ["127.0.0.1:1/ruby:3", "127.0.0.1:1/perl:5"] {
+        assert!(ensure(other).await.unwrap_err().unanswered(), "{other}");
+    }
+    let refused = ensure(&strict.name("python")).await.unwrap_err();
+    assert!(matches!(refused, Error::NotFound { .. }), "{refused:?}");
 }
 
 #[tokio::test]

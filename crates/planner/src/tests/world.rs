@@ -595,6 +595,7 @@ impl World {
                     _ => ObservedImage::Ready {
                         digest: "sha256:00".to_owned(),
                         size_bytes: 1,
+                        notice: None,
                     },
                 });
             }

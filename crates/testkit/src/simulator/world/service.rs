@@ -490,6 +490,7 @@ pub fn asleep(start: Timestamp, deep_sleep: Duration, rng: &mut Rng) -> ServiceV
         image: Some(ObservedImage::Ready {
             digest: "sha256:00".to_owned(),
             size_bytes: 1,
+            notice: None,
         }),
         instances: Vec::new(),
     };
