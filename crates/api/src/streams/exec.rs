@@ -48,6 +48,8 @@ use target::Target;
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may take to accept a frame before it counts as gone.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a client gets to close its side after the end: it has read the last frame by then, or is gone.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a silent client is asked whether it is there: idle connections are cut by many proxies after a minute.
 const PING_EVERY: Duration = Duration::from_secs(20);
 /// Largest message from a client: input comes in pieces of some KiB, base64.
@@ -323,11 +325,11 @@ async fn converse(
     first_input: Vec<ExecInput>,
     refused: impl Future<Output = Error>,
 ) {
-    let (mut sink, stream) = socket.split();
+    let (mut sink, mut stream) = socket.split();
     let ExecSession { input, output } = session;
     let ended = tokio::select! {
         ended = write(&mut sink, output) => ended,
-        ended = read(stream, input, first_input) => ended,
+        ended = read(&mut stream, input, first_input) => ended,
         error = refused => Err(error),
     };
     let mut close = frame::normal_close();
@@ -337,10 +339,20 @@ async fn converse(
         close = frame::close_after(&error);
     }
     let _ = timeout(SEND_TIMEOUT, sink.send(close)).await;
+    // Input that is still on its way is taken and dropped: left unread, it would have the kernel reset the connection, and
+    // the client lose the end of the command with it.
+    let leaving = async {
+        while let Some(Ok(message)) = stream.next().await {
+            if matches!(message, Message::Close(_)) {
+                break;
+            }
+        }
+    };
+    let _ = timeout(LEAVE_TIMEOUT, leaving).await;
 }
 
 async fn read(
-    mut stream: SplitStream<WebSocket>,
+    stream: &mut SplitStream<WebSocket>,
     input: mpsc::Sender<ExecInput>,
     first: Vec<ExecInput>,
 ) -> Result<(), Error> {
