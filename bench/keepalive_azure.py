@@ -6,7 +6,8 @@ GOAL_SLOW, GOAL_SHARE = 0.45, 0.10
 PEER = "fixed-10"
 # The whole curve: published baselines first, then ours by the depth that light sleep has, each at several prices.
 BASELINES = ["fixed-5", PEER, "fixed-20", "fixed-60", "fixed-240", "never", "hybrid-60", "hybrid-240"]
-OURS = ["prewake-10", "prewake-40", "prewake-100", "zram-40", "zram-300", "reclaimed-10", "reclaimed-20",
+OURS = ["prewake-10", "prewake-40", "prewake-100", "habits-5-5", "habits-5-20", "habits-5-100", "habits-10-10",
+        "habits-10-40", "habits-20-20", "habits-20-100", "zram-40", "zram-300", "reclaimed-10", "reclaimed-20",
         "reclaimed-25", "reclaimed-40", "checkpointed-5"]
 # Judged by frozen and reclaimed to a swap file, as measured. A checkpoint on disk does better; it is beside it.
 JUDGED = "reclaimed"

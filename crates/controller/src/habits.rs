@@ -26,9 +26,6 @@ use crate::{Deps, activity::Activities, data_plane::ServiceActivity, light::Wake
 
 /// Idle times are counted by the minute.
 const MINUTE: Duration = Duration::from_secs(60);
-/// A service sleeps for so many minutes at least before it is woken for a call that nobody made: for less it is not
-/// worth a stop and a start.
-const SLEEPS_MIN: u32 = 2;
 /// Many services are called at full hours. Their wakes are spread over so long a time before.
 const SPREAD: Duration = Duration::from_secs(30);
 /// Between two times that what was learned is kept.
@@ -134,10 +131,7 @@ impl Habits {
         };
         let in_vain = std::mem::take(&mut habit.expected);
         if let (Some(pattern), Some(called_at)) = (&habit.pattern, habit.called_at) {
-            let minutes =
-                |time: Duration| u32::try_from(time.as_secs().div_ceil(MINUTE.as_secs())).unwrap_or(u32::MAX);
-            let from = minutes(since.since(called_at)).saturating_add(SLEEPS_MIN);
-            let minute = pattern.wake_at(&budget, from, minutes(stays(view)));
+            let minute = pattern.wake_after(&budget, since.since(called_at), stays(view));
             let at = minute.map(|minute| called_at.plus(MINUTE.saturating_mul(minute)));
             habit.due = at.map(|at| at.minus(spread(view.id)));
         }

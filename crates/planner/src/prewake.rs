@@ -36,6 +36,9 @@ const PRIOR: f64 = 0.8;
 const NEIGHBOUR: f64 = 0.5;
 /// Idle times that make a habit: two that are alike may be chance.
 const SEEN_MIN: u64 = 3;
+/// A service sleeps for so many minutes at least before it is woken for a call that nobody made: for less it is not
+/// worth a stop and a start.
+const SLEEPS_MIN: u32 = 2;
 /// Seconds in a minute.
 const MINUTE_SECONDS: u64 = 60;
 
@@ -168,6 +171,15 @@ impl Pattern {
             rest[0] * price >= 1.0 && (1.0 - none) * price >= f64::from(stays)
         })?;
         u32::try_from(minute).ok()
+    }
+
+    /// The same for a service that fell asleep after so much idle time and that would stay awake for `stays`: the minute
+    /// of idleness in which to wake it. What the controller decides with, and the simulator.
+    #[must_use]
+    pub fn wake_after(&self, budget: &Budget, asleep: Duration, stays: Duration) -> Option<u32> {
+        let minutes =
+            |time: Duration| u32::try_from(time.as_secs().div_ceil(MINUTE_SECONDS)).unwrap_or(u32::MAX);
+        self.wake_at(budget, minutes(asleep).saturating_add(SLEEPS_MIN), minutes(stays))
     }
 
     /// What was counted: minutes of idleness, and how often; the last minute stands for all that are longer.

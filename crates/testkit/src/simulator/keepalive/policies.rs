@@ -6,6 +6,7 @@
 //! | `never` | awake for ever |
 //! | `hybrid-M` | the hybrid histogram of Shahrad et al., ATC 2020; M minutes where the histogram says nothing |
 //! | `prewake-P` | the planner's [`tram_planner::prewake`], awake or deep, at a price of P minutes |
+//! | `habits-M-P` | what the product does without light sleep: a time-out of M minutes, and early wakes at a price of P |
 //! | `RUNG-P` | the same, with light sleep on that rung between: `frozen`, `zram`, `reclaimed`, `checkpointed` |
 
 use std::{fmt, str::FromStr, time::Duration};
@@ -42,12 +43,14 @@ pub enum Policy {
     Hybrid(u32),
     /// The planner's, awake or deep, at this price.
     Prewake(f64),
-    /// The same with light sleep on a rung.
+    /// A time-out of so many minutes, and early wakes by the planner's rule at this price.
+    Habits(u32, f64),
+    /// The planner's, with light sleep on a rung.
     Light(Rung, f64),
 }
 
 /// The policies that are compared when none is named: the published baselines, and the whole curve of ours.
-pub const ALL: [&str; 32] = [
+pub const ALL: [&str; 42] = [
     "fixed-5",
     "fixed-10",
     "fixed-20",
@@ -62,6 +65,16 @@ pub const ALL: [&str; 32] = [
     "prewake-40",
     "prewake-100",
     "prewake-300",
+    "habits-1-5",
+    "habits-1-20",
+    "habits-5-5",
+    "habits-5-10",
+    "habits-5-20",
+    "habits-5-100",
+    "habits-10-10",
+    "habits-10-40",
+    "habits-20-20",
+    "habits-20-100",
     "frozen-10",
     "frozen-40",
     "frozen-100",
@@ -101,6 +114,11 @@ impl Policy {
                 awake: Budget::of(*price),
                 light: None,
             }),
+            Self::Habits(minutes, price) => Box::new(Habits {
+                pattern: Pattern::default(),
+                budget: Budget::of(*price),
+                stays: *minutes,
+            }),
             Self::Light(rung, price) => Box::new(Learned {
                 pattern: Pattern::default(),
                 awake: Budget::of(*price * LIGHT_WAKE_WORTH),
@@ -135,6 +153,7 @@ impl fmt::Display for Policy {
             Self::Never => formatter.write_str("never"),
             Self::Hybrid(minutes) => write!(formatter, "hybrid-{minutes}"),
             Self::Prewake(price) => write!(formatter, "prewake-{price}"),
+            Self::Habits(minutes, price) => write!(formatter, "habits-{minutes}-{price}"),
             Self::Light(rung, price) => write!(formatter, "{}-{price}", rung.name),
         }
     }
@@ -144,18 +163,20 @@ impl FromStr for Policy {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let unknown = || Error::Policy {
+        let unknown = || {
+            Error::Policy {
             name: text.to_owned(),
-            known: "all, fixed-MINUTES, never, hybrid-MINUTES, prewake-PRICE, frozen-PRICE, zram-PRICE, \
+            known: "all, fixed-MINUTES, never, hybrid-MINUTES, prewake-PRICE, habits-MINUTES-PRICE, frozen-PRICE, zram-PRICE, \
                     reclaimed-PRICE, checkpointed-PRICE, planner"
                 .to_owned(),
+        }
         };
         if text == "never" {
             return Ok(Self::Never);
         }
         let (name, number) = text.split_once('-').ok_or_else(unknown)?;
         let minutes = || number.parse::<u32>().map_err(|_| unknown());
-        let price = || {
+        let price = |number: &str| {
             let price = number.parse::<f64>().ok();
             price
                 .filter(|price| price.is_finite() && *price >= 0.0)
@@ -164,10 +185,15 @@ impl FromStr for Policy {
         match name {
             "fixed" => Ok(Self::Fixed(minutes()?)),
             "hybrid" => Ok(Self::Hybrid(minutes()?)),
-            "prewake" => Ok(Self::Prewake(price()?)),
+            "prewake" => Ok(Self::Prewake(price(number)?)),
+            "habits" => {
+                let (minutes, number) = number.split_once('-').ok_or_else(unknown)?;
+                let minutes = minutes.parse().ok().filter(|minutes| *minutes > 0);
+                Ok(Self::Habits(minutes.ok_or_else(unknown)?, price(number)?))
+            }
             _ => {
                 let rung = RUNGS.into_iter().find(|rung| rung.name == name);
-                Ok(Self::Light(rung.ok_or_else(unknown)?, price()?))
+                Ok(Self::Light(rung.ok_or_else(unknown)?, price(number)?))
             }
         }
     }
@@ -226,6 +252,39 @@ impl KeepAlive for Learned {
             until: u32::MAX,
             depth: Depth::Deep,
         });
+        stretches
+    }
+
+    fn learn(&mut self, gap: u32) {
+        self.pattern.learn(Duration::from_secs(u64::from(gap) * 60));
+    }
+}
+
+/// What the controller does: asleep after the definition's delay, woken when the planner says so, and asleep again after
+/// the same delay when nobody called. It has to have slept once before it is woken early.
+#[derive(Debug)]
+struct Habits {
+    pattern: Pattern,
+    budget: Budget,
+    stays: u32,
+}
+
+impl KeepAlive for Habits {
+    fn stretches(&self) -> Vec<Stretch> {
+        let minutes = |count: u32| Duration::from_secs(u64::from(count) * 60);
+        let until = |until: u32, depth: Depth| Stretch { until, depth };
+        let mut asleep = self.stays;
+        // As a fixed time-out: a call in the minute in which it would fall asleep finds it awake.
+        let mut stretches = vec![until(asleep.saturating_add(1), Depth::Awake)];
+        while let Some(wake) = self
+            .pattern
+            .wake_after(&self.budget, minutes(asleep), minutes(self.stays))
+        {
+            asleep = wake.saturating_add(self.stays);
+            stretches.push(until(wake, Depth::Deep));
+            stretches.push(until(asleep, Depth::Awake));
+        }
+        stretches.push(until(u32::MAX, Depth::Deep));
         stretches
     }
 

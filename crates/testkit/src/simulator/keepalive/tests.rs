@@ -46,6 +46,28 @@ fn a_light_sleeper_costs_what_it_keeps_and_wakes_in_time() {
 }
 
 #[test]
+fn early_wakes_spare_a_time_out_its_slow_wakes_and_cost_what_they_may() {
+    let calls: Vec<u32> = (0..40).map(|index| index * 30).collect();
+    let fixed = outcome("fixed-5", &[&calls], 1200);
+    let habits = outcome("habits-5-10", &[&calls], 1200);
+    assert_eq!(fixed.slow, 40);
+    // The first, and those before three idle times were seen.
+    assert_eq!(habits.slow, 4);
+    let spared = f64::from(u32::try_from(fixed.slow - habits.slow).unwrap());
+    let more = (habits.memory_hours - fixed.memory_hours) * 60.0;
+    assert!(
+        (0.0..=10.0 * spared).contains(&more),
+        "{more} minutes for {spared} wakes"
+    );
+    // Without a budget it is the time-out.
+    let never = outcome("habits-5-0", &[&calls], 1200);
+    assert_eq!((never.slow, never.memory_hours), (fixed.slow, fixed.memory_hours));
+    for wrong in ["habits-5", "habits-0-5", "habits-5--1", "habits-x-5"] {
+        assert!(wrong.parse::<Policy>().is_err(), "{wrong}");
+    }
+}
+
+#[test]
 fn a_service_on_a_schedule_is_woken_before_its_call() {
     let calls: Vec<u32> = (0..40).map(|index| index * 30).collect();
     let fixed = outcome("fixed-10", &[&calls], 1200);
