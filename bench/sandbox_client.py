@@ -88,10 +88,10 @@ class Executor:
             raise AssertionError(f"`{command}` ended with {result}")
         return result["stdout"]
 
-    def curl(self, path, **query):
+    def curl(self, endpoint, **query):
         """The arguments with which curl asks for something."""
         host, port = self.connection.host, self.connection.port
-        words = [f"http://{host}:{port}/koyeb-sandbox{path}?{urllib.parse.urlencode(query)}"]
+        words = [f"http://{host}:{port}/koyeb-sandbox{endpoint}?{urllib.parse.urlencode(query)}"]
         for name, value in self.headers.items():
             words += ["-H", f"{name}: {value}"]
         return words
