@@ -1,0 +1,122 @@
+//! The state of one answer between two steps.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use llguidance::Matcher;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::cache::{SequenceId, Token};
+use crate::output::Output;
+use crate::request::{Event, Request};
+use crate::sample::Sampler;
+
+/// One answer; of a request for several, all of them until its prompt was read.
+pub(super) struct Answer {
+    /// What all answers of the request have in common; its prompt is in `tokens`.
+    pub(super) request: Arc<Common>,
+    /// Which answer it is.
+    pub(super) number: usize,
+    /// The prompt and what was generated.
+    pub(super) tokens: Vec<Token>,
+    /// How many of them are in the cache.
+    pub(super) computed: usize,
+    /// None while it waits.
+    pub(super) sequence: Option<SequenceId>,
+    pub(super) sampler: Sampler,
+    pub(super) output: Output,
+    pub(super) grammar: Option<Matcher>,
+    /// It was in the batch once, so it does not count as waiting for its turn.
+    pub(super) admitted: bool,
+    /// Tokens of the prompt that were in the cache when it was.
+    pub(super) cached: usize,
+    /// When its last token came.
+    pub(super) last_token: Option<Instant>,
+}
+
+/// What a request's answers share.
+pub(super) struct Common {
+    pub(super) request: Request,
+    pub(super) prompt_tokens: usize,
+    /// Scope of the prefix cache.
+    pub(super) scope: u64,
+}
+
+impl Answer {
+    pub(super) fn new(mut request: Request) -> Self {
+        let tokens = std::mem::take(&mut request.prompt);
+        let grammar = request.grammar.take();
+        let sampler = Sampler::new(
+            request.sampling.clone(),
+            request.seed,
+            request.log_probabilities,
+            &tokens,
+        );
+        Self {
+            number: 0,
+            computed: 0,
+            sequence: None,
+            sampler,
+            output: Output::new(request.stops.clone()),
+            grammar,
+            admitted: false,
+            cached: 0,
+            last_token: None,
+            request: Arc::new(Common {
+                prompt_tokens: tokens.len(),
+                scope: scope(&request.tenant),
+                request,
+            }),
+            tokens,
+        }
+    }
+
+    /// Another answer to the same prompt, which goes on from here with a seed of its own.
+    pub(super) fn sibling(&self, number: usize, sequence: SequenceId) -> Self {
+        let request = &self.request.request;
+        Self {
+            request: self.request.clone(),
+            number,
+            tokens: self.tokens.clone(),
+            computed: self.computed,
+            sequence: Some(sequence),
+            sampler: Sampler::new(
+                request.sampling.clone(),
+                request.seed.wrapping_add(number as u64),
+                request.log_probabilities,
+                &self.tokens,
+            ),
+            output: Output::new(request.stops.clone()),
+            grammar: self.grammar.as_ref().map(Matcher::deep_clone),
+            admitted: true,
+            cached: self.cached,
+            last_token: None,
+        }
+    }
+
+    pub(super) fn events(&self) -> &UnboundedSender<Event> {
+        &self.request.request.events
+    }
+
+    /// Nobody listens.
+    pub(super) fn abandoned(&self) -> bool {
+        self.events().is_closed()
+    }
+
+    /// A token came out already.
+    pub(super) fn begun(&self) -> bool {
+        self.last_token.is_some()
+    }
+
+    pub(super) fn generated(&self) -> usize {
+        self.tokens.len() - self.request.prompt_tokens
+    }
+}
+
+/// Prompts of one tenant are not found for another's: how soon the first token comes would tell what the other asked.
+fn scope(tenant: &str) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    tenant.hash(&mut hasher);
+    hasher.finish()
+}

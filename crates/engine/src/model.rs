@@ -1,0 +1,221 @@
+//! A model file: what is wrong with it, or the model and what is needed to talk to it.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::token::LlamaToken;
+
+use crate::cache::Token;
+use crate::logs;
+use crate::template::Template;
+
+/// The first bytes of every GGUF file.
+const MAGIC: &[u8; 4] = b"GGUF";
+/// Longest token in bytes that a sane vocabulary has. A longer one only makes the early refusal of long prompts later.
+const TOKEN_BYTES_MIN: usize = 16;
+
+/// Why a model cannot be served. Each has an exit code of its own: whoever starts the engine tells them apart.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Problem {
+    #[error("cannot read the model file `{path}`")]
+    Unreadable {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(
+        "`{path}` is not a model: it does not begin with `GGUF` (a download that failed, or another format?)"
+    )]
+    NotGguf { path: PathBuf },
+    #[error("the model file `{path}` is damaged, incomplete or of a kind this engine does not know: {why}")]
+    Refused { path: PathBuf, why: String },
+    #[error("cannot read the chat template `{path}`")]
+    TemplateUnreadable {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the chat template cannot be used")]
+    Template(#[source] minijinja::Error),
+    #[error("cannot set the model up with a context of {tokens} tokens (is there enough memory?): {why}")]
+    Context { tokens: usize, why: String },
+    #[error("cannot start llama.cpp")]
+    Backend(#[source] llama_cpp_2::LlamaCppError),
+}
+
+impl Problem {
+    /// The engine's exit code: 3 for a file that is not there, 4 for one that is no good, 5 for too little memory.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Unreadable { .. } | Self::TemplateUnreadable { .. } => 3,
+            Self::NotGguf { .. } | Self::Refused { .. } | Self::Template(_) => 4,
+            Self::Context { .. } => 5,
+            Self::Backend(_) => 1,
+        }
+    }
+}
+
+/// A loaded model, shared by the engine's thread and those that make tokens of text.
+#[derive(Debug)]
+pub(crate) struct Model {
+    pub(crate) backend: LlamaBackend,
+    pub(crate) llama: LlamaModel,
+    /// None when the model has none: it completes, and does not chat.
+    pub(crate) template: Option<Template>,
+    /// Tokens that prompt and answer have together.
+    pub(crate) context_length: usize,
+    /// An encoder: it makes embeddings and generates nothing.
+    pub(crate) embeds_only: bool,
+    /// Whether a sequence can be cut at any token and shared from its beginning.
+    pub(crate) shares_prefixes: bool,
+    token_bytes_max: usize,
+}
+
+impl Model {
+    /// Loads it; takes as long as reading the file does.
+    pub(crate) fn load(
+        path: &Path,
+        template: Option<&Path>,
+        context_length: Option<usize>,
+    ) -> Result<Arc<Self>, Problem> {
+        check(path)?;
+        let backend = LlamaBackend::init().map_err(Problem::Backend)?;
+        logs::forward_llama();
+        let llama =
+            LlamaModel::load_from_file(&backend, path, &LlamaModelParams::default()).map_err(|error| {
+                Problem::Refused {
+                    path: path.to_owned(),
+                    why: logs::last_error().unwrap_or_else(|| error.to_string()),
+                }
+            })?;
+        let text = match template {
+            Some(path) => {
+                Some(
+                    std::fs::read_to_string(path).map_err(|source| Problem::TemplateUnreadable {
+                        path: path.to_owned(),
+                        source,
+                    })?,
+                )
+            }
+            None => llama
+                .chat_template(None)
+                .ok()
+                .and_then(|text| text.to_string().ok()),
+        };
+        let vocabulary = llama.vocab();
+        let special = |token: LlamaToken| {
+            let known = token.0 >= 0;
+            known.then(|| String::from_utf8_lossy(&vocabulary.token_to_piece(token, true, None)).into_owned())
+        };
+        let template = text
+            .map(|text| Template::new(text, special(vocabulary.bos()), special(vocabulary.eos())))
+            .transpose()
+            .map_err(Problem::Template)?;
+        let token_bytes_max = vocabulary
+            .tokens()
+            .map(|token| vocabulary.token_to_piece(token, true, None).len())
+            .max()
+            .unwrap_or_default()
+            .max(TOKEN_BYTES_MIN);
+        let trained = usize::try_from(llama.n_ctx_train()).unwrap_or(usize::MAX);
+        let architecture = llama.meta_val_str("general.architecture").unwrap_or_default();
+        let pooled = llama
+            .meta_val_str(&format!("{architecture}.pooling_type"))
+            .is_ok();
+        Ok(Arc::new(Self {
+            backend,
+            template,
+            // Beyond what it was trained on a model talks nonsense.
+            context_length: context_length.unwrap_or(CONTEXT_LENGTH_DEFAULT).min(trained),
+            embeds_only: pooled && architecture.contains("bert"),
+            shares_prefixes: !llama.is_recurrent() && !llama.is_hybrid(),
+            llama,
+            token_bytes_max,
+        }))
+    }
+
+    /// The tokens of a text, in which the names of special tokens are these tokens when `special` is set, with what the
+    /// vocabulary wants at the beginning when `beginning` is. None when it surely is longer than the context.
+    pub(crate) fn tokens(&self, text: &str, beginning: bool, special: bool) -> Option<Vec<Token>> {
+        if text.len() > self.context_length.saturating_mul(self.token_bytes_max) {
+            return None;
+        }
+        let tokens = self.llama.vocab().tokenize(text.as_bytes(), beginning, special);
+        Some(tokens.into_iter().map(|token| token.0).collect())
+    }
+
+    /// The tokens that ask for the text between a prompt and a suffix, as models that were trained for it want them. None
+    /// for other models; within, None when it surely is longer than the context.
+    pub(crate) fn between(&self, prompt: &str, suffix: &str) -> Option<Option<Vec<Token>>> {
+        let vocabulary = self.llama.vocab();
+        let marks = [
+            vocabulary.fim_pre().0,
+            vocabulary.fim_suf().0,
+            vocabulary.fim_mid().0,
+        ];
+        if marks.iter().any(|mark| *mark < 0) {
+            return None;
+        }
+        let [before, after, here] = marks;
+        let texts = self
+            .tokens(prompt, false, false)
+            .zip(self.tokens(suffix, false, false));
+        Some(texts.map(|(prompt, suffix)| {
+            let mut tokens = vec![before];
+            tokens.extend(prompt);
+            tokens.push(after);
+            tokens.extend(suffix);
+            tokens.push(here);
+            tokens
+        }))
+    }
+
+    /// The bytes of a token; of one that is only for control, none.
+    pub(crate) fn piece(&self, token: Token) -> Vec<u8> {
+        self.llama.vocab().token_to_piece(LlamaToken(token), false, None)
+    }
+
+    /// The bytes of a token, also of one for control.
+    pub(crate) fn name(&self, token: Token) -> Vec<u8> {
+        self.llama.vocab().token_to_piece(LlamaToken(token), true, None)
+    }
+
+    /// Whether an answer ends with this token.
+    pub(crate) fn ends(&self, token: Token) -> bool {
+        self.llama.vocab().is_eog(LlamaToken(token))
+    }
+
+    /// Tokens of the vocabulary.
+    pub(crate) fn vocabulary(&self) -> Token {
+        self.llama.n_vocab()
+    }
+}
+
+/// The context when none is asked for, or the model's if that is less: the memory for it is taken at the start, and most
+/// conversations fit.
+const CONTEXT_LENGTH_DEFAULT: usize = 8192;
+
+/// What can be said of the file before llama.cpp reads it.
+fn check(path: &Path) -> Result<(), Problem> {
+    let mut magic = [0; MAGIC.len()];
+    let read = std::fs::File::open(path).and_then(|mut file| {
+        if file.metadata()?.is_dir() {
+            return Err(std::io::ErrorKind::IsADirectory.into());
+        }
+        file.read_exact(&mut magic)
+    });
+    match read {
+        Ok(()) if &magic == MAGIC => Ok(()),
+        Err(source) if source.kind() != std::io::ErrorKind::UnexpectedEof => Err(Problem::Unreadable {
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Err(Problem::NotGguf {
+            path: path.to_owned(),
+        }),
+    }
+}

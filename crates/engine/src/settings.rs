@@ -1,0 +1,80 @@
+//! What the program is started with.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Serve a language model over OpenAI's API, on llama.cpp's kernels
+#[derive(Debug, Parser)]
+#[command(name = "tram-engine", version, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Load a model and serve it until told to stop
+    Serve(Serve),
+}
+
+/// Answers at once when nothing else is said: throughput on few cores grows little beyond.
+const PARALLEL_DEFAULT: u16 = 16;
+/// Above, a step takes longer than a reader waits for the next word, on any machine.
+const PARALLEL_MAX: i64 = 128;
+/// Requests that wait when nothing else is said: of those behind, few would still be there when it was their turn.
+const QUEUE_DEFAULT: usize = 256;
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// The model, a GGUF file
+    #[arg(long, value_name = "PATH")]
+    pub(crate) model: PathBuf,
+    /// Where to listen
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+    pub(crate) listen: SocketAddr,
+    /// The model's name in requests and answers; the file's without one
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Tokens that a prompt and its answer have together, at most; 8192 without, or fewer where the model knows fewer
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(16..))]
+    pub(crate) context_length: Option<u32>,
+    /// Answers that are generated at once
+    #[arg(long, value_name = "NUMBER", default_value_t = PARALLEL_DEFAULT,
+          value_parser = clap::value_parser!(u16).range(1..=PARALLEL_MAX))]
+    pub(crate) parallel: u16,
+    /// Tokens of all prompts and answers together that fit into the cache; as many as the context has, without
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) cache_tokens: Option<u32>,
+    /// Threads of the kernels; one for each processor without
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) threads: Option<u16>,
+    /// Requests that may wait; those beyond are refused with a time to come again
+    #[arg(long, value_name = "NUMBER", default_value_t = QUEUE_DEFAULT)]
+    pub(crate) queue: usize,
+    /// A Jinja file in place of the model's own chat template
+    #[arg(long, value_name = "PATH")]
+    pub(crate) chat_template: Option<PathBuf>,
+}
+
+impl Serve {
+    /// The name that the model is served under.
+    pub(crate) fn name(&self) -> String {
+        let file = || {
+            self.model
+                .file_stem()
+                .map(|stem| stem.to_string_lossy().into_owned())
+        };
+        self.name
+            .clone()
+            .or_else(file)
+            .unwrap_or_else(|| "model".to_owned())
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        // Counts what the cgroup and the affinity leave.
+        let all = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.threads.map_or_else(all, usize::from)
+    }
+}
