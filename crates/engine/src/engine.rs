@@ -5,9 +5,10 @@
 //! batching). Requests of clients that left are dropped between two steps.
 //!
 //! The files: `handle` (how others reach the thread), `step` (one step), `answers` (the state of one answer),
-//! `figures` (what is counted).
+//! `figures` (what is counted), `embed` (the thread of a model that makes embeddings instead).
 
 mod answers;
+mod embed;
 mod figures;
 mod handle;
 mod step;
@@ -28,6 +29,7 @@ use crate::request::{Event, Failure, Request};
 use crate::schedule::{Entry, JobId, Limits, Scheduler, TenantId};
 
 use answers::Answer;
+pub(crate) use embed::Embed;
 pub(crate) use figures::{Figures, Histogram};
 pub(crate) use handle::{Engine, Refusal};
 
@@ -55,6 +57,7 @@ pub(crate) struct Setup {
 /// What reaches the thread.
 enum Command {
     Generate(Box<Request>),
+    Embed(Embed),
     /// Takes nothing more, finishes what runs; what waits fails.
     Stop,
 }
@@ -169,6 +172,8 @@ impl Worker<'_> {
             };
             match command {
                 Command::Generate(request) => self.take(*request),
+                // The front sends none to this thread; the sender of the vectors closes and says so.
+                Command::Embed(request) => self.shared.leave_queue(&request.tenant),
                 Command::Stop => self.stop(),
             }
         }
@@ -176,7 +181,7 @@ impl Worker<'_> {
 
     fn take(&mut self, request: Request) {
         if self.stopping {
-            self.shared.left_queue(1);
+            self.shared.leave_queue(&request.tenant);
             let _ = request.events.send(Event::Failed(Failure::Stopping));
             return;
         }
@@ -241,7 +246,7 @@ impl Worker<'_> {
             return;
         };
         if !answer.admitted {
-            self.shared.left_queue(1);
+            self.shared.leave_queue(&answer.request.request.tenant);
         }
         if let Some(sequence) = answer.sequence {
             self.end_sequence(sequence);
@@ -299,3 +304,6 @@ impl Worker<'_> {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

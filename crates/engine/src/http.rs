@@ -7,6 +7,7 @@
 mod chat;
 mod completions;
 mod connections;
+mod embeddings;
 mod error;
 mod fields;
 mod parameters;
@@ -203,6 +204,13 @@ async fn route(front: &Front, request: HttpRequest<Incoming>) -> Result<Response
             let chat = path == "/v1/chat/completions";
             let body = body(request).await?;
             generate(served, chat, body, caller).await
+        }
+        "/v1/embeddings" => {
+            let served = served.ok_or_else(loading)?;
+            front.check_stopping()?;
+            let caller = caller(&request)?;
+            let body = body(request).await?;
+            Ok(json_body(&embeddings::answer(served, body, caller).await?))
         }
         _ => match path.strip_prefix("/v1/models/") {
             Some(name) if reads => {

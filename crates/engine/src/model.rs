@@ -68,8 +68,10 @@ pub(crate) struct Model {
     pub(crate) template: Option<Template>,
     /// Tokens that prompt and answer have together.
     pub(crate) context_length: usize,
-    /// An encoder: it makes embeddings and generates nothing.
-    pub(crate) embeds_only: bool,
+    /// It makes embeddings and generates nothing: an encoder, or a model that was started so.
+    pub(crate) embeds: bool,
+    /// It says itself how the vectors of a text's tokens become one.
+    pub(crate) pools: bool,
     /// Whether a sequence can be cut at any token and shared from its beginning.
     pub(crate) shares_prefixes: bool,
     token_bytes_max: usize,
@@ -81,6 +83,7 @@ impl Model {
         path: &Path,
         template: Option<&Path>,
         context_length: Option<usize>,
+        embeddings: bool,
     ) -> Result<Arc<Self>, Problem> {
         check(path)?;
         let backend = LlamaBackend::init().map_err(Problem::Backend)?;
@@ -123,15 +126,22 @@ impl Model {
             .max(TOKEN_BYTES_MIN);
         let trained = usize::try_from(llama.n_ctx_train()).unwrap_or(usize::MAX);
         let architecture = llama.meta_val_str("general.architecture").unwrap_or_default();
-        let pooled = llama
+        let pools = llama
             .meta_val_str(&format!("{architecture}.pooling_type"))
             .is_ok();
+        let embeds = embeddings || (pools && architecture.contains("bert"));
+        let default = if embeds {
+            CONTEXT_LENGTH_EMBEDDING
+        } else {
+            CONTEXT_LENGTH_DEFAULT
+        };
         Ok(Arc::new(Self {
             backend,
             template,
             // Beyond what it was trained on a model talks nonsense.
-            context_length: context_length.unwrap_or(CONTEXT_LENGTH_DEFAULT).min(trained),
-            embeds_only: pooled && architecture.contains("bert"),
+            context_length: context_length.unwrap_or(default).min(trained),
+            embeds,
+            pools,
             shares_prefixes: !llama.is_recurrent() && !llama.is_hybrid(),
             llama,
             token_bytes_max,
@@ -198,6 +208,8 @@ impl Model {
 /// The context when none is asked for, or the model's if that is less: the memory for it is taken at the start, and most
 /// conversations fit.
 const CONTEXT_LENGTH_DEFAULT: usize = 8192;
+/// The same of a model that makes embeddings, which reads a text as a whole: what that takes grows with its length.
+const CONTEXT_LENGTH_EMBEDDING: usize = 2048;
 
 /// What can be said of the file before llama.cpp reads it.
 fn check(path: &Path) -> Result<(), Problem> {

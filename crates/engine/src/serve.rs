@@ -120,6 +120,7 @@ fn load(settings: &Serve) -> Result<Served, ModelProblem> {
         &settings.model,
         settings.chat_template.as_deref(),
         settings.context_length.map(tokens),
+        settings.embeddings,
     )?;
     let setup = Setup {
         parallel: usize::from(settings.parallel),

@@ -47,6 +47,9 @@ pub(crate) struct Serve {
     /// Tokens of all prompts and answers together that fit into the cache; as many as the context has, without
     #[arg(long, value_name = "TOKENS")]
     pub(crate) cache_tokens: Option<u32>,
+    /// Make embeddings of texts instead of generating any; models made for nothing else need not be told
+    #[arg(long)]
+    pub(crate) embeddings: bool,
     /// Threads of the kernels; one for each processor without
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,

@@ -1,7 +1,7 @@
 //! What the engine counts and how full it is, as the thread last said.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::request::End;
@@ -150,39 +150,85 @@ impl Figures {
 /// An estimate above a day says no more than a day.
 const ESTIMATE_MAX: f64 = 86_400.0;
 
+/// Requests that were let in and are not in the batch yet.
+#[derive(Debug, Default)]
+struct Queue {
+    requests: usize,
+    /// Of each tenant that has some.
+    tenants: HashMap<Arc<str>, usize>,
+}
+
 /// What the thread and the others both see.
 #[derive(Debug)]
 pub(super) struct Shared {
-    /// Requests that were let in and are not in the batch yet.
-    queued: AtomicUsize,
+    queue: Mutex<Queue>,
     figures: Mutex<Figures>,
 }
 
 impl Shared {
     pub(super) fn new() -> Self {
         Self {
-            queued: AtomicUsize::new(0),
+            queue: Mutex::default(),
             figures: Mutex::new(Figures::new()),
         }
     }
 
     /// Changes the figures; a lock that a panicking thread left is taken over.
     pub(super) fn figures<T>(&self, change: impl FnOnce(&mut Figures) -> T) -> T {
-        let mut figures = self
-            .figures
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut figures)
     }
 
-    /// Takes a place in the queue, if there is one of `most`.
-    pub(super) fn enter_queue(&self, most: usize) -> bool {
-        let take = |queued: usize| (queued < most).then_some(queued + 1);
-        let order = Ordering::Relaxed;
-        self.queued.fetch_update(order, order, take).is_ok()
+    /// Takes a place in the queue, if there is one of `most`. A tenant that has less than its share of them gets one
+    /// beyond: whoever filled the queue keeps nobody else out. There are never more than twice as many.
+    pub(super) fn enter_queue(&self, tenant: &Arc<str>, most: usize) -> bool {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let its = queue.tenants.get(tenant).copied().unwrap_or_default();
+        let tenants = queue.tenants.len() + usize::from(its == 0);
+        let below_share = its < most / tenants && queue.requests < 2 * most;
+        if queue.requests >= most && !below_share {
+            return false;
+        }
+        queue.requests += 1;
+        *queue.tenants.entry(tenant.clone()).or_default() += 1;
+        true
     }
 
-    pub(super) fn left_queue(&self, count: usize) {
-        self.queued.fetch_sub(count, Ordering::Relaxed);
+    /// Gives a place in the queue back.
+    pub(super) fn leave_queue(&self, tenant: &Arc<str>) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.requests = queue.requests.saturating_sub(1);
+        if let Some(its) = queue.tenants.get_mut(tenant) {
+            *its -= 1;
+            if *its == 0 {
+                queue.tenants.remove(tenant);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_filled_the_queue_keeps_nobody_else_out() {
+        let shared = Shared::new();
+        let [crowd, person]: [Arc<str>; 2] = ["crowd".into(), "person".into()];
+        assert_eq!((0..20).filter(|_| shared.enter_queue(&crowd, 8)).count(), 8);
+        assert_eq!(
+            (0..20).filter(|_| shared.enter_queue(&person, 8)).count(),
+            4,
+            "its share"
+        );
+        shared.leave_queue(&crowd);
+        assert!(!shared.enter_queue(&crowd, 8), "it has more than its share");
+        let strangers = (0..100)
+            .filter(|name| shared.enter_queue(&name.to_string().into(), 8))
+            .count();
+        assert!(
+            strangers <= 16,
+            "names cost nothing, places are bounded: {strangers}"
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::figures::{Figures, Shared};
-use super::{Command, Setup};
+use super::{Command, Embed, Setup};
 use crate::model::{Model, Problem};
 use crate::request::Request;
 
@@ -42,9 +42,14 @@ impl Engine {
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || {
-                super::run(&model, setup, receiver, theirs, move |outcome| {
+                let ready = move |outcome| {
                     let _ = ready.send(outcome);
-                });
+                };
+                if model.embeds {
+                    super::embed::run(&model, setup, &receiver, &theirs, ready);
+                } else {
+                    super::run(&model, setup, receiver, theirs, ready);
+                }
             });
         let context = |why: String| Problem::Context {
             tokens: setup.cells,
@@ -62,14 +67,23 @@ impl Engine {
 
     /// Hands a request over. What becomes of it comes by its events.
     pub(crate) fn submit(&self, request: Request) -> Result<(), Refusal> {
-        if !self.shared.enter_queue(self.queue_max) {
+        let tenant = request.tenant.clone();
+        self.send(&tenant, Command::Generate(Box::new(request)))
+    }
+
+    /// Hands texts over to a model that makes embeddings.
+    pub(crate) fn embed(&self, request: Embed) -> Result<(), Refusal> {
+        let tenant = request.tenant.clone();
+        self.send(&tenant, Command::Embed(request))
+    }
+
+    fn send(&self, tenant: &Arc<str>, command: Command) -> Result<(), Refusal> {
+        if !self.shared.enter_queue(tenant, self.queue_max) {
             return Err(Refusal::Busy {
                 retry_after: self.retry_after(),
             });
         }
-        self.commands
-            .send(Command::Generate(Box::new(request)))
-            .map_err(|_| Refusal::Stopping)
+        self.commands.send(command).map_err(|_| Refusal::Stopping)
     }
 
     /// When the queue will have moved on by one, as far as one can say.

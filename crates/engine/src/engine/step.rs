@@ -111,7 +111,7 @@ impl Worker<'_> {
             answer.cached = cached;
             let waited = answer.request.request.arrived.elapsed();
             let prompt = answer.request.prompt_tokens;
-            self.shared.left_queue(1);
+            self.shared.leave_queue(&answer.request.request.tenant);
             self.shared
                 .figures(|figures| figures.admitted(prompt, cached, waited));
         }

@@ -20,7 +20,7 @@ pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Aske
     let model = &served.model;
     let mut fields = Fields::parse(body)?;
     served.check_model(&mut fields)?;
-    let Some(template) = model.template.as_ref().filter(|_| !model.embeds_only) else {
+    let Some(template) = model.template.as_ref().filter(|_| !model.embeds) else {
         return Err(ApiError::bad(
             "This model has no chat template: use /v1/completions, or start it with one.",
         ));

@@ -20,7 +20,7 @@ pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Aske
     let model = &served.model;
     let mut fields = Fields::parse(body)?;
     served.check_model(&mut fields)?;
-    if model.embeds_only {
+    if model.embeds {
         return Err(ApiError::bad(
             "This model makes embeddings and completes no text.",
         ));
@@ -78,7 +78,7 @@ pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Aske
                 "'suffix' needs a 'prompt' that is text.",
             ));
         }
-        (None, None) => tokens(served, &prompt)?,
+        (None, None) => tokens(served, FIELD, &prompt)?,
     };
     let echo = echo.then(|| {
         text.unwrap_or_else(|| {
@@ -109,14 +109,14 @@ pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Aske
     })
 }
 
-/// A prompt that is tokens already: an array of numbers, or one such array in an array.
-pub(super) fn tokens(served: &Served, prompt: &Value) -> Result<Vec<Token>, ApiError> {
+/// A text that is tokens already: an array of numbers, or one such array in an array.
+pub(super) fn tokens(served: &Served, field: &'static str, prompt: &Value) -> Result<Vec<Token>, ApiError> {
     let wrong = || {
         let message = format!(
-            "'{FIELD}' has to be a string, or an array of tokens from 0 to {}.",
+            "'{field}' has to be a string, or an array of tokens from 0 to {}.",
             served.model.vocabulary() - 1
         );
-        ApiError::field(FIELD, message)
+        ApiError::field(field, message)
     };
     let mut numbers = prompt.as_array().ok_or_else(wrong)?;
     if let [Value::Array(inner)] = numbers.as_slice() {
@@ -124,7 +124,7 @@ pub(super) fn tokens(served: &Served, prompt: &Value) -> Result<Vec<Token>, ApiE
     }
     if numbers.len() > served.model.context_length {
         let most = served.model.context_length;
-        return Err(ApiError::context_length(FIELD, most, Some(numbers.len())));
+        return Err(ApiError::context_length(field, most, Some(numbers.len())));
     }
     let token = |number: &Value| {
         let token = number.as_i64().and_then(|number| Token::try_from(number).ok());

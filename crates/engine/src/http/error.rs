@@ -60,13 +60,14 @@ impl ApiError {
     pub(crate) fn context_length(field: &'static str, most: usize, tokens: Option<usize>) -> Self {
         let found = tokens.map_or_else(
             || "your input is far longer than that".to_owned(),
-            |tokens| format!("your input has {tokens} tokens and the answer needs at least one"),
+            |tokens| format!("your input has {tokens} tokens"),
         );
         Self {
             parameter: Some(field.to_owned()),
             code: Some("context_length_exceeded"),
             ..Self::bad(format!(
-                "This model's maximum context length is {most} tokens. However, {found}. Please shorten it."
+                "This model's maximum context length is {most} tokens, with the answer. However, {found}. Please \
+                 shorten it."
             ))
         }
     }

@@ -1,0 +1,160 @@
+//! The engine's thread with real weights: whatever happens to a request in the batch, its answer is the same.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::*;
+use crate::cache::Token;
+use crate::request::End;
+use crate::sample::Settings;
+use crate::schedule::Priority;
+
+const ANSWER: usize = 16;
+/// Distinct prompts.
+const PROMPTS: usize = 3;
+
+fn weights() -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache"));
+    let path = cache.join("tram/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    assert!(
+        path.exists(),
+        "{} is missing: run `scripts/setup test`",
+        path.display()
+    );
+    path
+}
+
+/// One for all tests: llama.cpp can be set up only once in a process.
+fn model() -> Arc<Model> {
+    static MODEL: std::sync::OnceLock<Arc<Model>> = std::sync::OnceLock::new();
+    MODEL
+        .get_or_init(|| Model::load(&weights(), None, Some(256), false).unwrap())
+        .clone()
+}
+
+fn engine(model: &Arc<Model>, parallel: usize, cells: usize) -> Engine {
+    let setup = Setup {
+        parallel,
+        threads: 1,
+        cells,
+    };
+    Engine::start(model.clone(), setup, 64).unwrap()
+}
+
+fn request(prompt: Vec<Token>, tenant: &str, answers: usize) -> (Request, UnboundedReceiver<Event>) {
+    let (events, receiver) = unbounded_channel();
+    let request = Request {
+        prompt,
+        answers,
+        tokens_max: ANSWER,
+        sampling: Settings {
+            temperature: 0.0,
+            ..Settings::default()
+        },
+        seed: 0,
+        stops: Vec::new(),
+        ignores_end: true,
+        log_probabilities: None,
+        grammar: None,
+        tenant: tenant.into(),
+        priority: Priority::Normal,
+        arrived: Instant::now(),
+        events,
+    };
+    (request, receiver)
+}
+
+/// The text of each answer, and how much of the prompt was cached.
+fn collect(mut receiver: UnboundedReceiver<Event>, answers: usize) -> (Vec<String>, usize) {
+    let mut texts = vec![String::new(); answers];
+    let mut open = answers;
+    let mut found = 0;
+    while open > 0 {
+        match receiver.blocking_recv().expect("the engine answers") {
+            Event::Read { cached } => found = cached,
+            Event::Token { answer, text, .. } => texts[answer].push_str(&text),
+            Event::Ended { why, tokens, .. } => {
+                assert_eq!((why, tokens), (End::Length, ANSWER));
+                open -= 1;
+            }
+            Event::Failed(failure) => panic!("{failure:?}"),
+        }
+    }
+    (texts, found)
+}
+
+/// Prompts whose continuation a small model is sure of, so that rounding (which differs with the size of a batch) does
+/// not matter.
+fn prompts(model: &Model) -> Vec<Vec<Token>> {
+    let counted = |from: usize| -> String { (from..from + 24).map(|number| format!(" {number},")).collect() };
+    let prompts = (0..PROMPTS).map(|at| model.tokens(&format!("Count on:{}", counted(1 + at)), true, false));
+    prompts.collect::<Option<_>>().unwrap()
+}
+
+#[test]
+fn giving_way_changes_no_answer() {
+    let model = model();
+    let prompts = prompts(&model);
+    let alone: Vec<String> = prompts
+        .iter()
+        .map(|prompt| {
+            // A new engine each time: nothing is cached.
+            let engine = engine(&model, 1, model.context_length);
+            let (request, events) = request(prompt.clone(), "", 1);
+            engine.submit(request).unwrap();
+            let (texts, cached) = collect(events, 1);
+            assert_eq!(cached, 0);
+            texts.concat()
+        })
+        .collect();
+    assert!(alone[0].contains("25, 26, 27"), "{}", alone[0]);
+    // Room for the prompts of three, and for the answers of fewer: some have to give way.
+    let longest = prompts.iter().map(Vec::len).max().unwrap();
+    let crowded = engine(&model, 4, 3 * longest + ANSWER);
+    let events: Vec<_> = (0..9)
+        .map(|at| {
+            let (request, events) = request(prompts[at % PROMPTS].clone(), ["a", "b"][at % 2], 1);
+            crowded.submit(request).unwrap();
+            events
+        })
+        .collect();
+    for (at, events) in events.into_iter().enumerate() {
+        assert_eq!(collect(events, 1).0.concat(), alone[at % PROMPTS], "request {at}");
+    }
+    crowded.stop();
+    while !crowded.ended() {
+        std::thread::yield_now();
+    }
+    let figures = crowded.figures();
+    assert!(figures.preempted > 0, "nobody gave way");
+    // All it held is free or kept.
+    assert_eq!(figures.cells_available, figures.cells);
+}
+
+#[test]
+fn several_answers_and_one_who_leaves() {
+    let model = model();
+    let prompt = prompts(&model).swap_remove(0);
+    let engine = engine(&model, 4, model.context_length);
+    let (gone, events) = request(prompt.clone(), "", 2);
+    drop(events);
+    engine.submit(gone).unwrap();
+    let (first, events) = request(prompt.clone(), "", 3);
+    engine.submit(first).unwrap();
+    let (texts, _) = collect(events, 3);
+    assert!(
+        texts.iter().all(|text| *text == texts[0]),
+        "greedy answers are alike: {texts:?}"
+    );
+    let (again, events) = request(prompt.clone(), "", 1);
+    engine.submit(again).unwrap();
+    let (text, cached) = collect(events, 1);
+    assert_eq!(text.concat(), texts[0]);
+    assert!(cached > 0 && cached < prompt.len());
+    let (stranger, events) = request(prompt, "stranger", 1);
+    engine.submit(stranger).unwrap();
+    assert_eq!(collect(events, 1).1, 0, "tenants share nothing");
+}
