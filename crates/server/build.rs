@@ -1,7 +1,7 @@
-//! Builds the executor of sandboxes (crates/executor), which `tram` carries within itself: one binary is the whole
-//! cloud.
+//! Builds what `tram` carries within itself, since one binary is the whole cloud: the executor of sandboxes
+//! (crates/executor) and, with the feature `engine`, the server of models (crates/engine).
 //!
-//! It has to run in images that have nothing, so it is linked statically, and small, so it has a profile of its own.
+//! The executor has to run in images that have nothing, so it is linked statically, and small, so it has a profile of its own.
 //! Cargo cannot say either of a dependency. So cargo is run again, with a target directory of its own below this
 //! script's: it waits for no lock of the outer one, and the flags of the outer build do not reach it. What it needs was
 //! fetched for the outer build already.
@@ -27,6 +27,13 @@ const STATIC: &str = "-C\u{1f}target-feature=+crt-static";
 
 fn main() -> Result<(), String> {
     let workspace = Path::new(&variable("CARGO_MANIFEST_DIR")?).join("../..");
+    if std::env::var_os("CARGO_FEATURE_ENGINE").is_some() {
+        build_engine(&workspace)?;
+    }
+    build_executor(&workspace)
+}
+
+fn build_executor(workspace: &Path) -> Result<(), String> {
     for input in [
         "crates/executor/src",
         "crates/executor/Cargo.toml",
@@ -45,7 +52,7 @@ fn main() -> Result<(), String> {
         cargo.env_remove(name);
     }
     let output = cargo
-        .current_dir(&workspace)
+        .current_dir(workspace)
         .args([
             "build",
             "--locked",
@@ -68,6 +75,41 @@ fn main() -> Result<(), String> {
     }
     let built = directory.join(&target).join(PROFILE).join("tram-executor");
     println!("cargo::rustc-env=TRAM_EXECUTOR={}", built.display());
+    Ok(())
+}
+
+/// The engine is a workspace of its own, whose configuration says how it is built. Its target directory is one for all
+/// profiles of the outer build: llama.cpp's kernels take minutes to compile.
+fn build_engine(workspace: &Path) -> Result<(), String> {
+    let engine = workspace.join("crates/engine");
+    for input in ["src", "Cargo.toml", "Cargo.lock", ".cargo"] {
+        println!("cargo::rerun-if-changed={}", engine.join(input).display());
+    }
+    println!("cargo::rerun-if-env-changed=CARGO_TARGET_DIR");
+    let outer = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
+    // A relative one counts from where the outer build was begun, which is the workspace.
+    let directory = workspace.join(outer).join("engine");
+    let mut cargo = Command::new(variable("CARGO")?);
+    for name in NOT_INHERITED {
+        cargo.env_remove(name);
+    }
+    let output = cargo
+        .current_dir(&engine)
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("CARGO_TARGET_DIR", &directory)
+        .args(["build", "--locked", "--release"])
+        .output()
+        .map_err(|error| format!("cannot run cargo for the engine: {error}"))?;
+    if !output.status.success() {
+        return Err(format!(
+            "cannot build the engine (a C++ compiler, cmake and libclang are needed: `g++ cmake libclang-dev` on \
+             Debian; build with `--no-default-features` to do without):\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        ));
+    }
+    // The engine's configuration names the host as its target.
+    let built = directory.join(variable("HOST")?).join("release/tram-engine");
+    println!("cargo::rustc-env=TRAM_ENGINE={}", built.display());
     Ok(())
 }
 

@@ -14,6 +14,7 @@ pub mod collector;
 pub mod data_plane;
 pub mod doctor;
 pub mod door;
+pub mod engine;
 pub mod executor;
 pub mod figures;
 pub mod helper_logs;
