@@ -20,6 +20,7 @@ mod sample;
 mod schedule;
 mod serve;
 mod settings;
+mod spin;
 mod template;
 
 use std::process::ExitCode;
@@ -30,6 +31,7 @@ use settings::{Arguments, Command};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    spin::bound();
     logs::start();
     let Command::Serve(settings) = arguments.command;
     match serve::run(settings) {
