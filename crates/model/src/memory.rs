@@ -1,0 +1,61 @@
+//! How much memory serving a model takes: an estimate, before anything is started.
+
+use tram_types::units::MIB;
+
+use crate::store::Model;
+
+/// What an engine takes beside weights and cache: its program, its buffers for one step, its tables of tokens.
+/// SmolLM2-135M takes about 90 MiB of this; the buffers grow with the width of a model, hence the share.
+const ENGINE_BYTES: u64 = 96 * MIB;
+/// One part in so many of the weights, for the buffers of one step.
+const BUFFERS_SHARE: u64 = 16;
+/// Context when nobody says, unless the model was trained for less: the engine's own default. It bounds what the cache
+/// takes: models say 128 thousand and more.
+pub const DEFAULT_CONTEXT_LENGTH: u64 = 8192;
+
+/// Tokens of context that an instance works with; 0 is unset.
+#[must_use]
+pub fn context_length(model: &Model, asked: u64) -> u64 {
+    match (asked, model.gguf.context_length) {
+        (0, 0) => DEFAULT_CONTEXT_LENGTH,
+        (0, trained) => trained.min(DEFAULT_CONTEXT_LENGTH),
+        (asked, _) => asked,
+    }
+}
+
+/// Bytes that an instance needs to serve a model with `asked_context_length` tokens; 0 is unset. However many answers it
+/// writes at once, they share one cache of that length.
+#[must_use]
+pub fn needed_bytes(model: &Model, asked_context_length: u64) -> u64 {
+    let cache = context_length(model, asked_context_length).saturating_mul(model.gguf.cache_bytes_per_token);
+    model
+        .size_bytes
+        .saturating_add(cache)
+        .saturating_add(model.size_bytes / BUFFERS_SHARE)
+        .saturating_add(ENGINE_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::model;
+
+    #[test]
+    fn the_cache_counts() {
+        let model = model("a", 160 * MIB, 8192, 1024);
+        let least = needed_bytes(&model, 1);
+        assert_eq!(least, 160 * MIB + 10 * MIB + ENGINE_BYTES + 1024);
+        assert_eq!(needed_bytes(&model, 2048), least - 1024 + 2 * MIB);
+        assert_eq!(
+            needed_bytes(&model, 0),
+            needed_bytes(&model, DEFAULT_CONTEXT_LENGTH)
+        );
+    }
+
+    #[test]
+    fn a_model_trained_for_less_gets_less() {
+        assert_eq!(context_length(&model("a", 1, 512, 1), 0), 512);
+        assert_eq!(context_length(&model("a", 1, 0, 1), 0), DEFAULT_CONTEXT_LENGTH);
+        assert_eq!(context_length(&model("a", 1, 512, 1), 700), 700);
+    }
+}
