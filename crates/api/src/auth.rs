@@ -163,7 +163,7 @@ fn token(headers: &HeaderMap) -> Option<&str> {
 
 /// Where a request came from: the peer, or what a proxy of ours says of its own peer. Only peers of this machine or
 /// of a private network are taken for proxies, so that a stranger cannot pass for many.
-fn client_address(parts: &Parts) -> String {
+pub(crate) fn client_address(parts: &Parts) -> String {
     let peer = parts
         .extensions
         .get::<ConnectInfo<SocketAddr>>()

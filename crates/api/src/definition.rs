@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rand::RngExt;
 use serde_json::Value;
+use tram_model::memory;
 use tram_store::{
     filter,
     intent::{NewDeployment, NewRegionalDeployment},
@@ -15,7 +16,7 @@ use tram_store::{
 use tram_types::{
     DeploymentId, FieldViolation, OrganizationId, ProjectId, RegionalDeploymentId, ServiceId, VolumeId,
     catalog::Catalog,
-    definition::{DeploymentDefinition, scoped_to},
+    definition::{DeploymentDefinition, ModelSource, scoped_to},
     interpolate::{Piece, pieces},
     status::{
         ActorType, DefinitionType, DeploymentMesh, DeploymentStatus, PersistentVolumeStatus,
@@ -70,9 +71,20 @@ pub(crate) async fn violations(
             catalog: &api.catalog,
             secret_type: &|name| secrets.get(name).copied(),
             volume: &|id| volumes.get(id).cloned(),
+            model: &|source| known_model(api, source),
             is_system_variable: &validate::is_system_variable,
         },
     ))
+}
+
+/// What is known of the model that a definition means.
+fn known_model(api: &ApiState, source: &ModelSource) -> Option<validate::KnownModel> {
+    let model = api.models.as_ref()?.find(&source.source)?;
+    let context_length = u64::try_from(source.context_length).unwrap_or(0);
+    Some(validate::KnownModel {
+        needed_bytes: memory::needed_bytes(&model, context_length),
+        context_length: model.gguf.context_length,
+    })
 }
 
 /// Names and types of the secrets a definition may use; none are read when it uses none.
@@ -359,6 +371,7 @@ fn flattened(definition: &DeploymentDefinition, given: &str, resolved: &str) -> 
         docker: definition.docker.clone(),
         git: definition.git.clone(),
         archive: definition.archive.clone(),
+        model: definition.model.clone(),
         network_policy: definition.network_policy.clone(),
     }
 }

@@ -13,6 +13,7 @@ mod body;
 mod definition;
 mod endpoint;
 mod error;
+mod inference;
 mod mask;
 mod merge;
 mod openapi;
@@ -32,6 +33,7 @@ pub mod wire;
 
 pub use auth::FailureLimit;
 pub use error::Error;
+pub use inference::Front;
 pub use resources::pools::member::pool_member;
 pub use router::{openapi, router};
 pub use scaling::{NoScaling, ScalingDecision, ScalingSource};

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 /// The members of a `oneof`: giving one unsets the others.
 const ALTERNATIVES: &[&[&str]] = &[
-    &["docker", "git", "archive", "database"],
+    &["docker", "git", "archive", "database", "model"],
     &["cloudflare", "koyeb"],
 ];
 

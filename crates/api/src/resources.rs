@@ -13,6 +13,7 @@ pub(crate) mod events;
 pub(crate) mod helpers;
 pub(crate) mod instance_snapshots;
 pub(crate) mod instances;
+pub(crate) mod models;
 pub(crate) mod neutral;
 pub(crate) mod organizations;
 pub(crate) mod pools;
@@ -39,6 +40,7 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
         events::endpoints(),
         helpers::endpoints(),
         instances::endpoints(),
+        models::endpoints(),
         neutral::endpoints(),
         organizations::endpoints(),
         pools::endpoints(),

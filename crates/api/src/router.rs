@@ -44,7 +44,7 @@ pub fn openapi(api_url: &str) -> OpenApi {
 }
 
 pub(crate) fn build(api: ApiState, endpoints: Vec<Endpoint>) -> Router {
-    let mut router = Router::new();
+    let mut router = crate::inference::router(api.clone());
     let api_url = api.settings.api_url.clone();
     for endpoint in endpoints {
         router = router.route(endpoint.path, method_router(api.clone(), endpoint));

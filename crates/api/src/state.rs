@@ -8,12 +8,14 @@ use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use http::HeaderValue;
+use tram_model::ModelStore;
 use tram_site::{RegistryCredentials, Sites};
 use tram_store::{Store, record::Domain};
 use tram_types::{Clock, InstanceId, ServiceId, Timestamp, catalog::Catalog, status::MetricName};
 
 use crate::{
     auth::FailureLimit,
+    inference::Front,
     scaling::{NoScaling, ScalingSource},
     turns::Turns,
     wire::helper::VerifyDockerImageReplyErrCode,
@@ -40,6 +42,10 @@ pub struct ApiState {
     pub metrics: Arc<dyn MetricsSource>,
     /// Knows what the load decided.
     pub scaling: Arc<dyn ScalingSource>,
+    /// The models of this installation; `None`: it serves none.
+    pub models: Option<ModelStore>,
+    /// The way to what serves models; `None`: nothing does.
+    pub front: Option<Front>,
     /// How often tokens failed, by address.
     pub failures: Arc<FailureLimit>,
     /// Whose turn it is to change an app's services.
@@ -73,6 +79,8 @@ impl ApiState {
             domains,
             metrics,
             scaling: Arc::new(NoScaling),
+            models: None,
+            front: None,
             failures: Arc::new(FailureLimit::default()),
             turns: Arc::default(),
         }
@@ -84,6 +92,14 @@ impl ApiState {
     #[must_use]
     pub fn with_scaling(mut self, scaling: Arc<dyn ScalingSource>) -> Self {
         self.scaling = scaling;
+        self
+    }
+
+    /// The same, with models to serve, and the way to what serves them.
+    #[must_use]
+    pub fn with_models(mut self, models: ModelStore, front: Front) -> Self {
+        self.models = Some(models);
+        self.front = Some(front);
         self
     }
 }

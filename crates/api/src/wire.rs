@@ -17,6 +17,7 @@ pub mod event;
 pub mod helper;
 pub mod instance;
 pub mod instance_snapshot;
+pub mod model;
 pub mod organization;
 pub mod pool;
 pub mod project;

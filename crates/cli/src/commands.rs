@@ -18,6 +18,7 @@ mod instances;
 mod login;
 mod logs;
 mod mcp;
+pub(crate) mod models;
 mod pause;
 mod pools;
 mod redeploy;
@@ -37,7 +38,8 @@ use std::ffi::OsString;
 use clap::Subcommand;
 
 pub use self::{
-    admin::AdminAction, images::ImagesAction, simulate::Arguments as SimulateArguments, trust::TrustAction,
+    admin::AdminAction, images::ImagesAction, models::ModelsAction, simulate::Arguments as SimulateArguments,
+    trust::TrustAction,
 };
 use crate::{EXIT_SUCCESS, error::Error, host::Host, session::Session, settings::Flags, settings::Settings};
 
@@ -50,6 +52,8 @@ pub enum Command {
     /// Something the composition root does.
     #[command(flatten)]
     Server(ServerArguments),
+    /// Models: what answers questions and writes
+    Models(models::Arguments),
 }
 
 /// Commands that are clients of the API, or of nothing.
@@ -120,6 +124,9 @@ pub enum RemoteCommand {
     Completion(completion::Arguments),
     /// Show the version of this program
     Version,
+    /// What of `models` is a client's; [`Command::Models`] is how it is typed.
+    #[command(skip)]
+    Models(models::RemoteAction),
 }
 
 /// Commands of the composition root, as typed.
@@ -183,6 +190,13 @@ pub enum ServerCommand {
         settings: Settings,
         /// What to do.
         action: ImagesAction,
+    },
+    /// Work on the store of models.
+    Models {
+        /// The settings.
+        settings: Settings,
+        /// What to do.
+        action: ModelsAction,
     },
     /// Ask something of the running control plane.
     Admin {
@@ -256,6 +270,7 @@ pub(crate) async fn run_remote(command: RemoteCommand, session: Session) -> Resu
         RemoteCommand::Context(action) => context::run(&session, action)?,
         RemoteCommand::Completion(arguments) => completion::run(&session, arguments)?,
         RemoteCommand::Version => version::run(&session)?,
+        RemoteCommand::Models(action) => return Box::pin(models::run(session, action)).await,
     }
     Ok(EXIT_SUCCESS)
 }

@@ -30,13 +30,16 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 
 pub use crate::{
     arguments::Arguments,
-    commands::{AdminAction, ImagesAction, ServerCommand, SimulateArguments, TrustAction},
+    commands::{AdminAction, ImagesAction, ModelsAction, ServerCommand, SimulateArguments, TrustAction},
     error::Error,
     host::{Host, Interrupt},
     printer::{Output, Printer, columns},
     settings::Settings,
 };
-use crate::{commands::Command, session::Session};
+use crate::{
+    commands::{Command, RemoteCommand, models},
+    session::Session,
+};
 
 /// The exit code of a command that did what it was asked.
 pub const EXIT_SUCCESS: u8 = 0;
@@ -91,15 +94,21 @@ pub fn run_with(args: impl IntoIterator<Item = OsString>, host: Host) -> Outcome
         global.verbose,
         global.no_color || no_colour,
     );
+    let drive_remote = |command, host| {
+        let session = Session::new(host, printer.clone(), global.context.clone());
+        drive(commands::run_remote(command, session)).map(Outcome::Exit)
+    };
+    let serve = |command| Outcome::Server {
+        command: Box::new(command),
+        printer: printer.clone(),
+    };
     let outcome = match arguments.command {
-        Command::Server(command) => commands::resolve_server(command, &host).map(|command| Outcome::Server {
-            command: Box::new(command),
-            printer: printer.clone(),
-        }),
-        Command::Remote(command) => {
-            let session = Session::new(host, printer.clone(), global.context);
-            drive(commands::run_remote(command, session)).map(Outcome::Exit)
-        }
+        Command::Server(command) => commands::resolve_server(command, &host).map(serve),
+        Command::Remote(command) => drive_remote(command, host),
+        Command::Models(models) => match models.action {
+            models::Action::Remote(action) => drive_remote(RemoteCommand::Models(action), host),
+            models::Action::Server(action) => models::resolve(action, &host).map(serve),
+        },
     };
     outcome.unwrap_or_else(|error| {
         printer.failure(&error);

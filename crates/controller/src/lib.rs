@@ -52,6 +52,7 @@ pub use data_plane::{DataPlane, Detached};
 pub use driver::{NoObserver, Observer, Outcome};
 pub use error::Error;
 pub use service::ServiceReport;
+pub use spec::model::ENGINE_IMAGE;
 
 use crate::{
     activity::Activities,

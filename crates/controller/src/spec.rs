@@ -5,6 +5,7 @@
 
 mod credentials;
 mod environment;
+pub(crate) mod model;
 
 use std::collections::BTreeMap;
 
@@ -139,8 +140,11 @@ impl Subject<'_> {
 
     /// The image, with what its registry asks for.
     pub(crate) async fn image(&self) -> Result<ImageSpec, Problem> {
+        if let Some(source) = &self.definition.model {
+            return Ok(model::image(source, self.deployment.id));
+        }
         let docker = self.definition.docker.as_ref().ok_or_else(|| {
-            Problem::Wrong("only images can be deployed here: set `docker.image`".to_owned())
+            Problem::Wrong("only images and models can be deployed here: set `docker` or `model`".to_owned())
         })?;
         let name = &docker.image_registry_secret;
         let credentials = if name.is_empty() {
@@ -167,6 +171,7 @@ impl Subject<'_> {
         Ok(ImageSpec {
             reference: docker.image.clone(),
             credentials,
+            model: None,
             deployment: self.deployment.id,
         })
     }
@@ -204,6 +209,10 @@ impl Subject<'_> {
             .map(|file| config_file(file, &secrets, &env))
             .collect::<Result<_, _>>()?;
         let docker = definition.docker.clone().unwrap_or_default();
+        let args = match &definition.model {
+            Some(source) => model::args(source, definition, &self.service.name, kind),
+            None => docker.args,
+        };
         Ok(InstanceSpec {
             id: instance.id,
             organization_id: self.service.organization_id,
@@ -217,7 +226,7 @@ impl Subject<'_> {
             image,
             entrypoint: docker.entrypoint,
             command: docker.command,
-            args: docker.args,
+            args,
             executor: executor(definition, &env)?,
             env,
             files,
@@ -399,8 +408,10 @@ pub(crate) fn takeover(
 pub(crate) fn source(definition: &DeploymentDefinition) -> planner::Source {
     match &definition.docker {
         Some(docker) if !docker.image.is_empty() => planner::Source::Image,
+        // The engine is an image too.
+        None if definition.model.is_some() => planner::Source::Image,
         _ => planner::Source::Unusable(
-            "only images can be deployed on this installation yet: build an image and deploy it with `docker`"
+            "only images and models can be deployed on this installation yet: build an image and deploy it with `docker`"
                 .to_owned(),
         ),
     }

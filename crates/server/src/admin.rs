@@ -19,6 +19,7 @@ use serde_json::json;
 use tokio::net::UnixListener;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 use tram_image::{CollectReport, ImageStore, Progress, Reference};
+use tram_model::ModelStore;
 use tram_site_local::LocalSite;
 use tram_store::Store;
 
@@ -32,6 +33,8 @@ pub const SOCKET: &str = "admin.sock";
 pub struct Admin {
     /// The images of this machine.
     pub images: ImageStore,
+    /// The models of this machine.
+    pub models: ModelStore,
     /// This machine, which knows what its images are needed for.
     pub site: Arc<LocalSite>,
     /// The edge, for its metrics.
@@ -121,6 +124,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/images", get(list))
         .route("/images/import", post(import))
         .route("/images/prune", post(prune))
+        .merge(crate::models::routes())
         .route("/metrics", get(metrics))
         .route("/tokens", post(new_token))
         .route("/keys/rotate", post(rotate_keys))
@@ -129,7 +133,7 @@ pub fn router(admin: Admin) -> Router {
 }
 
 /// A failure in the shape of the API's errors.
-struct Failure(String);
+pub(crate) struct Failure(pub(crate) String);
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {

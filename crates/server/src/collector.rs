@@ -91,7 +91,8 @@ pub async fn collect(
     site: &LocalSite,
     policy: &CollectPolicy,
 ) -> Result<CollectReport, Error> {
-    let in_use = site.images_in_use().await.map_err(Error::InUse)?;
+    let mut in_use = site.images_in_use().await.map_err(Error::InUse)?;
+    in_use.extend(crate::engine_image::kept(images).await.map_err(Error::Images)?);
     images.collect(&in_use, policy).await.map_err(Error::Images)
 }
 

@@ -57,8 +57,9 @@ pub async fn run(settings: &Settings, action: ImagesAction, printer: &Printer) -
             } else {
                 let images = open(settings, &paths)?;
                 // The site is not open, but its records say what the next start needs.
-                let in_use = tram_site_local::images_in_use_at(&paths.site())
+                let mut in_use = tram_site_local::images_in_use_at(&paths.site())
                     .context("cannot tell which images are needed, so none was removed")?;
+                in_use.extend(crate::engine_image::kept(&images).await.map_err(for_user)?);
                 let report = images.collect(&in_use, &collector::everything()).await;
                 report.map_err(for_user)?.into()
             };
@@ -131,11 +132,11 @@ fn show(printer: &Printer, rows: &[ImageRow]) -> anyhow::Result<()> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
-fn mib(bytes: u64) -> f64 {
+pub(crate) fn mib(bytes: u64) -> f64 {
     bytes as f64 / tram_types::units::MIB as f64
 }
 
-fn archive_reader(archive: &Path) -> anyhow::Result<Box<dyn std::io::Read + Send>> {
+pub(crate) fn archive_reader(archive: &Path) -> anyhow::Result<Box<dyn std::io::Read + Send>> {
     if archive == Path::new("-") {
         return Ok(Box::new(std::io::stdin()));
     }
@@ -143,7 +144,7 @@ fn archive_reader(archive: &Path) -> anyhow::Result<Box<dyn std::io::Read + Send
     Ok(Box::new(file))
 }
 
-async fn archive_body(archive: &Path) -> anyhow::Result<AnyBody> {
+pub(crate) async fn archive_body(archive: &Path) -> anyhow::Result<AnyBody> {
     if archive == Path::new("-") {
         return Ok(stream(tokio::io::stdin()));
     }
@@ -159,7 +160,7 @@ fn stream(reader: impl AsyncRead + Send + Sync + 'static) -> AnyBody {
 }
 
 /// A value as part of a query.
-fn percent(value: &str) -> String {
+pub(crate) fn percent(value: &str) -> String {
     value
         .bytes()
         .map(|byte| match byte {

@@ -15,6 +15,7 @@ pub mod data_plane;
 pub mod doctor;
 pub mod door;
 pub mod engine;
+pub mod engine_image;
 pub mod executor;
 pub mod figures;
 pub mod helper_logs;
@@ -25,6 +26,7 @@ pub mod leadership;
 pub mod logging;
 pub mod members;
 pub mod metrics;
+pub mod models;
 pub mod network;
 pub mod observe;
 pub mod operate;
@@ -72,6 +74,9 @@ fn serve(command: ServerCommand, printer: &Printer) -> ExitCode {
         ServerCommand::Trust { settings, action } => finish(printer, trust::run(&settings, action, printer)),
         ServerCommand::Images { settings, action } => {
             finish(printer, block_on(images::run(&settings, action, printer)))
+        }
+        ServerCommand::Models { settings, action } => {
+            finish(printer, block_on(models::run(&settings, action, printer)))
         }
         ServerCommand::Admin { settings, action } => {
             finish(printer, block_on(operate::run(&settings, action, printer)))

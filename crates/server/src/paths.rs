@@ -32,6 +32,8 @@ rooms! {
     keys = "keys";
     /// Images, by digest.
     images = "images";
+    /// Models, by digest.
+    models = "models";
     /// State of `tram supervise`: instances and their logs.
     supervisor = "supervisor";
     /// State of `tram edge`: its control socket, its last routing table, the local authority.
@@ -90,6 +92,7 @@ impl Paths {
             (self.database(), PRIVATE),
             (self.keys(), PRIVATE),
             (self.images(), WALKABLE),
+            (self.models(), PRIVATE),
             (self.supervisor(), WALKABLE),
             (self.edge(), PRIVATE),
             (self.site(), PRIVATE),

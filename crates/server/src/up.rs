@@ -247,7 +247,9 @@ impl Inside {
         let (store, leader) = opened?;
         let api_url = format!("http://{}", reachable(api_address));
         let images = crate::images::open(settings, paths)?;
+        let models = crate::models::open(paths)?;
         let mut site_config = tram_site_local::Config::new(paths.site());
+        site_config.models = Some(models.clone());
         site_config.supervisor_dir = paths.supervisor();
         site_config.executor =
             Some(crate::executor::ensure(paths).context("cannot lay out the executor of sandboxes")?);
@@ -351,7 +353,8 @@ impl Inside {
             Arc::new(domains),
             figures,
         )
-        .with_scaling(Arc::new(scaling::Decisions(controller.scaling())));
+        .with_scaling(Arc::new(scaling::Decisions(controller.scaling())))
+        .with_models(models.clone(), tram_api::Front::new(edge_address(settings)));
         controller.keep_pools(Arc::new(Members(state.clone())));
         let observed = Observed {
             store: store.clone(),
@@ -367,6 +370,7 @@ impl Inside {
             door,
             Admin {
                 images,
+                models,
                 site: Arc::clone(&site),
                 edge: link,
                 metrics: Arc::clone(&metrics),
@@ -631,6 +635,13 @@ fn api_settings(settings: &Settings, api_url: &str) -> tram_api::Settings {
             .filter_map(|origin| origin.parse().ok())
             .collect(),
     }
+}
+
+/// Where this process reaches the edge, in the clear.
+fn edge_address(settings: &Settings) -> SocketAddr {
+    let ip = settings.http_listen.first().copied();
+    let ip = ip.unwrap_or(IpAddr::from(std::net::Ipv4Addr::LOCALHOST));
+    reachable(SocketAddr::new(ip, settings.http_port))
 }
 
 fn port_suffix(port: u16, usual: u16) -> String {

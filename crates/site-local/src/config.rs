@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tram_model::ModelStore;
 use tram_sandbox::protocol::LogLimits;
 
 use crate::network::Ipv4Network;
@@ -46,6 +47,8 @@ pub struct Config {
     pub supervisor_dir: PathBuf,
     /// The executor of sandboxes: a static program that any user may run. Absent: sandboxes cannot be started.
     pub executor: Option<PathBuf>,
+    /// The models of this machine. Absent: none can be served.
+    pub models: Option<ModelStore>,
     /// The private network of the instances.
     pub network: NetworkConfig,
     /// How much of an instance's output is kept.
@@ -76,6 +79,7 @@ impl Config {
             supervisor_dir: state_dir.clone(),
             state_dir,
             executor: None,
+            models: None,
             network: NetworkConfig::default(),
             logs: LogLimits::default(),
             logs_retention: DEFAULT_LOGS_RETENTION,

@@ -17,6 +17,7 @@ use tram_image::registry::Credentials;
 use tram_image::{
     Digest, Freshness, Image, ImageStore, Origin, Phase, Progress, PullPolicy, PullRequest, Reference,
 };
+use tram_model::ModelStore;
 use tram_site::{Changed, Error, ImageSpec, ObservedImage};
 use tram_types::{DeploymentId, InstanceId};
 
@@ -36,7 +37,8 @@ const LOOK_UPS_MAX: usize = 4;
 #[derive(Debug)]
 pub(crate) struct Images {
     store: ImageStore,
-    records: Store,
+    pub(crate) models: Option<ModelStore>,
+    pub(crate) records: Store,
     states: Mutex<HashMap<DeploymentId, State>>,
     pulls: Semaphore,
     changed: broadcast::Sender<Changed>,
@@ -66,12 +68,14 @@ enum State {
 impl Images {
     pub(crate) fn new(
         store: ImageStore,
+        models: Option<ModelStore>,
         records: Store,
         changed: broadcast::Sender<Changed>,
         end: CancellationToken,
     ) -> Self {
         Self {
             store,
+            models,
             records,
             states: Mutex::default(),
             pulls: Semaphore::new(PULLS_MAX),
@@ -109,9 +113,16 @@ impl Images {
         tokio::spawn(released.clone().run_until_cancelled_owned(async move {
             let result = images.pull(&reference, &spec, &progress).await;
             let state = match result {
-                Ok(image) => State::Ready {
-                    image: Box::new(image),
-                    at: Instant::now(),
+                Ok(image) => match images.hold_model(&spec) {
+                    Ok(()) => State::Ready {
+                        image: Box::new(image),
+                        at: Instant::now(),
+                    },
+                    Err(trouble) => State::Failed {
+                        message: trouble.message,
+                        retryable: trouble.retryable,
+                        at: Instant::now(),
+                    },
                 },
                 Err(error) => {
                     tracing::info!(
@@ -245,6 +256,7 @@ impl Images {
             reference: spec.reference.clone(),
             pinned: spec.reference.clone(),
             manifest_digest: image.manifest_digest.to_string(),
+            model: None,
         };
         // Kept under its digest too, so that a tag that moves takes nothing away. Nobody moves the name of an imported
         // image but the operator, and no registry need hear of it.

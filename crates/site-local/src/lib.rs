@@ -31,6 +31,7 @@ mod images;
 mod launch;
 mod logs;
 mod memory;
+mod models;
 mod record;
 mod site;
 mod supervisor;
@@ -40,6 +41,7 @@ mod volumes;
 
 pub use config::{Config, NetworkConfig, UserNamespaces};
 pub use images::images_in_use_at;
+pub use models::model_uses_at;
 pub use network::Ipv4Network;
 pub use site::{LocalSite, OpenError};
 

@@ -252,6 +252,9 @@ pub(crate) struct PinnedImage {
     pub(crate) pinned: String,
     /// The manifest for this machine.
     pub(crate) manifest_digest: String,
+    /// What the name of its model stood for.
+    #[serde(default)]
+    pub(crate) model: Option<tram_model::Digest>,
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {

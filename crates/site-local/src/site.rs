@@ -156,7 +156,13 @@ impl LocalSite {
 
         let (changed, _) = broadcast::channel(CHANGES_MAX);
         let end = CancellationToken::new();
-        let images = Images::new(images, store.clone(), changed.clone(), end.clone());
+        let images = Images::new(
+            images,
+            config.models.clone(),
+            store.clone(),
+            changed.clone(),
+            end.clone(),
+        );
         let shared = Arc::new(Shared {
             config,
             store,
@@ -223,6 +229,14 @@ impl LocalSite {
             (self.shared.store.clone(), live)
         };
         tokio::task::spawn_blocking(move || crate::images::in_use(&pinned.pinned_images()?, live)).await?
+    }
+
+    /// How many deployments this machine keeps a model for. Blocks on files.
+    ///
+    /// # Errors
+    /// When the records cannot be read: what must be kept is then not known.
+    pub fn model_uses(&self, model: &tram_model::Digest) -> io::Result<usize> {
+        crate::models::uses(&self.shared.store, model)
     }
 
     /// Deployments whose image is kept.

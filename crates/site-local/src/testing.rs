@@ -23,6 +23,7 @@ pub(crate) fn instance_spec(app: &str, service: &str) -> InstanceSpec {
         image: ImageSpec {
             reference: "test".to_owned(),
             credentials: None,
+            model: None,
             deployment: deployment_id,
         },
         entrypoint: Vec::new(),

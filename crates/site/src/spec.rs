@@ -16,6 +16,10 @@ pub struct ImageSpec {
     /// How to be let in.
     #[serde(default)]
     pub credentials: Option<RegistryCredentials>,
+    /// The model that it serves, by any of its names. The site finds the file once for each deployment, and shows it to
+    /// the instances read-only at [`MODEL_PATH`].
+    #[serde(default)]
+    pub model: Option<String>,
     /// Which deployment wants it: a moved tag is looked up once for each deployment, and then pinned to a digest.
     pub deployment: DeploymentId,
 }
@@ -166,6 +170,9 @@ impl ExecutorAccess {
 pub const EXECUTOR_PORT: u16 = 3030;
 /// The port behind which clients look for a sandbox's bound port.
 pub const EXECUTOR_PROXY_PORT: u16 = 3031;
+
+/// Where an instance finds the model it serves.
+pub const MODEL_PATH: &str = "/.tramontane/model.gguf";
 
 /// A file laid into the root file system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

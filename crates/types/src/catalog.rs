@@ -151,6 +151,15 @@ impl Catalog {
             .join(", ")
     }
 
+    /// The smallest instance type on offer with so much memory.
+    #[must_use]
+    pub fn smallest_with_memory(&self, bytes: u64) -> Option<&InstanceType> {
+        self.instance_types
+            .iter()
+            .filter(|kind| kind.memory_bytes >= bytes && kind.family == Family::Standard)
+            .min_by_key(|kind| kind.memory_bytes)
+    }
+
     /// Ids of the instance types, for messages.
     #[must_use]
     pub fn instance_type_ids(&self) -> String {

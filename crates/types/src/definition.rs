@@ -55,6 +55,9 @@ crate::message! {
         /// The source: an uploaded tree.
         #[serde(skip_serializing_if = "Option::is_none")]
         pub archive: Option<ArchiveSource>,
+        /// The source: a model. Ours: upstream has none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub model: Option<ModelSource>,
     }
 
     /// How a new deployment takes over from the old one.
@@ -402,6 +405,18 @@ crate::message! {
         #[serde(skip_serializing_if = "Option::is_none")]
         pub docker: Option<DockerBuilder>,
     }
+
+    /// A model, served by an engine. Zeros mean the default.
+    pub struct ModelSource {
+        /// A model of this installation: its name, `sha256:` and its digest, or the place it was fetched from.
+        pub source: String,
+        /// What serves it; empty means the platform's own engine, `tram-engine`.
+        pub engine: String,
+        /// Tokens that a prompt and its answer have together, at most; all that one instance works on share as many.
+        pub context_length: i64,
+        /// Answers that one instance writes at once; more wait.
+        pub parallel: i64,
+    }
 }
 
 /// The prefix of a scope that names a region.
@@ -438,7 +453,7 @@ mod tests {
     fn unset_sources_are_left_out_and_all_else_is_there() {
         let written = serde_json::to_value(DeploymentDefinition::default()).unwrap();
         let members = written.as_object().unwrap();
-        for absent in ["docker", "git", "archive", "database"] {
+        for absent in ["docker", "git", "archive", "database", "model"] {
             assert!(!members.contains_key(absent), "{absent}");
         }
         for present in [

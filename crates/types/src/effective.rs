@@ -25,6 +25,8 @@ pub const DEFAULT_DEEP_SLEEP: Duration = Duration::from_secs(300);
 pub const DEFAULT_DEEP_AFTER_LIGHT: Duration = Duration::from_secs(3600);
 /// Grace before a failing probe counts.
 pub const DEFAULT_GRACE_PERIOD: Duration = Duration::from_secs(5);
+/// Grace of a model: 60 GB from a slow disk take this long to load, and an engine that cannot load ends by itself.
+pub const MODEL_GRACE_PERIOD: Duration = Duration::from_secs(600);
 /// Time between probes of a healthy instance.
 pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
 /// Failures in a row before an instance is replaced.
@@ -260,12 +262,15 @@ impl DeploymentDefinition {
             .unwrap_or(DEFAULT_INSTANCE_TYPE)
     }
 
-    /// How health is told: the checks declared, or one TCP check for each port.
+    /// How health is told: the checks declared, or one TCP check for each port. A model is asked whether it is loaded.
     #[must_use]
     pub fn effective_health_checks(&self) -> Vec<HealthCheck> {
         let declared: Vec<HealthCheck> = self.health_checks.iter().filter_map(health_check).collect();
         if !declared.is_empty() {
             return declared;
+        }
+        if self.model.is_some() {
+            return self.main_port().map(model_check).into_iter().collect();
         }
         self.effective_ports()
             .iter()
@@ -288,6 +293,22 @@ impl DeploymentDefinition {
             }
             Some(strategy) => strategy,
         }
+    }
+}
+
+/// An engine answers 503 on this path while it loads its model.
+fn model_check(port: u16) -> HealthCheck {
+    HealthCheck {
+        grace_period: MODEL_GRACE_PERIOD,
+        interval: DEFAULT_INTERVAL,
+        restart_limit: DEFAULT_RESTART_LIMIT,
+        timeout: DEFAULT_TIMEOUT,
+        probe: Probe::Http {
+            port,
+            path: "/health".to_owned(),
+            method: "GET".to_owned(),
+            headers: Vec::new(),
+        },
     }
 }
 

@@ -6,6 +6,7 @@
 //! Definitions come from strangers and are as large as a request may be. So a size is checked before what it
 //! bounds is looked at, and the time a definition takes grows with its length and not faster.
 
+mod model;
 mod network;
 mod probes;
 mod scaling;
@@ -15,6 +16,7 @@ mod volumes;
 
 use std::collections::BTreeSet;
 
+pub use self::model::{CONTEXT_LENGTH_MAX, CONTEXT_LENGTH_MIN, ENGINE, KnownModel, PARALLEL_MAX};
 pub use self::volumes::check_mount_path;
 use crate::{
     catalog::Catalog,
@@ -47,6 +49,8 @@ pub struct Context<'a> {
     pub secret_type: &'a dyn Fn(&str) -> Option<SecretType>,
     /// What is known of the volume with this id that the project may use, if there is one.
     pub volume: &'a dyn Fn(&str) -> Option<KnownVolume>,
+    /// What is known of the model that this source means, if there is one.
+    pub model: &'a dyn Fn(&crate::definition::ModelSource) -> Option<KnownModel>,
     /// Names of the variables the platform sets itself.
     pub is_system_variable: &'a dyn Fn(&str) -> bool,
 }
@@ -89,6 +93,7 @@ pub fn definition(definition: &DeploymentDefinition, context: Context<'_>) -> Ve
     };
     for rules in [
         Check::kind_and_source,
+        Check::model,
         Check::placement,
         Check::network,
         Check::scaling,
@@ -151,11 +156,12 @@ impl Check<'_> {
             definition.git.is_some(),
             definition.archive.is_some(),
             definition.database.is_some(),
+            definition.model.is_some(),
         ];
         if sources.iter().filter(|given| **given).count() != 1 {
             self.wrong(
                 "docker",
-                "give exactly one source: `docker`, `git`, `archive` or `database`",
+                "give exactly one source: `docker`, `git`, `archive`, `database` or `model`",
             );
         }
         if let Some(docker) = &definition.docker {

@@ -92,6 +92,7 @@ pub(super) fn spec_of(instance: &Instance) -> spec::InstanceSpec {
         image: spec::ImageSpec {
             reference: "nginx".to_owned(),
             credentials: None,
+            model: None,
             deployment: instance.deployment_id,
         },
         entrypoint: Vec::new(),

@@ -240,7 +240,12 @@ async fn every_endpoint_succeeds_for_its_owner() {
         assert_eq!(reply.headers["content-type"], "application/json", "{endpoint:?}");
         assert!(reply.headers.contains_key("x-request-id"), "{endpoint:?}");
         assert!(reply.body.is_object(), "{endpoint:?}");
-        if let Some(message) = &endpoint.gives {
+        // What is ours alone the SDK has no model of.
+        let message = endpoint
+            .gives
+            .as_ref()
+            .filter(|_| endpoint.operation != "ListStoredModels");
+        if let Some(message) = message {
             replies.insert(
                 endpoint.operation,
                 json!({"message": message.name, "body": reply.body}),

@@ -4,7 +4,7 @@ use tram_types::{
     Int64, Timestamp,
     definition::{
         ArchiveSource, ConfigFile, DeploymentHealthCheck, DeploymentScalingTarget, DeploymentStrategy,
-        DockerSource, GitSource, NetworkPolicy, SecurityPolicies,
+        DockerSource, GitSource, ModelSource, NetworkPolicy, SecurityPolicies,
     },
     status::{
         RegionalDefinitionType, RegionalDeploymentMesh, RegionalDeploymentRole, RegionalDeploymentStatus,
@@ -78,6 +78,8 @@ tram_types::message! {
         pub git: Option<GitSource>,
         #[serde(skip_serializing_if = "Option::is_none")]
         pub archive: Option<ArchiveSource>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub model: Option<ModelSource>,
         pub network_policy: Option<NetworkPolicy>,
     }
 

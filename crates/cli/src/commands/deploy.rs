@@ -3,7 +3,7 @@
 //! The app and the service are made when they are not there. An existing service keeps everything that is not
 //! given anew: its definition is read, changed and sent back.
 
-mod definition;
+pub(crate) mod definition;
 pub(crate) mod progress;
 pub(crate) mod specs;
 pub(crate) mod wait;
@@ -63,23 +63,9 @@ pub struct Arguments {
     /// Where to run it; without it the first region of the server; several can be given
     #[arg(long, value_name = "REGION")]
     pub region: Vec<String>,
-    /// Fewest instances; 0 lets the service sleep
-    #[arg(long, value_name = "N")]
-    pub min: Option<u16>,
-    /// Most instances; needs --scale-on when it is more than --min
-    #[arg(long, value_name = "N")]
-    pub max: Option<u16>,
-    /// What one instance should carry, to scale between --min and --max: cpu or memory in percent, requests-per-second,
-    /// concurrent-requests, or response-time in milliseconds; several can be given, and the largest answer wins
-    #[arg(long, value_name = "WHAT=VALUE")]
-    pub scale_on: Vec<ScaleOn>,
-    /// Sleep after so long without traffic, such as 5m; the next request wakes the service
-    #[arg(long, value_name = "SPAN", value_parser = crate::age::parse_span)]
-    pub sleep_after: Option<std::time::Duration>,
-    /// Freeze it after so long without traffic, such as 30s, until --sleep-after stops it; the next request goes on where
-    /// it stood
-    #[arg(long, value_name = "SPAN", value_parser = crate::age::parse_span)]
-    pub light_sleep_after: Option<std::time::Duration>,
+    /// How many instances, and when none.
+    #[command(flatten)]
+    pub load: Load,
     /// Health check, such as http:8000:/health or tcp:5432; without it a TCP check of each port; several can be given
     #[arg(long = "check", value_name = "CHECK")]
     pub checks: Vec<Check>,
@@ -110,6 +96,28 @@ pub struct Arguments {
     pub waiting: wait::Waiting,
 }
 
+/// How many instances, on what load, and when they sleep.
+#[derive(Debug, Default, clap::Args)]
+pub struct Load {
+    /// Fewest instances; 0 lets the service sleep
+    #[arg(long, value_name = "N")]
+    pub min: Option<u16>,
+    /// Most instances; needs --scale-on when it is more than --min
+    #[arg(long, value_name = "N")]
+    pub max: Option<u16>,
+    /// What one instance should carry, to scale between --min and --max: cpu or memory in percent, requests-per-second,
+    /// concurrent-requests, or response-time in milliseconds; several can be given, and the largest answer wins
+    #[arg(long, value_name = "WHAT=VALUE")]
+    pub scale_on: Vec<ScaleOn>,
+    /// Sleep after so long without traffic, such as 5m; the next request wakes the service
+    #[arg(long, value_name = "SPAN", value_parser = crate::age::parse_span)]
+    pub sleep_after: Option<std::time::Duration>,
+    /// Freeze it after so long without traffic, such as 30s, until --sleep-after stops it; the next request goes on where
+    /// it stood
+    #[arg(long, value_name = "SPAN", value_parser = crate::age::parse_span)]
+    pub light_sleep_after: Option<std::time::Duration>,
+}
+
 /// Kinds of services that are made from an image here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Type {
@@ -134,15 +142,50 @@ pub enum Strategy {
 
 pub(crate) async fn run(session: Session, arguments: Arguments) -> Result<u8, Error> {
     let client = session.client()?;
-    let app_name = arguments.app.clone().unwrap_or_else(|| arguments.name.clone());
-    let app = find_app(&client, &app_name).await?;
+    let place = Place {
+        app: arguments.app.clone().unwrap_or_else(|| arguments.name.clone()),
+        name: arguments.name.clone(),
+    };
+    let volumes = match arguments.volume.as_slice() {
+        [] => None,
+        named => Some(super::volumes::attached(&client, named).await?),
+    };
+    let build = |before| {
+        let mut definition = definition::build(before, &arguments)?;
+        if let Some(volumes) = volumes {
+            definition.volumes = volumes;
+        }
+        Ok(definition)
+    };
+    apply(&session, &client, place, &arguments.waiting, build).await
+}
+
+/// Where a service is, by name.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// Its app.
+    pub(crate) app: String,
+    /// The service.
+    pub(crate) name: String,
+}
+
+/// Makes a service, or changes the one that is there, to what `build` makes of its definition; then waits.
+pub(crate) async fn apply(
+    session: &Session,
+    client: &Client,
+    place: Place,
+    waiting: &wait::Waiting,
+    build: impl FnOnce(Option<DeploymentDefinition>) -> Result<DeploymentDefinition, Error>,
+) -> Result<u8, Error> {
+    let Place { app: app_name, name } = place;
+    let app = find_app(client, &app_name).await?;
     let existing = match &app {
-        Some(app) => find_service(&client, text(app, "id"), &arguments.name).await?,
+        Some(app) => find_service(client, text(app, "id"), &name).await?,
         None => None,
     };
     let before = match &existing {
         Some(service) => {
-            let definition = super::services::latest_definition(&client, service).await?;
+            let definition = super::services::latest_definition(client, service).await?;
             serde_json::from_value::<Option<DeploymentDefinition>>(definition).map_err(|source| {
                 client::Error::Unexpected {
                     url: client.base().to_owned(),
@@ -152,12 +195,9 @@ pub(crate) async fn run(session: Session, arguments: Arguments) -> Result<u8, Er
         }
         None => None,
     };
-    let mut definition = definition::build(before, &arguments)?;
+    let mut definition = build(before)?;
     if definition.regions.is_empty() {
-        definition.regions = vec![default_region(&client).await?];
-    }
-    if !arguments.volume.is_empty() {
-        definition.volumes = super::volumes::attached(&client, &arguments.volume).await?;
+        definition.regions = vec![default_region(client).await?];
     }
     let is_new = existing.is_none();
     let (service, was) = match existing {
@@ -166,12 +206,12 @@ pub(crate) async fn run(session: Session, arguments: Arguments) -> Result<u8, Er
             let path = format!("/v1/services/{}", text(&value, "id"));
             session
                 .printer
-                .note(format_args!("updating service `{app_name}/{}`", arguments.name));
+                .note(format_args!("updating service `{app_name}/{}`", name));
             let was = text(&value, "latest_deployment_id").to_owned();
             (take(&mut client.put(&path, &body).await?, "service"), was)
         }
         None => {
-            let creating = format!("creating service `{app_name}/{}`", arguments.name);
+            let creating = format!("creating service `{app_name}/{}`", name);
             let service = match app {
                 Some(app) => {
                     session.printer.note(creating);
@@ -179,11 +219,11 @@ pub(crate) async fn run(session: Session, arguments: Arguments) -> Result<u8, Er
                     take(&mut client.post("/v1/services", &body).await?, "service")
                 }
                 None => {
-                    check(&client, &definition).await?;
+                    check(client, &definition).await?;
                     session
                         .printer
                         .note(format_args!("creating app `{app_name}`\n{creating}"));
-                    create_with_app(&client, &app_name, &definition).await?
+                    create_with_app(client, &app_name, &definition).await?
                 }
             };
             (service, String::new())
@@ -191,14 +231,14 @@ pub(crate) async fn run(session: Session, arguments: Arguments) -> Result<u8, Er
     };
     let service = Service {
         id: text(&service, "id").to_owned(),
-        name: arguments.name.clone(),
+        name: name.clone(),
         app_id: text(&service, "app_id").to_owned(),
         app: app_name,
         value: service,
     };
     let paused = matches!(text(&service.value, "status"), "PAUSED" | "PAUSING");
     let deployment_id = if paused {
-        resume(&session, &client, &service).await?
+        resume(session, client, &service).await?
     } else {
         text(&service.value, "latest_deployment_id").to_owned()
     };
@@ -208,7 +248,7 @@ pub(crate) async fn run(session: Session, arguments: Arguments) -> Result<u8, Er
             service.path()
         ));
     }
-    if arguments.waiting.no_wait {
+    if waiting.no_wait {
         session.printer.note(format_args!(
             "not waiting; look with `tram deployments get {}`",
             crate::view::short(&deployment_id)
@@ -221,15 +261,7 @@ pub(crate) async fn run(session: Session, arguments: Arguments) -> Result<u8, Er
         (false, false) => Before::Former,
         (false, true) => Before::Same,
     };
-    wait::until_healthy(
-        &session,
-        &client,
-        &service,
-        &deployment_id,
-        before,
-        arguments.waiting.timeout,
-    )
-    .await
+    wait::until_healthy(session, client, &service, &deployment_id, before, waiting.timeout).await
 }
 
 async fn find_app(client: &Client, name: &str) -> Result<Option<Value>, Error> {

@@ -33,6 +33,7 @@ fn stray() -> InstanceSpec {
         image: ImageSpec {
             reference: "v1".to_owned(),
             credentials: None,
+            model: None,
             deployment: DeploymentId::random(),
         },
         entrypoint: Vec::new(),

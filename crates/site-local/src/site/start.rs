@@ -141,6 +141,8 @@ async fn prepare(
     let mut launch = launch::launch_spec(spec, generation.0, view, &account, &place, &shared.config)
         .map_err(|error| Failure::Message(error.to_string()))?;
     launch.disk_from = disk_from;
+    let model = shared.images.model_mount(&spec.image).map_err(Failure::Message)?;
+    launch.binds.extend(model);
     launch.volumes = shared
         .volumes
         .mounts(spec)

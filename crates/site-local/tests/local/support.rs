@@ -217,6 +217,7 @@ impl Machine {
             image: ImageSpec {
                 reference: self.image.clone(),
                 credentials: None,
+                model: None,
                 deployment: deployment_id,
             },
             entrypoint: Vec::new(),

@@ -23,6 +23,7 @@ fn spec(image: &str) -> InstanceSpec {
         image: ImageSpec {
             reference: image.to_owned(),
             credentials: None,
+            model: None,
             deployment: DeploymentId::random(),
         },
         entrypoint: Vec::new(),

@@ -14,6 +14,13 @@ fn violations(json: &str) -> Vec<String> {
             _ => None,
         },
         volume: &|_| None,
+        model: &|source| {
+            (source.source == "here").then(|| KnownModel {
+                needed_bytes: 600 * crate::units::MIB
+                    + source.context_length.unsigned_abs() * crate::units::MIB,
+                context_length: 8192,
+            })
+        },
         is_system_variable: &is_system_variable,
     };
     definition(&given, context)
@@ -329,4 +336,62 @@ fn no_more_is_told_than_anybody_reads() {
         r#"{{{GOOD},"env":[{{"key":"A","value":"{unknown}"}}]}}"#
     ));
     assert_eq!(found.len(), VIOLATIONS_MAX);
+}
+
+#[test]
+fn a_model_must_be_here_and_fit() {
+    let check = |model: &str, rest: &str| {
+        violations(&format!(
+            r#"{{"type":"WEB","regions":["fra"],"model":{model}{rest}}}"#
+        ))
+    };
+    let small = r#","instance_types":[{"type":"small"}]"#;
+    let none: [&str; 0] = [];
+    assert_eq!(check(r#"{"source":"here"}"#, small), none);
+    assert_eq!(
+        check(
+            r#"{"source":"here","engine":"tram-engine","context_length":16,"parallel":2}"#,
+            small
+        ),
+        none
+    );
+    for (model, rest, field) in [
+        (r#"{"source":"gone"}"#, small, "model.source"),
+        (r#"{"source":" "}"#, small, "model.source"),
+        (r#"{"source":"here","engine":"vllm"}"#, small, "model.engine"),
+        (
+            r#"{"source":"here","context_length":-1}"#,
+            small,
+            "model.context_length",
+        ),
+        (r#"{"source":"here","parallel":129}"#, small, "model.parallel"),
+        (r#"{"source":"here"}"#, "", "instance_types"),
+        (
+            r#"{"source":"here"}"#,
+            r#","instance_types":[{"type":"nano"}]"#,
+            "instance_types.0.type",
+        ),
+        (
+            r#"{"source":"here"}"#,
+            r#","instance_types":[{"type":"small"}],"docker":{"image":"x"}"#,
+            "docker",
+        ),
+    ] {
+        assert_eq!(
+            check(model, rest),
+            [format!("definition.{field}")],
+            "{model} {rest}"
+        );
+    }
+    let far = r#","instance_types":[{"type":"5xlarge"}]"#;
+    assert_eq!(
+        check(r#"{"source":"here","context_length":9000}"#, far),
+        ["definition.model.context_length"]
+    );
+    assert_eq!(
+        violations(
+            r#"{"type":"SANDBOX","regions":["fra"],"model":{"source":"here"},"instance_types":[{"type":"small"}]}"#
+        ),
+        ["definition.type"]
+    );
 }

@@ -177,6 +177,7 @@ mod tests {
                     _ => None,
                 }
             },
+            model: &|_| None,
             is_system_variable: &is_system_variable,
         };
         let found = definition(&given, context);

@@ -10,7 +10,7 @@ use tram_types::{
     status::{DefinitionType, DeploymentStrategyType, EgressPolicyMode, ProxyPortProtocol},
 };
 
-use super::{Arguments, Strategy, Type, specs::Check, specs::Egress, specs::ScaleOn};
+use super::{Arguments, Load, Strategy, Type, specs::Check, specs::Egress, specs::ScaleOn};
 use crate::error::Error;
 
 /// Size of an instance when nothing says otherwise, as official clients have it.
@@ -29,6 +29,7 @@ pub(super) fn build(
     definition.git = None;
     definition.archive = None;
     definition.database = None;
+    definition.model = None;
     match arguments.r#type {
         Some(Type::Web) => definition.r#type = DefinitionType::Web,
         Some(Type::Worker) => definition.r#type = DefinitionType::Worker,
@@ -46,7 +47,7 @@ pub(super) fn build(
     if !arguments.region.is_empty() {
         definition.regions.clone_from(&arguments.region);
     }
-    scaling(&mut definition, arguments)?;
+    scaling(&mut definition, &arguments.load)?;
     if !arguments.checks.is_empty() {
         definition.health_checks = arguments.checks.iter().map(check).collect();
     }
@@ -214,7 +215,7 @@ fn seconds(span: std::time::Duration) -> i64 {
     i64::try_from(span.as_secs()).unwrap_or(i64::MAX)
 }
 
-fn scaling(definition: &mut DeploymentDefinition, arguments: &Arguments) -> Result<(), Error> {
+pub(crate) fn scaling(definition: &mut DeploymentDefinition, load: &Load) -> Result<(), Error> {
     if definition.scalings.is_empty() {
         definition.scalings = vec![DeploymentScaling {
             min: 1,
@@ -223,17 +224,17 @@ fn scaling(definition: &mut DeploymentDefinition, arguments: &Arguments) -> Resu
         }];
     }
     let sleeps = [
-        (arguments.sleep_after, "--sleep-after"),
-        (arguments.light_sleep_after, "--light-sleep-after"),
+        (load.sleep_after, "--sleep-after"),
+        (load.light_sleep_after, "--light-sleep-after"),
     ];
     let asked = sleeps.iter().find(|(after, _)| after.is_some());
-    if let (Some((_, flag)), Some(min @ 1..)) = (asked, arguments.min) {
+    if let (Some((_, flag)), Some(min @ 1..)) = (asked, load.min) {
         return Err(Error::input(
             format!("a service with at least {min} instances never sleeps"),
             format!("give `--min 0` or leave `{flag}` out"),
         ));
     }
-    if let (Some(min), Some(max)) = (arguments.min, arguments.max)
+    if let (Some(min), Some(max)) = (load.min, load.max)
         && min > max
     {
         return Err(Error::input(
@@ -242,11 +243,11 @@ fn scaling(definition: &mut DeploymentDefinition, arguments: &Arguments) -> Resu
         ));
     }
     for scaling in &mut definition.scalings {
-        if let Some(max) = arguments.max {
+        if let Some(max) = load.max {
             scaling.max = max.into();
             scaling.min = scaling.min.min(scaling.max);
         }
-        if let Some(min) = arguments.min {
+        if let Some(min) = load.min {
             scaling.min = min.into();
             scaling.max = scaling.max.max(scaling.min).max(1);
         }
@@ -257,11 +258,11 @@ fn scaling(definition: &mut DeploymentDefinition, arguments: &Arguments) -> Resu
                 .iter()
                 .find_map(|target| target.sleep_idle_delay.clone());
             let mut delay = known.unwrap_or_default();
-            if let Some(idle) = arguments.sleep_after {
+            if let Some(idle) = load.sleep_after {
                 delay.deep_sleep_value = seconds(idle);
                 delay.value = 0;
             }
-            if let Some(idle) = arguments.light_sleep_after {
+            if let Some(idle) = load.light_sleep_after {
                 delay.light_sleep_value = seconds(idle);
             }
             scaling.targets.retain(|target| target.sleep_idle_delay.is_none());
@@ -273,11 +274,9 @@ fn scaling(definition: &mut DeploymentDefinition, arguments: &Arguments) -> Resu
         if scaling.min > 0 {
             scaling.targets.retain(|target| target.sleep_idle_delay.is_none());
         }
-        if !arguments.scale_on.is_empty() {
+        if !load.scale_on.is_empty() {
             scaling.targets.retain(|target| target.sleep_idle_delay.is_some());
-            scaling
-                .targets
-                .extend(arguments.scale_on.iter().copied().map(target));
+            scaling.targets.extend(load.scale_on.iter().copied().map(target));
         }
     }
     Ok(())
@@ -300,7 +299,7 @@ fn target(scale_on: ScaleOn) -> DeploymentScalingTarget {
     target
 }
 
-fn instance_type(r#type: &str) -> DeploymentInstanceType {
+pub(crate) fn instance_type(r#type: &str) -> DeploymentInstanceType {
     DeploymentInstanceType {
         scopes: Vec::new(),
         r#type: r#type.to_owned(),

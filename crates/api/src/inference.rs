@@ -1,0 +1,104 @@
+//! Models on the platform's own address, by OpenAI's contract: one base URL and one token for all of them.
+//!
+//! ```text
+//! authenticate -> read (bounded) -> find the service that `model` means -> send to the edge -> pass the answer on
+//! ```
+//!
+//! This is a client of the edge, and keeps nothing: waking, holding, balancing and accounting are the edge's, computing is
+//! the engine's. The answer passes through byte by byte, so a stream is a stream; a caller that leaves takes the request
+//! to the engine along. The caller's token ends here: an engine never sees it.
+//!
+//! The paths are OpenAI's and so are the errors. Mistral's clients use the same paths; what they name differently is
+//! translated in [`body`].
+
+mod body;
+mod error;
+mod find;
+mod forward;
+mod list;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{
+    Router,
+    extract::{Path, Request, State},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use http::request::Parts;
+
+use self::{error::Refusal, forward::Edge};
+use crate::{
+    auth::{Access, Caller, authenticate},
+    state::ApiState,
+};
+
+/// Where the edge takes requests for services, and what is kept of the way there. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Front(Arc<Edge>);
+
+impl Front {
+    /// A front of the edge at this address, which speaks HTTP there without TLS.
+    #[must_use]
+    pub fn new(edge: SocketAddr) -> Self {
+        Self(Arc::new(Edge::new(edge)))
+    }
+}
+
+/// The endpoints.
+pub(crate) fn router(api: ApiState) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(ask))
+        .route("/v1/completions", post(ask))
+        .route("/v1/embeddings", post(ask))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*model}", get(model))
+        .with_state(api)
+}
+
+async fn ask(State(api): State<ApiState>, request: Request) -> Response {
+    answer(Box::pin(try_ask(&api, request)).await)
+}
+
+async fn try_ask(api: &ApiState, request: Request) -> Result<Response, Refusal> {
+    let (parts, incoming) = request.into_parts();
+    let caller = admit(api, &parts, Access::Write).await?;
+    let Some(front) = &api.front else {
+        return Err(Refusal::no_models());
+    };
+    let held = front.0.read(&parts, incoming).await?;
+    let asked = body::Asked::read(held.bytes())?;
+    let target = find::find(api, &caller, asked.model()).await?;
+    let bytes = asked.for_engine(&target.service_name)?;
+    let tenant = caller.credential.to_string();
+    front.0.send(&parts, &target, &tenant, bytes, held).await
+}
+
+async fn models(State(api): State<ApiState>, request: Request) -> Response {
+    let (parts, _) = request.into_parts();
+    let listed = async {
+        let caller = admit(&api, &parts, Access::Read).await?;
+        list::all(&api, &caller).await
+    };
+    answer(listed.await)
+}
+
+async fn model(State(api): State<ApiState>, Path(name): Path<String>, request: Request) -> Response {
+    let (parts, _) = request.into_parts();
+    let found = async {
+        let caller = admit(&api, &parts, Access::Read).await?;
+        list::one(&api, &caller, &name).await
+    };
+    answer(found.await)
+}
+
+async fn admit(api: &ApiState, parts: &Parts, access: Access) -> Result<Caller, Refusal> {
+    Ok(authenticate(api, parts, access).await?)
+}
+
+fn answer(outcome: Result<impl IntoResponse, Refusal>) -> Response {
+    match outcome {
+        Ok(reply) => reply.into_response(),
+        Err(refusal) => refusal.into_response(),
+    }
+}

@@ -1,0 +1,180 @@
+//! Which service a model's name means: one of the caller's organization that serves a model.
+//!
+//! A name is the service's, the service's with its app before it (`app/service`), or the model's own where one service
+//! serves it. A name that can mean several is refused with all of them, never guessed.
+
+use tram_store::{
+    filter::{self, Page},
+    record::{App, Deployment, Service},
+};
+use tram_types::{
+    AppId,
+    definition::DeploymentDefinition,
+    status::{DefinitionType, ServiceType},
+};
+
+use super::error::Refusal;
+use crate::{auth::Caller, state::ApiState};
+
+/// A service that serves a model.
+#[derive(Debug, Clone)]
+pub(super) struct ModelService {
+    pub(super) app: App,
+    pub(super) service: Service,
+    pub(super) definition: DeploymentDefinition,
+}
+
+/// Where a question goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Target {
+    /// The host by which the edge knows the service.
+    pub(super) host: String,
+    /// What comes before the path of the question, without a slash at the end.
+    pub(super) prefix: String,
+    /// What the engine calls its model.
+    pub(super) service_name: String,
+}
+
+/// The service that `model` means.
+pub(super) async fn find(api: &ApiState, caller: &Caller, model: &str) -> Result<Target, Refusal> {
+    let mut found = named(api, caller, model).await?;
+    let service = match (found.pop(), found.is_empty()) {
+        (Some(only), true) => only,
+        (None, _) => return Err(Refusal::no_such_model(model)),
+        (Some(last), false) => {
+            found.push(last);
+            let mut names: Vec<String> = found.iter().map(ModelService::path).collect();
+            names.sort_unstable();
+            let message = format!("`model` can mean {}: give one of these", names.join(", "));
+            return Err(Refusal::bad(message).of("model").coded("ambiguous_model"));
+        }
+    };
+    service.target(api).await
+}
+
+/// Every service that a name can mean.
+pub(super) async fn named(
+    api: &ApiState,
+    caller: &Caller,
+    model: &str,
+) -> Result<Vec<ModelService>, Refusal> {
+    let (app, name) = match model.split_once('/') {
+        Some((app, name)) if !name.contains('/') => (Some(app), name),
+        _ => (None, model),
+    };
+    let mut found = services(api, caller, Some(name)).await?;
+    found.retain(|it| app.is_none_or(|app| it.app.name == app));
+    if found.is_empty() {
+        found = services(api, caller, None).await?;
+        found.retain(|it| it.source() == model);
+    }
+    Ok(found)
+}
+
+/// The services of the caller that serve models, by name where one is given.
+pub(super) async fn services(
+    api: &ApiState,
+    caller: &Caller,
+    name: Option<&str>,
+) -> Result<Vec<ModelService>, Refusal> {
+    let filter = filter::Services {
+        name: name.map(str::to_owned),
+        kinds: vec![ServiceType::Web],
+        project_id: caller.project,
+        ..filter::Services::default()
+    };
+    let mut page = Page::largest();
+    let mut found = Vec::new();
+    loop {
+        let listed = api
+            .store
+            .list_services(caller.organization, &filter, page)
+            .await?;
+        let last = listed.items.len() < page.limit as usize;
+        for service in listed.items {
+            found.extend(of_model(api, caller, service).await?);
+        }
+        if last {
+            return Ok(found);
+        }
+        page.offset = page.offset.saturating_add(page.limit);
+    }
+}
+
+/// The service, if it serves a model. What serves is what counts; before anything did, what is to serve.
+async fn of_model(
+    api: &ApiState,
+    caller: &Caller,
+    service: Service,
+) -> Result<Option<ModelService>, Refusal> {
+    let Some(id) = service.active_deployment_id.or(service.latest_deployment_id) else {
+        return Ok(None);
+    };
+    let deployment: Deployment = match api.store.deployment(caller.organization, id).await {
+        Ok(deployment) => deployment,
+        // It went while we looked.
+        Err(tram_store::Error::NotFound { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let definition: DeploymentDefinition = match serde_json::from_value(deployment.definition) {
+        Ok(definition) => definition,
+        Err(error) => {
+            tracing::warn!(deployment = %deployment.id, %error, "a stored definition cannot be read");
+            return Ok(None);
+        }
+    };
+    if definition.model.is_none() || definition.r#type != DefinitionType::Web {
+        return Ok(None);
+    }
+    match api.store.app(caller.organization, service.app_id).await {
+        Ok(app) => Ok(Some(ModelService {
+            app,
+            service,
+            definition,
+        })),
+        Err(tram_store::Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl ModelService {
+    /// `app/service`.
+    pub(super) fn path(&self) -> String {
+        format!("{}/{}", self.app.name, self.service.name)
+    }
+
+    /// The model, as its definition names it.
+    pub(super) fn source(&self) -> &str {
+        self.definition
+            .model
+            .as_ref()
+            .map_or("", |model| model.source.as_str())
+    }
+
+    async fn target(&self, api: &ApiState) -> Result<Target, Refusal> {
+        let Some(host) = host(api, self.app.id).await? else {
+            let message = format!("model `{}` has no domain by which it is reached", self.path());
+            return Err(Refusal::bad(message).of("model"));
+        };
+        let routes = self.definition.effective_routes();
+        let main = self.definition.main_port();
+        let route = routes.iter().find(|route| Some(route.port) == main);
+        let Some(route) = route else {
+            let message = format!("model `{}` has no route that leads to its engine", self.path());
+            return Err(Refusal::bad(message).of("model"));
+        };
+        Ok(Target {
+            host,
+            prefix: route.path.trim_end_matches('/').to_owned(),
+            service_name: self.service.name.clone(),
+        })
+    }
+}
+
+/// The domain of the app that is always there comes first: the owner's own may be taken away at any time.
+async fn host(api: &ApiState, app: AppId) -> Result<Option<String>, Refusal> {
+    let mut domains = api.store.routed_domains_of_app(app).await?;
+    let own = format!(".{}", api.settings.base_domain);
+    domains.sort_by_key(|domain| !domain.name.ends_with(&own));
+    Ok(domains.into_iter().next().map(|domain| domain.name))
+}

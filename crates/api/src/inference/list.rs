@@ -1,0 +1,103 @@
+//! The models that a caller can ask, as OpenAI's and Mistral's clients read them.
+
+use std::collections::BTreeMap;
+
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use tram_model::memory::{DEFAULT_CONTEXT_LENGTH, context_length};
+
+use super::{
+    error::Refusal,
+    find::{ModelService, named, services},
+};
+use crate::{auth::Caller, state::ApiState};
+
+/// A model, by both contracts: each client passes over what it does not know.
+#[derive(Debug, Serialize)]
+struct Shown {
+    id: String,
+    object: &'static str,
+    /// Seconds since 1970.
+    created: i64,
+    owned_by: String,
+    /// Mistral's: nobody trained it further here.
+    r#type: &'static str,
+    /// Mistral's: tokens of context.
+    max_context_length: u64,
+    /// The model that the service serves.
+    root: String,
+    /// Mistral's.
+    capabilities: Capabilities,
+}
+
+/// What a model can do, as Mistral has it.
+#[derive(Debug, Serialize)]
+struct Capabilities {
+    completion_chat: bool,
+    completion_fim: bool,
+    function_calling: bool,
+    fine_tuning: bool,
+    vision: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct List {
+    object: &'static str,
+    data: Vec<Shown>,
+}
+
+pub(super) async fn all(api: &ApiState, caller: &Caller) -> Result<Response, Refusal> {
+    let mut found = services(api, caller, None).await?;
+    found.sort_by_key(ModelService::path);
+    let mut times: BTreeMap<String, u32> = BTreeMap::new();
+    for it in &found {
+        *times.entry(it.service.name.clone()).or_default() += 1;
+    }
+    let id = |it: &ModelService| match times.get(&it.service.name) {
+        Some(1) => it.service.name.clone(),
+        _ => it.path(),
+    };
+    let data = found.iter().map(|it| shown(api, it, id(it))).collect();
+    Ok(Json(List { object: "list", data }).into_response())
+}
+
+pub(super) async fn one(api: &ApiState, caller: &Caller, name: &str) -> Result<Response, Refusal> {
+    let found = named(api, caller, name).await?;
+    match found.as_slice() {
+        [only] => Ok(Json(shown(api, only, name.to_owned())).into_response()),
+        _ => Err(Refusal::no_such_model(name)),
+    }
+}
+
+fn shown(api: &ApiState, it: &ModelService, id: String) -> Shown {
+    const MICROS_OF_A_SECOND: i64 = 1_000_000;
+    let known = api.models.as_ref().and_then(|models| models.find(it.source()));
+    let chats = known
+        .as_ref()
+        .is_none_or(|model| model.gguf.has_chat_template && !model.gguf.is_embedding);
+    let asked = it
+        .definition
+        .model
+        .as_ref()
+        .map_or(0, |model| model.context_length);
+    let asked = u64::try_from(asked).unwrap_or(0);
+    Shown {
+        id,
+        object: "model",
+        created: it.service.created_at.as_micros() / MICROS_OF_A_SECOND,
+        owned_by: it.service.organization_id.to_string(),
+        r#type: "base",
+        max_context_length: known.map_or(DEFAULT_CONTEXT_LENGTH, |model| context_length(&model, asked)),
+        root: it.source().to_owned(),
+        capabilities: Capabilities {
+            completion_chat: chats,
+            completion_fim: false,
+            function_calling: chats,
+            fine_tuning: false,
+            vision: false,
+        },
+    }
+}

@@ -1,0 +1,36 @@
+//! Models that this installation has. Ours: upstream has none.
+
+use tram_types::{Int64, Timestamp};
+
+tram_types::message! {
+    /// A model that services can be made of.
+    pub struct StoredModel {
+        /// What `definition.model.source` says.
+        pub name: String,
+        /// `sha256:` and the file's digest.
+        pub digest: String,
+        /// Size of the file.
+        pub size_bytes: Int64,
+        /// Where it was fetched from; empty for a file of the operator's.
+        pub origin: String,
+        pub added_at: Option<Timestamp>,
+        /// Such as `llama`.
+        pub architecture: String,
+        /// As whoever made it calls it.
+        pub title: String,
+        pub parameters: Int64,
+        /// The type of most of its numbers, such as `Q4_1`.
+        pub quantization: String,
+        /// Tokens it was trained to look back on.
+        pub context_length: Int64,
+        /// Memory that an instance needs with the usual context and number of conversations.
+        pub needed_bytes: Int64,
+        /// Whether it makes vectors of texts and does not write.
+        pub is_embedding: bool,
+    }
+
+    /// The answer of `list stored models`.
+    pub struct ListStoredModelsReply {
+        pub models: Vec<StoredModel>,
+    }
+}

@@ -1,0 +1,112 @@
+//! `tram models …`: what of it is a client of the API is carried out here; what works on the store of models itself goes
+//! to the composition root, as images do.
+
+mod deploy;
+mod list;
+
+use std::path::PathBuf;
+
+use super::{ServerCommand, trust::Place};
+use crate::{EXIT_SUCCESS, error::Error, host::Host, session::Session, settings::Settings};
+
+/// Arguments of `models`.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What to do with models.
+#[derive(Debug, clap::Subcommand)]
+pub enum Action {
+    /// As a client of the API.
+    #[command(flatten)]
+    Remote(RemoteAction),
+    /// On the store itself.
+    #[command(flatten)]
+    Server(ServerAction),
+}
+
+/// What a client of the API does.
+#[derive(Debug, clap::Subcommand)]
+pub enum RemoteAction {
+    /// Serve a model and print its URL
+    ///
+    /// Creates the app and the service, or updates the service when it exists: then only what is given here changes.
+    /// Waits until the model is loaded.
+    Deploy(Box<deploy::Arguments>),
+    /// List the models that can be deployed
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show one model
+    Show(list::Show),
+}
+
+/// What is done on the store itself.
+#[derive(Debug, clap::Subcommand)]
+pub enum ServerAction {
+    /// Take a model from a file (GGUF)
+    ///
+    /// Needs root, as the store is the operator's.
+    Import {
+        /// What to call it
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// The file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Where the server keeps its things.
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Remove a model that no service uses
+    ///
+    /// Needs root, as the store is the operator's.
+    Rm {
+        /// The model
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Where the server keeps its things.
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+/// What to do on the store of models, with the settings apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelsAction {
+    /// Take a model from a file.
+    Import {
+        /// What to call it.
+        name: String,
+        /// The file.
+        file: PathBuf,
+    },
+    /// Remove a model.
+    Rm {
+        /// Which.
+        name: String,
+    },
+}
+
+/// Resolves the settings of what the composition root does.
+pub(crate) fn resolve(action: ServerAction, host: &Host) -> Result<ServerCommand, Error> {
+    let (place, action) = match action {
+        ServerAction::Import { name, file, place } => (place, ModelsAction::Import { name, file }),
+        ServerAction::Rm { name, place } => (place, ModelsAction::Rm { name }),
+    };
+    Ok(ServerCommand::Models {
+        settings: Settings::resolve(&place.flags(), &host.variables)?,
+        action,
+    })
+}
+
+pub(crate) async fn run(session: Session, action: RemoteAction) -> Result<u8, Error> {
+    match action {
+        RemoteAction::Deploy(arguments) => return Box::pin(deploy::run(session, *arguments)).await,
+        RemoteAction::List => list::run(&session).await?,
+        RemoteAction::Show(show) => list::show(&session, &show).await?,
+    }
+    Ok(EXIT_SUCCESS)
+}

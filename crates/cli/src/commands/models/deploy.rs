@@ -1,0 +1,206 @@
+//! `tram models deploy MODEL`: from a model of the server to a URL that answers questions.
+
+use serde_json::Value;
+use tram_types::{
+    definition::{DeploymentDefinition, DeploymentPort, DeploymentRoute, ModelSource},
+    status::DefinitionType,
+};
+
+use super::list;
+use crate::{
+    client::Client,
+    commands::deploy::{self, Load, definition, wait},
+    error::Error,
+    session::Session,
+    view::{list as items, number, text},
+};
+
+/// The port of the engine; what a web service has when nothing is said.
+const PORT: i64 = 8000;
+
+/// Arguments of `models deploy`.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// The model, as `tram models list` shows it
+    #[arg(value_name = "MODEL")]
+    pub model: String,
+    /// Name of the service; without it the model's
+    #[arg(long, short, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Name of its app; without it the service's name
+    #[arg(long, value_name = "APP")]
+    pub app: Option<String>,
+    /// Tokens that a prompt and its answer have together, at most; 8192 when nothing is said, or what the model was
+    /// trained for
+    #[arg(long, value_name = "TOKENS")]
+    pub context_length: Option<u32>,
+    /// Answers that one instance writes at once; more wait
+    #[arg(long, value_name = "N")]
+    pub parallel: Option<u16>,
+    /// Size of an instance; the smallest that holds the model when nothing is said
+    #[arg(long, value_name = "TYPE")]
+    pub instance_type: Option<String>,
+    /// Where to run it; without it the first region of the server; several can be given
+    #[arg(long, value_name = "REGION")]
+    pub region: Vec<String>,
+    /// How many instances, and when none.
+    #[command(flatten)]
+    pub load: Load,
+    /// How to wait.
+    #[command(flatten)]
+    pub waiting: wait::Waiting,
+}
+
+pub(super) async fn run(session: Session, arguments: Arguments) -> Result<u8, Error> {
+    let client = session.client()?;
+    let model = list::find(&client, &arguments.model).await?;
+    let name = arguments
+        .name
+        .clone()
+        .unwrap_or_else(|| service_name(&arguments.model));
+    let fitting = match &arguments.instance_type {
+        Some(_) => None,
+        None => smallest(&client, number(&model, "needed_bytes")).await?,
+    };
+    let place = deploy::Place {
+        app: arguments.app.clone().unwrap_or_else(|| name.clone()),
+        name: name.clone(),
+    };
+    let build = |before| build(before, &arguments, &name, fitting.as_deref());
+    deploy::apply(&session, &client, place, &arguments.waiting, build).await
+}
+
+/// The definition that `arguments` ask for: `before` with their changes, or a new one.
+fn build(
+    before: Option<DeploymentDefinition>,
+    arguments: &Arguments,
+    name: &str,
+    fitting: Option<&str>,
+) -> Result<DeploymentDefinition, Error> {
+    let mut definition = before.unwrap_or_else(|| DeploymentDefinition {
+        r#type: DefinitionType::Web,
+        ports: vec![DeploymentPort {
+            port: PORT,
+            protocol: "http".to_owned(),
+        }],
+        routes: vec![DeploymentRoute {
+            port: PORT,
+            path: "/".to_owned(),
+            security_policies: None,
+        }],
+        ..DeploymentDefinition::default()
+    });
+    name.clone_into(&mut definition.name);
+    (
+        definition.docker,
+        definition.git,
+        definition.archive,
+        definition.database,
+    ) = (None, None, None, None);
+    let model = definition.model.get_or_insert_with(ModelSource::default);
+    model.source.clone_from(&arguments.model);
+    if let Some(tokens) = arguments.context_length {
+        model.context_length = tokens.into();
+    }
+    if let Some(parallel) = arguments.parallel {
+        model.parallel = parallel.into();
+    }
+    if let Some(kind) = &arguments.instance_type {
+        definition.instance_types = vec![definition::instance_type(kind)];
+    } else if let (true, Some(kind)) = (definition.instance_types.is_empty(), fitting) {
+        definition.instance_types = vec![definition::instance_type(kind)];
+    }
+    if !arguments.region.is_empty() {
+        definition.regions.clone_from(&arguments.region);
+    }
+    definition::scaling(&mut definition, &arguments.load)?;
+    Ok(definition)
+}
+
+/// The smallest instance type of the server with so much memory; `None` when it has none, and then the server says what
+/// is missing.
+async fn smallest(client: &Client, bytes: i64) -> Result<Option<String>, Error> {
+    let reply = client.get("/v1/catalog/instances", &[("limit", "100")]).await?;
+    let fitting = items(&reply, "instances")
+        .iter()
+        .filter(|kind| text(kind, "status") == "AVAILABLE" && memory_bytes(kind) >= bytes)
+        // Those that share a processor come last: a model computes all the time it is asked.
+        .min_by_key(|kind| (text(kind, "type") != "standard", memory_bytes(kind)));
+    Ok(fitting.map(|kind| text(kind, "id").to_owned()))
+}
+
+/// As the catalog writes it: `512MB` or `2GB`, in powers of two; what is beyond the point is left out.
+fn memory_bytes(kind: &Value) -> i64 {
+    let written = text(kind, "memory");
+    let split = written
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(written.len());
+    let digits = written.get(..split).unwrap_or_default();
+    let unit = written.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let shift = match unit {
+        "MB" => 20,
+        "GB" => 30,
+        _ => 0,
+    };
+    digits.parse::<i64>().unwrap_or(0).saturating_mul(1 << shift)
+}
+
+/// A name that a service can have: the model's, with dashes for what a service's name has not.
+fn service_name(model: &str) -> String {
+    let dashed: String = model
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_lowercase()
+            } else {
+                '-'
+            }
+        })
+        .collect();
+    dashed.trim_matches('-').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn built(before: Option<DeploymentDefinition>, line: &str) -> DeploymentDefinition {
+        let words = std::iter::once("deploy").chain(line.split_whitespace());
+        let line: Line = clap::Parser::try_parse_from(words).unwrap();
+        build(before, &line.arguments, "chat", Some("small")).unwrap()
+    }
+
+    #[test]
+    fn a_model_gets_a_service_and_keeps_what_is_not_said_anew() {
+        let first = built(None, "smollm2 --context-length 2048 --sleep-after 5m");
+        assert_eq!(first.model.as_ref().unwrap().context_length, 2048);
+        assert_eq!((first.scalings[0].min, first.scalings[0].max), (0, 1));
+        assert_eq!(first.instance_types[0].r#type, "small");
+        assert_eq!((first.ports[0].port, first.routes[0].path.as_str()), (PORT, "/"));
+        let second = built(Some(first.clone()), "other --parallel 2");
+        let model = second.model.clone().unwrap();
+        assert_eq!(
+            (model.source.as_str(), model.parallel, model.context_length),
+            ("other", 2, 2048)
+        );
+        assert_eq!(second.scalings, first.scalings);
+        let sized = built(Some(second), "other --instance-type large");
+        assert_eq!(sized.instance_types[0].r#type, "large");
+    }
+
+    #[test]
+    fn names_and_sizes_are_read() {
+        assert_eq!(service_name("SmolLM2.Q4_1"), "smollm2-q4-1");
+        assert_eq!(memory_bytes(&json!({"memory": "512MB"})), 512 << 20);
+        assert_eq!(memory_bytes(&json!({"memory": "2GB"})), 2 << 30);
+        assert_eq!(memory_bytes(&json!({})), 0);
+    }
+}

@@ -1,0 +1,136 @@
+//! `tram models import|rm`: through the running control plane when there is one, else on the store itself; and the
+//! operator's door's side of it.
+
+use anyhow::Context;
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{Query, State},
+    routing::post,
+};
+use futures_util::TryStreamExt;
+use hyper::Method;
+use serde::Deserialize;
+use tokio_util::io::{StreamReader, SyncIoBridge};
+use tram_cli::{ModelsAction, Printer, Settings};
+use tram_model::{Error, Model, ModelStore, store::NewModel};
+
+use crate::{
+    admin::{self, Admin, Failure},
+    door::{ask, empty},
+    images::{archive_body, archive_reader, mib, percent},
+    paths::Paths,
+};
+
+/// Carries out one of the commands on the store of models.
+///
+/// # Errors
+/// With what is wrong, for the user.
+pub async fn run(settings: &Settings, action: ModelsAction, printer: &Printer) -> anyhow::Result<()> {
+    let paths = Paths::new(&settings.data_dir);
+    let socket = paths.root().join(admin::SOCKET);
+    let running = crate::processes::DirectoryLock::holder(paths.root(), crate::up::LOCK_NAME).is_some();
+    match action {
+        ModelsAction::Import { name, file } => {
+            let model: Model = if running {
+                let path = format!("/models/import?name={}", percent(&name));
+                ask(&socket, Method::POST, &path, archive_body(&file).await?).await?
+            } else {
+                let mut reader = archive_reader(&file)?;
+                let new = NewModel {
+                    name,
+                    ..NewModel::default()
+                };
+                open(&paths)?.import(&new, &mut reader)?
+            };
+            let said = format!(
+                "model `{}`: {}, {} {}, {:.1} MiB",
+                model.name,
+                model.gguf.architecture,
+                model.gguf.parameters,
+                model.gguf.quantization,
+                mib(model.size_bytes)
+            );
+            printer.done(&serde_json::to_value(&model)?, said)?;
+        }
+        ModelsAction::Rm { name } => {
+            let model: Model = if running {
+                let path = format!("/models/remove?name={}", percent(&name));
+                ask(&socket, Method::POST, &path, empty()).await?
+            } else {
+                open(&paths)?.remove(&name, |model| {
+                    // The site is not open, but its records say what the next start needs.
+                    tram_site_local::model_uses_at(&paths.site(), model)
+                })?
+            };
+            printer.done(
+                &serde_json::to_value(&model)?,
+                format!("model `{}` removed", model.name),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// The store of models.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn open(paths: &Paths) -> anyhow::Result<ModelStore> {
+    if let Err((room, source)) = paths.ensure() {
+        return Err(source).with_context(|| format!("cannot make {}: are you root?", room.display()));
+    }
+    Ok(ModelStore::open(&paths.models())?)
+}
+
+/// The door's side.
+pub(crate) fn routes() -> Router<Admin> {
+    Router::new()
+        .route("/models/import", post(import))
+        .route("/models/remove", post(remove))
+}
+
+/// Which model is meant.
+#[derive(Debug, Deserialize)]
+struct Named {
+    name: String,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self(crate::chain(&error))
+    }
+}
+
+async fn import(
+    State(admin): State<Admin>,
+    Query(named): Query<Named>,
+    body: Body,
+) -> Result<Json<Model>, Failure> {
+    let stream = body.into_data_stream().map_err(std::io::Error::other);
+    let mut reader = SyncIoBridge::new(StreamReader::new(stream));
+    let new = NewModel {
+        name: named.name,
+        ..NewModel::default()
+    };
+    blocking(move || admin.models.import(&new, &mut reader)).await
+}
+
+async fn remove(State(admin): State<Admin>, Query(named): Query<Named>) -> Result<Json<Model>, Failure> {
+    blocking(move || {
+        admin
+            .models
+            .remove(&named.name, |model| admin.site.model_uses(model))
+    })
+    .await
+}
+
+/// The store works on files, and gigabytes of them.
+async fn blocking(
+    work: impl FnOnce() -> Result<Model, Error> + Send + 'static,
+) -> Result<Json<Model>, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Ok(Json(done?)),
+        Err(error) => Err(Failure(crate::chain(&error))),
+    }
+}

@@ -1,0 +1,143 @@
+//! Rules of a model as the source.
+
+use super::Check;
+use crate::{
+    status::DefinitionType,
+    units::{GIB, MIB},
+};
+
+/// The engine of the platform, and the one that is meant when none is named.
+pub const ENGINE: &str = "tram-engine";
+/// Longest source, in bytes: places on the web are shorter.
+const SOURCE_MAX_BYTES: usize = 1024;
+/// Most tokens of context: ten times what any model was trained for, and stops a number that would overflow an engine.
+pub const CONTEXT_LENGTH_MAX: i64 = 10_485_760;
+/// Fewest tokens of context that an engine takes: with less there is no room for a question.
+pub const CONTEXT_LENGTH_MIN: i64 = 16;
+/// Most answers at once of one instance: beyond, a step of the engine takes longer than a reader waits.
+pub const PARALLEL_MAX: i64 = 128;
+
+/// What validation must know of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KnownModel {
+    /// Memory that an instance needs to serve it as the definition asks.
+    pub needed_bytes: u64,
+    /// Tokens it was trained to look back on; 0 when that is not known.
+    pub context_length: u64,
+}
+
+impl Check<'_> {
+    pub(super) fn model(&mut self) {
+        let definition = self.definition;
+        let Some(model) = &definition.model else { return };
+        if definition.r#type != DefinitionType::Web {
+            self.wrong("type", "a model is served by a service of type WEB");
+        }
+        if !matches!(model.engine.as_str(), "" | ENGINE) {
+            self.wrong(
+                "model.engine",
+                format!(
+                    "there is no engine `{}` here: use `{ENGINE}`",
+                    shown(&model.engine)
+                ),
+            );
+        }
+        let lengths = CONTEXT_LENGTH_MIN..=CONTEXT_LENGTH_MAX;
+        if model.context_length != 0 && !lengths.contains(&model.context_length) {
+            self.wrong(
+                "model.context_length",
+                format!(
+                    "must be from {CONTEXT_LENGTH_MIN} to {CONTEXT_LENGTH_MAX} tokens, or 0 for the usual"
+                ),
+            );
+        }
+        if !(0..=PARALLEL_MAX).contains(&model.parallel) {
+            self.wrong(
+                "model.parallel",
+                format!("must be from 1 to {PARALLEL_MAX}, or 0 for the usual"),
+            );
+        }
+        if model.source.trim().is_empty() || model.source.len() > SOURCE_MAX_BYTES {
+            self.wrong(
+                "model.source",
+                "must name a model of this installation, such as `smollm2`; `tram models list` shows them",
+            );
+            return;
+        }
+        let Some(known) = (self.context.model)(model) else {
+            self.wrong(
+                "model.source",
+                format!(
+                    "there is no model `{}` on this installation: take it in with `tram models import` or \
+                     `tram models pull` first",
+                    shown(&model.source)
+                ),
+            );
+            return;
+        };
+        let asked = u64::try_from(model.context_length).unwrap_or(0);
+        if known.context_length > 0 && asked > known.context_length {
+            self.wrong(
+                "model.context_length",
+                format!(
+                    "the model was trained for {} tokens, not {asked}",
+                    known.context_length
+                ),
+            );
+        }
+        self.model_fits(known);
+    }
+
+    /// Every size of instance that the definition asks for must hold the model.
+    fn model_fits(&mut self, known: KnownModel) {
+        let definition = self.definition;
+        for region in &definition.regions {
+            let id = definition.effective_instance_type(region);
+            let Some(kind) = self.context.catalog.instance_type(id) else {
+                // Told already.
+                continue;
+            };
+            if kind.memory_bytes >= known.needed_bytes {
+                continue;
+            }
+            let (needs, has) = (amount(known.needed_bytes), amount(kind.memory_bytes));
+            let fitting = self.context.catalog.smallest_with_memory(known.needed_bytes);
+            let advice = fitting.map_or_else(
+                || "and none here is larger".to_owned(),
+                |kind| format!("use `{}`", kind.id),
+            );
+            let field = definition
+                .instance_types
+                .iter()
+                .position(|kind| kind.r#type == id)
+                .map_or_else(
+                    || "instance_types".to_owned(),
+                    |index| format!("instance_types.{index}.type"),
+                );
+            self.wrong(
+                field,
+                format!("the model needs {needs} of memory, and instance type `{id}` has {has}: {advice}"),
+            );
+            return;
+        }
+    }
+}
+
+/// Longest part of a name that is repeated in a message, in characters.
+const SHOWN_CHARACTERS: usize = 200;
+
+fn shown(name: &str) -> String {
+    name.chars().take(SHOWN_CHARACTERS).collect()
+}
+
+/// Rounded up: a model never seems to fit where it does not.
+fn amount(bytes: u64) -> String {
+    if bytes < GIB {
+        return format!("{} MiB", bytes.div_ceil(MIB));
+    }
+    let tenths = bytes.saturating_mul(10).div_ceil(GIB);
+    match tenths % 10 {
+        0 => format!("{} GiB", tenths / 10),
+        tenth => format!("{}.{tenth} GiB", tenths / 10),
+    }
+}

@@ -1,0 +1,199 @@
+"""A model is one more thing one deploys: taken in, deployed, asked by OpenAI's and Mistral's own SDKs, put to sleep,
+woken, and kept while it is used."""
+
+import asyncio
+import hashlib
+import http.client
+import json
+import re
+
+import mistralai.client
+import openai
+import pytest
+
+import gguf
+import standin
+from cloud import wait_for
+
+
+@pytest.fixture(scope="module")
+def engine(cloud, tmp_path_factory):
+    archive = standin.archive(tmp_path_factory.mktemp("engine"))
+    cloud.tram("images", "import", "--data-dir", cloud.data, archive, "--name", standin.ENGINE_IMAGE)
+
+
+@pytest.fixture
+def take_in(cloud, tmp_path):
+    """Takes a file in under a name."""
+
+    def take(name, content, check=True):
+        file = tmp_path / f"{name}.gguf"
+        file.write_bytes(content)
+        return cloud.tram("models", "import", "--data-dir", cloud.data, name, file, check=check)
+
+    return take
+
+
+@pytest.fixture(scope="module")
+def model(cloud, engine, tmp_path_factory):
+    """A model that every test may ask, as a service of the same name."""
+    file = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    file.write_bytes(gguf.tiny())
+    cloud.tram("models", "import", "--data-dir", cloud.data, "tiny-chat", file)
+    cloud.tram("models", "deploy", "tiny-chat", "--instance-type", "micro")
+    return "tiny-chat"
+
+
+@pytest.fixture
+def front(cloud, model):
+    """OpenAI's client on the platform's own address."""
+    return openai.OpenAI(base_url=f"{cloud.api_url}/v1", api_key=cloud.token, max_retries=0)
+
+
+def ask(client, model, said, **more):
+    return client.chat.completions.create(model=model, messages=[{"role": "user", "content": said}], **more)
+
+
+def seen(client, model, **more):
+    """What the engine saw of a question."""
+    return json.loads(ask(client, model, "what do you see?", **more).choices[0].message.content)
+
+
+def test_a_model_answers_on_its_own_url(cloud, model):
+    host = cloud.host(model)
+    client = openai.OpenAI(
+        base_url=f"http://127.0.0.1:{cloud.http_port}/v1", api_key="none", max_retries=0, default_headers={"host": host}
+    )
+    assert ask(client, model, "hello").choices[0].message.content == "you said hello"
+    assert seen(client, model)["digest"] == hashlib.sha256(gguf.tiny()).hexdigest()
+
+
+def test_the_platforms_address_asks_by_name(cloud, model, front):
+    assert ask(front, model, "hello").choices[0].message.content == "you said hello"
+    assert ask(front, f"{model}/{model}", "hello").model == model
+    assert front.completions.create(model=model, prompt="hello").choices[0].text == "you said hello"
+    assert front.embeddings.create(model=model, input="hello", encoding_format="float").data[0].embedding == [0.5, -0.5]
+    listed = {one.id: one for one in front.models.list()}
+    assert listed[model].object == "model" and listed[model].created > 0
+    assert front.models.retrieve(model).id == model
+    headers = seen(front, model)["headers"]
+    assert "authorization" not in headers, "a token of the platform is nothing for an engine"
+
+
+def test_a_stream_comes_as_it_is_written(cloud, model, front):
+    said = "one two three four five six"
+    chunks = []
+    loop = asyncio.new_event_loop()
+    for chunk in ask(front, model, said, stream=True):
+        chunks.append((loop.time(), chunk.choices[0].delta.content))
+    loop.close()
+    assert "".join(text for _, text in chunks) == f"you said {said}"
+    # The engine waits between words: had somebody kept them, they would have come together.
+    assert chunks[-1][0] - chunks[0][0] > 0.3
+
+
+def test_the_async_client_asks_many_at_once(cloud, model):
+    async def run():
+        async with openai.AsyncOpenAI(base_url=f"{cloud.api_url}/v1", api_key=cloud.token, max_retries=0) as client:
+            replies = await asyncio.gather(*(ask(client, model, f"hello {index}") for index in range(8)))
+            stream = await ask(client, model, "and a stream", stream=True)
+            text = "".join([chunk.choices[0].delta.content async for chunk in stream])
+            return [reply.choices[0].message.content for reply in replies], text
+
+    replies, text = asyncio.run(run())
+    assert replies == [f"you said hello {index}" for index in range(8)]
+    assert text == "you said and a stream"
+
+
+def test_mistrals_client_asks_with_its_own_words(cloud, model):
+    with mistralai.client.Mistral(server_url=cloud.api_url, api_key=cloud.token) as client:
+        messages = [{"role": "user", "content": "what do you see?"}]
+        reply = client.chat.complete(model=model, messages=messages, random_seed=7, tool_choice="any", safe_prompt=False)
+        engine_saw = json.loads(reply.choices[0].message.content)
+        assert (engine_saw["seed"], engine_saw["tool_choice"]) == (7, "required")
+        assert "random_seed" not in engine_saw and "safe_prompt" not in engine_saw
+        stream = client.chat.stream(model=model, messages=[{"role": "user", "content": "hello"}])
+        assert "".join(event.data.choices[0].delta.content for event in stream) == "you said hello"
+        assert model in [one.id for one in client.models.list().data]
+
+
+def test_refusals_are_openais(cloud, model, front):
+    with pytest.raises(openai.NotFoundError) as missing:
+        ask(front, "no-such-model", "hello")
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.AuthenticationError):
+        ask(openai.OpenAI(base_url=f"{cloud.api_url}/v1", api_key="wrong", max_retries=0), model, "hello")
+    for body in (b"", b"[1]", b'{"model":', b'{"messages": []}', b'{"model": "\xff"}', b"[" * 100_000):
+        status, reply = cloud.call("POST", "/v1/chat/completions", body)
+        assert status == 400 and reply["error"]["type"] == "invalid_request_error", (body[:20], reply)
+    # What is too large is refused by its announcement alone.
+    connection = http.client.HTTPConnection("127.0.0.1", cloud.api_port, timeout=30)
+    connection.putrequest("POST", "/v1/chat/completions")
+    connection.putheader("authorization", f"Bearer {cloud.token}")
+    connection.putheader("content-length", str(33 * 1024 * 1024))
+    connection.endheaders()
+    assert connection.getresponse().status == 413
+    large = "x" * (10 * 1024 * 1024)
+    assert ask(front, model, large).choices[0].message.content == f"you said {large}", "10 MB are a question too"
+
+
+def test_a_sleeping_model_wakes_when_it_is_asked(cloud, engine, take_in, front, name):
+    take_in(name, gguf.tiny(salt=1))
+    cloud.tram("models", "deploy", name, "--instance-type", "micro", "--sleep-after", "1s")
+    service = cloud.service(name)
+    cloud.wait_deployment(service["latest_deployment_id"], "SLEEPING")
+    wait_for("nothing runs", lambda: not cloud.instances(service["id"], "HEALTHY", "STOPPING"))
+    assert ask(front, name, "wake").choices[0].message.content == "you said wake"
+    cloud.tram("delete", name)
+
+
+def test_a_redeployment_serves_another_model_and_rm_waits_for_it(cloud, engine, take_in, front, name):
+    first, second = f"{name}-a", f"{name}-b"
+    take_in(first, gguf.tiny(salt=2))
+    take_in(second, gguf.tiny(salt=3))
+    cloud.tram("models", "deploy", first, "--name", name, "--instance-type", "micro")
+    before = seen(front, name)["digest"]
+    refused = cloud.tram("models", "rm", "--data-dir", cloud.data, first, check=False)
+    assert refused.returncode == 1 and "used by 1 deployment" in refused.stderr
+    # By the model's own name too, while one service serves it.
+    assert seen(front, first)["digest"] == before
+    cloud.tram("models", "deploy", second, "--name", name)
+    assert seen(front, name)["digest"] == hashlib.sha256(gguf.tiny(salt=3)).hexdigest() != before
+    remove = lambda: cloud.tram("models", "rm", "--data-dir", cloud.data, first, check=False).returncode == 0
+    wait_for("the first model is let go", remove, every=0.5)
+    assert first not in cloud.tram("models", "list").stdout
+    cloud.tram("delete", name)
+
+
+def test_a_model_survives_a_restart_of_the_control_plane(cloud, model, front):
+    service = cloud.service(model)["id"]
+    before = [one["id"] for one in cloud.instances(service, "HEALTHY")]
+    cloud.kill()
+    cloud.start()
+    assert ask(front, model, "again").choices[0].message.content == "you said again"
+    assert [one["id"] for one in cloud.instances(service, "HEALTHY")] == before
+    assert cloud.tram("models", "rm", "--data-dir", cloud.data, model, check=False).returncode == 1
+
+
+@pytest.mark.parametrize("kind", gguf.HOSTILE)
+def test_what_is_no_model_is_not_taken_in(cloud, take_in, kind):
+    content, words = gguf.HOSTILE[kind]
+    refused = take_in(f"hostile-{kind}", content, check=False)
+    assert refused.returncode == 1 and words in refused.stderr
+    assert f"hostile-{kind}" not in cloud.tram("models", "list").stdout
+
+
+def test_a_definition_must_name_a_model_that_is_here_and_fits(cloud, model, name):
+    def refused(source, kind="micro"):
+        definition = {
+            "name": name, "type": "WEB", "regions": ["fra"], "instance_types": [{"type": kind}], "model": source,
+        }
+        status, reply = cloud.call("POST", "/v1/compose", {"app": {"name": name}, "services": [{"definition": definition}]})
+        assert status == 400, reply
+        return {re.sub(r"^.*definition\.", "", field["field"]): field["description"] for field in reply["fields"]}
+
+    assert "there is no model `gone`" in refused({"source": "gone"})["model.source"]
+    assert "there is no engine `vllm`" in refused({"source": model, "engine": "vllm"})["model.engine"]
+    assert "trained for 4096 tokens" in refused({"source": model, "context_length": 5000})["model.context_length"]
+    done = cloud.tram("models", "deploy", "no-such-model", check=False)
+    assert done.returncode == 1 and "there is no model `no-such-model`" in done.stderr
