@@ -4,6 +4,7 @@
 //! call has a deadline. A stream is opened as an ordinary request that is upgraded, so that TLS, proxies and error
 //! bodies are those of every other call.
 
+mod answer;
 mod error;
 mod stream;
 

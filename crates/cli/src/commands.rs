@@ -5,6 +5,7 @@
 mod admin;
 mod apps;
 mod capture;
+mod chat;
 mod completion;
 mod context;
 mod delete;
@@ -97,6 +98,11 @@ pub enum RemoteCommand {
     /// Without options it speaks over its standard input and output, as agents start it. It works with the server and
     /// the token of the context. More: docs/guide/agents.md.
     Mcp(mcp::Arguments),
+    /// Talk to a model
+    ///
+    /// With a question it answers that one and ends; without, you type them, and it remembers what was said. How fast it
+    /// was stands at the end of each answer.
+    Chat(chat::Arguments),
     /// Show what happened to a service
     Events(events::Arguments),
     /// Set how many instances a service has
@@ -255,6 +261,7 @@ pub(crate) async fn run_remote(command: RemoteCommand, session: Session) -> Resu
         RemoteCommand::Services(action) => return Box::pin(services::run(session, action)).await,
         RemoteCommand::Deployments(action) => deployments::run(session, action).await?,
         RemoteCommand::Instances(action) => instances::run(session, action).await?,
+        RemoteCommand::Chat(arguments) => return Box::pin(chat::run(session, arguments)).await,
         RemoteCommand::Events(arguments) => events::run(session, arguments).await?,
         RemoteCommand::Scale(arguments) => scale::run(session, arguments).await?,
         RemoteCommand::Pause(target) => pause::run(session, target).await?,

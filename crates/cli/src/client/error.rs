@@ -108,7 +108,11 @@ impl fmt::Display for Fields<'_> {
 impl Error {
     /// Reads an error body.
     pub(crate) fn of_reply(url: &str, status: u16, body: &[u8]) -> Self {
-        let reply: Value = serde_json::from_slice(body).unwrap_or_default();
+        let mut reply: Value = serde_json::from_slice(body).unwrap_or_default();
+        // Where the server speaks OpenAI's contract, its refusals do too.
+        if let Some(error) = reply.get_mut("error").filter(|error| error.is_object()) {
+            reply = error.take();
+        }
         let mut message = text(&reply, "message").trim().trim_end_matches('.').to_owned();
         if message.is_empty() {
             let excerpt: String = String::from_utf8_lossy(body)
