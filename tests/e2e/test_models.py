@@ -4,8 +4,10 @@ woken, and kept while it is used."""
 import asyncio
 import hashlib
 import http.client
+import http.server
 import json
 import re
+import threading
 
 import mistralai.client
 import openai
@@ -173,6 +175,88 @@ def test_a_model_survives_a_restart_of_the_control_plane(cloud, model, front):
     assert ask(front, model, "again").choices[0].message.content == "you said again"
     assert [one["id"] for one in cloud.instances(service, "HEALTHY")] == before
     assert cloud.tram("models", "rm", "--data-dir", cloud.data, model, check=False).returncode == 1
+
+
+def test_tram_chat_answers_and_remembers(cloud, model):
+    done = cloud.tram("chat", model, "hello")
+    assert done.stdout == "you said hello\n" and "tokens" in done.stderr
+    told = json.loads(cloud.tram("chat", model, "hello", "--output", "json").stdout)
+    assert told["answer"] == "you said hello" and told["first_token_ms"] <= told["total_ms"]
+    assert cloud.tram("chat", model, stdin="one\ntwo\n").stdout == "you said one\nyou said two\n"
+    refused = cloud.tram("chat", "no-such-model", "hello", check=False)
+    assert refused.returncode == 1 and "there is no model `no-such-model`" in refused.stderr
+
+
+class Files(http.server.BaseHTTPRequestHandler):
+    """A server of files that cuts each transfer off after a while, and takes ranges."""
+
+    protocol_version = "HTTP/1.1"
+    content = b""
+    tag = '"one"'
+    cut_after = 2**40
+    asked = []
+
+    def log_message(self, *words):
+        pass
+
+    def do_GET(self):
+        start = 0
+        if self.headers.get("range") and self.headers.get("if-range") == self.tag:
+            start = int(self.headers["range"].removeprefix("bytes=").rstrip("-"))
+        type(self).asked.append((self.path, start))
+        rest = self.content[start:]
+        if self.path.startswith("/missing"):
+            self.send_response(404)
+            self.send_header("content-length", "0")
+            return self.end_headers()
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("content-range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
+        self.send_header("content-length", str(len(rest)))
+        self.send_header("etag", self.tag)
+        self.end_headers()
+        self.wfile.write(rest[: self.cut_after])
+        self.wfile.flush()
+        if len(rest) > self.cut_after:
+            self.close_connection = True
+            self.connection.shutdown(2)
+
+
+@pytest.fixture
+def files():
+    handler = type("Served", (Files,), {"asked": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        handler.url = f"http://127.0.0.1:{server.server_port}"
+        yield handler
+        server.shutdown()
+
+
+def test_a_model_is_pulled_and_goes_on_where_it_was_cut_off(cloud, files):
+    files.content, files.cut_after = gguf.tiny(salt=10), 400
+    digest = hashlib.sha256(files.content).hexdigest()
+    pull = lambda *words, check=True: cloud.tram("models", "pull", "--data-dir", cloud.data, *words, check=check)
+    pull(f"{files.url}/Tiny.Q8_0.gguf", "--sha256", digest)
+    assert [start for _, start in files.asked] == list(range(0, len(files.content), 400))
+    shown = json.loads(cloud.tram("models", "show", "tiny.q8_0", "--output", "json").stdout)
+    assert (shown["digest"], shown["origin"]) == (f"sha256:{digest}", f"{files.url}/Tiny.Q8_0.gguf")
+    assert not list((cloud.data / "models" / "downloads").iterdir())
+    files.asked.clear()
+    files.cut_after = 2**40
+    pull("hf://acme/tiny/folder/model.gguf@v1", "--hub", files.url, "--name", "of-the-hub")
+    assert files.asked == [("/acme/tiny/resolve/v1/folder/model.gguf", 0)]
+    files.content = gguf.tiny(salt=11)
+    for words, said in (
+        ((f"{files.url}/changed.gguf", "--sha256", digest), "it was changed on the way"),
+        ((f"{files.url}/missing.gguf",), "there is no"),
+        (("http://example.org/a.gguf",), "is no source of a model"),
+        (("hf://acme/tiny",), "names no file"),
+    ):
+        refused = pull(*words, check=False)
+        assert refused.returncode == 1 and said in refused.stderr, refused.stderr
+    files.content = b"<html>not a model</html>" * 100
+    refused = pull(f"{files.url}/page.gguf", check=False)
+    assert refused.returncode == 1 and "does not start with `GGUF`" in refused.stderr
 
 
 @pytest.mark.parametrize("kind", gguf.HOSTILE)

@@ -9,7 +9,9 @@
 
 pub mod gguf;
 pub mod memory;
+pub mod source;
 pub mod store;
 
 pub use gguf::Gguf;
+pub use source::Source;
 pub use store::{Digest, Error, Model, ModelStore};

@@ -2,7 +2,7 @@
 
 use tram_types::units::MIB;
 
-use crate::store::Model;
+use crate::{gguf::Gguf, store::Model};
 
 /// What an engine takes beside weights and cache: its program, its buffers for one step, its tables of tokens.
 /// SmolLM2-135M takes about 90 MiB of this; the buffers grow with the width of a model, hence the share.
@@ -15,8 +15,8 @@ pub const DEFAULT_CONTEXT_LENGTH: u64 = 8192;
 
 /// Tokens of context that an instance works with; 0 is unset.
 #[must_use]
-pub fn context_length(model: &Model, asked: u64) -> u64 {
-    match (asked, model.gguf.context_length) {
+pub fn context_length(gguf: &Gguf, asked: u64) -> u64 {
+    match (asked, gguf.context_length) {
         (0, 0) => DEFAULT_CONTEXT_LENGTH,
         (0, trained) => trained.min(DEFAULT_CONTEXT_LENGTH),
         (asked, _) => asked,
@@ -27,11 +27,16 @@ pub fn context_length(model: &Model, asked: u64) -> u64 {
 /// writes at once, they share one cache of that length.
 #[must_use]
 pub fn needed_bytes(model: &Model, asked_context_length: u64) -> u64 {
-    let cache = context_length(model, asked_context_length).saturating_mul(model.gguf.cache_bytes_per_token);
-    model
-        .size_bytes
+    needed_by(&model.gguf, model.size_bytes, asked_context_length)
+}
+
+/// The same of a file that is not in the store.
+#[must_use]
+pub fn needed_by(gguf: &Gguf, size_bytes: u64, asked_context_length: u64) -> u64 {
+    let cache = context_length(gguf, asked_context_length).saturating_mul(gguf.cache_bytes_per_token);
+    size_bytes
         .saturating_add(cache)
-        .saturating_add(model.size_bytes / BUFFERS_SHARE)
+        .saturating_add(size_bytes / BUFFERS_SHARE)
         .saturating_add(ENGINE_BYTES)
 }
 
@@ -54,8 +59,11 @@ mod tests {
 
     #[test]
     fn a_model_trained_for_less_gets_less() {
-        assert_eq!(context_length(&model("a", 1, 512, 1), 0), 512);
-        assert_eq!(context_length(&model("a", 1, 0, 1), 0), DEFAULT_CONTEXT_LENGTH);
-        assert_eq!(context_length(&model("a", 1, 512, 1), 700), 700);
+        assert_eq!(context_length(&model("a", 1, 512, 1).gguf, 0), 512);
+        assert_eq!(
+            context_length(&model("a", 1, 0, 1).gguf, 0),
+            DEFAULT_CONTEXT_LENGTH
+        );
+        assert_eq!(context_length(&model("a", 1, 512, 1).gguf, 700), 700);
     }
 }

@@ -1,6 +1,10 @@
 //! `tram models import|rm`: through the running control plane when there is one, else on the store itself; and the
 //! operator's door's side of it.
 
+mod pull;
+
+use std::path::Path;
+
 use anyhow::Context;
 use axum::{
     Json, Router,
@@ -13,7 +17,10 @@ use hyper::Method;
 use serde::Deserialize;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 use tram_cli::{ModelsAction, Printer, Settings};
-use tram_model::{Error, Model, ModelStore, store::NewModel};
+use tram_model::{
+    Digest, Error, Model, ModelStore, Source,
+    store::{DIGEST_PREFIX, NewModel, check_name},
+};
 
 use crate::{
     admin::{self, Admin, Failure},
@@ -32,26 +39,34 @@ pub async fn run(settings: &Settings, action: ModelsAction, printer: &Printer) -
     let running = crate::processes::DirectoryLock::holder(paths.root(), crate::up::LOCK_NAME).is_some();
     match action {
         ModelsAction::Import { name, file } => {
-            let model: Model = if running {
-                let path = format!("/models/import?name={}", percent(&name));
-                ask(&socket, Method::POST, &path, archive_body(&file).await?).await?
-            } else {
-                let mut reader = archive_reader(&file)?;
-                let new = NewModel {
-                    name,
-                    ..NewModel::default()
-                };
-                open(&paths)?.import(&new, &mut reader)?
+            let new = NewModel {
+                name,
+                ..NewModel::default()
             };
-            let said = format!(
-                "model `{}`: {}, {} {}, {:.1} MiB",
-                model.name,
-                model.gguf.architecture,
-                model.gguf.parameters,
-                model.gguf.quantization,
-                mib(model.size_bytes)
-            );
-            printer.done(&serde_json::to_value(&model)?, said)?;
+            let model = take_in(&paths, running, new, &file).await?;
+            show(&model, printer)?;
+        }
+        ModelsAction::Pull {
+            source,
+            name,
+            sha256,
+            hub,
+        } => {
+            let place = Source::parse(&source).map_err(anyhow::Error::msg)?;
+            let digest = sha256.map(|sum| Digest::parse(&format!("{DIGEST_PREFIX}{sum}")));
+            let new = NewModel {
+                name: name.unwrap_or_else(|| place.name()),
+                origin: source,
+                digest: digest.transpose().map_err(anyhow::Error::msg)?,
+            };
+            // Before gigabytes come that have no name.
+            check_name(&new.name)
+                .map_err(|rule| anyhow::anyhow!("`{}` cannot be the name of a model: it {rule}", new.name))?;
+            let file = pull::fetch(&paths, &place.url(&hub), printer).await?;
+            let taken = take_in(&paths, running, new, &file).await;
+            // What was refused would be refused again.
+            pull::forget(&file);
+            show(&taken?, printer)?;
         }
         ModelsAction::Rm { name } => {
             let model: Model = if running {
@@ -71,6 +86,39 @@ pub async fn run(settings: &Settings, action: ModelsAction, printer: &Printer) -
     }
     Ok(())
 }
+
+/// Takes a file in, by whoever has the store open.
+async fn take_in(paths: &Paths, running: bool, new: NewModel, file: &Path) -> anyhow::Result<Model> {
+    if !running {
+        let mut reader = archive_reader(file)?;
+        return Ok(open(paths)?.import(&new, &mut reader)?);
+    }
+    let mut path = format!(
+        "/models/import?name={}&origin={}",
+        percent(&new.name),
+        percent(&new.origin)
+    );
+    if let Some(digest) = &new.digest {
+        path.push_str(&format!("&digest={}", percent(&digest.to_string())));
+    }
+    let socket = paths.root().join(admin::SOCKET);
+    ask(&socket, Method::POST, &path, archive_body(file).await?).await
+}
+
+fn show(model: &Model, printer: &Printer) -> anyhow::Result<()> {
+    let said = format!(
+        "model `{}`: {}, {} million parameters, {}, {:.1} MiB",
+        model.name,
+        model.gguf.architecture,
+        model.gguf.parameters / MILLION,
+        model.gguf.quantization,
+        mib(model.size_bytes)
+    );
+    printer.done(&serde_json::to_value(model)?, said)?;
+    Ok(())
+}
+
+const MILLION: u64 = 1_000_000;
 
 /// The store of models.
 ///
@@ -94,6 +142,11 @@ pub(crate) fn routes() -> Router<Admin> {
 #[derive(Debug, Deserialize)]
 struct Named {
     name: String,
+    /// Where it came from.
+    #[serde(default)]
+    origin: String,
+    /// What it must be.
+    digest: Option<Digest>,
 }
 
 impl From<Error> for Failure {
@@ -111,7 +164,8 @@ async fn import(
     let mut reader = SyncIoBridge::new(StreamReader::new(stream));
     let new = NewModel {
         name: named.name,
-        ..NewModel::default()
+        origin: named.origin,
+        digest: named.digest,
     };
     blocking(move || admin.models.import(&new, &mut reader)).await
 }

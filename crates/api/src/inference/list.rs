@@ -90,7 +90,9 @@ fn shown(api: &ApiState, it: &ModelService, id: String) -> Shown {
         created: it.service.created_at.as_micros() / MICROS_OF_A_SECOND,
         owned_by: it.service.organization_id.to_string(),
         r#type: "base",
-        max_context_length: known.map_or(DEFAULT_CONTEXT_LENGTH, |model| context_length(&model, asked)),
+        max_context_length: known
+            .as_ref()
+            .map_or(DEFAULT_CONTEXT_LENGTH, |model| context_length(&model.gguf, asked)),
         root: it.source().to_owned(),
         capabilities: Capabilities {
             completion_chat: chats,

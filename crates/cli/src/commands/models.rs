@@ -9,6 +9,9 @@ use std::path::PathBuf;
 use super::{ServerCommand, trust::Place};
 use crate::{EXIT_SUCCESS, error::Error, host::Host, session::Session, settings::Settings};
 
+/// The hub that `hf://` means when nothing else is said.
+const HUB: &str = "https://huggingface.co";
+
 /// Arguments of `models`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -60,6 +63,27 @@ pub enum ServerAction {
         #[command(flatten)]
         place: Place,
     },
+    /// Fetch a model and take it in
+    ///
+    /// A download that was cut off goes on where it stood when the command is given again. Needs root, as the store is the
+    /// operator's.
+    Pull {
+        /// Where it is: https://HOST/FILE.gguf or hf://ORGANIZATION/REPOSITORY/FILE.gguf[@REVISION]
+        #[arg(value_name = "SOURCE")]
+        source: String,
+        /// What to call it; without it the file's name
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// The checksum that the file must have, 64 hex digits
+        #[arg(long, value_name = "SHA256")]
+        sha256: Option<String>,
+        /// The hub that hf:// means
+        #[arg(long, value_name = "URL", env = "HF_ENDPOINT", default_value = HUB)]
+        hub: String,
+        /// Where the server keeps its things.
+        #[command(flatten)]
+        place: Place,
+    },
     /// Remove a model that no service uses
     ///
     /// Needs root, as the store is the operator's.
@@ -83,6 +107,17 @@ pub enum ModelsAction {
         /// The file.
         file: PathBuf,
     },
+    /// Fetch a model.
+    Pull {
+        /// Where it is.
+        source: String,
+        /// What to call it.
+        name: Option<String>,
+        /// What it must be.
+        sha256: Option<String>,
+        /// The hub.
+        hub: String,
+    },
     /// Remove a model.
     Rm {
         /// Which.
@@ -94,6 +129,21 @@ pub enum ModelsAction {
 pub(crate) fn resolve(action: ServerAction, host: &Host) -> Result<ServerCommand, Error> {
     let (place, action) = match action {
         ServerAction::Import { name, file, place } => (place, ModelsAction::Import { name, file }),
+        ServerAction::Pull {
+            source,
+            name,
+            sha256,
+            hub,
+            place,
+        } => (
+            place,
+            ModelsAction::Pull {
+                source,
+                name,
+                sha256,
+                hub,
+            },
+        ),
         ServerAction::Rm { name, place } => (place, ModelsAction::Rm { name }),
     };
     Ok(ServerCommand::Models {
