@@ -22,6 +22,8 @@ fuzz_target!(|data: &[u8]| {
     let context = validate::Context {
         catalog: &catalog,
         secret_type: &|name| SecretType::ALL.get(name.len() % 4).copied(),
+        volume: &|_| None,
+        model: &|_| None,
         is_system_variable: &validate::is_system_variable,
     };
     let violations = validate::definition(&definition, context);
