@@ -12,4 +12,5 @@ mod policy;
 mod rest;
 mod scale;
 mod traffic;
+mod wakes;
 mod world;

@@ -22,7 +22,7 @@ use crate::{
     world::{STEP, World, web},
 };
 
-async fn asleep(world: &World) -> (ServiceId, tram_types::DeploymentId) {
+pub(crate) async fn asleep(world: &World) -> (ServiceId, tram_types::DeploymentId) {
     let made = world.create("web", web("sleeper", 0)).await;
     world.endpoints_become(made.service.id, 1).await;
     world.clock.advance(Duration::from_secs(301));

@@ -73,6 +73,30 @@ fn each_violated_rule_names_its_field() {
             "definition.scalings.0.targets.1.average_cpu",
         ),
         (
+            r#""scalings":[{"min":1,"max":3,"targets":[{"concurrent_requests":{"value":0}}]}]"#,
+            "definition.scalings.0.targets.0.concurrent_requests.value",
+        ),
+        (
+            r#""scalings":[{"min":1,"max":3,"targets":[{"average_mem":{"value":101}}]}]"#,
+            "definition.scalings.0.targets.0.average_mem.value",
+        ),
+        (
+            r#""scalings":[{"min":1,"max":3,"targets":[{"requests_response_time":{"value":0}}]}]"#,
+            "definition.scalings.0.targets.0.requests_response_time.value",
+        ),
+        (
+            r#""scalings":[{"min":1,"max":3,"targets":[{"requests_response_time":{"value":9,"quantile":101}}]}]"#,
+            "definition.scalings.0.targets.0.requests_response_time.quantile",
+        ),
+        (
+            r#""scalings":[{"min":0,"max":1,"targets":[{"sleep_idle_delay":{"deep_sleep_value":-1}}]}]"#,
+            "definition.scalings.0.targets.0.sleep_idle_delay.deep_sleep_value",
+        ),
+        (
+            r#""scalings":[{"min":0,"max":1,"targets":[{"sleep_idle_delay":{"deep_sleep_value":60,"light_sleep_value":61}}]}]"#,
+            "definition.scalings.0.targets.0.sleep_idle_delay.light_sleep_value",
+        ),
+        (
             r#""instance_types":[{"type":"enormous"}]"#,
             "definition.instance_types.0.type",
         ),
