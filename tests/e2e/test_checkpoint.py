@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import threading
+import urllib.request
 
 import pytest
 
@@ -20,6 +21,8 @@ LISTENER = "import socket; keep = socket.create_server(('127.0.0.1', 8001))\n"
 # Some memory that is no page of a file, so that it can be seen to be gone and to be back.
 HEAVY = COUNTER.replace("count, beats = 0, 0", "import os\nheap = os.urandom(96 << 20)\ncount, beats = 0, 0")
 HEAVY_BYTES = 96 << 20
+# They are counted once a minute.
+METRICS_SECONDS = 90
 
 # Three processes with heaps of their own, every page of which says what it is. Asked, each of them looks at its pages
 # while the address space changes: it forks, maps and unmaps, moves a mapping, and gives up pages, which are zeroes then.
@@ -222,6 +225,35 @@ def test_stopping_one_on_disk_leaves_nothing(cloud, registry, name):
     assert cloud.call("DELETE", f"/v1/services/{sleeper.id}")[0] == 200
     wait_for("it is gone", lambda: cloud.call("GET", f"/v1/services/{sleeper.id}")[0] == 404)
     wait_for("its image is gone", lambda: not any(path.exists() for path in on_disk))
+
+
+def test_what_its_checkpoint_takes_is_in_the_metrics(cloud, registry, name):
+    sleeper = Sleeper(cloud, name, definition(name, registry.image("fastapi")))
+    assert sleeper.ask()["count"] == 1
+    wait_on_disk(sleeper)
+    def told():
+        with urllib.request.urlopen(f"{cloud.api_url}/metrics", timeout=30) as reply:
+            lines = reply.read().decode().splitlines()
+        series = f'tram_checkpoint_bytes{{service_id="{sleeper.id}"}} '
+        return [int(line.removeprefix(series)) for line in lines if line.startswith(series)]
+    taken, = wait_for("its size is told", told, METRICS_SECONDS, every=1)
+    files = [path for image in images(cloud, sleeper.id) for path in image.rglob("*") if path.is_file()]
+    written = sum(path.stat().st_blocks * 512 for path in files)
+    assert abs(taken - written) < written / 10, (taken, written)
+
+
+def test_what_does_not_fit_beside_other_checkpoints_stays_frozen_and_says_why(cloud, registry, name):
+    small = Cloud(light_sleep_checkpoint_after="1s", checkpoints_max="1MiB").start()
+    try:
+        sleeper = Sleeper(small, name, definition(name, registry.image("fastapi")))
+        assert sleeper.ask()["count"] == 1
+        pids = sleeper.wait_frozen()
+        said = wait_for("the deployment says why", lambda: messages(small, sleeper.deployment))
+        assert "cannot be moved to disk" in said and "checkpoints_max" in said, said
+        assert sleeper.frozen() == pids and not images(small, sleeper.id)
+        assert sleeper.ask()["count"] == 2
+    finally:
+        small.remove()
 
 
 @pytest.mark.parametrize("victim", ["control plane", "supervise"])

@@ -17,7 +17,7 @@ use std::{
 };
 
 pub use self::{
-    checkpoint::CheckpointAfter,
+    checkpoint::{CheckpointAfter, CheckpointSpace},
     resolve::{DEFAULT_FILE, Error},
     scaling::Scaling,
     value::{
@@ -159,6 +159,9 @@ settings! {
     light_sleep_checkpoint_after: CheckpointAfter = CheckpointAfter::Span(Duration::from_secs(5 * 60));
     /// CRIU, which moves instances to disk; empty uses the one that `scripts/criu` installs, or the system's.
     checkpoint_program: PathBuf = PathBuf::new();
+    /// How much room the checkpoints of all instances may take together, such as `512MiB` or `20GiB`; what has none stays
+    /// in memory. `disk` takes what there is, up to the last GiB.
+    checkpoints_max: CheckpointSpace = CheckpointSpace::Disk;
     /// How many minutes of an awake service may be spent, on average, so that one caller does not wait for a wake:
     /// services with habits are woken before they are called. 0, as long as nothing else is said, wakes none; 10 is a
     /// good start, 1000 the most.

@@ -1,6 +1,9 @@
 //! Prometheus metrics of the control plane, with the edge's beside them.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -14,7 +17,10 @@ use tram_store::{
     Store,
     filter::{Organizations, PAGE_ITEMS_MAX, Page},
 };
-use tram_types::status::{InstanceStatus, ServiceStatus};
+use tram_types::{
+    ServiceId,
+    status::{InstanceStatus, ServiceStatus},
+};
 
 use crate::{data_plane::EdgeLink, wakes};
 
@@ -67,6 +73,11 @@ struct ReasonLabel {
     reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServiceLabel {
+    service_id: String,
+}
+
 /// The control plane's metrics.
 #[derive(Debug)]
 pub struct Metrics {
@@ -88,6 +99,7 @@ pub struct Metrics {
     prewakes: Family<WakeLabel, Counter>,
     refused_packets: Counter,
     refused_names: Counter,
+    checkpoints: Family<ServiceLabel, Gauge>,
 }
 
 impl Metrics {
@@ -180,6 +192,12 @@ impl Metrics {
             "Wakes of services for a call that was expected",
             prewakes.clone(),
         );
+        let checkpoints = Family::<ServiceLabel, Gauge>::default();
+        registry.register(
+            "checkpoint_bytes",
+            "What the instances of a service that are asleep on disk take there",
+            checkpoints.clone(),
+        );
         registry.register(
             "autoscaling_changes",
             "Decisions that changed the number of instances of a deployment in a region",
@@ -203,6 +221,7 @@ impl Metrics {
             prewakes,
             refused_packets,
             refused_names,
+            checkpoints,
         }
     }
 
@@ -300,6 +319,21 @@ impl Metrics {
         for (counter, count) in [(&self.refused_packets, packets), (&self.refused_names, names)] {
             counter.inc_by(count.saturating_sub(counter.get()));
         }
+    }
+
+    /// What the checkpoints of each service take; those of no other take anything.
+    pub fn set_checkpoints(&self, bytes: &HashMap<ServiceId, u64>) {
+        self.checkpoints.clear();
+        for (service, bytes) in bytes {
+            let service_id = service.to_string();
+            let gauge = self.checkpoints.get_or_create(&ServiceLabel { service_id });
+            gauge.set(i64::try_from(*bytes).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Nobody knows what checkpoints take.
+    pub fn forget_checkpoints(&self) {
+        self.checkpoints.clear();
     }
 
     /// How many services wait to be looked at.

@@ -1,13 +1,16 @@
-//! Samples what instances use, once a minute, for the metrics endpoint.
+//! Samples what instances use, and what those on disk take there, once a minute, for the metrics endpoints.
 
 use std::{collections::HashMap, sync::Arc};
 
 use tokio_util::sync::CancellationToken;
 use tram_site::{InstancePhase, Sites, Usage};
 use tram_store::Store;
-use tram_types::{Clock, InstanceId, Timestamp, catalog::Catalog};
+use tram_types::{Clock, InstanceId, ServiceId, Timestamp, catalog::Catalog};
 
-use crate::figures::{Figures, SLOT};
+use crate::{
+    figures::{Figures, SLOT},
+    metrics::Metrics,
+};
 
 /// Samples until `stop`.
 pub async fn run(
@@ -16,15 +19,18 @@ pub async fn run(
     catalog: Arc<Catalog>,
     clock: Arc<dyn Clock>,
     figures: Arc<Figures>,
+    metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
     let mut before: HashMap<InstanceId, (Timestamp, Usage)> = HashMap::new();
+    let mut owners = HashMap::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(SLOT) => {}
         }
         let mut now_seen = HashMap::new();
+        count_checkpoints(&sites, &store, &mut owners, &metrics).await;
         for (_, site) in sites.iter() {
             let Ok(observation) = site.observe().await else {
                 continue;
@@ -56,6 +62,44 @@ pub async fn run(
         }
         before = now_seen;
     }
+}
+
+/// Tells the metrics what the checkpoints of each service take. `owners`: the services of those counted last, since
+/// there may be thousands.
+async fn count_checkpoints(
+    sites: &Sites,
+    store: &Store,
+    owners: &mut HashMap<InstanceId, ServiceId>,
+    metrics: &Metrics,
+) {
+    let mut known = HashMap::new();
+    let mut taken: HashMap<ServiceId, u64> = HashMap::new();
+    for (_, site) in sites.iter() {
+        let sizes = match site.checkpoint_bytes().await {
+            Ok(sizes) => sizes,
+            Err(error) => {
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot tell the size of checkpoints"
+                );
+                // Old figures would pass for true ones, and none would pass for nothing.
+                return metrics.forget_checkpoints();
+            }
+        };
+        for (id, bytes) in sizes {
+            let owner = match owners.get(&id) {
+                Some(owner) => *owner,
+                None => match store.instance_unscoped(id).await {
+                    Ok(instance) => instance.service_id,
+                    Err(_) => continue,
+                },
+            };
+            known.insert(id, owner);
+            *taken.entry(owner).or_default() += bytes;
+        }
+    }
+    *owners = known;
+    metrics.set_checkpoints(&taken);
 }
 
 /// Processor time of a span as percent of what the instance type may use.

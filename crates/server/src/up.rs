@@ -264,6 +264,7 @@ impl Inside {
             UserNamespaces::All => tram_site_local::UserNamespaces::Always,
         };
         site_config.checkpoint = checkpoint;
+        site_config.checkpoints_max_bytes = settings.checkpoints_max.bytes();
         site_config.network.denied = crate::network::denied(settings)?;
         let site = crate::network::open_site(paths, site_config, images.clone(), &settings.network).await?;
         // A token is made when nothing that comes after can fail: it is shown once, at the end.
@@ -333,6 +334,7 @@ impl Inside {
             Arc::clone(&catalog),
             Arc::clone(&clock),
             Arc::clone(&figures),
+            Arc::clone(&metrics),
             stop.clone(),
         ));
         tokio::spawn(collector::run(

@@ -8,7 +8,7 @@
 )]
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex},
@@ -29,7 +29,7 @@ use tram_server::{
 };
 use tram_store::{Options, Store, keyring};
 use tram_types::routing::{Endpoint, Host, Protocol, Route, RoutingTable, Security, Service, State};
-use tram_types::{OrganizationId, ProjectId};
+use tram_types::{OrganizationId, ProjectId, ServiceId};
 use uuid::Uuid;
 
 /// Long enough for a busy machine, short enough to fail.
@@ -231,6 +231,11 @@ async fn every_metric_is_documented_and_every_documented_metric_is_there() {
         .metrics
         .ran("services", Outcome::Changed, Duration::from_millis(3));
     house.metrics.set_backlog(2);
+    let (gone, asleep) = (ServiceId::random(), ServiceId::random());
+    house
+        .metrics
+        .set_checkpoints(&HashMap::from([(gone, 1), (asleep, 2)]));
+    house.metrics.set_checkpoints(&HashMap::from([(asleep, 4096)]));
 
     // Scraped as a scraper does, beside an API.
     let api = Router::new().route("/v1/apps/{id}", axum::routing::get(|| async { "app" }));
@@ -263,6 +268,9 @@ async fn every_metric_is_documented_and_every_documented_metric_is_there() {
     assert!(text.contains("route=\"unmatched\",status=\"404\"} 1"), "{text}");
     assert!(text.contains("tram_reconciler_backlog 2"), "{text}");
     assert!(text.contains("tram_edge_connected 1"), "{text}");
+    let on_disk = format!("tram_checkpoint_bytes{{service_id=\"{asleep}\"}} 4096");
+    assert!(text.contains(&on_disk), "{text}");
+    assert!(!text.contains(&gone.to_string()), "{text}");
     assert!(
         text.contains("tram_wake_seconds_count{outcome=\"failed\"} 1"),
         "{text}"

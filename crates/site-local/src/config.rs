@@ -65,6 +65,8 @@ pub struct Config {
     pub user_namespaces: UserNamespaces,
     /// CRIU, with which frozen instances are moved to disk; `None`: they stay in memory.
     pub checkpoint: Option<PathBuf>,
+    /// How much room all checkpoints may take together, in bytes; `None`: what the disk has.
+    pub checkpoints_max_bytes: Option<u64>,
     /// Whether more may be promised to volumes than the disk has: they take their space as it is written.
     pub volumes_overcommit: bool,
     /// How long an order waits for a supervisor that is being restarted.
@@ -88,6 +90,7 @@ impl Config {
             reclaim_frozen: false,
             user_namespaces: UserNamespaces::Untrusted,
             checkpoint: None,
+            checkpoints_max_bytes: None,
             volumes_overcommit: false,
             supervisor_patience: DEFAULT_SUPERVISOR_PATIENCE,
         }

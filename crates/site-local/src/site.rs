@@ -337,6 +337,7 @@ impl Shared {
             view,
             frozen,
             asleep: Asleep::default(),
+            checkpoint_bytes: None,
             _watcher: token.clone().drop_guard(),
         });
         drop(entries);

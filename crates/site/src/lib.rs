@@ -16,6 +16,8 @@ pub mod spec;
 pub mod streams;
 pub mod volumes;
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use tram_types::{DeploymentId, Generation, InstanceId, InstanceSnapshotId};
 
@@ -220,6 +222,14 @@ pub trait Site: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`Error::NoSuchInstance`], [`Error::Unavailable`].
     async fn usage(&self, instance: InstanceId) -> Result<Usage, Error>;
+
+    /// What the checkpoint of each instance on disk takes there, in bytes.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    async fn checkpoint_bytes(&self) -> Result<HashMap<InstanceId, u64>, Error> {
+        Ok(HashMap::new())
+    }
 
     /// Reads the kept logs of an instance.
     ///

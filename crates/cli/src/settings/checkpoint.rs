@@ -1,9 +1,10 @@
-//! When instances in light sleep go to disk.
+//! When instances in light sleep go to disk, and how much of it they may take.
 
 use std::time::Duration;
 
 use super::value::{Setting, quoted};
 use crate::age::{parse_span, span};
+use tram_types::units::MIB;
 
 /// What makes an instance in light sleep give up its memory for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +39,55 @@ impl Setting for CheckpointAfter {
     }
 }
 
+/// How much room the checkpoints of all instances may take together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckpointSpace {
+    /// What the disk has.
+    Disk,
+    /// So many MiB.
+    MiB(u64),
+}
+
+/// MiB in a GiB.
+const MIB_PER_GIB: u64 = 1024;
+
+impl CheckpointSpace {
+    /// The same in bytes; `None`: no limit.
+    #[must_use]
+    pub const fn bytes(self) -> Option<u64> {
+        match self {
+            Self::Disk => None,
+            Self::MiB(mib) => Some(mib.saturating_mul(MIB)),
+        }
+    }
+}
+
+impl Setting for CheckpointSpace {
+    const KIND: &'static str = "SIZE|disk";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let size = |suffix: &str, mib: u64| {
+            let number: u64 = text.strip_suffix(suffix)?.trim_end().parse().ok()?;
+            number.checked_mul(mib).filter(|whole| *whole > 0)
+        };
+        match size("GiB", MIB_PER_GIB).or_else(|| size("MiB", 1)) {
+            _ if text == "disk" => Ok(Self::Disk),
+            Some(mib) => Ok(Self::MiB(mib)),
+            None => Err(format!(
+                "`{text}` is neither a size above nothing such as 512MiB or 20GiB, nor `disk`"
+            )),
+        }
+    }
+
+    fn show(&self) -> String {
+        match self {
+            Self::Disk => quoted("disk"),
+            Self::MiB(mib) if mib.is_multiple_of(MIB_PER_GIB) => quoted(&format!("{}GiB", mib / MIB_PER_GIB)),
+            Self::MiB(mib) => quoted(&format!("{mib}MiB")),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,5 +104,18 @@ mod tests {
             refused.contains("`memory`") && refused.contains("`soon`"),
             "{refused}"
         );
+    }
+
+    #[test]
+    fn a_size_with_its_unit_or_the_disk() {
+        let parse = CheckpointSpace::parse;
+        assert_eq!(parse("20GiB").map(CheckpointSpace::bytes), Ok(Some(20 << 30)));
+        assert_eq!(parse("20GiB").map(|it| it.show()), Ok("\"20GiB\"".to_owned()));
+        assert_eq!(parse("512 MiB").map(|it| it.show()), Ok("\"512MiB\"".to_owned()));
+        assert_eq!(parse("disk").map(CheckpointSpace::bytes), Ok(None));
+        for wrong in ["0GiB", "20", "20GB", "-1GiB", "99999999999999999999GiB", ""] {
+            let refused = parse(wrong).unwrap_err();
+            assert!(refused.contains("such as 512MiB"), "{refused}");
+        }
     }
 }

@@ -3,12 +3,13 @@
 //! The one design choice to know: an order only begins it. What comes of it is an observation, and what stands in its way
 //! is kept with the instance until it runs again, so that whoever plans need not remember anything.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use tram_sandbox::protocol::{CheckpointSpec, Refusal};
 use tram_site::Error;
-use tram_types::InstanceId;
+use tram_types::{InstanceId, units::MIB};
 
 use super::Shared;
 use super::entries::{Asleep, Entry, Live};
@@ -50,6 +51,18 @@ impl Shared {
         if !self.lock().get(&id).is_some_and(on_its_way) {
             return;
         }
+        match self.room_for(id).await {
+            Ok(None) => {}
+            Ok(Some(why)) => {
+                tracing::info!(instance = %id, reason = why, "an instance cannot be checkpointed");
+                return self.asleep(id, Asleep::Stuck(why));
+            }
+            // The order comes again.
+            Err(error) => {
+                tracing::warn!(instance = %id, error = crate::chain(&error), "an instance was not checkpointed");
+                return self.asleep(id, Asleep::Frozen);
+            }
+        }
         let done = self
             .supervisor
             .call(move |client| client.checkpoint(&name, spec.clone()))
@@ -84,6 +97,61 @@ impl Shared {
         self.asleep(id, now);
     }
 
+    /// Why the checkpoint of an instance would be one too many, if it would. Its size is not known before: it is not
+    /// larger than the memory in use.
+    async fn room_for(&self, id: InstanceId) -> Result<Option<String>, Error> {
+        let Some(max) = self.config.checkpoints_max_bytes else {
+            return Ok(None);
+        };
+        let taken: u64 = self.checkpoint_bytes().await?.values().sum();
+        let wanted = self.call(id, |client, id| client.stats(id)).await?.memory_bytes;
+        Ok((taken.saturating_add(wanted) > max).then(|| {
+            format!(
+                "its {} MiB do not fit beside the {} MiB of other checkpoints: this installation keeps {} MiB for them \
+                 (`checkpoints_max`)",
+                wanted.div_ceil(MIB),
+                taken.div_ceil(MIB),
+                max / MIB
+            )
+        }))
+    }
+
+    /// What the checkpoint of each instance on disk takes. Asked of the supervisor once for each: it stays as it is.
+    pub(super) async fn checkpoint_bytes(&self) -> Result<HashMap<InstanceId, u64>, Error> {
+        let on_disk = |entry: &Entry| match &entry.live {
+            Live::Up(up) if *up.frozen.borrow() && up.asleep == Asleep::Checkpointed => {
+                Some(up.checkpoint_bytes)
+            }
+            _ => None,
+        };
+        let known: Vec<(InstanceId, Option<u64>)> = {
+            let entries = self.lock();
+            let found = entries
+                .iter()
+                .filter_map(|(id, entry)| Some((*id, on_disk(entry)?)));
+            found.collect()
+        };
+        let mut sizes = HashMap::with_capacity(known.len());
+        for (id, bytes) in known {
+            let bytes = match bytes {
+                Some(bytes) => bytes,
+                None => match self.call(id, |client, id| client.stats(id)).await {
+                    Ok(stats) => stats.checkpoint_bytes,
+                    // Over or awake by now.
+                    Err(Error::NoSuchInstance(_) | Error::Refused { .. }) => continue,
+                    Err(error) => return Err(error),
+                },
+            };
+            sizes.insert(id, bytes);
+            if let Some(Live::Up(up)) = self.lock().get_mut(&id).map(|entry| &mut entry.live)
+                && up.asleep == Asleep::Checkpointed
+            {
+                up.checkpoint_bytes = Some(bytes);
+            }
+        }
+        Ok(sizes)
+    }
+
     /// Takes in how deep an instance sleeps. One that runs meanwhile does not sleep at all.
     pub(super) fn asleep(&self, id: InstanceId, asleep: Asleep) {
         let mut entries = self.lock();
@@ -94,6 +162,7 @@ impl Shared {
             return;
         }
         up.asleep = asleep;
+        up.checkpoint_bytes = None;
         drop(entries);
         self.announce(id);
     }

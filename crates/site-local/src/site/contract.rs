@@ -2,6 +2,7 @@
 //!
 //! Each order checks the generation, writes down what was wanted, acts, and leaves the rest to the news.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -258,6 +259,10 @@ impl Site for LocalSite {
             memory_bytes: stats.memory_working_set_bytes,
             pids: stats.pids,
         })
+    }
+
+    async fn checkpoint_bytes(&self) -> Result<HashMap<InstanceId, u64>, Error> {
+        self.shared.checkpoint_bytes().await
     }
 
     async fn logs(&self, instance: InstanceId, query: &LogQuery) -> Result<LogPage, Error> {

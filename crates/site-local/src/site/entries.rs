@@ -60,6 +60,8 @@ pub(crate) struct Up {
     pub(crate) frozen: watch::Sender<bool>,
     /// How deep it sleeps; means nothing while it runs.
     pub(crate) asleep: Asleep,
+    /// What its checkpoint takes on the disk; means nothing while it has none. `None`: not asked yet.
+    pub(crate) checkpoint_bytes: Option<u64>,
     /// Ends the health checks when the instance is over.
     pub(crate) _watcher: DropGuard,
 }
