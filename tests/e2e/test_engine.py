@@ -210,6 +210,19 @@ def test_a_prompt_longer_than_the_context_is_refused_in_openai_s_words(client):
     assert "maximum context length is 8192 tokens," in raised.value.message
 
 
+def test_answers_that_do_not_fit_together_take_turns():
+    engine_with_little = Engine("--context-length", "128", "--parallel", "8").start()
+    try:
+        prompt = " one" * 120
+        status, body = engine_with_little.post("/v1/completions", {"prompt": prompt, "n": 8, "ignore_eos": True})
+        assert status == 200, body
+        assert len(body["choices"]) == 8
+        assert {choice["finish_reason"] for choice in body["choices"]} == {"length"}
+        assert body["usage"]["completion_tokens"] == 8 * (128 - body["usage"]["prompt_tokens"])
+    finally:
+        engine_with_little.kill()
+
+
 def test_a_client_that_leaves_costs_nothing_more(engine):
     body = json.dumps({"prompt": "Once", "max_tokens": 4000, "stream": True, "ignore_eos": True}).encode()
     request = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)

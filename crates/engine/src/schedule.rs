@@ -199,7 +199,9 @@ impl Scheduler {
             let needs = needs(candidate.id);
             // One token for each answer beside the prompt: admitted to give way at once would be work for nothing.
             let cells = needs.cells + candidate.slots;
-            if self.slots_free() < candidate.slots || *available < cells {
+            // Alone in the batch everyone fits: a prompt is no longer than the cache, and several answers take turns.
+            let fits = *available >= cells || self.running.is_empty();
+            if self.slots_free() < candidate.slots || !fits {
                 let victim = share::gives_way(
                     candidate,
                     &self.running,

@@ -177,6 +177,19 @@ fn several_answers_go_on_by_themselves() {
     assert_eq!(step(&mut scheduler).admit.len(), 2, "of four slots two are taken");
 }
 
+#[test]
+fn who_needs_all_cells_comes_in_when_it_is_alone() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    scheduler.submit(Entry {
+        slots: 4,
+        ..entry(1, 1, 100)
+    });
+    scheduler.submit(entry(2, 1, 1));
+    let needs = fresh(&scheduler);
+    let plan = scheduler.plan(100, |id| needs[&id]);
+    assert_eq!(plan.admit, [1], "and who comes later waits for its room");
+}
+
 #[derive(Debug, Clone)]
 enum Act {
     Submit {
