@@ -148,12 +148,12 @@ impl Cache {
             self.free.push(id);
             return None;
         };
-        let whole = source.tokens.len().is_multiple_of(BLOCK);
-        if !whole {
+        // Not by the number of tokens: after an earlier fork the blocks do not lie on whole numbers of them.
+        if let Some(last) = source.blocks.last()
+            && self.blocks.has_room(*last)
+        {
             source.chain = None;
-            if let Some(last) = source.blocks.last() {
-                self.blocks.seal(*last);
-            }
+            self.blocks.seal(*last);
         }
         let sequence = Sequence {
             scope: source.scope,
