@@ -16,6 +16,7 @@ import pytest
 import gguf
 import standin
 from cloud import wait_for
+from engine import WEIGHTS
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +258,19 @@ def test_a_model_is_pulled_and_goes_on_where_it_was_cut_off(cloud, files):
     files.content = b"<html>not a model</html>" * 100
     refused = pull(f"{files.url}/page.gguf", check=False)
     assert refused.returncode == 1 and "does not start with `GGUF`" in refused.stderr
+
+
+def test_real_weights_on_the_platforms_own_engine(own_cloud):
+    own_cloud.tram("models", "import", "--data-dir", own_cloud.data, "smollm2", WEIGHTS)
+    own_cloud.tram("models", "deploy", "smollm2")
+    client = openai.OpenAI(base_url=f"{own_cloud.api_url}/v1", api_key=own_cloud.token, max_retries=0)
+    asked = {"temperature": 0, "max_tokens": 24, "seed": 1}
+    whole = ask(client, "smollm2", "What is the capital of France?", **asked)
+    assert whole.choices[0].message.content and 0 < whole.usage.completion_tokens <= 24
+    chunks = ask(client, "smollm2", "What is the capital of France?", stream=True, **asked)
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert streamed == whole.choices[0].message.content
+    assert own_cloud.tram("chat", "smollm2", "Say hello.", "--max-tokens", "8").stdout.strip()
 
 
 @pytest.mark.parametrize("kind", gguf.HOSTILE)

@@ -36,6 +36,7 @@ use crate::{
     admin::{self, Admin},
     bootstrap, collector,
     data_plane::EdgeLink,
+    engine, engine_image,
     figures::{Figures, KEPT},
     helper_logs, host, invoker,
     leadership::{self, Leader},
@@ -247,6 +248,9 @@ impl Inside {
         let (store, leader) = opened?;
         let api_url = format!("http://{}", reachable(api_address));
         let images = crate::images::open(settings, paths)?;
+        if let Some(program) = engine::PROGRAM {
+            engine_image::ensure(&images, program).await?;
+        }
         let models = crate::models::open(paths)?;
         let mut site_config = tram_site_local::Config::new(paths.site());
         site_config.models = Some(models.clone());
