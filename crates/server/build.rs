@@ -109,7 +109,10 @@ fn build_engine(workspace: &Path) -> Result<(), String> {
     }
     // The engine's configuration names the host as its target.
     let built = directory.join(variable("HOST")?).join("release/tram-engine");
-    println!("cargo::rustc-env=TRAM_ENGINE={}", built.display());
+    // A copy, since the original is shared with every other checkout and may go without this one's being told.
+    let copy = PathBuf::from(variable("OUT_DIR")?).join("tram-engine");
+    std::fs::copy(&built, &copy).map_err(|error| format!("cannot copy {}: {error}", built.display()))?;
+    println!("cargo::rustc-env=TRAM_ENGINE={}", copy.display());
     Ok(())
 }
 
