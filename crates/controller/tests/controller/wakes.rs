@@ -76,12 +76,16 @@ async fn a_service_that_dies_right_after_each_wake_is_tried_ever_more_rarely_and
     let tried = world.instances(service).await.len() - before;
     // Pauses of 1, 2, 4 ... seconds, and five minutes at most: 600 s hold no more than nine.
     assert!((1..=10).contains(&tried), "{tried} times");
-    let shown = world.deployment(deployment).await;
-    assert!(
-        shown.messages.join("; ").contains("exit code 3"),
-        "{:?}",
-        shown.messages
-    );
+    // Not while it is being tried.
+    world
+        .pass_until(STEP, "the deployment says why", async || {
+            let messages = world.deployment(deployment).await.messages.join("; ");
+            match messages.contains("exit code 3") {
+                true => Ok(()),
+                false => Err(messages),
+            }
+        })
+        .await;
     world
         .site
         .script("sleeper", Behaviour::living(Life::HealthyAfter(0)));
