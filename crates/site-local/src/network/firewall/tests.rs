@@ -11,6 +11,17 @@ fn member(mesh: bool, egress: Option<&[&str]>) -> Member {
     }
 }
 
+/// A table of a test's own.
+fn frame() -> Frame {
+    Frame {
+        table: format!("tram_test_{}", uuid::Uuid::new_v4().simple()),
+        interface_prefix: "trtest-".to_owned(),
+        network: "10.77.0.0/24".parse().unwrap(),
+        denied: Vec::new(),
+        uplinks: Vec::new(),
+    }
+}
+
 #[test]
 fn a_member_is_admitted_by_elements_alone() {
     let mut groups = Groups::default();
@@ -50,14 +61,12 @@ async fn the_kernel_takes_the_table_and_its_changes() {
         println!("skipped: needs root");
         return;
     }
-    let table = format!("tram_test_{}", uuid::Uuid::new_v4().simple());
     let frame = Frame {
-        table: table.clone(),
-        interface_prefix: "trtest-".to_owned(),
-        network: "10.77.0.0/24".parse().unwrap(),
         denied: vec!["192.168.0.0/16".parse().unwrap()],
         uplinks: vec!["eth9".to_owned()],
+        ..frame()
     };
+    let table = frame.table.clone();
     let open = member(true, None);
     let (firewall, _) = Firewall::install(&frame, std::slice::from_ref(&open))
         .await
@@ -108,14 +117,8 @@ async fn the_kernel_takes_elements_without_the_tool() {
         println!("skipped: needs root");
         return;
     }
-    let table = format!("tram_test_{}", uuid::Uuid::new_v4().simple());
-    let frame = Frame {
-        table: table.clone(),
-        interface_prefix: "trtest-".to_owned(),
-        network: "10.77.0.0/24".parse().unwrap(),
-        denied: Vec::new(),
-        uplinks: Vec::new(),
-    };
+    let frame = frame();
+    let table = frame.table.clone();
     let (firewall, _) = Firewall::install(&frame, &[]).await.unwrap();
     let mut groups = Groups::default();
     let shut = member(true, Some(&[]));
@@ -285,14 +288,8 @@ async fn a_policy_is_replaced_whole_and_nothing_of_it_is_left() {
         println!("skipped: needs root");
         return;
     }
-    let table = format!("tram_test_{}", uuid::Uuid::new_v4().simple());
-    let frame = Frame {
-        table: table.clone(),
-        interface_prefix: "trtest-".to_owned(),
-        network: "10.77.0.0/24".parse().unwrap(),
-        denied: Vec::new(),
-        uplinks: Vec::new(),
-    };
+    let frame = frame();
+    let table = frame.table.clone();
     let (firewall, _) = Firewall::install(&frame, &[]).await.unwrap();
     let stranger = member(true, Some(&["10.0.0.0/8"]));
     assert!(
