@@ -404,7 +404,7 @@ pub(crate) async fn keep_house(control: Arc<Control>) {
     loop {
         tick.tick().await;
         control.certificates.reload();
-        control.registry.prune();
+        control.registry.prune(control.shared.table.load().version);
         let table = control.shared.table.load_full();
         let mut ports = control.applying.lock().unwrap_or_else(PoisonError::into_inner);
         if !ports.closed.is_empty() {

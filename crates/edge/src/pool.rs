@@ -6,7 +6,7 @@
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -58,7 +58,8 @@ pub(crate) struct Endpoint {
     /// Requests, streams and connections on it now.
     in_flight: AtomicU32,
     /// Whether the table in force has it no more.
-    leaving: AtomicBool,
+    /// The version of the table that took it out; 0 while it is in the latest one.
+    left_in: AtomicU64,
     /// Milliseconds after [`epoch`]; zero: not avoided.
     avoid_until_ms: AtomicU64,
     /// When it was last woken from light sleep, in microseconds after [`epoch`]; zero: never.
@@ -173,7 +174,7 @@ impl Endpoint {
             instance_id,
             address,
             in_flight: AtomicU32::new(0),
-            leaving: AtomicBool::new(false),
+            left_in: AtomicU64::new(0),
             avoid_until_ms: AtomicU64::new(0),
             woken_us: AtomicU64::new(0),
             tally: Tally::default(),
@@ -187,16 +188,22 @@ impl Endpoint {
     }
 
     pub(crate) fn is_leaving(&self) -> bool {
-        self.leaving.load(Relaxed)
+        self.left_in.load(Relaxed) != 0
     }
 
-    pub(crate) fn set_leaving(&self, leaving: bool) {
-        self.leaving.store(leaving, Relaxed);
+    /// A table of this version was made, with it or without.
+    pub(crate) fn told(&self, version: u64, is_in_it: bool) {
+        match is_in_it {
+            true => self.left_in.store(0, Relaxed),
+            // It stays the first of them.
+            false => _ = self.left_in.compare_exchange(0, version, Relaxed, Relaxed),
+        }
     }
 
-    /// Left, and finished.
-    pub(crate) fn is_gone(&self) -> bool {
-        self.is_leaving() && self.in_flight() == 0
+    /// Left, and finished: the table in force is without it, so nobody begins any more, and nobody has begun. While the
+    /// one before is in force it may look idle to us and be chosen all the same.
+    pub(crate) fn is_gone(&self, in_force: u64) -> bool {
+        self.is_leaving() && self.left_in.load(Relaxed) <= in_force && self.in_flight() == 0
     }
 
     pub(crate) fn is_avoided(&self) -> bool {

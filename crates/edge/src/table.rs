@@ -87,11 +87,12 @@ impl Registry {
         self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Closes idle connections and forgets instances that have left and finished.
-    pub(crate) fn prune(&self) {
+    /// Closes idle connections and forgets instances that have left and finished, while the table of this version is in
+    /// force.
+    pub(crate) fn prune(&self, in_force: u64) {
         self.lock().retain(|_, endpoint| {
             endpoint.prune();
-            !endpoint.is_gone()
+            !endpoint.is_gone(in_force)
         });
     }
 
@@ -421,9 +422,10 @@ impl Table {
             .flat_map(|service| keys(&service.spec.endpoints))
             .collect();
         for (key, endpoint) in endpoints.iter() {
-            endpoint.set_leaving(!used.contains(key));
+            endpoint.told(version, used.contains(key));
         }
-        endpoints.retain(|_, endpoint| !endpoint.is_gone());
+        // Not those that this change takes out: it is not in force yet.
+        endpoints.retain(|_, endpoint| !endpoint.is_gone(before.version));
         drop(endpoints);
         Ok(Self {
             targets: entries.targets(),

@@ -177,9 +177,16 @@ fn a_request_that_chose_by_an_old_table_follows_the_new_one() {
     let route = Arc::clone(&first.host("a").expect("there")[0]);
     let tables = ArcSwap::new(Arc::clone(&first));
     let mut candidates = Candidates::new(&tables, 1, &route);
-    tables.store(Arc::new(
-        Table::compile(source(2, 2), &first, &registry).expect("a sound table"),
-    ));
+    let second = Arc::new(Table::compile(source(2, 2), &first, &registry).expect("a sound table"));
+    // Between the making of a table and its coming into force the old one is followed: whoever is chosen by it counts.
+    registry.prune(1);
+    let early = candidates.next().expect("an endpoint");
+    assert_eq!(early.endpoint.address.port(), 1);
+    let (busy, leaving) = registry.busy();
+    assert_eq!((busy.len(), leaving), (1, true), "it is known to be busy");
+    drop(early);
+    tables.store(second);
+    registry.prune(2);
     let seat = candidates.next().expect("an endpoint");
     assert_eq!(seat.endpoint.address.port(), 2);
     assert_eq!(
