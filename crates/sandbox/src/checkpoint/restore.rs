@@ -30,8 +30,9 @@ use crate::sys;
 /// A restore without its memory takes some tens of milliseconds, on a machine in trouble a hundred times that.
 const TIMEOUT: Duration = Duration::from_secs(20);
 const NOT_RUN: i32 = 127;
-/// What became of the server of pages, and its last words, in the directory of the image.
+/// The server of pages could not hand a page over.
 const PAGES_FAILED: i32 = 1;
+/// Its last words, in the directory of the image.
 const PAGES_LOG: &str = "pages.log";
 const LOG: &str = "restore.log";
 const PID_FILE: &str = "pid";
