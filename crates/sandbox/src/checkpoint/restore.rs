@@ -104,6 +104,15 @@ impl Pages {
         matches!(sys::wait_pidfd(&self.child.pidfd), Ok(ExitStatus::Code(0)))
     }
 
+    /// Why it left early, as far as it could say.
+    pub(crate) fn last_words(image: &Image) -> String {
+        let said = fs::read_to_string(image.path().join(PAGES_LOG)).unwrap_or_default();
+        match said.trim() {
+            "" => "nobody knows why".to_owned(),
+            said => said.to_owned(),
+        }
+    }
+
     /// Ends it at once.
     pub(crate) fn end(&self) {
         self.child.kill();

@@ -331,7 +331,10 @@ impl<'a> Keeper<'a> {
             let _ = self.order.dir.image().remove();
             return;
         }
-        self.say("the instance had to be ended: a part of its memory could not be read back from the disk");
+        let why = Pages::last_words(&self.order.dir.image());
+        self.say(&format!(
+            "the instance had to be ended: a part of its memory could not be read back from the disk: {why}"
+        ));
         let _ = self.order.driver.kill(self.name());
         // What it holds keeps the program from running on with zeroes until it is dead.
         if let Some(process) = &self.process {
