@@ -256,6 +256,27 @@ def test_what_does_not_fit_beside_other_checkpoints_stays_frozen_and_says_why(cl
         small.remove()
 
 
+def test_what_did_not_fit_goes_to_disk_when_another_checkpoint_leaves_room(registry, name):
+    # One of the two fits: each takes its heap and about 30 MiB of Python.
+    small = Cloud(light_sleep_checkpoint_after="1s", checkpoints_max=f"{(HEAVY_BYTES >> 20) + 90}MiB").start()
+    try:
+        wanted = [definition(f"{name}-{at}", registry.image("fastapi")) for at in range(2)]
+        for it in wanted:
+            it["docker"]["command"] = HEAVY
+        first, second = (Sleeper(small, it["name"], it) for it in wanted)
+        assert first.ask()["count"] == 1
+        wait_on_disk(first)
+        assert second.ask()["count"] == 1
+        second.wait_frozen()
+        said = wait_for("the deployment says why", lambda: messages(small, second.deployment))
+        assert "checkpoints_max" in said, said
+        assert small.call("DELETE", f"/v1/services/{first.id}")[0] == 200
+        wait_on_disk(second)
+        assert second.ask()["count"] == 2
+    finally:
+        small.remove()
+
+
 @pytest.mark.parametrize("victim", ["control plane", "supervise"])
 def test_it_stays_on_disk_when_a_process_of_the_platform_dies(cloud, registry, name, victim):
     sleeper = Sleeper(cloud, name, definition(name, registry.image("fastapi")))

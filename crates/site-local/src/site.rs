@@ -385,7 +385,8 @@ impl Shared {
             return;
         }
         tracing::info!(instance = %id, cause = %end.cause, "an instance ended");
-        entry.live = Live::Over;
+        let was = std::mem::replace(&mut entry.live, Live::Over);
+        let left_disk = matches!(was, Live::Up(up) if up.asleep == Asleep::Checkpointed);
         entry.record.end = Some(end);
         entry.image = None;
         entry.halt.cancel();
@@ -393,6 +394,9 @@ impl Shared {
         let lines = std::mem::take(&mut entry.early_lines);
         drop(entries);
         self.announce(id);
+        if left_disk {
+            self.room_came();
+        }
         let shared = Arc::clone(self);
         self.tasks.spawn(async move {
             shared.write_lines(id, lines).await;

@@ -12,8 +12,14 @@ use tram_site::Error;
 use tram_types::{InstanceId, units::MIB};
 
 use super::Shared;
-use super::entries::{Asleep, Entry, Live};
+use super::entries::{Asleep, Entry, Live, Up};
 use crate::supervisor;
+
+/// A checkpoint that would be one too many, of at most so many bytes.
+struct NoRoom {
+    why: String,
+    bytes: u64,
+}
 
 impl Shared {
     /// Begins it, unless that has been done or the instance is not frozen.
@@ -53,9 +59,9 @@ impl Shared {
         }
         match self.room_for(id).await {
             Ok(None) => {}
-            Ok(Some(why)) => {
+            Ok(Some(NoRoom { why, bytes })) => {
                 tracing::info!(instance = %id, reason = why, "an instance cannot be checkpointed");
-                return self.asleep(id, Asleep::Stuck(why));
+                return self.asleep(id, Asleep::NoRoom { why, bytes });
             }
             // The order comes again.
             Err(error) => {
@@ -99,21 +105,51 @@ impl Shared {
 
     /// Why the checkpoint of an instance would be one too many, if it would. Its size is not known before: it is not
     /// larger than the memory in use.
-    async fn room_for(&self, id: InstanceId) -> Result<Option<String>, Error> {
+    async fn room_for(&self, id: InstanceId) -> Result<Option<NoRoom>, Error> {
         let Some(max) = self.config.checkpoints_max_bytes else {
             return Ok(None);
         };
         let taken: u64 = self.checkpoint_bytes().await?.values().sum();
         let wanted = self.call(id, |client, id| client.stats(id)).await?.memory_bytes;
-        Ok((taken.saturating_add(wanted) > max).then(|| {
-            format!(
+        Ok((taken.saturating_add(wanted) > max).then(|| NoRoom {
+            why: format!(
                 "its {} MiB do not fit beside the {} MiB of other checkpoints: this installation keeps {} MiB for them \
                  (`checkpoints_max`)",
                 wanted.div_ceil(MIB),
                 taken.div_ceil(MIB),
                 max / MIB
-            )
+            ),
+            bytes: wanted,
         }))
+    }
+
+    /// A checkpoint is no more: those that had no room beside it are tried again, as far as they fit now.
+    pub(super) fn room_came(self: &Arc<Self>) {
+        let Some(max) = self.config.checkpoints_max_bytes else {
+            return;
+        };
+        let (shared, end) = (Arc::clone(self), self.end.clone());
+        let look = async move {
+            // Whoever cannot be asked now is asked when the next one goes.
+            let Ok(sizes) = shared.checkpoint_bytes().await else { return };
+            let mut left = max.saturating_sub(sizes.values().sum());
+            let fit: Vec<InstanceId> = {
+                let entries = shared.lock();
+                let waiting = entries.iter().filter_map(|(id, entry)| match &entry.live {
+                    Live::Up(Up { asleep: Asleep::NoRoom { bytes, .. }, .. }) => Some((*id, *bytes)),
+                    _ => None,
+                });
+                let fits = waiting.filter_map(|(id, bytes)| {
+                    left = left.checked_sub(bytes)?;
+                    Some(id)
+                });
+                fits.collect()
+            };
+            for id in fit {
+                shared.asleep(id, Asleep::Frozen);
+            }
+        };
+        self.tasks.spawn(end.run_until_cancelled_owned(look));
     }
 
     /// What the checkpoint of each instance on disk takes. Asked of the supervisor once for each: it stays as it is.

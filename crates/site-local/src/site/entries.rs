@@ -78,6 +78,8 @@ pub(crate) enum Asleep {
     Checkpointed,
     /// It has its memory and keeps it, for this reason.
     Stuck(String),
+    /// The same, until other checkpoints leave room for the bytes of its own.
+    NoRoom { why: String, bytes: u64 },
 }
 
 impl Entry {
@@ -129,7 +131,9 @@ impl Entry {
             Live::Preparing | Live::Over => InstancePhase::Preparing,
             Live::Up(up) if *up.frozen.borrow() => match up.asleep {
                 Asleep::Checkpointed => InstancePhase::Checkpointed,
-                Asleep::Frozen | Asleep::OnItsWay | Asleep::Stuck(_) => InstancePhase::Frozen,
+                Asleep::Frozen | Asleep::OnItsWay | Asleep::Stuck(_) | Asleep::NoRoom { .. } => {
+                    InstancePhase::Frozen
+                }
             },
             Live::Up(up) if up.view.became_healthy => InstancePhase::Running {
                 healthy: up.view.healthy,
@@ -155,7 +159,7 @@ impl Entry {
             deployment: Some(self.record.spec.deployment_id),
             uncheckpointable: match &self.live {
                 Live::Up(Up {
-                    asleep: Asleep::Stuck(why),
+                    asleep: Asleep::Stuck(why) | Asleep::NoRoom { why, .. },
                     ..
                 }) => Some(why.clone()),
                 _ => None,

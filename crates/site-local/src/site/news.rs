@@ -236,19 +236,23 @@ impl Shared {
     }
 
     /// It was frozen or thawed, by us or before we knew it.
-    pub(super) fn frozen(&self, id: InstanceId, frozen: bool) {
+    pub(super) fn frozen(self: &Arc<Self>, id: InstanceId, frozen: bool) {
         let mut entries = self.lock();
         let Some(entry) = entries.get_mut(&id) else { return };
         let Live::Up(up) = &mut entry.live else { return };
+        let mut left_disk = false;
         if !frozen {
             // The next sleep begins anew, and what stood in the way of the last one may be gone.
-            up.asleep = Asleep::default();
+            left_disk = std::mem::take(&mut up.asleep) == Asleep::Checkpointed;
         }
         if up.frozen.send_replace(frozen) == frozen {
             return;
         }
         self.refresh_name(entry);
         drop(entries);
+        if left_disk {
+            self.room_came();
+        }
         self.announce(id);
     }
 }
