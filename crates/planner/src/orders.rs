@@ -122,13 +122,14 @@ fn gate(draft: &mut Draft<'_>, at: At) -> Gate {
     let id = instance.id;
     let deployment = &draft.view.deployments[at.deployment];
     let sick = !instance.messages.is_empty();
-    // Before its first health a deployment takes requests only where it shares them.
-    let shared = deployment.healthy_at.is_some() || deployment.takeover.shares();
+    // Before its first health a deployment takes requests only where it shares them, or where there is no other.
+    let shared =
+        deployment.healthy_at.is_some() || deployment.takeover.shares() || draft.view.active.is_none();
     let never_served = instance.healthy_at.is_none() || !shared;
     if sick || never_served || !draft.view.routed || draft.view.intent == Intent::Delete {
         return Gate::Open(Reason::Stopping);
     }
-    let Edge::Known { endpoints, since } = &draft.view.edge else {
+    let Edge::Known { endpoints, since, .. } = &draft.view.edge else {
         return if draft.view.intent == Intent::Pause {
             Gate::Open(Reason::PauseRequested)
         } else {

@@ -148,6 +148,13 @@ pub enum Reason {
     Stopping,
     /// The old deployment has to be gone first.
     WaitsForOld,
+    /// Its instances are healthy, and the data plane has not confirmed to send requests to them.
+    WaitsForEdge,
+    /// That took too long.
+    NeverRouted {
+        /// How long it had.
+        within: Duration,
+    },
     /// A canary takes its share of the requests and is watched.
     CanaryBaking {
         /// How long in all.
@@ -303,6 +310,16 @@ impl fmt::Display for Reason {
             Self::DrainingForLoad => write!(f, "an instance that is one too many ends with its last request"),
             Self::Stopping => write!(f, "waiting for instances to stop"),
             Self::WaitsForOld => write!(f, "waiting until nothing of the old deployment is left"),
+            Self::WaitsForEdge => write!(
+                f,
+                "all required instances are healthy; waiting until the data plane sends requests to them"
+            ),
+            Self::NeverRouted { within } => write!(
+                f,
+                "its instances are healthy, but the data plane was not given a way to them within {}: its routes or one \
+                 of its secrets cannot be read; the log of the control plane tells which",
+                span(*within)
+            ),
             Self::CanaryBaking { over } => write!(
                 f,
                 "the canary takes its share of the requests; the rest follows once it has been healthy for {}",

@@ -19,7 +19,7 @@ use crate::{
     policy::Policy,
     reason::Reason,
     restart, scale,
-    view::{Deployment, Observed, Region, SiteState, Source, Takeover},
+    view::{Deployment, Edge, Observed, Region, ServiceView, SiteState, Source, Takeover},
 };
 
 /// Takes every deployment that starts up as far as it can go now.
@@ -184,7 +184,8 @@ fn start(draft: &mut Draft<'_>, index: usize) {
     {
         return fail(draft, index, &Reason::CanaryFailed { cause });
     }
-    if all_healthy && bakes_until.is_none() {
+    let reachable = !all_healthy || is_reachable(&draft.view, deployment);
+    if all_healthy && bakes_until.is_none() && reachable {
         draft.set_deployment(index, D::Healthy, Vec::new(), &Reason::AllHealthy);
         draft.activate(Some(index), Reason::AllHealthy);
         return;
@@ -200,8 +201,13 @@ fn start(draft: &mut Draft<'_>, index: usize) {
     let due = bakes_until
         .map_or(moved_at, |until| until.max(moved_at))
         .plus(within);
-    let late = now >= due && deployment.regions.iter().all(|region| answering(&region));
+    // Neither a site nor a data plane that cannot be asked is the fault of the deployment.
+    let answered = reachable || draft.view.edge != Edge::Unknown;
+    let late = now >= due && answered && deployment.regions.iter().all(|region| answering(&region));
     let overdue = late.then(|| {
+        if !reachable {
+            return Reason::NeverRouted { within };
+        }
         let trouble = deployment
             .instances()
             .find_map(|instance| instance.trouble.clone());
@@ -221,6 +227,10 @@ fn start(draft: &mut Draft<'_>, index: usize) {
     }
     draft.look_again(bakes_until.unwrap_or(due));
     let mut messages = progress(draft, index);
+    if !reachable {
+        messages.push(Reason::WaitsForEdge.to_string());
+        draft.wait_for(index, Reason::WaitsForEdge);
+    }
     if bakes_until.is_some() {
         let reason = Reason::CanaryBaking {
             over: policy.canary_bake,
@@ -230,6 +240,26 @@ fn start(draft: &mut Draft<'_>, index: usize) {
     }
     let status = draft.view.deployments[index].status;
     draft.set_deployment(index, status, messages, &Reason::Seen("its instances say more"));
+}
+
+/// Whether the data plane sends requests to a deployment that is about to be shown HEALTHY: whoever reads that asks at
+/// once. Beside one that serves already it is not waited for, since somebody answers in any case; nor for one that a
+/// newer one has overtaken, whose routes are those that count.
+fn is_reachable(view: &ServiceView, deployment: &Deployment) -> bool {
+    let kept = |it: &&Deployment| it.status != D::Stashed;
+    let newest = view.deployments.iter().filter(kept).map(|it| it.version).max();
+    if !view.routed || view.active.is_some() || newest != Some(deployment.version) {
+        return true;
+    }
+    let mut healthy = deployment
+        .instances()
+        .filter(|it| it.status == InstanceStatus::Healthy);
+    match &view.edge {
+        Edge::Known {
+            endpoints, settled, ..
+        } => *settled && healthy.all(|it| endpoints.contains(&it.id)),
+        Edge::Unknown => healthy.next().is_none(),
+    }
 }
 
 /// When a deployment last came a step further: when its first instance got its place, or the newest one its health. It

@@ -303,6 +303,8 @@ pub enum Edge {
         endpoints: BTreeSet<InstanceId>,
         /// When the service's entry in it last changed.
         since: Timestamp,
+        /// No table with another entry of the service is on its way: it does send requests to all of them.
+        settled: bool,
     },
 }
 

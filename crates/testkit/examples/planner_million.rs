@@ -37,6 +37,7 @@ fn serving(mut view: ServiceView, now: Timestamp, rng: &mut Rng) -> ServiceView 
     view.edge = Edge::Known {
         endpoints: [id].into(),
         since: now,
+        settled: true,
     };
     if let Some(deployment) = view.deployments.first_mut() {
         deployment.status = DeploymentStatus::Healthy;

@@ -49,8 +49,15 @@ impl Confirmed {
             Some(entry) => (entry.endpoints.clone(), entry.since),
             None => (BTreeSet::new(), linked),
         };
-        endpoints.extend(state.offered.get(&service).into_iter().flatten());
-        Edge::Known { endpoints, since }
+        let offered = state.offered.get(&service);
+        // One that says the same again is no news when it is confirmed either.
+        let settled = offered.is_none_or(|offered| *offered == endpoints);
+        endpoints.extend(offered.into_iter().flatten());
+        Edge::Known {
+            endpoints,
+            since,
+            settled,
+        }
     }
 
     /// The confirmed version that gave the service its present endpoints; `None` while nothing is confirmed of it.
@@ -165,6 +172,16 @@ mod tests {
             served(confirmed.of(service)),
             "the new one may be in force any moment"
         );
+        let settled = |edge: Edge| matches!(edge, Edge::Known { settled: true, .. });
+        assert!(!settled(confirmed.of(service)), "and may as well be lost");
+        assert_eq!(confirmed.confirm(2, now), [service]);
+        assert!(settled(confirmed.of(service)));
+        confirmed.offer(service, BTreeSet::from([instance]));
+        assert!(
+            settled(confirmed.of(service)),
+            "nobody is told of what changes nothing"
+        );
+        assert!(confirmed.confirm(3, now).is_empty());
         confirmed.lost();
         assert_eq!(confirmed.of(service), Edge::Unknown);
     }

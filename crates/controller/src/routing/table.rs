@@ -186,12 +186,22 @@ fn serves(deployment: DeploymentStatus, instance: InstanceStatus) -> bool {
         || (deployment == DeploymentStatus::Sleeping && instance == InstanceStatus::Sleeping)
 }
 
-/// The instances that take requests: those of the active deployment, and of newer ones that share them already. Besides
+/// The instances that take requests: those of the active deployment, or of the first one while there is none, and of newer
+/// ones that share them already. Besides
 /// the one that comes up these are ones that gave up half way and stand in until the active one is whole again.
 fn endpoints(service: &RoutedService, definition: &DeploymentDefinition) -> Result<Vec<Endpoint>, Error> {
-    let Some(deployment) = service.deployment.as_ref().filter(|it| it.is_active) else {
+    let Some(deployment) = &service.deployment else {
         return Ok(Vec::new());
     };
+    if !deployment.is_active {
+        // Its first one, on its way up: shown HEALTHY only once requests are sent to it.
+        return Ok(match deployment.status {
+            DeploymentStatus::Allocating | DeploymentStatus::Starting => {
+                serving(service, deployment.id, deployment.status, definition)
+            }
+            _ => Vec::new(),
+        });
+    }
     let mut stable = serving(service, deployment.id, deployment.status, definition);
     if deployment.status == DeploymentStatus::Sleeping || stable.is_empty() {
         return Ok(stable);
@@ -288,6 +298,8 @@ fn state(service: &RoutedService) -> State {
         }),
         D::Unhealthy => failed("no instance is healthy"),
         D::Erroring | D::Error => failed("the deployment failed"),
+        // The first one is waited for no longer once somebody answers; the table then is as it will be.
+        D::Allocating | D::Starting if kept => State::Ready,
         D::Pending | D::Provisioning | D::Scheduled | D::Allocating | D::Starting => State::Deploying,
         // The one that served is gone or on its way out, and a newer one has not come up yet.
         D::Stopping | D::Stopped | D::Canceling | D::Canceled | D::Stashed => match service.status {

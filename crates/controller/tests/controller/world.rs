@@ -613,10 +613,17 @@ impl World {
     }
 
     /// The data plane has so many endpoints of the service.
+    /// Waits until requests go to so many instances, and the store knows it where these are the first.
     pub(crate) async fn endpoints_become(&self, id: ServiceId, count: usize) -> routing::Service {
         self.until(&format!("the table has {count} endpoints"), async || {
             match self.edge.service(id) {
-                Some(service) if service.endpoints.len() == count => Ok(service),
+                Some(routed) if routed.endpoints.len() == count => {
+                    let service = self.service(id).await;
+                    match count > 0 && service.active_deployment_id.is_none() {
+                        false => Ok(routed),
+                        true => Err(format!("{service:#?}")),
+                    }
+                }
                 other => Err(format!("{other:#?}")),
             }
         })

@@ -22,6 +22,52 @@ pub(super) fn statuses(world: &World) -> Vec<D> {
     world.store.deployments.iter().map(|it| it.status).collect()
 }
 
+/// Rounds in which the edge hears nothing new.
+fn without_the_edge(world: &mut World, rounds: u32) {
+    for _ in 0..rounds {
+        world.step_site();
+        world.reconcile(false);
+    }
+}
+
+#[test]
+fn a_first_deployment_is_healthy_once_requests_are_sent_to_it() {
+    for takeover in [Takeover::Rolling, Takeover::BlueGreen, Takeover::StopFirst] {
+        let mut world = World::new();
+        let id = world.deploy(Program::Good, 2, takeover);
+        without_the_edge(&mut world, 12);
+        assert_eq!(world.deployment(id).status, D::Starting);
+        let words = Reason::WaitsForEdge.to_string();
+        assert_eq!(world.deployment(id).messages, [words]);
+        world.sync_edge();
+        world.reconcile(false);
+        assert_eq!(world.deployment(id).status, D::Healthy);
+        assert_eq!(world.store.active, Some(id));
+    }
+}
+
+#[test]
+fn a_lost_data_plane_is_waited_for_and_one_that_has_no_way_is_not() {
+    let mut world = World::new();
+    let id = world.deploy(Program::Good, 1, Takeover::Rolling);
+    world.edge_up = false;
+    world.rounds(12);
+    world.advance(world.policy.start_deadline * 2);
+    world.rounds(2);
+    assert_eq!(world.deployment(id).status, D::Starting);
+    world.edge_up = true;
+    world.rounds(2);
+    assert_eq!(world.deployment(id).status, D::Healthy);
+
+    let mut world = World::new();
+    let id = world.deploy(Program::Good, 1, Takeover::Rolling);
+    without_the_edge(&mut world, 12);
+    world.advance(world.policy.start_deadline);
+    without_the_edge(&mut world, 2);
+    assert!(matches!(world.deployment(id).status, D::Erroring | D::Error));
+    assert!(world.deployment(id).messages[0].contains("was not given a way to them"));
+}
+
 #[test]
 fn a_rollout_keeps_the_old_one_until_the_new_one_is_healthy() {
     let mut world = healthy(2);

@@ -85,6 +85,7 @@ impl World {
                 edge: Edge::Known {
                     endpoints: BTreeSet::new(),
                     since: now,
+                    settled: true,
                 },
             },
             now,
@@ -321,6 +322,7 @@ impl World {
             self.store.edge = Edge::Known {
                 endpoints: served,
                 since: self.now,
+                settled: true,
             };
         }
         if self.store.activity == Activity::Unknown {
@@ -339,7 +341,19 @@ impl World {
                     this.status,
                     DeploymentStatus::Allocating | DeploymentStatus::Starting
                 ));
-        awake(this) || (beside && self.store.deployments.iter().any(shared))
+        let first = self.store.active.is_none()
+            && self.newest() == Some(this.version)
+            && matches!(
+                this.status,
+                DeploymentStatus::Allocating | DeploymentStatus::Starting
+            );
+        first || awake(this) || (beside && self.store.deployments.iter().any(shared))
+    }
+
+    fn newest(&self) -> Option<i64> {
+        let kept = |it: &&Deployment| it.status != DeploymentStatus::Stashed;
+        let versions = self.store.deployments.iter().filter(kept);
+        versions.map(|it| it.version).max()
     }
 
     pub(super) fn view(&self) -> ServiceView {

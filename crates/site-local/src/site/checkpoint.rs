@@ -131,12 +131,17 @@ impl Shared {
         let (shared, end) = (Arc::clone(self), self.end.clone());
         let look = async move {
             // Whoever cannot be asked now is asked when the next one goes.
-            let Ok(sizes) = shared.checkpoint_bytes().await else { return };
+            let Ok(sizes) = shared.checkpoint_bytes().await else {
+                return;
+            };
             let mut left = max.saturating_sub(sizes.values().sum());
             let fit: Vec<InstanceId> = {
                 let entries = shared.lock();
                 let waiting = entries.iter().filter_map(|(id, entry)| match &entry.live {
-                    Live::Up(Up { asleep: Asleep::NoRoom { bytes, .. }, .. }) => Some((*id, *bytes)),
+                    Live::Up(Up {
+                        asleep: Asleep::NoRoom { bytes, .. },
+                        ..
+                    }) => Some((*id, *bytes)),
                     _ => None,
                 });
                 let fits = waiting.filter_map(|(id, bytes)| {

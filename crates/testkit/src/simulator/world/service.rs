@@ -226,8 +226,10 @@ impl<'t> Service<'t> {
 
     /// The instances that new requests should go to.
     fn served(&self) -> BTreeSet<InstanceId> {
-        let active =
-            |it: &&Deployment| Some(it.id) == self.store.active && it.status != DeploymentStatus::Sleeping;
+        let active = |it: &&Deployment| match self.store.active {
+            Some(active) => active == it.id && it.status != DeploymentStatus::Sleeping,
+            None => it.status == DeploymentStatus::Starting,
+        };
         let deployments = self.store.deployments.iter().filter(active);
         let healthy = deployments
             .flat_map(Deployment::instances)
@@ -248,6 +250,7 @@ impl<'t> Service<'t> {
         self.store.edge = Edge::Known {
             endpoints: self.served(),
             since: now,
+            settled: true,
         };
     }
 
@@ -525,6 +528,7 @@ pub fn asleep(start: Timestamp, deep_sleep: Duration, rng: &mut Rng) -> ServiceV
         edge: Edge::Known {
             endpoints: BTreeSet::new(),
             since: start,
+            settled: true,
         },
     }
 }
