@@ -40,8 +40,8 @@ def cpu_seconds(pids):
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def create(cloud, image, number):
-    """An app and a service that falls asleep after a second without a request."""
+def create(cloud, image, number, idle_seconds=1):
+    """An app and a service that falls asleep when nobody has asked for so long."""
     status, reply = cloud.call("POST", "/v1/apps", {"name": f"sleeper-{number}"})
     if status != 200:
         raise AssertionError(f"app {number}: {status} {reply}")
@@ -49,7 +49,7 @@ def create(cloud, image, number):
         "name": "web", "type": "WEB", "docker": {"image": image}, "regions": [region(cloud)],
         "instance_types": [{"type": "nano"}], "ports": [{"port": 8000, "protocol": "http"}],
         "routes": [{"port": 8000, "path": "/"}],
-        "scalings": [{"min": 0, "max": 1, "targets": [{"sleep_idle_delay": {"deep_sleep_value": 1}}]}],
+        "scalings": [{"min": 0, "max": 1, "targets": [{"sleep_idle_delay": {"deep_sleep_value": idle_seconds}}]}],
     }
     status, reply = cloud.call("POST", "/v1/services", {"app_id": reply["app"]["id"], "definition": definition})
     if status != 200:
