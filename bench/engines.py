@@ -1,4 +1,8 @@
-"""tram-engine and llama-server side by side: the same weights, threads, batch and context; who measures imports this."""
+"""tram-engine and llama-server side by side: the same weights, threads, batch and context; who measures imports this.
+
+The peer gets `--kv-unified`: without it a slot has a part of the context to itself, sixteen of 8192 tokens 512 each, and
+refuses every longer prompt, in exchange for attention that looks at less. Both here serve prompts of up to the whole.
+"""
 
 import concurrent.futures
 import contextlib
@@ -46,7 +50,7 @@ class Server:
         threads = str(threads or os.cpu_count())
         if peer:
             command = [theirs(), "--model", WEIGHTS, "--host", "127.0.0.1", "--port", str(port), "--threads", threads,
-                       "--parallel", str(slots), "--ctx-size", str(context)]
+                       "--parallel", str(slots), "--ctx-size", str(context), "--kv-unified"]
         else:
             command = [ours(), "serve", "--model", WEIGHTS, "--listen", f"127.0.0.1:{port}", "--threads", threads,
                        "--parallel", str(slots), "--context-length", str(context)]
