@@ -2,7 +2,8 @@
 //!
 //! It runs on one thread beside the engine's; what takes time (templates, tokens, grammars) runs on a few others. The
 //! order of a request: `http` (routes, limits, who asks), `fields` (what is in the body), `chat`, `completions` or
-//! `embeddings` (the request), the engine, `stream` and `reply` (the answer).
+//! `embeddings` (the request), the engine, `stream` and `reply` (the answer). Contracts of other vendors, and OpenAI's newer
+//! one, are read by `messages`, `responses` and `fim`, and their answers written by `told`.
 
 mod chat;
 mod completions;
@@ -10,10 +11,14 @@ mod connections;
 mod embeddings;
 mod error;
 mod fields;
+mod fim;
+mod messages;
 mod parameters;
 mod reply;
+mod responses;
 mod state;
 mod stream;
+mod told;
 mod tools;
 
 use std::convert::Infallible;
@@ -43,6 +48,7 @@ use fields::Fields;
 use parameters::Parameters;
 use reply::{Head, Kind};
 use stream::{Answers, Stream};
+use told::{Question, Telling};
 use tools::Tools;
 
 /// Longest body. A context of 128,000 tokens is about half a megabyte of text, so this leaves room for any request that
@@ -52,6 +58,11 @@ pub(crate) const BODY_BYTES_MAX: usize = 4 << 20;
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// Whose request it is, for fairness and for the scope of the prefix cache. The platform's edge sets it.
 const TENANT: &str = "x-tram-tenant";
+/// Anthropic's endpoints, which have errors of their own shape.
+const MESSAGES: &str = "/v1/messages";
+const COUNT_TOKENS: &str = "/v1/messages/count_tokens";
+const RESPONSES: &str = "/v1/responses";
+const FIM: &str = "/v1/fim/completions";
 /// `low`, `normal` or `high`.
 const PRIORITY: &str = "x-tram-priority";
 /// Longest name of a tenant.
@@ -101,6 +112,7 @@ struct Asked {
 pub(crate) enum Body {
     Whole(Option<Bytes>),
     Stream(Box<Stream>),
+    Told(Box<Telling>),
 }
 
 impl http_body::Body for Body {
@@ -114,6 +126,7 @@ impl http_body::Body for Body {
         match &mut *self {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stream(stream) => Pin::new(&mut **stream).poll_frame(context),
+            Self::Told(telling) => Pin::new(&mut **telling).poll_frame(context),
         }
     }
 
@@ -126,7 +139,7 @@ impl http_body::Body for Body {
             Self::Whole(bytes) => {
                 http_body::SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64)
             }
-            Self::Stream(_) => http_body::SizeHint::default(),
+            Self::Stream(_) | Self::Told(_) => http_body::SizeHint::default(),
         }
     }
 }
@@ -165,9 +178,15 @@ impl Served {
 
 /// One request, answered.
 async fn answer(front: Arc<Front>, request: HttpRequest<Incoming>) -> Result<Response<Body>, Infallible> {
-    Ok(route(&front, request)
-        .await
-        .unwrap_or_else(|error| refuse(&error)))
+    let of_anthropic = request.uri().path().starts_with(MESSAGES);
+    Ok(route(&front, request).await.unwrap_or_else(|error| {
+        let body = if of_anthropic {
+            error.anthropic()
+        } else {
+            error.body()
+        };
+        refuse(&error, &body)
+    }))
 }
 
 async fn route(front: &Front, request: HttpRequest<Incoming>) -> Result<Response<Body>, ApiError> {
@@ -179,7 +198,15 @@ async fn route(front: &Front, request: HttpRequest<Incoming>) -> Result<Response
         "/health" | "/metrics" | "/v1/engine/state" | "/v1/models" if !reads => {
             return Err(ApiError::wrong_method(method.as_str(), path));
         }
-        "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings" if !posts => {
+        "/v1/chat/completions"
+        | "/v1/completions"
+        | "/v1/embeddings"
+        | MESSAGES
+        | COUNT_TOKENS
+        | RESPONSES
+        | FIM
+            if !posts =>
+        {
             return Err(ApiError::wrong_method(method.as_str(), path));
         }
         _ => {}
@@ -205,6 +232,24 @@ async fn route(front: &Front, request: HttpRequest<Incoming>) -> Result<Response
             let body = body(request).await?;
             generate(served, chat, body, caller).await
         }
+        MESSAGES | RESPONSES | FIM => {
+            let served = served.ok_or_else(loading)?;
+            front.check_stopping()?;
+            let caller = caller(&request)?;
+            let read: Read = match path {
+                MESSAGES => messages::read,
+                RESPONSES => responses::read,
+                _ => fim::read,
+            };
+            let body = body(request).await?;
+            tell(served, read, body, caller).await
+        }
+        COUNT_TOKENS => {
+            let served = served.ok_or_else(loading)?;
+            let (reader, body) = (served.clone(), body(request).await?);
+            let count = move || messages::count(&reader, &body);
+            Ok(json_body(&reading(count).await?))
+        }
         "/v1/embeddings" => {
             let served = served.ok_or_else(loading)?;
             front.check_stopping()?;
@@ -226,6 +271,37 @@ async fn route(front: &Front, request: HttpRequest<Incoming>) -> Result<Response
     }
 }
 
+/// Runs what takes time on a thread that nobody else waits for.
+async fn reading<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(read)
+        .await
+        .map_err(|error| ApiError::internal(format!("The request could not be read: {error}")))?
+}
+
+/// Reads a request of one of the contracts that `told` writes.
+type Read = fn(&Served, &[u8], &Caller) -> Result<Question, ApiError>;
+
+async fn tell(
+    served: &Arc<Served>,
+    read: Read,
+    body: Bytes,
+    caller: Caller,
+) -> Result<Response<Body>, ApiError> {
+    let reader = served.clone();
+    let question = reading(move || read(&reader, &body, &caller)).await?;
+    let prompt = question.request.prompt.len();
+    served.engine.submit(question.request)?;
+    let mut telling = Telling::new(question.receiver, prompt, question.tools, question.shape);
+    telling.begun().await?;
+    if question.stream {
+        Ok(events(Body::Told(Box::new(telling.stream()))))
+    } else {
+        Ok(json_body(&telling.whole().await?))
+    }
+}
+
 async fn generate(
     served: &Arc<Served>,
     chat: bool,
@@ -240,9 +316,7 @@ async fn generate(
             completions::read(&reader, &body, &caller)
         }
     };
-    let asked = tokio::task::spawn_blocking(read)
-        .await
-        .map_err(|error| ApiError::internal(format!("The request could not be read: {error}")))??;
+    let asked = reading(read).await?;
     let Asked {
         kind,
         request,
@@ -259,14 +333,7 @@ async fn generate(
     answers.begun().await?;
     if parameters.stream {
         let body = Body::Stream(Box::new(answers.stream(parameters.stream_usage)));
-        let mut response = Response::new(body);
-        let headers = response.headers_mut();
-        headers.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("text/event-stream; charset=utf-8"),
-        );
-        headers.insert("cache-control", HeaderValue::from_static("no-cache"));
-        Ok(response)
+        Ok(events(body))
     } else {
         Ok(json_body(&answers.whole().await?))
     }
@@ -319,8 +386,20 @@ async fn body(request: HttpRequest<Incoming>) -> Result<Bytes, ApiError> {
     }
 }
 
-fn refuse(error: &ApiError) -> Response<Body> {
-    let mut response = json_body(&error.body());
+/// A stream of events.
+fn events(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/event-stream; charset=utf-8"),
+    );
+    headers.insert("cache-control", HeaderValue::from_static("no-cache"));
+    response
+}
+
+fn refuse(error: &ApiError, body: &Value) -> Response<Body> {
+    let mut response = json_body(body);
     *response.status_mut() = error.status;
     if let Some(after) = error.retry_after {
         let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);

@@ -167,13 +167,23 @@ impl Model {
             vocabulary.fim_suf().0,
             vocabulary.fim_mid().0,
         ];
-        if marks.iter().any(|mark| *mark < 0) {
-            return None;
-        }
-        let [before, after, here] = marks;
         let texts = self
             .tokens(prompt, false, false)
             .zip(self.tokens(suffix, false, false));
+        if marks.iter().any(|mark| *mark < 0) {
+            // Mistral's models were trained with the suffix first and no mark between.
+            let (before, after) = (self.control("[PREFIX]")?, self.control("[SUFFIX]")?);
+            let beginning = Some(vocabulary.bos().0).filter(|token| *token >= 0);
+            return Some(texts.map(|(prompt, suffix)| {
+                let mut tokens: Vec<Token> = beginning.into_iter().collect();
+                tokens.push(after);
+                tokens.extend(suffix);
+                tokens.push(before);
+                tokens.extend(prompt);
+                tokens
+            }));
+        }
+        let [before, after, here] = marks;
         Some(texts.map(|(prompt, suffix)| {
             let mut tokens = vec![before];
             tokens.extend(prompt);
@@ -182,6 +192,19 @@ impl Model {
             tokens.push(here);
             tokens
         }))
+    }
+
+    /// The one token of this name that is no text, if the vocabulary has it.
+    fn control(&self, name: &str) -> Option<Token> {
+        match self
+            .llama
+            .vocab()
+            .tokenize(name.as_bytes(), false, true)
+            .as_slice()
+        {
+            [token] if self.piece(token.0).is_empty() => Some(token.0),
+            _ => None,
+        }
     }
 
     /// The bytes of a token; of one that is only for control, none.

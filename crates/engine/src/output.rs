@@ -19,25 +19,36 @@ pub(crate) struct Output {
     bytes: Vec<u8>,
     /// What may be the beginning of a stop sequence.
     held: String,
+    /// Which stop sequence was met.
+    met: usize,
 }
 
 impl Output {
     /// Empty stop sequences are met by nothing.
-    pub(crate) fn new(mut stops: Vec<String>) -> Self {
-        stops.retain(|stop| !stop.is_empty());
+    pub(crate) fn new(stops: Vec<String>) -> Self {
         Self {
             stops,
             bytes: Vec::new(),
             held: String::new(),
+            met: 0,
         }
+    }
+
+    /// The number of the stop sequence that was met, once one was.
+    pub(crate) fn met(&self) -> usize {
+        self.met
     }
 
     pub(crate) fn push(&mut self, piece: &[u8]) -> Pushed {
         self.bytes.extend_from_slice(piece);
         let text = take_characters(&mut self.bytes);
         self.held.push_str(&text);
-        let first = self.stops.iter().filter_map(|stop| self.held.find(stop)).min();
-        if let Some(at) = first {
+        let stops = self.stops.iter().enumerate().filter(|(_, stop)| !stop.is_empty());
+        let first = stops
+            .filter_map(|(number, stop)| self.held.find(stop).map(|at| (at, number)))
+            .min();
+        if let Some((at, number)) = first {
+            self.met = number;
             self.bytes.clear();
             let mut text = std::mem::take(&mut self.held);
             text.truncate(at);
@@ -148,6 +159,7 @@ mod tests {
         let mut output = Output::new(vec!["\n\n".into(), "User:".into(), String::new()]);
         let (text, stopped) = all(&mut output, &[b"hi", b"\n", b"U", b"ser", b": no", b"\n\n"]);
         assert_eq!((text.as_str(), stopped), ("hi\n", true));
+        assert_eq!(output.met(), 1);
     }
 
     proptest! {

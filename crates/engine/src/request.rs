@@ -62,8 +62,10 @@ pub(crate) struct Likely {
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The model was done, or a stop sequence was met.
+    /// The model was done.
     Stop,
+    /// A stop sequence was met: which of the request's.
+    Sequence(usize),
     /// No more tokens were allowed.
     Length,
 }

@@ -140,7 +140,7 @@ impl Figures {
 
     pub(super) fn ended(&mut self, why: End, whole: Duration) {
         match why {
-            End::Stop => self.ended_stop += 1,
+            End::Stop | End::Sequence(_) => self.ended_stop += 1,
             End::Length => self.ended_length += 1,
         }
         self.request.add(whole);

@@ -236,7 +236,7 @@ impl Worker<'_> {
                 Pushed::Text(more) => text = more,
                 Pushed::Stopped(last) => {
                     text = last;
-                    stop = Some(End::Stop);
+                    stop = Some(End::Sequence(answer.output.met()));
                 }
             }
         }

@@ -8,9 +8,10 @@ use super::parameters::Parameters;
 use super::reply::Kind;
 use super::tools::Tools;
 use super::{Asked, Caller, Served};
+use crate::cache::Token;
 
 /// Messages of one conversation. A template's time grows with them; longer conversations do not fit a context anyway.
-const MESSAGES_MAX: usize = 4096;
+pub(super) const MESSAGES_MAX: usize = 4096;
 /// OpenAI's bound on `top_logprobs`.
 const LIKELY_MAX: usize = 20;
 const FIELD: &str = "messages";
@@ -20,11 +21,6 @@ pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Aske
     let model = &served.model;
     let mut fields = Fields::parse(body)?;
     served.check_model(&mut fields)?;
-    let Some(template) = model.template.as_ref().filter(|_| !model.embeds) else {
-        return Err(ApiError::bad(
-            "This model has no chat template: use /v1/completions, or start it with one.",
-        ));
-    };
     let messages = fields
         .array(FIELD)?
         .ok_or_else(|| ApiError::field(FIELD, format!("Missing required parameter: '{FIELD}'.")))?;
@@ -32,12 +28,18 @@ pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Aske
         let message = format!("'{FIELD}' has to have from 1 to {MESSAGES_MAX} entries.");
         return Err(ApiError::field(FIELD, message));
     }
+    let begun = begun(&messages)?;
+    let said = messages.len() - usize::from(begun.is_some());
     let messages = messages
         .into_iter()
+        .take(said)
         .enumerate()
         .map(|(at, message)| normal(at, message));
-    let mut messages: Vec<Value> = messages.collect::<Result<_, _>>()?;
-    let tools = Tools::new(fields.array("tools")?, fields.take("tool_choice"))?;
+    let messages: Vec<Value> = messages.collect::<Result<_, _>>()?;
+    let one_call = fields.flag("parallel_tool_calls")? == Some(false);
+    let tools = Tools::new(fields.array("tools")?, fields.take("tool_choice"))?
+        .map(|tools| tools.one_at_a_time(one_call));
+    mistral(&mut fields)?;
     let parameters = Parameters::take(&mut fields, model, served.answers_max)?;
     let log_probabilities = log_probabilities(&mut fields)?;
     let schema = tools
@@ -46,16 +48,7 @@ pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Aske
         .or(response_format(&mut fields)?);
     Parameters::finish(fields)?;
 
-    if let Some(tools) = tools.as_ref().filter(|_| !template.knows_tools) {
-        tell(&mut messages, &tools.instruction());
-    }
-    let told = tools.as_ref().filter(|_| template.knows_tools);
-    let prompt = template
-        .render(&messages, told.map(|tools| tools.definitions.as_slice()))
-        .map_err(|error| ApiError::field(FIELD, format!("The model's chat template refused: {error}.")))?;
-    let tokens = model
-        .tokens(&prompt, !template.begins(&prompt), true)
-        .ok_or_else(|| ApiError::context_length(FIELD, model.context_length, None))?;
+    let tokens = prompt(served, FIELD, messages, tools.as_ref(), begun.as_deref())?;
     let grammar = served.grammar(schema)?;
     let (events, receiver) = tokio::sync::mpsc::unbounded_channel();
     let request = parameters.request(
@@ -74,8 +67,81 @@ pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Aske
         receiver,
         parameters,
         tools,
-        echo: None,
+        echo: begun,
     })
+}
+
+/// The tokens of a conversation of [`normal`] messages, up to where the answer goes on: at its beginning, or after what
+/// of it is there already. `field` is the one to name when it cannot be.
+pub(super) fn prompt(
+    served: &Served,
+    field: &'static str,
+    mut messages: Vec<Value>,
+    tools: Option<&Tools>,
+    begun: Option<&str>,
+) -> Result<Vec<Token>, ApiError> {
+    let model = &served.model;
+    let Some(template) = model.template.as_ref().filter(|_| !model.embeds) else {
+        return Err(ApiError::bad(
+            "This model has no chat template: use /v1/completions, or start it with one.",
+        ));
+    };
+    if !template.knows_tools {
+        for message in &mut messages {
+            write_calls(message);
+        }
+        if let Some(tools) = tools {
+            tell(&mut messages, &tools.instruction());
+        }
+    }
+    let told = tools.filter(|_| template.knows_tools);
+    let mut prompt = template
+        .render(&messages, told.map(|tools| tools.definitions.as_slice()))
+        .map_err(|error| ApiError::field(field, format!("The model's chat template refused: {error}.")))?;
+    prompt.push_str(begun.unwrap_or_default());
+    model
+        .tokens(&prompt, !template.begins(&prompt), true)
+        .ok_or_else(|| ApiError::context_length(field, model.context_length, None))
+}
+
+/// Calls that a template would leave out, as text.
+fn write_calls(message: &mut Value) {
+    let Some(calls) = message["tool_calls"].as_array() else {
+        return;
+    };
+    let calls: Vec<String> = calls.iter().map(Tools::told).collect();
+    let before = message["content"].as_str().unwrap_or_default();
+    message["content"] = format!("{before}{}", calls.join("\n")).into();
+}
+
+/// What is there of the answer already: Mistral's `prefix` of the last message.
+fn begun(messages: &[Value]) -> Result<Option<String>, ApiError> {
+    for (at, message) in messages.iter().enumerate() {
+        if message["prefix"] != true {
+            continue;
+        }
+        let field = format!("{FIELD}[{at}].prefix");
+        let text = message["content"].as_str();
+        return match text.filter(|_| message["role"] == "assistant" && at + 1 == messages.len()) {
+            Some(text) if at > 0 => Ok(Some(text.to_owned())),
+            _ => {
+                let message = format!("'{field}' is for the last message, the assistant's, after others.");
+                Err(ApiError::field(field, message))
+            }
+        };
+    }
+    Ok(None)
+}
+
+/// Mistral's fields that are no wish when they say what is so anyway.
+fn mistral(fields: &mut Fields) -> Result<(), ApiError> {
+    if fields.flag("safe_prompt")? == Some(true) {
+        let message =
+            "'safe_prompt' is not available here: write what is asked of the model into a system message.";
+        return Err(ApiError::field("safe_prompt", message));
+    }
+    fields.count("min_tokens", 0, 0)?;
+    Ok(())
 }
 
 /// A message as templates know it: a role, a text, calls with their arguments as objects.

@@ -59,6 +59,8 @@ pub(super) async fn answer(served: &Arc<Served>, body: Bytes, caller: Caller) ->
         })
         .collect::<Result<_, _>>()?;
     Ok(json!({
+        // Mistral's clients want one.
+        "id": format!("embd-{}", uuid::Uuid::new_v4().simple()),
         "object": "list",
         "data": data,
         "model": served.name,
@@ -88,8 +90,19 @@ fn read(served: &Served, body: &[u8]) -> Result<Asked, ApiError> {
             return Err(ApiError::field("encoding_format", message));
         }
     };
-    let dimensions = fields.count("dimensions", 1, usize::MAX)?;
-    fields.finish(&["user"])?;
+    // OpenAI's words and Mistral's.
+    let dimensions = match fields.count("dimensions", 1, usize::MAX)? {
+        None => fields.count("output_dimension", 1, usize::MAX)?,
+        given => given,
+    };
+    match fields.text("output_dtype")?.as_deref() {
+        None | Some("float") => {}
+        Some(_) => {
+            let message = "'output_dtype' has to be 'float': this engine does not round vectors.";
+            return Err(ApiError::field("output_dtype", message));
+        }
+    }
+    fields.finish(&["user", "metadata"])?;
     let texts = match &input {
         Value::String(_) => vec![&input],
         Value::Array(values) if matches!(values.first(), Some(Value::Number(_))) => vec![&input],

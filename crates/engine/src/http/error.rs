@@ -125,6 +125,21 @@ impl ApiError {
     }
 }
 
+impl ApiError {
+    /// The same in Anthropic's shape.
+    pub(crate) fn anthropic(&self) -> Value {
+        let kind = match self.status {
+            StatusCode::NOT_FOUND => "not_found_error",
+            StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+            status if status.is_client_error() => "invalid_request_error",
+            _ => "api_error",
+        };
+        json!({"type": "error", "error": {"type": kind, "message": self.message}})
+    }
+}
+
 /// When to ask again while the model loads or another engine takes over.
 const UNAVAILABLE_RETRY: Duration = Duration::from_secs(1);
 

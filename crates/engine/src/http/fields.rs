@@ -23,6 +23,11 @@ impl Fields {
         }
     }
 
+    /// The fields of an object within.
+    pub(crate) fn of(fields: Map<String, Value>) -> Self {
+        Self(fields)
+    }
+
     /// The value of a field; none when it is absent or null.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
         // The order of what is left does not matter.
@@ -133,14 +138,27 @@ impl Fields {
     }
 
     /// Nothing else may be there but what changes no answer.
-    pub(crate) fn finish(mut self, harmless: &[&str]) -> Result<(), ApiError> {
+    pub(crate) fn finish(self, harmless: &[&str]) -> Result<(), ApiError> {
+        match self.left(harmless) {
+            Some(name) => Err(ApiError::unknown_field(&name)),
+            None => Ok(()),
+        }
+    }
+
+    /// The same for an object that is the field `of` of another.
+    pub(crate) fn finish_within(self, of: &str, harmless: &[&str]) -> Result<(), ApiError> {
+        match self.left(harmless) {
+            Some(name) => Err(ApiError::unknown_field(&format!("{of}.{name}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn left(mut self, harmless: &[&str]) -> Option<String> {
         for name in harmless {
             self.0.swap_remove(*name);
         }
-        match self.0.iter().find(|(_, value)| !value.is_null()) {
-            Some((name, _)) => Err(ApiError::unknown_field(name)),
-            None => Ok(()),
-        }
+        let mut left = self.0.into_iter().filter(|(_, value)| !value.is_null());
+        left.next().map(|(name, _)| name)
     }
 }
 

@@ -15,7 +15,7 @@ use crate::sample;
 /// OpenAI's bound.
 const STOPS_MAX: usize = 4;
 /// OpenAI's bound, and where a distribution is as good as even.
-const TEMPERATURE_MAX: f32 = 2.0;
+pub(super) const TEMPERATURE_MAX: f32 = 2.0;
 /// OpenAI's bound on penalties, above and below.
 const PENALTY_MAX: f32 = 2.0;
 /// OpenAI's bound on biases, above and below: it forces a token or rules it out.
@@ -33,18 +33,17 @@ const HARMLESS: &[&str] = &[
     "safety_identifier",
     "prompt_cache_key",
     "prompt_cache_retention",
-    "parallel_tool_calls",
 ];
 
 /// How to answer, whatever the question.
 #[derive(Debug)]
 pub(crate) struct Parameters {
     pub(crate) answers: usize,
-    tokens_max: Option<usize>,
-    sampling: sample::Settings,
-    seed: u64,
-    stops: Vec<String>,
-    ignores_end: bool,
+    pub(super) tokens_max: Option<usize>,
+    pub(super) sampling: sample::Settings,
+    pub(super) seed: u64,
+    pub(super) stops: Vec<String>,
+    pub(super) ignores_end: bool,
     pub(crate) stream: bool,
     /// A last chunk of a stream says how many tokens it was.
     pub(crate) stream_usage: bool,
@@ -81,10 +80,7 @@ impl Parameters {
                 .unwrap_or(1.0),
             bias: bias(fields, model)?,
         };
-        let seed = match fields.integer("seed", i64::MIN..=i64::MAX)? {
-            Some(seed) => seed.cast_unsigned(),
-            None => unforeseen(),
-        };
+        let seed = seed(fields)?;
         let stream = fields.flag("stream")?.unwrap_or(false);
         let mut stream_usage = false;
         if let Some(mut options) = fields.object("stream_options")? {
@@ -105,6 +101,20 @@ impl Parameters {
             stream,
             stream_usage,
         })
+    }
+
+    /// One answer, as the model gives it by itself, with a seed of its own.
+    pub(super) fn plain() -> Self {
+        Self {
+            answers: 1,
+            tokens_max: None,
+            sampling: sample::Settings::default(),
+            seed: unforeseen(),
+            stops: Vec::new(),
+            ignores_end: false,
+            stream: false,
+            stream_usage: false,
+        }
     }
 
     /// Refuses what is left.
@@ -156,7 +166,24 @@ impl Parameters {
     }
 }
 
-fn top_k(fields: &mut Fields, model: &Model) -> Result<usize, ApiError> {
+/// OpenAI's `seed` or Mistral's `random_seed`; one of its own without.
+fn seed(fields: &mut Fields) -> Result<u64, ApiError> {
+    const MISTRAL: &str = "random_seed";
+    let all = i64::MIN..=i64::MAX;
+    match (
+        fields.integer("seed", all.clone())?,
+        fields.integer(MISTRAL, all)?,
+    ) {
+        (Some(_), Some(_)) => Err(ApiError::field(
+            MISTRAL,
+            "Give 'seed' or 'random_seed', not both.",
+        )),
+        (Some(seed), None) | (None, Some(seed)) => Ok(seed.cast_unsigned()),
+        (None, None) => Ok(unforeseen()),
+    }
+}
+
+pub(super) fn top_k(fields: &mut Fields, model: &Model) -> Result<usize, ApiError> {
     let vocabulary = usize::try_from(model.vocabulary()).unwrap_or_default();
     // -1 is no cut in vLLM's words, 0 in llama.cpp's.
     let top_k = fields.integer("top_k", -1..=i64::MAX)?.unwrap_or(0).max(0);

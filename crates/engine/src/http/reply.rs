@@ -32,7 +32,7 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
-    fn json(self) -> Value {
+    pub(super) fn json(self) -> Value {
         json!({
             "prompt_tokens": self.prompt,
             "completion_tokens": self.completion,

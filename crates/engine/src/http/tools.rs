@@ -29,6 +29,8 @@ pub(crate) struct Tools {
     /// As the client sent them.
     pub(crate) definitions: Vec<Value>,
     choice: Choice,
+    /// Of several calls only the first counts.
+    at_most_one: bool,
 }
 
 impl Tools {
@@ -51,7 +53,8 @@ impl Tools {
         let choice = match choice.as_ref() {
             None => Choice::Auto,
             Some(Value::String(word)) if word == "auto" => Choice::Auto,
-            Some(Value::String(word)) if word == "required" => Choice::Required,
+            // OpenAI's word and Mistral's.
+            Some(Value::String(word)) if word == "required" || word == "any" => Choice::Required,
             Some(Value::String(word)) if word == "none" => return Ok(None),
             Some(other) => match other["function"]["name"].as_str() {
                 Some(wanted) if definitions.iter().any(|tool| name(tool) == Some(wanted)) => {
@@ -72,7 +75,25 @@ impl Tools {
                 )),
             };
         }
-        Ok(Some(Self { definitions, choice }))
+        Ok(Some(Self {
+            definitions,
+            choice,
+            at_most_one: false,
+        }))
+    }
+
+    /// The same, for a client that takes one call at a time.
+    pub(crate) fn one_at_a_time(self, one: bool) -> Self {
+        Self {
+            at_most_one: one,
+            ..self
+        }
+    }
+
+    /// How an earlier call is told to a model whose template knows no tools: as [`Self::instruction`] says.
+    pub(crate) fn told(call: &Value) -> String {
+        let (name, arguments) = (&call["function"]["name"], &call["function"]["arguments"]);
+        format!("{OPEN}{{\"name\": {name}, \"arguments\": {arguments}}}{CLOSE}")
     }
 
     /// The schema of the only answer there may be, when a call is demanded.
@@ -147,7 +168,11 @@ impl Tools {
             vec![serde_json::from_str(text).ok()?]
         };
         let calls: Option<Vec<Call>> = values.iter().map(|value| self.call(value)).collect();
-        calls.filter(|calls| !calls.is_empty())
+        let mut calls = calls.filter(|calls| !calls.is_empty())?;
+        if self.at_most_one {
+            calls.truncate(1);
+        }
+        Some(calls)
     }
 
     fn call(&self, value: &Value) -> Option<Call> {
@@ -205,6 +230,24 @@ mod tests {
         ] {
             assert_eq!(tools.calls(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn who_takes_one_call_gets_the_first() {
+        let call = |city: &str| format!(r#"{{"name": "weather", "arguments": {{"city": "{city}"}}}}"#);
+        let text = format!("[TOOL_CALLS][{}, {}]", call("Lyon"), call("Nice"));
+        let tools = tools(json!("auto"));
+        assert_eq!(tools.calls(&text).unwrap().len(), 2);
+        let one = tools.one_at_a_time(true).calls(&text).unwrap();
+        assert_eq!(one.len(), 1);
+        assert!(one[0].arguments.contains("Lyon"));
+        let told = json!({"function": {"name": "weather", "arguments": {"city": "Lyon"}}});
+        let again = tools_of_weather().calls(&Tools::told(&told)).unwrap();
+        assert_eq!(again[0].arguments, r#"{"city":"Lyon"}"#);
+    }
+
+    fn tools_of_weather() -> Tools {
+        tools(json!("any"))
     }
 
     #[test]
