@@ -8,9 +8,10 @@
 //! the engine's. The answer passes through byte by byte, so a stream is a stream; a caller that leaves takes the request
 //! to the engine along. The caller's token ends here: an engine never sees it.
 //!
-//! The paths are OpenAI's and so are the errors. Mistral's clients use the same paths; what they name differently is
-//! translated in [`body`].
+//! Most paths are OpenAI's, and so are their errors. Mistral's clients use the same paths; what they name differently is
+//! translated in [`body`]. Anthropic's have paths, a header and errors of their own: [`anthropic`].
 
+mod anthropic;
 mod body;
 mod error;
 mod find;
@@ -21,6 +22,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
+    body::Body,
     extract::{Path, Request, State},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -51,6 +53,10 @@ pub(crate) fn router(api: ApiState) -> Router {
         .route("/v1/chat/completions", post(ask))
         .route("/v1/completions", post(ask))
         .route("/v1/embeddings", post(ask))
+        .route("/v1/responses", post(ask))
+        .route("/v1/fim/completions", post(ask))
+        .route("/v1/messages", post(ask_as_anthropic))
+        .route("/v1/messages/count_tokens", post(ask_as_anthropic))
         .route("/v1/models", get(models))
         .route("/v1/models/{*model}", get(model))
         .with_state(api)
@@ -60,8 +66,21 @@ async fn ask(State(api): State<ApiState>, request: Request) -> Response {
     answer(Box::pin(try_ask(&api, request)).await)
 }
 
+async fn ask_as_anthropic(State(api): State<ApiState>, request: Request) -> Response {
+    Box::pin(try_ask(&api, request))
+        .await
+        .unwrap_or_else(anthropic::refuse)
+}
+
+/// A request whose token is where all have it.
+fn parts(request: Request) -> (Parts, Body) {
+    let (mut parts, body) = request.into_parts();
+    anthropic::take_key(&mut parts.headers);
+    (parts, body)
+}
+
 async fn try_ask(api: &ApiState, request: Request) -> Result<Response, Refusal> {
-    let (parts, incoming) = request.into_parts();
+    let (parts, incoming) = parts(request);
     let caller = admit(api, &parts, Access::Write).await?;
     let Some(front) = &api.front else {
         return Err(Refusal::no_models());
@@ -75,7 +94,7 @@ async fn try_ask(api: &ApiState, request: Request) -> Result<Response, Refusal> 
 }
 
 async fn models(State(api): State<ApiState>, request: Request) -> Response {
-    let (parts, _) = request.into_parts();
+    let (parts, _) = parts(request);
     let listed = async {
         let caller = admit(&api, &parts, Access::Read).await?;
         list::all(&api, &caller).await
@@ -84,7 +103,7 @@ async fn models(State(api): State<ApiState>, request: Request) -> Response {
 }
 
 async fn model(State(api): State<ApiState>, Path(name): Path<String>, request: Request) -> Response {
-    let (parts, _) = request.into_parts();
+    let (parts, _) = parts(request);
     let found = async {
         let caller = admit(&api, &parts, Access::Read).await?;
         list::one(&api, &caller, &name).await

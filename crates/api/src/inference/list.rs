@@ -1,4 +1,4 @@
-//! The models that a caller can ask, as OpenAI's and Mistral's clients read them.
+//! The models that a caller can ask, as OpenAI's, Mistral's and Anthropic's clients read them.
 
 use std::collections::BTreeMap;
 
@@ -15,13 +15,17 @@ use super::{
 };
 use crate::{auth::Caller, state::ApiState};
 
-/// A model, by both contracts: each client passes over what it does not know.
+/// A model, by all three contracts: each client passes over what it does not know.
 #[derive(Debug, Serialize)]
 struct Shown {
     id: String,
     object: &'static str,
     /// Seconds since 1970.
     created: i64,
+    /// Anthropic's: the same as a date.
+    created_at: String,
+    /// Anthropic's.
+    display_name: String,
     owned_by: String,
     /// Mistral's: nobody trained it further here.
     r#type: &'static str,
@@ -47,6 +51,10 @@ struct Capabilities {
 struct List {
     object: &'static str,
     data: Vec<Shown>,
+    /// Anthropic's: all are here.
+    has_more: bool,
+    first_id: Option<String>,
+    last_id: Option<String>,
 }
 
 pub(super) async fn all(api: &ApiState, caller: &Caller) -> Result<Response, Refusal> {
@@ -60,8 +68,16 @@ pub(super) async fn all(api: &ApiState, caller: &Caller) -> Result<Response, Ref
         Some(1) => it.service.name.clone(),
         _ => it.path(),
     };
-    let data = found.iter().map(|it| shown(api, it, id(it))).collect();
-    Ok(Json(List { object: "list", data }).into_response())
+    let data: Vec<Shown> = found.iter().map(|it| shown(api, it, id(it))).collect();
+    let id = |model: Option<&Shown>| model.map(|model| model.id.clone());
+    Ok(Json(List {
+        object: "list",
+        has_more: false,
+        first_id: id(data.first()),
+        last_id: id(data.last()),
+        data,
+    })
+    .into_response())
 }
 
 pub(super) async fn one(api: &ApiState, caller: &Caller, name: &str) -> Result<Response, Refusal> {
@@ -85,6 +101,8 @@ fn shown(api: &ApiState, it: &ModelService, id: String) -> Shown {
         .map_or(0, |model| model.context_length);
     let asked = u64::try_from(asked).unwrap_or(0);
     Shown {
+        created_at: it.service.created_at.to_string(),
+        display_name: id.clone(),
         id,
         object: "model",
         created: it.service.created_at.as_micros() / MICROS_OF_A_SECOND,
