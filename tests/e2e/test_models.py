@@ -260,6 +260,22 @@ def test_a_model_is_pulled_and_goes_on_where_it_was_cut_off(cloud, files):
     assert refused.returncode == 1 and "does not start with `GGUF`" in refused.stderr
 
 
+def test_a_name_of_the_catalog_is_pulled(cloud, files):
+    listed = json.loads(cloud.tram("models", "catalog", "--output", "json").stdout)
+    entry = next(one for one in listed if one["name"] == "smollm2-135m-instruct")
+    assert (entry["licence"], entry["is_open"], entry["is_stored"]) == ("Apache-2.0", True, False)
+    assert entry["source"].startswith("hf://") and int(entry["needed_bytes"]) > int(entry["size_bytes"])
+    assert "mistral-7b-instruct" in cloud.tram("models", "catalog").stdout
+    files.content = gguf.tiny(salt=12)
+    cloud.tram("models", "pull", "--data-dir", cloud.data, entry["name"], "--hub", files.url)
+    _, repository, file = entry["source"].removeprefix("hf://").split("/")
+    assert files.asked == [(f"/bartowski/{repository}/resolve/main/{file}", 0)]
+    listed = json.loads(cloud.tram("models", "catalog", "--output", "json").stdout)
+    assert next(one for one in listed if one["name"] == entry["name"])["is_stored"]
+    refused = cloud.tram("models", "pull", "--data-dir", cloud.data, "no-such-model", check=False)
+    assert refused.returncode == 1 and "tram models catalog" in refused.stderr
+
+
 def test_real_weights_on_the_platforms_own_engine(own_cloud):
     own_cloud.tram("models", "import", "--data-dir", own_cloud.data, "smollm2", WEIGHTS)
     own_cloud.tram("models", "deploy", "smollm2")

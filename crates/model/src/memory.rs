@@ -34,6 +34,11 @@ pub fn needed_bytes(model: &Model, asked_context_length: u64) -> u64 {
 #[must_use]
 pub fn needed_by(gguf: &Gguf, size_bytes: u64, asked_context_length: u64) -> u64 {
     let cache = context_length(gguf, asked_context_length).saturating_mul(gguf.cache_bytes_per_token);
+    needed(size_bytes, cache)
+}
+
+/// The same of a file of which only its size and that of its cache are known.
+pub(crate) fn needed(size_bytes: u64, cache: u64) -> u64 {
     size_bytes
         .saturating_add(cache)
         .saturating_add(size_bytes / BUFFERS_SHARE)

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 use tram_cli::{ModelsAction, Printer, Settings};
 use tram_model::{
-    Digest, Error, Model, ModelStore, Source,
+    Digest, Error, Model, ModelStore, catalog,
     store::{DIGEST_PREFIX, NewModel, check_name},
 };
 
@@ -52,11 +52,11 @@ pub async fn run(settings: &Settings, action: ModelsAction, printer: &Printer) -
             sha256,
             hub,
         } => {
-            let place = Source::parse(&source).map_err(anyhow::Error::msg)?;
+            let (place, known_as, origin) = catalog::place(&source).map_err(anyhow::Error::msg)?;
             let digest = sha256.map(|sum| Digest::parse(&format!("{DIGEST_PREFIX}{sum}")));
             let new = NewModel {
-                name: name.unwrap_or_else(|| place.name()),
-                origin: source,
+                name: name.unwrap_or(known_as),
+                origin,
                 digest: digest.transpose().map_err(anyhow::Error::msg)?,
             };
             // Before gigabytes come that have no name.

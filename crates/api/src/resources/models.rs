@@ -1,17 +1,25 @@
-//! Models that this installation has, for whoever wants to deploy one. They come and go by the operator's door alone.
+//! Models that this installation has, for whoever wants to deploy one, and well-known ones that it could have. They come and
+//! go by the operator's door alone.
 
-use tram_model::{Model, memory};
+use tram_model::{
+    Model,
+    catalog::{self, Entry},
+    memory,
+};
 use tram_types::Int64;
 
 use crate::{
     endpoint::{Call, Endpoint, get},
     error::Error,
-    wire::model::{ListStoredModelsReply, StoredModel},
+    wire::model::{CatalogModel, ListModelCatalogReply, ListStoredModelsReply, StoredModel},
 };
 
 pub(crate) fn endpoints() -> Vec<Endpoint> {
     // Not `/v1/models`: that is OpenAI's, and lists what can be asked.
-    vec![get("/v1/stored_models", "ListStoredModels", list)]
+    vec![
+        get("/v1/stored_models", "ListStoredModels", list),
+        get("/v1/model_catalog", "ListModelCatalog", catalog),
+    ]
 }
 
 async fn list(call: Call) -> Result<ListStoredModelsReply, Error> {
@@ -20,6 +28,32 @@ async fn list(call: Call) -> Result<ListStoredModelsReply, Error> {
         models: models.unwrap_or_default().iter().map(shown).collect(),
     })
 }
+
+async fn catalog(call: Call) -> Result<ListModelCatalogReply, Error> {
+    let here = call.api.models.as_ref().map(tram_model::ModelStore::list);
+    let here = here.unwrap_or_default();
+    let entry = |entry: &Entry| CatalogModel {
+        name: entry.name.to_owned(),
+        title: entry.title.to_owned(),
+        maker: entry.maker.to_owned(),
+        licence: entry.licence.to_owned(),
+        is_open: entry.is_open,
+        purpose: entry.purpose.as_str().to_owned(),
+        parameters: whole(entry.parameters_millions.saturating_mul(MILLION)),
+        quantization: entry.quantization.to_owned(),
+        context_length: whole(entry.context_length),
+        size_bytes: whole(entry.size_bytes()),
+        needed_bytes: whole(entry.needed_bytes()),
+        engine: catalog::ENGINE.to_owned(),
+        source: entry.source.to_owned(),
+        is_stored: here.iter().any(|model| model.origin == entry.source),
+    };
+    Ok(ListModelCatalogReply {
+        models: catalog::ENTRIES.iter().map(entry).collect(),
+    })
+}
+
+const MILLION: u64 = 1_000_000;
 
 fn shown(model: &Model) -> StoredModel {
     let gguf = &model.gguf;

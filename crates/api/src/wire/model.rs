@@ -29,6 +29,40 @@ tram_types::message! {
         pub is_embedding: bool,
     }
 
+    /// A well-known model that could be fetched.
+    pub struct CatalogModel {
+        /// What `tram models pull` takes.
+        pub name: String,
+        pub title: String,
+        pub maker: String,
+        /// As SPDX has it, or the licence's own name.
+        pub licence: String,
+        /// Whether the licence allows any use, business too.
+        pub is_open: bool,
+        /// `chat`, `code` or `embeddings`.
+        pub purpose: String,
+        pub parameters: Int64,
+        /// The type of most of its numbers, such as `Q4_K`.
+        pub quantization: String,
+        /// Tokens it was trained to look back on.
+        pub context_length: Int64,
+        /// Size of the file, rounded.
+        pub size_bytes: Int64,
+        /// Memory that an instance needs with the usual context, about.
+        pub needed_bytes: Int64,
+        /// What serves it here.
+        pub engine: String,
+        /// Where the file is.
+        pub source: String,
+        /// Whether the file of this place is here.
+        pub is_stored: bool,
+    }
+
+    /// The answer of `list model catalog`.
+    pub struct ListModelCatalogReply {
+        pub models: Vec<CatalogModel>,
+    }
+
     /// The answer of `list stored models`.
     pub struct ListStoredModelsReply {
         pub models: Vec<StoredModel>,

@@ -1,6 +1,7 @@
 //! `tram models …`: what of it is a client of the API is carried out here; what works on the store of models itself goes
 //! to the composition root, as images do.
 
+mod catalog;
 mod deploy;
 mod list;
 
@@ -44,6 +45,8 @@ pub enum RemoteAction {
     List,
     /// Show one model
     Show(list::Show),
+    /// List well-known models that `pull` knows by their names
+    Catalog,
 }
 
 /// What is done on the store itself.
@@ -68,7 +71,7 @@ pub enum ServerAction {
     /// A download that was cut off goes on where it stood when the command is given again. Needs root, as the store is the
     /// operator's.
     Pull {
-        /// Where it is: https://HOST/FILE.gguf or hf://ORGANIZATION/REPOSITORY/FILE.gguf[@REVISION]
+        /// A name of `tram models catalog`, or where it is: https://HOST/FILE.gguf or hf://ORGANIZATION/REPOSITORY/FILE.gguf[@REVISION]
         #[arg(value_name = "SOURCE")]
         source: String,
         /// What to call it; without it the file's name
@@ -155,6 +158,7 @@ pub(crate) fn resolve(action: ServerAction, host: &Host) -> Result<ServerCommand
 pub(crate) async fn run(session: Session, action: RemoteAction) -> Result<u8, Error> {
     match action {
         RemoteAction::Deploy(arguments) => return Box::pin(deploy::run(session, *arguments)).await,
+        RemoteAction::Catalog => catalog::run(&session).await?,
         RemoteAction::List => list::run(&session).await?,
         RemoteAction::Show(show) => list::show(&session, &show).await?,
     }

@@ -87,12 +87,12 @@ pub(super) async fn show(session: &Session, arguments: &Show) -> Result<(), Erro
 /// Bytes in a mebibyte.
 const MIB: i64 = 1024 * 1024;
 
-fn mebibytes(bytes: i64) -> String {
+pub(super) fn mebibytes(bytes: i64) -> String {
     format!("{} MiB", bytes.unsigned_abs().div_ceil(MIB.unsigned_abs()))
 }
 
 /// Such as `135M` or `7.2B`.
-fn parameters(count: i64) -> String {
+pub(super) fn parameters(count: i64) -> String {
     const MILLION: i64 = 1_000_000;
     const BILLION: i64 = 1000 * MILLION;
     match count {
