@@ -3,8 +3,10 @@
 import asyncio
 import json
 import math
+import re
 import socket
 import threading
+import urllib.request
 
 import openai
 import pytest
@@ -66,6 +68,20 @@ def test_a_seed_gives_the_same_again_alone_or_in_company(client):
     first = ask(7).choices[0].text
     assert ask(7).choices[0].text == first
     assert any(ask(seed).choices[0].text != first for seed in (8, 9, 10))
+
+
+def test_a_prediction_changes_no_answer(engine, client):
+    text = "The quick brown fox jumps over the lazy dog and runs into the forest."
+    ask = dict(messages=[{"role": "user", "content": f"Repeat this three times: {text}"}], max_tokens=40, **GREEDY)
+    plain = client.chat.completions.create(**ask).choices[0].message.content
+    prediction = {"type": "content", "content": plain}
+    foretold = client.chat.completions.create(prediction=prediction, **ask).choices[0].message.content
+    assert foretold == plain
+    metrics = urllib.request.urlopen(engine.url + "/metrics").read().decode()
+    count = lambda name: float(re.search(rf"^tram_engine:spec_decode_num_{name}_tokens_total{{.*}} (.*)$", metrics, re.M)[1])
+    assert 0 < count("accepted") <= count("draft")
+    status, body = engine.post("/v1/chat/completions", {"messages": ASK, "prediction": {"type": "wizardry"}})
+    assert (status, body["error"]["param"]) == (400, "prediction")
 
 
 def test_several_answers_of_one_prompt(client):

@@ -5,12 +5,14 @@
 //! batching). Requests of clients that left are dropped between two steps.
 //!
 //! The files: `handle` (how others reach the thread), `step` (one step), `answers` (the state of one answer),
-//! `figures` (what is counted), `embed` (the thread of a model that makes embeddings instead).
+//! `draft` and `speculate` (tokens that are guessed and checked), `figures` (what is counted), `embed` (the thread of a model that makes embeddings instead).
 
 mod answers;
+mod draft;
 mod embed;
 mod figures;
 mod handle;
+mod speculate;
 mod step;
 
 use std::collections::HashMap;
@@ -52,6 +54,8 @@ pub(crate) struct Setup {
     pub(crate) threads: usize,
     /// Tokens that fit into the cache, all sequences together.
     pub(crate) cells: usize,
+    /// Tokens of an answer that are guessed at a time, at most; 0 for none.
+    pub(crate) guess: usize,
 }
 
 /// What reaches the thread.
@@ -72,6 +76,8 @@ struct Worker<'model> {
     answers: HashMap<JobId, Answer>,
     tenants: HashMap<Arc<str>, TenantId>,
     next: JobId,
+    guess: usize,
+    price: draft::Price,
     commands: Receiver<Command>,
     shared: Arc<figures::Shared>,
     stopping: bool,
@@ -110,6 +116,8 @@ fn run(
         answers: HashMap::new(),
         tenants: HashMap::new(),
         next: 0,
+        guess: setup.guess,
+        price: draft::Price::default(),
         commands,
         shared,
         stopping: false,
@@ -194,7 +202,7 @@ impl Worker<'_> {
             tokens: request.prompt.len(),
             slots: request.answers,
         });
-        self.answers.insert(id, Answer::new(request));
+        self.answers.insert(id, Answer::new(request, self.guess));
     }
 
     fn number(&mut self) -> JobId {

@@ -24,6 +24,8 @@ pub(crate) struct Request {
     pub(crate) ignores_end: bool,
     /// Log probabilities of the tokens, and so many of the likeliest; None for none.
     pub(crate) log_probabilities: Option<usize>,
+    /// What the client thinks that the answer will be; it may come sooner for that, and is no other.
+    pub(crate) predicted: Vec<Token>,
     /// What the answer has to match.
     pub(crate) grammar: Option<llguidance::Matcher>,
     pub(crate) tenant: Arc<str>,

@@ -145,6 +145,15 @@ impl Scheduler {
         }
     }
 
+    /// A running request got so many tokens more in the step than its plan said.
+    pub(crate) fn went_on(&mut self, id: JobId, tokens: usize) {
+        if let Some(job) = self.running.iter_mut().find(|job| job.entry.id == id) {
+            job.entry.tokens += tokens;
+            job.held += tokens;
+            self.tenants.charge(job.entry.tenant, tokens);
+        }
+    }
+
     /// The next step, as if it was carried out.
     ///
     /// `available` is the number of cells of the cache that are free or can be made free. `needs` says what a waiting

@@ -127,6 +127,7 @@ fn load(settings: &Serve) -> Result<Served, ModelProblem> {
         threads: settings.threads(),
         // One answer has to fit, whatever happens; more than that is the operator's to give.
         cells: settings.cache_tokens.map_or(0, tokens).max(model.context_length),
+        guess: usize::from(settings.guess_tokens),
     };
     let engine = Engine::start(model.clone(), setup, settings.queue)?;
     tracing::info!(

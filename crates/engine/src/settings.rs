@@ -26,6 +26,11 @@ const PARALLEL_MAX: i64 = 128;
 /// Requests that wait when nothing else is said: of those behind, few would still be there when it was their turn.
 const QUEUE_DEFAULT: usize = 256;
 
+/// Guesses grow to this when they are right; more would make a step longer than it saves.
+const GUESS_DEFAULT: u8 = 8;
+/// What all guesses of a step have together.
+const GUESS_MAX: i64 = 16;
+
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
     /// The model, a GGUF file
@@ -56,6 +61,10 @@ pub(crate) struct Serve {
     /// Requests that may wait; those beyond are refused with a time to come again
     #[arg(long, value_name = "NUMBER", default_value_t = QUEUE_DEFAULT)]
     pub(crate) queue: usize,
+    /// Tokens that are guessed at a time where an answer repeats what was said before, at most; 0 for none
+    #[arg(long, value_name = "NUMBER", default_value_t = GUESS_DEFAULT,
+          value_parser = clap::value_parser!(u8).range(..=GUESS_MAX))]
+    pub(crate) guess_tokens: u8,
     /// A Jinja file in place of the model's own chat template
     #[arg(long, value_name = "PATH")]
     pub(crate) chat_template: Option<PathBuf>,

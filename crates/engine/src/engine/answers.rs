@@ -6,6 +6,7 @@ use std::time::Instant;
 use llguidance::Matcher;
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::draft::Drafter;
 use crate::cache::{SequenceId, Token};
 use crate::output::Output;
 use crate::request::{Event, Request};
@@ -24,6 +25,7 @@ pub(super) struct Answer {
     /// None while it waits.
     pub(super) sequence: Option<SequenceId>,
     pub(super) sampler: Sampler,
+    pub(super) drafter: Drafter,
     pub(super) output: Output,
     pub(super) grammar: Option<Matcher>,
     /// It was in the batch once, so it does not count as waiting for its turn.
@@ -43,7 +45,8 @@ pub(super) struct Common {
 }
 
 impl Answer {
-    pub(super) fn new(mut request: Request) -> Self {
+    /// `guess` is how many tokens may be guessed at a time.
+    pub(super) fn new(mut request: Request, guess: usize) -> Self {
         let tokens = std::mem::take(&mut request.prompt);
         let grammar = request.grammar.take();
         let sampler = Sampler::new(
@@ -57,6 +60,7 @@ impl Answer {
             computed: 0,
             sequence: None,
             sampler,
+            drafter: Drafter::new(guess),
             output: Output::new(request.stops.clone()),
             grammar,
             admitted: false,
@@ -86,6 +90,7 @@ impl Answer {
                 request.log_probabilities,
                 &self.tokens,
             ),
+            drafter: self.drafter.clone(),
             output: Output::new(request.stops.clone()),
             grammar: self.grammar.as_ref().map(Matcher::deep_clone),
             admitted: true,

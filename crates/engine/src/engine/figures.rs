@@ -67,6 +67,10 @@ pub(crate) struct Figures {
     pub(crate) prompt_tokens: u64,
     pub(crate) cached_tokens: u64,
     pub(crate) generated_tokens: u64,
+    /// Of them, and of those that were not, tokens that were guessed.
+    pub(crate) guessed_tokens: u64,
+    /// Guessed tokens that the answers really have.
+    pub(crate) right_tokens: u64,
     pub(crate) steps: u64,
     pub(crate) preempted: u64,
     pub(crate) cancelled: u64,
@@ -93,6 +97,8 @@ impl Figures {
             prompt_tokens: 0,
             cached_tokens: 0,
             generated_tokens: 0,
+            guessed_tokens: 0,
+            right_tokens: 0,
             steps: 0,
             preempted: 0,
             cancelled: 0,

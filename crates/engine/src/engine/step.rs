@@ -13,12 +13,14 @@ use crate::sample::Choice;
 use crate::schedule::{JobId, Needs, Plan};
 
 /// A row of logits that comes out of the batch, and for whom.
-struct Row {
-    job: JobId,
+pub(super) struct Row {
+    pub(super) job: JobId,
     /// Its index in the batch.
-    index: i32,
+    pub(super) index: i32,
     /// The first after a prompt.
     first: bool,
+    /// Tokens that were guessed to follow; their rows come after this one.
+    pub(super) guess: Vec<Token>,
 }
 
 impl Worker<'_> {
@@ -68,11 +70,14 @@ impl Worker<'_> {
         let took = began.elapsed();
         self.shared
             .figures(|figures| figures.stepped(prompt_tokens, took));
+        if prompt_tokens == 0 {
+            self.stepped(&rows, took);
+        }
         for row in rows {
             if row.first {
                 self.split(&row);
             } else {
-                self.next_token(row.job, row.index);
+                self.go_on(&row);
             }
         }
     }
@@ -119,7 +124,10 @@ impl Worker<'_> {
 
     /// Puts the plan's tokens into the batch, and makes room for them.
     fn fill(&mut self, plan: &Plan) -> Vec<Row> {
-        let tokens = plan.decode.len() + plan.prefill.iter().map(|part| part.tokens).sum::<usize>();
+        let mut guesses = self.guess(plan);
+        let tokens = plan.decode.len()
+            + plan.prefill.iter().map(|part| part.tokens).sum::<usize>()
+            + guesses.values().map(Vec::len).sum::<usize>();
         for gone in self.cache.evict(tokens) {
             self.clear(gone);
         }
@@ -147,7 +155,18 @@ impl Worker<'_> {
             answer.computed = until;
             if wants_logits {
                 let index = self.batch.n_tokens() - 1;
-                rows.push(Row { job, index, first });
+                let guess = guesses.remove(&job).unwrap_or_default();
+                for (at, token) in (until..).zip(&guess) {
+                    let position = i32::try_from(at).unwrap_or(i32::MAX);
+                    // What a plan without prompts leaves free is more than all guesses.
+                    let _ = self.batch.add(LlamaToken(*token), position, &[sequence], true);
+                }
+                rows.push(Row {
+                    job,
+                    index,
+                    first,
+                    guess,
+                });
             }
         }
         rows
@@ -189,7 +208,7 @@ impl Worker<'_> {
     }
 
     /// Chooses an answer's next token from its row of logits, and sends it.
-    fn next_token(&mut self, id: JobId, index: i32) {
+    pub(super) fn next_token(&mut self, id: JobId, index: i32) {
         let Some(answer) = self.answers.get_mut(&id) else {
             return;
         };

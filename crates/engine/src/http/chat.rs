@@ -42,6 +42,7 @@ pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Aske
     mistral(&mut fields)?;
     let parameters = Parameters::take(&mut fields, model, served.answers_max)?;
     let log_probabilities = log_probabilities(&mut fields)?;
+    let predicted = prediction(&mut fields)?;
     let schema = tools
         .as_ref()
         .and_then(Tools::schema)
@@ -51,7 +52,7 @@ pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Aske
     let tokens = prompt(served, FIELD, messages, tools.as_ref(), begun.as_deref())?;
     let grammar = served.grammar(schema)?;
     let (events, receiver) = tokio::sync::mpsc::unbounded_channel();
-    let request = parameters.request(
+    let mut request = parameters.request(
         model,
         FIELD,
         tokens,
@@ -61,6 +62,10 @@ pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Aske
         caller,
         events,
     )?;
+    if let Some(text) = predicted {
+        // One that is longer than the context is no prediction of an answer.
+        request.predicted = model.tokens(&text, false, false).unwrap_or_default();
+    }
     Ok(Asked {
         kind: Kind::Chat,
         request,
@@ -224,6 +229,25 @@ fn tell(messages: &mut Vec<Value>, instruction: &str) {
         first["content"] = format!("{before}\n\n{instruction}").into();
     } else {
         messages.insert(0, json!({"role": "system", "content": instruction}));
+    }
+}
+
+/// What the client thinks that the answer will be.
+fn prediction(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+    const PREDICTION: &str = "prediction";
+    let Some(prediction) = fields.take(PREDICTION) else {
+        return Ok(None);
+    };
+    let content = (prediction["type"] == "content").then_some(&prediction["content"]);
+    match content {
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(Value::Array(parts)) if parts.iter().all(|part| part["text"].is_string()) => Ok(Some(
+            parts.iter().filter_map(|part| part["text"].as_str()).collect(),
+        )),
+        _ => {
+            let message = "'prediction' has to be of type 'content', with text as its 'content'.";
+            Err(ApiError::field(PREDICTION, message))
+        }
     }
 }
 

@@ -157,6 +157,7 @@ impl Parameters {
             stops: self.stops.clone(),
             ignores_end: self.ignores_end,
             log_probabilities,
+            predicted: Vec::new(),
             grammar,
             tenant: caller.tenant.clone(),
             priority: caller.priority,

@@ -124,6 +124,16 @@ impl Page {
                 "Answers whose client left.",
                 figures.cancelled,
             ),
+            (
+                "spec_decode_num_draft_tokens_total",
+                "Tokens guessed.",
+                figures.guessed_tokens,
+            ),
+            (
+                "spec_decode_num_accepted_tokens_total",
+                "Tokens guessed right.",
+                figures.right_tokens,
+            ),
             ("iterations_total", "Steps of the engine.", figures.steps),
         ];
         for (name, help, value) in counters {

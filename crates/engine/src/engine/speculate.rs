@@ -1,0 +1,100 @@
+//! Guesses in the batch: when to make them, and what becomes of them once the model has spoken.
+//!
+//! A guess's tokens are computed after the answer's own next one, each with its row of logits. The rows are gone through
+//! as if each had been a step: a token is chosen, and as long as it is the one that was guessed, the next row holds. What
+//! is left of the guess is taken out of the cache again.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::Worker;
+use super::step::Row;
+use crate::cache::Token;
+use crate::schedule::{JobId, Plan};
+
+/// Answers beside which guesses are made. With more, the kernels are busy anyway: a guess would cost the others more than
+/// it brings.
+const BESIDE_MAX: usize = 4;
+/// Tokens of all guesses of a step, at most: about as long as one more decoding step takes.
+const GUESSED_MAX: usize = 16;
+
+impl Worker<'_> {
+    /// Guesses for those who decode in this step.
+    pub(super) fn guess(&mut self, plan: &Plan) -> HashMap<JobId, Vec<Token>> {
+        let decoding = plan.decode.len();
+        let mut guesses = HashMap::new();
+        // A state that cannot be cut cannot forget a wrong guess; prompts that are read use the step up.
+        if !self.model.shares_prefixes || !plan.prefill.is_empty() || !(1..=BESIDE_MAX).contains(&decoding) {
+            return guesses;
+        }
+        let cells = self.cache.cells_available().saturating_sub(decoding);
+        let share = cells.min(GUESSED_MAX) / decoding;
+        let price = self.price.of(decoding);
+        for id in &plan.decode {
+            let Some(answer) = self.answers.get_mut(id) else {
+                continue;
+            };
+            let request = &answer.request.request;
+            // The next token is chosen anyway.
+            let left = request.tokens_max.saturating_sub(answer.generated() + 1);
+            let guess = answer
+                .drafter
+                .draft(&answer.tokens, &request.predicted, share.min(left), price);
+            if !guess.is_empty() {
+                guesses.insert(*id, guess);
+            }
+        }
+        guesses
+    }
+
+    /// A step without prompts was computed: so dear is a guess.
+    pub(super) fn stepped(&mut self, rows: &[Row], took: Duration) {
+        let guessed = rows.iter().map(|row| row.guess.len()).sum();
+        if (1..=BESIDE_MAX).contains(&rows.len()) {
+            self.price.stepped(rows.len(), guessed, took.as_secs_f64());
+        }
+    }
+
+    /// Chooses the next tokens of an answer, as many as were guessed right and one more.
+    pub(super) fn go_on(&mut self, row: &Row) {
+        let sequence = self.answers.get(&row.job).and_then(|answer| answer.sequence);
+        let computed = self.answers.get(&row.job).map_or(0, |answer| answer.computed);
+        let mut right = 0;
+        for (index, guess) in (row.index..).zip(row.guess.iter().map(Some).chain([None])) {
+            self.next_token(row.job, index);
+            let (Some(guess), Some(sequence)) = (guess, sequence) else {
+                break;
+            };
+            // It may have ended with this token.
+            let Some(answer) = self.answers.get_mut(&row.job) else {
+                break;
+            };
+            if answer.tokens.last() != Some(guess) {
+                break;
+            }
+            answer.computed += 1;
+            self.cache.extend(sequence, &[*guess]);
+            right += 1;
+        }
+        if row.guess.is_empty() {
+            return;
+        }
+        let wrong = row.guess.len() - right;
+        if let (Some(sequence), true) = (sequence, wrong > 0) {
+            let from = u32::try_from(computed + right).ok();
+            // Nothing else has taken the sequence's place yet, also when its answer has ended.
+            let _ = self
+                .context
+                .clear_kv_cache_seq(Some(sequence.cast_unsigned()), from, None);
+        }
+        if let Some(answer) = self.answers.get_mut(&row.job) {
+            answer.drafter.heard(row.guess.len(), right);
+        }
+        self.scheduler.went_on(row.job, right);
+        let (guessed, right) = (row.guess.len() as u64, right as u64);
+        self.shared.figures(|figures| {
+            figures.guessed_tokens += guessed;
+            figures.right_tokens += right;
+        });
+    }
+}
