@@ -42,7 +42,7 @@ def theirs():
 class Server:
     """One of the two, started and ready."""
 
-    def __init__(self, peer, slots=SLOTS, context=CONTEXT, threads=None):
+    def __init__(self, peer, slots=SLOTS, context=CONTEXT, threads=None, more=()):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -55,7 +55,7 @@ class Server:
             command = [ours(), "serve", "--model", WEIGHTS, "--listen", f"127.0.0.1:{port}", "--threads", threads,
                        "--parallel", str(slots), "--context-length", str(context)]
         began = time.monotonic()
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        self.process = subprocess.Popen([*command, *more], stdout=self.log, stderr=self.log)
         while not self.ready():
             assert self.process.poll() is None, self.said()
             assert time.monotonic() - began < PATIENCE_SECONDS, self.said()
