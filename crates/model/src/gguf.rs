@@ -37,6 +37,10 @@ pub struct Gguf {
     pub has_chat_template: bool,
     /// Whether it makes vectors of texts and does not write.
     pub is_embedding: bool,
+    /// Whether it names the tokens by which it is asked for text between a prompt and a suffix. Models that only have them
+    /// in their vocabulary are asked all the same, and are not seen here.
+    #[serde(default)]
+    pub fills_in: bool,
 }
 
 /// Why a file is no GGUF that can be served. The texts are for users.
@@ -114,6 +118,10 @@ impl Gguf {
             cache_bytes_per_token: cache_bytes_per_token(&keys, &architecture),
             has_chat_template: keys.contains_key("tokenizer.chat_template"),
             is_embedding: pooled,
+            // The newer name and the older one.
+            fills_in: ["fim_pre_token_id", "prefix_token_id"]
+                .iter()
+                .any(|key| keys.contains_key(&format!("tokenizer.ggml.{key}"))),
             architecture,
         })
     }

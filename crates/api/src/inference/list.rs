@@ -114,7 +114,7 @@ fn shown(api: &ApiState, it: &ModelService, id: String) -> Shown {
         root: it.source().to_owned(),
         capabilities: Capabilities {
             completion_chat: chats,
-            completion_fim: false,
+            completion_fim: known.as_ref().is_some_and(|model| model.gguf.fills_in),
             function_calling: chats,
             fine_tuning: false,
             vision: false,

@@ -99,6 +99,7 @@ fn a_model_says_what_it_is() {
         cache_bytes_per_token: 3 * 2 * (16 + 16) * 2,
         has_chat_template: true,
         is_embedding: false,
+        fills_in: false,
     };
     assert_eq!(found, expected);
 }
@@ -119,11 +120,12 @@ fn heads_may_differ_from_layer_to_layer() {
         .number("x.attention.key_length", 10)
         .number("x.attention.value_length", 6)
         .number("x.pooling_type", 1)
+        .number("tokenizer.ggml.fim_pre_token_id", 7)
         .tensor("a", &[1], 0, 0)
         .build(4);
     let found = read(&file).unwrap();
     assert_eq!(found.cache_bytes_per_token, (2 + 1) * 16 * 2);
-    assert!(found.is_embedding && !found.has_chat_template);
+    assert!(found.is_embedding && found.fills_in && !found.has_chat_template);
 }
 
 #[test]

@@ -19,6 +19,7 @@ pub(crate) fn model(name: &str, size_bytes: u64, context_length: u64, cache_byte
             cache_bytes_per_token,
             has_chat_template: true,
             is_embedding: false,
+            fills_in: false,
         },
     }
 }
