@@ -193,13 +193,26 @@ impl Worker<'_> {
             let _ = request.events.send(Event::Failed(Failure::Stopping));
             return;
         }
+        let begun = request.resumed.as_ref();
+        let generated = begun.map_or(0, |resumed| resumed.tokens.len());
+        if let Some(why) = begun.and_then(|resumed| resumed.end) {
+            // All that is left is to say so.
+            self.shared.leave_queue(&request.tenant);
+            let _ = request.events.send(Event::Read { cached: 0 });
+            let _ = request.events.send(Event::Ended {
+                answer: 0,
+                why,
+                tokens: generated,
+            });
+            return;
+        }
         let id = self.number();
         let tenant = self.tenant(&request.tenant);
         self.scheduler.submit(Entry {
             id,
             tenant,
             priority: request.priority,
-            tokens: request.prompt.len(),
+            tokens: request.prompt.len() + generated,
             slots: request.answers,
         });
         self.answers.insert(id, Answer::new(request, self.guess));

@@ -12,6 +12,7 @@ mod embeddings;
 mod error;
 mod fields;
 mod fim;
+mod handover;
 mod messages;
 mod parameters;
 mod reply;
@@ -45,6 +46,7 @@ use crate::schedule::Priority;
 
 use error::ApiError;
 use fields::Fields;
+use handover::{Continued, Handover};
 use parameters::Parameters;
 use reply::{Head, Kind};
 use stream::{Answers, Stream};
@@ -228,9 +230,18 @@ async fn route(front: &Front, request: HttpRequest<Incoming>) -> Result<Response
             let served = served.ok_or_else(loading)?;
             front.check_stopping()?;
             let caller = caller(&request)?;
+            let handover = Handover::of(request.headers())?;
             let chat = path == "/v1/chat/completions";
             let body = body(request).await?;
-            generate(served, chat, body, caller).await
+            let mut response = generate(served, chat, body, caller, handover).await?;
+            if handover.asks {
+                let headers = response.headers_mut();
+                headers.insert(handover::ASK, handover::TOKENS);
+                if let Some(state) = state::header(&served.engine.figures()) {
+                    headers.insert(handover::STATE, state);
+                }
+            }
+            Ok(response)
         }
         MESSAGES | RESPONSES | FIM => {
             let served = served.ok_or_else(loading)?;
@@ -307,16 +318,22 @@ async fn generate(
     chat: bool,
     body: Bytes,
     caller: Caller,
+    handover: Handover,
 ) -> Result<Response<Body>, ApiError> {
     let reader = served.clone();
     let read = move || {
-        if chat {
+        let (body, state) = handover.split(&body)?;
+        let mut asked = if chat {
             chat::read(&reader, &body, &caller)
         } else {
             completions::read(&reader, &body, &caller)
-        }
+        }?;
+        let resumed = state
+            .map(|state| handover::resume(&reader.model, &mut asked, state))
+            .transpose()?;
+        Ok::<_, ApiError>((asked, resumed))
     };
-    let asked = reading(read).await?;
+    let (asked, resumed) = reading(read).await?;
     let Asked {
         kind,
         request,
@@ -327,12 +344,28 @@ async fn generate(
     } = asked;
     let prompt = request.prompt.len();
     let likely = request.log_probabilities.is_some();
+    let seed = request.seed;
     served.engine.submit(request)?;
-    let head = Head::new(kind, &served.name);
+    let mut head = Head::new(kind, &served.name);
+    let (begun, replayed) = match resumed {
+        Some(Continued { begin, texts }) => {
+            head.id.clone_from(&begin.id);
+            head.created = begin.created;
+            (Some(begin), Some(texts))
+        }
+        None => (None, None),
+    };
     let mut answers = Answers::new(head, receiver, prompt, parameters.answers, likely, tools, echo);
     answers.begun().await?;
+    if let Some(begun) = begun {
+        answers.usage.cached = begun.cached;
+    }
     if parameters.stream {
-        let body = Body::Stream(Box::new(answers.stream(parameters.stream_usage)));
+        let told = handover
+            .asks
+            .then(|| handover::begin(&answers.head, seed, answers.usage.cached, &served.model));
+        let stream = answers.stream(parameters.stream_usage, told, replayed);
+        let body = Body::Stream(Box::new(stream));
         Ok(events(body))
     } else {
         Ok(json_body(&answers.whole().await?))

@@ -22,6 +22,7 @@ mod serve;
 mod settings;
 mod spin;
 mod template;
+mod writing;
 
 use std::process::ExitCode;
 

@@ -1,6 +1,7 @@
 //! A model file: what is wrong with it, or the model and what is needed to talk to it.
 
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -74,6 +75,8 @@ pub(crate) struct Model {
     pub(crate) pools: bool,
     /// Whether a sequence can be cut at any token and shared from its beginning.
     pub(crate) shares_prefixes: bool,
+    /// The same for the same file, and hardly for another: engines that serve one model know it by this.
+    pub(crate) identity: String,
     token_bytes_max: usize,
 }
 
@@ -86,6 +89,10 @@ impl Model {
         embeddings: bool,
     ) -> Result<Arc<Self>, Problem> {
         check(path)?;
+        let identity = identity(path).map_err(|source| Problem::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
         let backend = LlamaBackend::init().map_err(Problem::Backend)?;
         logs::forward_llama();
         let llama =
@@ -144,6 +151,7 @@ impl Model {
             pools,
             shares_prefixes: !llama.is_recurrent() && !llama.is_hybrid(),
             llama,
+            identity,
             token_bytes_max,
         }))
     }
@@ -233,6 +241,28 @@ impl Model {
 const CONTEXT_LENGTH_DEFAULT: usize = 8192;
 /// The same of a model that makes embeddings, which reads a text as a whole: what that takes grows with its length.
 const CONTEXT_LENGTH_EMBEDDING: usize = 2048;
+
+/// Pieces of a file that its identity is made of, spread evenly, and their length: a file of gigabytes is not read for it,
+/// and a model that was trained further differs in nearly all of them.
+const SAMPLES: u64 = 64;
+const SAMPLE_BYTES: usize = 4096;
+
+/// The length of a file, and a hash (FNV-1a, 64 bits) of samples of it.
+fn identity(path: &Path) -> std::io::Result<String> {
+    const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0100_0000_01b3;
+    let file = std::fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut hash = BASIS;
+    let mut sample = [0; SAMPLE_BYTES];
+    for number in 0..SAMPLES {
+        let read = file.read_at(&mut sample, length / SAMPLES * number)?;
+        for byte in &sample[..read] {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(PRIME);
+        }
+    }
+    Ok(format!("{length:x}-{hash:016x}"))
+}
 
 /// What can be said of the file before llama.cpp reads it.
 fn check(path: &Path) -> Result<(), Problem> {

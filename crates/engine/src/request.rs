@@ -8,6 +8,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::cache::Token;
 use crate::sample;
 use crate::schedule::Priority;
+use crate::writing::Resumed;
 
 /// One prompt and how to answer it.
 pub(crate) struct Request {
@@ -28,6 +29,8 @@ pub(crate) struct Request {
     pub(crate) predicted: Vec<Token>,
     /// What the answer has to match.
     pub(crate) grammar: Option<llguidance::Matcher>,
+    /// The answer was begun by another engine and goes on from there; only with one answer.
+    pub(crate) resumed: Option<Box<Resumed>>,
     pub(crate) tenant: Arc<str>,
     pub(crate) priority: Priority,
     pub(crate) arrived: Instant,
@@ -44,6 +47,7 @@ pub(crate) enum Event {
     /// A token of an answer. The text may be empty (a part of a character), or longer than the token.
     Token {
         answer: usize,
+        token: Token,
         text: String,
         likely: Option<Likely>,
     },

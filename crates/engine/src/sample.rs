@@ -137,6 +137,16 @@ impl Sampler {
         choice
     }
 
+    /// Takes in a token that was chosen elsewhere, as [`Sampler::choose`] would have with the same seed.
+    pub(crate) fn replay(&mut self, token: Token) {
+        if self.settings.temperature > 0.0 {
+            self.random.unit();
+        }
+        if self.counts_tokens() {
+            *self.counts.entry(token).or_default() += 1;
+        }
+    }
+
     fn counts_tokens(&self) -> bool {
         let settings = &self.settings;
         settings.frequency_penalty != 0.0

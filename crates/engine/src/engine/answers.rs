@@ -47,27 +47,38 @@ pub(super) struct Common {
 impl Answer {
     /// `guess` is how many tokens may be guessed at a time.
     pub(super) fn new(mut request: Request, guess: usize) -> Self {
-        let tokens = std::mem::take(&mut request.prompt);
-        let grammar = request.grammar.take();
-        let sampler = Sampler::new(
-            request.sampling.clone(),
-            request.seed,
-            request.log_probabilities,
-            &tokens,
-        );
+        let mut tokens = std::mem::take(&mut request.prompt);
+        let prompt_tokens = tokens.len();
+        let (sampler, output, grammar) = match request.resumed.take() {
+            Some(resumed) => {
+                // Read like a part of the prompt, and counted as generated.
+                tokens.extend(&resumed.tokens);
+                (resumed.sampler, resumed.output, resumed.grammar)
+            }
+            None => {
+                let sampler = Sampler::new(
+                    request.sampling.clone(),
+                    request.seed,
+                    request.log_probabilities,
+                    &tokens,
+                );
+                let output = Output::new(request.stops.clone());
+                (sampler, output, request.grammar.take())
+            }
+        };
         Self {
             number: 0,
             computed: 0,
             sequence: None,
             sampler,
             drafter: Drafter::new(guess),
-            output: Output::new(request.stops.clone()),
+            output,
             grammar,
             admitted: false,
             cached: 0,
             last_token: None,
             request: Arc::new(Common {
-                prompt_tokens: tokens.len(),
+                prompt_tokens,
                 scope: scope(&request.tenant),
                 request,
             }),

@@ -7,10 +7,10 @@ use llama_cpp_2::token::LlamaToken;
 
 use super::Worker;
 use crate::cache::{SequenceId, Token};
-use crate::output::Pushed;
-use crate::request::{End, Event, Failure, Likely};
+use crate::request::{Event, Failure, Likely};
 use crate::sample::Choice;
 use crate::schedule::{JobId, Needs, Plan};
+use crate::writing::advance;
 
 /// A row of logits that comes out of the batch, and for whom.
 pub(super) struct Row {
@@ -235,49 +235,33 @@ impl Worker<'_> {
             }
         });
         answer.tokens.push(token);
-        let ends = self.model.ends(token);
-        let mut stop = None;
-        if let Some(grammar) = &mut answer.grammar
-            && !ends
-        {
-            if let Err(error) = grammar.consume_token(token.cast_unsigned()) {
-                return self.fail(id, &Failure::Grammar(error.to_string()));
-            }
-            if grammar.is_stopped() {
-                stop = Some(End::Stop);
-            }
-        }
-        let mut text = String::new();
-        if ends && !answer.request.request.ignores_end {
-            stop = Some(End::Stop);
-        } else {
-            match answer.output.push(&self.model.piece(token)) {
-                Pushed::Text(more) => text = more,
-                Pushed::Stopped(last) => {
-                    text = last;
-                    stop = Some(End::Sequence(answer.output.met()));
-                }
-            }
-        }
-        if stop.is_none() && answer.generated() >= answer.request.request.tokens_max {
-            stop = Some(End::Length);
-        }
-        if stop.is_some() {
-            text.push_str(&answer.output.finish());
-        }
+        let generated = answer.generated();
+        let request = &answer.request.request;
+        let advanced = advance(
+            self.model,
+            request,
+            &mut answer.grammar,
+            &mut answer.output,
+            token,
+            generated,
+        );
+        let (text, stop) = match advanced {
+            Ok(advanced) => advanced,
+            Err(failure) => return self.fail(id, &failure),
+        };
         let likely = likely(self.model, &choice);
         let number = answer.number;
         let _ = answer.events().send(Event::Token {
             answer: number,
+            token,
             text,
             likely,
         });
         if let Some(why) = stop {
-            let tokens = answer.generated();
             let _ = answer.events().send(Event::Ended {
                 answer: number,
                 why,
-                tokens,
+                tokens: generated,
             });
             let whole = now - arrived;
             self.shared.figures(|figures| figures.ended(why, whole));

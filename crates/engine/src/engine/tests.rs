@@ -66,6 +66,7 @@ fn request(prompt: Vec<Token>, tenant: &str, answers: usize) -> (Request, Unboun
         log_probabilities: None,
         predicted: Vec::new(),
         grammar: None,
+        resumed: None,
         tenant: tenant.into(),
         priority: Priority::Normal,
         arrived: Instant::now(),
@@ -205,4 +206,66 @@ fn guesses_change_no_answer() {
     );
     assert_eq!(guesses.generated_tokens, plain.generated_tokens);
     assert_eq!(guesses.cells_available, guesses.cells);
+}
+
+/// Tokens and texts of the one answer to a request.
+fn written(mut receiver: UnboundedReceiver<Event>) -> (Vec<Token>, String, End) {
+    let (mut tokens, mut all) = (Vec::new(), String::new());
+    loop {
+        match receiver.blocking_recv().expect("the engine answers") {
+            Event::Read { .. } => {}
+            Event::Token { token, text, .. } => {
+                tokens.push(token);
+                all.push_str(&text);
+            }
+            Event::Ended { why, .. } => return (tokens, all, why),
+            Event::Failed(failure) => panic!("{failure:?}"),
+        }
+    }
+}
+
+#[test]
+fn an_answer_goes_on_in_another_engine_wherever_it_broke_off() {
+    let model = model();
+    let prompt = prompts(&model).swap_remove(0);
+    let ask = |seed| {
+        let (mut request, events) = request(prompt.clone(), "", 1);
+        // Draws, penalties and a stop sequence all have a state that has to come along.
+        request.sampling.temperature = 0.05;
+        request.sampling.frequency_penalty = 0.01;
+        request.stops = vec!["29,".into()];
+        request.tokens_max = 2 * ANSWER;
+        request.seed = seed;
+        (request, events)
+    };
+    let first = engine(&model, 2, model.context_length);
+    let (request, events) = ask(7);
+    first.submit(request).unwrap();
+    let (tokens, text, why) = written(events);
+    assert_eq!(why, End::Sequence(0));
+    assert!(text.contains("25, 26") && !text.contains("29"), "{text}");
+    let second = engine(&model, 2, model.context_length);
+    for at in 0..=tokens.len() {
+        let (mut request, events) = ask(7);
+        let (resumed, texts) = crate::writing::replay(&model, &mut request, tokens[..at].to_vec()).unwrap();
+        request.resumed = Some(Box::new(resumed));
+        second.submit(request).unwrap();
+        let (more, rest, ended) = written(events);
+        assert_eq!(
+            (&tokens[..at], more.as_slice(), ended),
+            (&tokens[..at], &tokens[at..], why),
+            "broken off after {at}"
+        );
+        assert_eq!(texts.concat() + &rest, text, "broken off after {at}");
+    }
+    let (mut other, _events) = ask(7);
+    let beyond: Vec<Token> = tokens.iter().copied().chain([5]).collect();
+    assert!(
+        crate::writing::replay(&model, &mut other, beyond).is_err(),
+        "it had ended"
+    );
+    assert!(
+        crate::writing::replay(&model, &mut other, vec![-1]).is_err(),
+        "no such token"
+    );
 }

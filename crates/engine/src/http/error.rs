@@ -72,6 +72,18 @@ impl ApiError {
         }
     }
 
+    /// An answer that another engine began and this one cannot go on with.
+    pub(crate) fn cannot_resume(why: &str) -> Self {
+        Self {
+            code: Some("cannot_resume"),
+            ..Self::new(
+                StatusCode::CONFLICT,
+                "invalid_request_error",
+                format!("The answer cannot be continued: {why}."),
+            )
+        }
+    }
+
     pub(crate) fn too_large(most: usize) -> Self {
         let message = format!("The request is too large: a body may have {most} bytes.");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)

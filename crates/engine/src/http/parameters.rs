@@ -159,6 +159,7 @@ impl Parameters {
             log_probabilities,
             predicted: Vec::new(),
             grammar,
+            resumed: None,
             tenant: caller.tenant.clone(),
             priority: caller.priority,
             arrived: Instant::now(),

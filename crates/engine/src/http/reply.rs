@@ -18,8 +18,8 @@ pub(crate) enum Kind {
 #[derive(Debug, Clone)]
 pub(crate) struct Head {
     pub(crate) kind: Kind,
-    id: String,
-    created: i64,
+    pub(crate) id: String,
+    pub(crate) created: i64,
     model: String,
 }
 

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use hyper::header::HeaderValue;
 use serde_json::{Value, json};
 
 use super::Served;
@@ -40,6 +41,19 @@ pub(super) fn state(served: &Served) -> Value {
         // None: nothing was measured yet, which is not the same as zero.
         "time_to_first_token_seconds": seconds(figures.first_token_estimate(0)),
     })
+}
+
+/// What a router needs to know, on one line: JSON in a header, since it comes with every answer to one that asks.
+pub(super) fn header(figures: &Figures) -> Option<HeaderValue> {
+    let state = json!({
+        "prompt_tokens_ahead": figures.prompt_tokens_ahead,
+        "running": figures.running,
+        "waiting": figures.waiting,
+        "cells": figures.cells,
+        "prefill_tokens_per_second": figures.prefill_rate,
+        "decode_step_seconds": figures.decode_step,
+    });
+    HeaderValue::from_str(&state.to_string()).ok()
 }
 
 /// The metrics in Prometheus's text format; while the model loads, only that it does.

@@ -14,8 +14,10 @@ use serde_json::Value;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::error::ApiError;
+use super::handover;
 use super::reply::{Answer, Head, Usage};
 use super::tools::Tools;
+use crate::cache::Token;
 use crate::request::{Event, Failure};
 
 /// One request's answers.
@@ -77,7 +79,9 @@ impl Answers {
     pub(crate) async fn whole(mut self) -> Result<Value, ApiError> {
         while self.open > 0 {
             match self.events.recv().await {
-                Some(Event::Token { answer, text, likely }) => {
+                Some(Event::Token {
+                    answer, text, likely, ..
+                }) => {
                     if let Some(answer) = self.answers.get_mut(answer) {
                         answer.text.push_str(&text);
                         answer.likely.extend(likely);
@@ -104,8 +108,20 @@ impl Answers {
     }
 
     /// As a stream of events.
-    pub(crate) fn stream(self, with_usage: bool) -> Stream {
+    ///
+    /// `told`: what an edge is told first, when it asked; then it is told everything. `replayed`: tokens that another
+    /// engine generated and sent, with the text of each; nothing of them is sent again.
+    pub(crate) fn stream(
+        self,
+        with_usage: bool,
+        told: Option<Bytes>,
+        replayed: Option<Vec<(Token, String)>>,
+    ) -> Stream {
+        let one = self.answers.len() == 1;
         let mut stream = Stream {
+            tells: told.is_some(),
+            tells_tokens: told.is_some() && one,
+            tokens: Vec::new(),
             lines: VecDeque::new(),
             ended: false,
             held: vec![false; self.answers.len()],
@@ -116,6 +132,16 @@ impl Answers {
             if let Some(opening) = stream.answers.head.opening(index, with_usage) {
                 stream.send(&opening);
             }
+        }
+        if let Some(replayed) = replayed {
+            for (token, text) in replayed {
+                stream.token(0, token, &text, &[]);
+            }
+            stream.lines.clear();
+            stream.tokens.clear();
+        }
+        if let Some(told) = told {
+            stream.lines.push_front(told);
         }
         stream
     }
@@ -130,19 +156,41 @@ pub(crate) struct Stream {
     ended: bool,
     /// The answer may become a call of a tool: nothing of it goes out before that is clear.
     held: Vec<bool>,
+    /// An edge is told what it needs to have another engine go on.
+    tells: bool,
+    /// And the tokens themselves, which only makes sense of one answer.
+    tells_tokens: bool,
+    /// Generated since the last chunk.
+    tokens: Vec<Token>,
 }
 
 impl Stream {
     fn send(&mut self, value: &Value) {
-        self.lines.push_back(Bytes::from(format!("data: {value}\n\n")));
+        let told = match std::mem::take(&mut self.tokens) {
+            tokens if self.tells_tokens && !tokens.is_empty() => handover::tokens(&tokens),
+            _ => String::new(),
+        };
+        self.lines
+            .push_back(Bytes::from(format!("{told}data: {value}\n\n")));
     }
 
     fn take(&mut self, event: Event) {
         match event {
             Event::Read { cached } => self.answers.usage.cached = cached,
-            Event::Token { answer, text, likely } => self.token(answer, &text, likely.as_slice()),
+            Event::Token {
+                answer,
+                token,
+                text,
+                likely,
+            } => {
+                self.token(answer, token, &text, likely.as_slice());
+                self.tell_tokens();
+            }
             Event::Ended { answer, why, tokens } => {
                 self.answers.usage.completion += tokens;
+                if self.tells && self.answers.open == 1 {
+                    self.lines.push_back(handover::end(self.answers.usage));
+                }
                 let calls = self.release(answer);
                 let closing = self.answers.head.closing(answer, why, calls, self.with_usage);
                 self.send(&closing);
@@ -160,7 +208,16 @@ impl Stream {
         }
     }
 
-    fn token(&mut self, index: usize, text: &str, likely: &[crate::request::Likely]) {
+    /// Tokens that gave no text free are told at once: whoever goes on must know of them.
+    fn tell_tokens(&mut self) {
+        if self.tells_tokens && !self.tokens.is_empty() {
+            let told = handover::tokens(&std::mem::take(&mut self.tokens));
+            self.lines.push_back(Bytes::from(told + "\n"));
+        }
+    }
+
+    fn token(&mut self, index: usize, token: Token, text: &str, likely: &[crate::request::Likely]) {
+        self.tokens.push(token);
         let Some(answer) = self.answers.answers.get_mut(index) else {
             return;
         };
@@ -211,6 +268,9 @@ impl Stream {
 
     /// The status is out already: the error is the last event, as OpenAI's clients expect it.
     fn fail(&mut self, failure: Failure) {
+        if self.tells && failure == Failure::Stopping {
+            self.lines.push_back(Bytes::from_static(handover::STOPPING));
+        }
         let body = ApiError::from(failure).body();
         self.send(&body);
         self.ended = true;
