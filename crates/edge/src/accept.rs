@@ -312,6 +312,7 @@ mod tests {
             table,
             signals: Arc::new(Signals::new()),
             log: None,
+            usage: crate::usage::Journal::open(dir.path()).expect("nothing is there"),
             tracer: None,
             unrouted: std::sync::atomic::AtomicU64::new(0),
             tls: Arc::new(certificates::server_config(certificates).expect("settings")),

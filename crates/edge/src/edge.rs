@@ -27,6 +27,7 @@ use crate::control::{self, Control};
 use crate::error::Error;
 use crate::table::{Registry, Table, TableError};
 use crate::trace::Tracer;
+use crate::usage::{self, Journal};
 use crate::worker::{Running, Service, Shared};
 use crate::{ca, keep, link, listen, metrics};
 
@@ -116,6 +117,7 @@ impl Edge {
         let metrics = config.metrics.map(listen::bind).transpose()?;
         let socket = control_socket(&config.state_dir)?;
         let log = AccessLog::open(&config.access_log)?;
+        let usage = Journal::open(&config.state_dir)?;
         let table = Arc::new(ArcSwap::from_pointee(Table::empty()));
         let authority = ca::ensure(&config.state_dir, &config.base_domain)?;
         let certificates = Arc::new(Certificates::new(
@@ -128,6 +130,7 @@ impl Edge {
             table,
             signals: Arc::clone(&signals),
             log,
+            usage,
             tracer: config.traces.then(Tracer::new),
             unrouted: AtomicU64::new(0),
             tls: Arc::new(certificates::server_config(Arc::clone(&certificates))?),
@@ -227,6 +230,7 @@ impl Edge {
         tasks.spawn(control::report_activity(Arc::clone(&control)));
         tasks.spawn(control::keep_house(Arc::clone(&control)));
         tasks.spawn(control::keep_tables(Arc::clone(&control)));
+        tasks.spawn(usage::keep(control.shared.usage.clone()));
         if let Some(listener) = metrics {
             let listener = tokio::net::TcpListener::from_std(listener)
                 .map_err(|source| Error::Worker { index: 0, source })?;
@@ -261,6 +265,10 @@ impl Edge {
             && tokio::task::spawn_blocking(move || log.close()).await.is_err()
         {
             tracing::error!("the access log was not closed");
+        }
+        let usage = control.shared.usage.clone();
+        if tokio::task::spawn_blocking(move || usage.settle()).await.is_err() {
+            tracing::error!("the journal of what questions cost was not settled");
         }
         // The next edge would remove it too; leaving it would make a dead edge look like a slow one.
         if let Err(error) = fs::remove_file(&path) {

@@ -46,6 +46,7 @@ mod table;
 mod tcp;
 mod trace;
 mod tunnel;
+pub mod usage;
 mod waiting;
 mod wake;
 mod worker;

@@ -133,6 +133,29 @@ impl Collector for Edge {
                 .as_ref()
                 .map_or(0, crate::access_log::AccessLog::dropped),
         )?;
+        let usage = &self.0.usage;
+        for (name, help, value) in [
+            (
+                "usage_records",
+                "Questions to models whose cost was written down",
+                usage.written(),
+            ),
+            (
+                "usage_lost",
+                "Questions to models whose cost found no room and is lost",
+                usage.lost(),
+            ),
+        ] {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            one(&mut metric, value)?;
+        }
+        let mut waiting = encoder.encode_descriptor(
+            "usage_waiting",
+            "Questions to models whose cost waits for room on the disk",
+            None,
+            MetricType::Gauge,
+        )?;
+        waiting.encode_gauge(&i64::try_from(usage.waiting()).unwrap_or(i64::MAX))?;
         let mut version = encoder.encode_descriptor(
             "table_version",
             "The routing table in force",

@@ -19,6 +19,7 @@ use crate::account::Signals;
 use crate::error::Error;
 use crate::table::Table;
 use crate::trace::Tracer;
+use crate::usage::Journal;
 use crate::{accept, tcp};
 
 /// What all workers and the control tasks share.
@@ -27,6 +28,8 @@ pub(crate) struct Shared {
     pub(crate) table: Arc<ArcSwap<Table>>,
     pub(crate) signals: Arc<Signals>,
     pub(crate) log: Option<AccessLog>,
+    /// What questions to models cost.
+    pub(crate) usage: Journal,
     /// Only when requests are traced.
     pub(crate) tracer: Option<Tracer>,
     /// Requests that no service answers for.

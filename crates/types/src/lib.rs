@@ -15,6 +15,7 @@ pub mod definition;
 pub mod effective;
 pub mod egress;
 pub mod ids;
+pub mod inference;
 pub mod interpolate;
 pub mod machine;
 pub mod message;
