@@ -33,6 +33,7 @@ mod checkpoint;
 mod draft;
 mod handover;
 mod in_place;
+pub mod inference;
 mod lifecycle;
 mod observe;
 mod orders;
