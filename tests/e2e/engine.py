@@ -88,7 +88,11 @@ class Engine:
         self.process.send_signal(signal.SIGTERM)
         return self.ended()
 
-    def kill(self):
+    def kill_process(self):
+        """At once, as by the kernel."""
         self.process.kill()
         self.process.wait()
+
+    def kill(self):
+        self.kill_process()
         self.log.close()

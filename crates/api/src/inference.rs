@@ -40,10 +40,10 @@ use crate::{
 pub struct Front(Arc<Edge>);
 
 impl Front {
-    /// A front of the edge at this address, which speaks HTTP there without TLS.
+    /// A front of the edge at this address, which speaks HTTP there without TLS and believes who has `secret`.
     #[must_use]
-    pub fn new(edge: SocketAddr) -> Self {
-        Self(Arc::new(Edge::new(edge)))
+    pub fn new(edge: SocketAddr, secret: &str) -> Self {
+        Self(Arc::new(Edge::new(edge, secret)))
     }
 }
 

@@ -313,6 +313,8 @@ mod tests {
             signals: Arc::new(Signals::new()),
             log: None,
             usage: crate::usage::Journal::open(dir.path()).expect("nothing is there"),
+            inference: crate::inference::Shared::new(),
+            changed: tokio::sync::watch::Sender::new(0),
             tracer: None,
             unrouted: std::sync::atomic::AtomicU64::new(0),
             tls: Arc::new(certificates::server_config(certificates).expect("settings")),

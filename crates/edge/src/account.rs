@@ -6,12 +6,13 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use crate::inference::Router;
 use crate::wake;
 
 /// Upper bounds of the latency buckets in microseconds; the last bucket has none. From a cached file on this
@@ -91,6 +92,8 @@ pub(crate) struct Live {
     pub(crate) queue: wake::Queue,
     /// The version of the table under which its sleeping instances answer; zero: none.
     open_under: AtomicU64,
+    /// What is known of who answers first, of a service that serves a model.
+    pub(crate) router: OnceLock<Router>,
 }
 
 impl fmt::Debug for Live {
@@ -120,6 +123,7 @@ impl Live {
             wakes: AtomicU64::new(0),
             queue: wake::Queue::default(),
             open_under: AtomicU64::new(0),
+            router: OnceLock::new(),
         }
     }
 

@@ -23,7 +23,7 @@ pub(crate) const H2_HEAD_MAX_BYTES: u32 = 64 * 1024;
 /// Longest request target taken; common servers behind us stop at 8 KiB.
 pub(crate) const URI_MAX_BYTES: usize = 16 * 1024;
 
-const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+pub(crate) const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Refuses requests whose form another server might read differently, and returns the authority they name.
 pub(crate) fn form<B>(request: &Request<B>) -> Result<&str, Refusal> {

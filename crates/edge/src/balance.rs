@@ -32,9 +32,20 @@ pub(crate) struct Candidates<'s> {
     version: u64,
     route: Arc<Route>,
     tried: Vec<Arc<Endpoint>>,
+    /// Boxed: few requests have one, and all carry its place.
+    preference: Option<Box<Preference>>,
     group: Option<Group>,
     /// When the request came, where a canary is tried.
     begun: Option<Instant>,
+}
+
+/// Which one a caller would have.
+#[derive(Debug)]
+struct Preference {
+    /// The one to take first, as long as it is there.
+    preferred: Arc<Endpoint>,
+    /// How many of those that were tried were passed over from the beginning.
+    passed_over: usize,
 }
 
 impl<'s> Candidates<'s> {
@@ -60,9 +71,20 @@ impl<'s> Candidates<'s> {
             version,
             route: Arc::clone(route),
             tried: Vec::new(),
+            preference: None,
             group,
             begun: route.has_canary().then(Instant::now),
         }
+    }
+
+    /// Takes this one first and the others only when it accepts no connection; never `passed_over`.
+    pub(crate) fn prefer(mut self, preferred: Arc<Endpoint>, passed_over: Vec<Arc<Endpoint>>) -> Self {
+        self.preference = Some(Box::new(Preference {
+            passed_over: passed_over.len(),
+            preferred,
+        }));
+        self.tried = passed_over;
+        self
     }
 
     /// Watches how the request turns out there, where that may tell a canary from the others. Boxed: few requests have
@@ -78,7 +100,8 @@ impl<'s> Candidates<'s> {
     /// controller that removed an instance and hears that nothing is in flight on it may stop it at once.
     pub(crate) fn next(&mut self) -> Result<Seat, Refusal> {
         loop {
-            if self.tried.len() >= CONNECT_ATTEMPTS {
+            let passed_over = self.preference.as_ref().map_or(0, |it| it.passed_over);
+            if self.tried.len() >= CONNECT_ATTEMPTS + passed_over {
                 return Err(Refusal::Unreachable { name: self.name() });
             }
             #[expect(clippy::cast_possible_truncation, reason = "any 32 of 64 random bits will do")]
@@ -87,7 +110,14 @@ impl<'s> Candidates<'s> {
             } else {
                 0
             };
-            let seat = pick(&self.route, self.group, &self.tried, rotation).map(Seat::take);
+            let preferred = self.preference.as_ref().map(|it| &it.preferred);
+            let preferred = preferred.filter(|preferred| {
+                let is_there = |(other, _): &Weighted| Arc::ptr_eq(other, preferred);
+                !is_in(&self.tried, preferred) && self.route.endpoints.iter().any(is_there)
+            });
+            let seat = preferred
+                .or_else(|| pick(&self.route, self.group, &self.tried, rotation))
+                .map(Seat::take);
             if self.follow() {
                 continue;
             }
@@ -161,10 +191,10 @@ fn is_in(tried: &[Arc<Endpoint>], endpoint: &Arc<Endpoint>) -> bool {
     tried.iter().any(|other| Arc::ptr_eq(other, endpoint))
 }
 
-type Weighted = (Arc<Endpoint>, u32);
+pub(crate) type Weighted = (Arc<Endpoint>, u32);
 
 /// One of the weights, as often as the instances that have it weigh together.
-fn draw(all: &[Weighted], random: u32) -> u32 {
+pub(crate) fn draw(all: &[Weighted], random: u32) -> u32 {
     let whole: u64 = all.iter().map(|(_, weight)| u64::from(*weight)).sum();
     let mut rest = (u64::from(random) * whole) >> 32;
     for (_, weight) in all {

@@ -14,6 +14,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use crate::inference::Followed;
 use crate::pipeline::Exchange;
 use crate::streams::{self, Place};
 use crate::waiting::{Next, Waiting};
@@ -60,6 +61,8 @@ pub(crate) enum RequestBody {
         incoming: Incoming,
         progress: Arc<Progress>,
     },
+    /// Read whole before it was sent.
+    Whole(Bytes),
 }
 
 impl Body for RequestBody {
@@ -72,6 +75,10 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
+            Self::Whole(bytes) => {
+                let bytes = std::mem::take(bytes);
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
             Self::Stream { incoming, progress } => {
                 let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
                 if let Some(data) = frame
@@ -92,6 +99,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
+            Self::Whole(bytes) => bytes.is_empty(),
             Self::Stream { incoming, .. } => incoming.is_end_stream(),
         }
     }
@@ -99,6 +107,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
+            Self::Whole(bytes) => SizeHint::with_exact(u64::try_from(bytes.len()).unwrap_or_default()),
             Self::Stream { incoming, .. } => incoming.size_hint(),
         }
     }
@@ -121,6 +130,8 @@ enum Inner {
     },
     /// An event stream whose service still sleeps.
     Waiting(Box<Waiting>),
+    /// What a model says, watched over.
+    Model(Box<Followed>),
 }
 
 impl EdgeBody {
@@ -136,7 +147,7 @@ impl EdgeBody {
     pub(crate) fn into_full(self) -> Option<Bytes> {
         match self.inner {
             Inner::Full(bytes) => bytes,
-            Inner::Stream { .. } | Inner::Waiting(_) => None,
+            Inner::Stream { .. } | Inner::Waiting(_) | Inner::Model(_) => None,
         }
     }
 
@@ -159,10 +170,18 @@ impl EdgeBody {
         }
     }
 
+    /// A model's answer.
+    pub(crate) fn model(followed: Followed) -> Self {
+        Self {
+            inner: Inner::Model(Box::new(followed)),
+            place: None,
+        }
+    }
+
     /// Keeps a stream's place as long as this lasts.
     pub(crate) fn hold(&mut self, place: Place) {
         self.place = Some(place);
-        if matches!(self.inner, Inner::Stream { .. }) {
+        if matches!(self.inner, Inner::Stream { .. } | Inner::Model(_)) {
             streams::body_begins();
         }
     }
@@ -189,13 +208,18 @@ impl Body for EdgeBody {
                 Next::Stream(body) => body.inner,
                 Next::Error(words) => Inner::Full(Some(words)),
             };
-            if this.place.is_some() && matches!(this.inner, Inner::Stream { .. }) {
+            if this.place.is_some() && matches!(this.inner, Inner::Stream { .. } | Inner::Model(_)) {
                 streams::body_begins();
             }
         }
         match &mut this.inner {
             Inner::Waiting(_) => Poll::Pending,
             Inner::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Inner::Model(followed) => {
+                let polled = followed.poll_frame(cx);
+                streams::body_asked(polled.is_ready());
+                polled
+            }
             Inner::Stream { incoming, exchange } => {
                 let polled = Pin::new(&mut *incoming).poll_frame(cx);
                 streams::body_asked(polled.is_ready());
@@ -221,13 +245,13 @@ impl Body for EdgeBody {
         match &self.inner {
             Inner::Full(bytes) => bytes.is_none(),
             Inner::Stream { incoming, .. } => incoming.is_end_stream(),
-            Inner::Waiting(_) => false,
+            Inner::Waiting(_) | Inner::Model(_) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
-            Inner::Waiting(_) => SizeHint::new(),
+            Inner::Waiting(_) | Inner::Model(_) => SizeHint::new(),
             Inner::Full(bytes) => SizeHint::with_exact(
                 bytes
                     .as_ref()

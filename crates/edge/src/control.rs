@@ -144,6 +144,7 @@ impl Control {
     fn enter(&self, before: &Table, table: Table, touched: &HashSet<Uuid>, mut ports: MutexGuard<'_, Ports>) {
         let table = Arc::new(table);
         self.shared.table.store(Arc::clone(&table));
+        self.shared.changed.send_replace(table.version);
         self.release(before, &table, touched);
         self.sync_ports(&table, &mut ports);
         drop(ports);
@@ -471,9 +472,12 @@ async fn converse(control: Arc<Control>, stream: UnixStream) {
     let Some(Ok(first)) = reader.next().await else {
         return;
     };
-    let Some(Request::Hello { protocol }) = link::decode(&first) else {
+    let Some(Request::Hello { protocol, front }) = link::decode(&first) else {
         return;
     };
+    if let Some(front) = front.filter(|_| protocol == link::PROTOCOL) {
+        control.shared.inference.fronts.trust(&front);
+    }
     let hello = Hello {
         protocol: link::PROTOCOL,
         edge_id: control.edge_id,

@@ -131,6 +131,8 @@ impl Edge {
             signals: Arc::clone(&signals),
             log,
             usage,
+            inference: crate::inference::Shared::new(),
+            changed: tokio::sync::watch::Sender::new(0),
             tracer: config.traces.then(Tracer::new),
             unrouted: AtomicU64::new(0),
             tls: Arc::new(certificates::server_config(Arc::clone(&certificates))?),

@@ -42,15 +42,28 @@ pub(crate) struct Answer {
 
 /// Sends `request` to an instance of `route`, which is of table `version`. The target and headers are those that the instance shall see.
 /// Cancel-safe: dropping the future cuts the request off at the instance too.
-pub(crate) async fn forward(
+pub(crate) fn forward(
     worker: &Worker,
     version: u64,
     route: &Arc<Route>,
     request: Request<RequestBody>,
     progress: Option<&Arc<Progress>>,
     alarm: Option<&Arc<Alarm>>,
-) -> Result<Answer, Refusal> {
+) -> impl Future<Output = Result<Answer, Refusal>> {
+    // No future of its own, which would hold the request a second time.
     let candidates = Candidates::asked_by(request.headers(), &worker.shared.table, version, route);
+    forward_among(worker, route, candidates, request, progress, alarm)
+}
+
+/// [`forward`] to an instance of the caller's choice.
+pub(crate) async fn forward_among(
+    worker: &Worker,
+    route: &Arc<Route>,
+    candidates: Candidates<'_>,
+    request: Request<RequestBody>,
+    progress: Option<&Arc<Progress>>,
+    alarm: Option<&Arc<Alarm>>,
+) -> Result<Answer, Refusal> {
     let attempt = async {
         match route.protocol {
             Protocol::Http => over_http1(worker.index, route, candidates, request).await,
@@ -280,7 +293,7 @@ fn is_connection_loss(error: &hyper::Error) -> bool {
 /// HTTP/2 allows what HTTP/1.1 does not: a cookie in several crumbs (RFC 9113, 8.2.3), and a body of unknown length with
 /// any method, which must be framed here for hyper not to leave it out.
 fn frame_for_http1(request: &mut Request<RequestBody>) {
-    let has_body = matches!(request.body(), RequestBody::Stream { .. });
+    let has_body = !matches!(request.body(), RequestBody::Empty);
     let unknown = has_body && request.body().size_hint().exact().is_none();
     let headers = request.headers_mut();
     if unknown && !headers.contains_key(CONTENT_LENGTH) {

@@ -15,6 +15,8 @@ use uuid::Uuid;
 
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(crate) const X_ROUTING_KEY: HeaderName = HeaderName::from_static("x-routing-key");
+/// By which our own front proves itself to the edge: the secret that it gave over the control link.
+pub(crate) const X_TRAM_FRONT: HeaderName = HeaderName::from_static("x-tram-front");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -24,7 +26,7 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// What clients may not say of themselves, in any spelling: what we do not set an instance would take from them.
-const FOREIGN: [&str; 7] = [
+const FOREIGN: [&str; 8] = [
     "forwarded",
     "x-forwarded-port",
     "x-forwarded-prefix",
@@ -32,6 +34,8 @@ const FOREIGN: [&str; 7] = [
     "x-forwarded-server",
     "x-forwarded-ssl",
     "x-real-ip",
+    // The proof of our own front, which no instance may see.
+    "x-tram-front",
 ];
 
 /// What we say ourselves. Servers that hand headers on as CGI variables take an underscore for a hyphen, so these

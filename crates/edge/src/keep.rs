@@ -150,6 +150,7 @@ mod tests {
             addresses: [(8000, ([10, 201, 0, 2], 8000).into())].into(),
             weight: 1,
             canary: false,
+            deployment_id: None,
         });
         RoutingTable {
             version: 3,

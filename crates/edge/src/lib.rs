@@ -29,6 +29,7 @@ mod forwarded;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod gather;
+mod inference;
 mod keep;
 mod light;
 pub mod link;

@@ -18,7 +18,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
-use tram_types::routing::{RoutingTable, TableChange};
+use tram_types::routing::{RoutingTable, SecretHash, TableChange};
 use uuid::Uuid;
 
 /// Raised when a frame changes its meaning; new optional fields do not count.
@@ -62,6 +62,9 @@ pub struct Hello {
 pub(crate) enum Request {
     Hello {
         protocol: u32,
+        /// See [`Client::connect_with_front`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        front: Option<SecretHash>,
     },
     Table {
         table: Box<RoutingTable>,
@@ -313,12 +316,22 @@ impl Events {
 impl Client {
     /// Connects and waits for the edge's first words. The caller connects again when [`Events::next`] ends.
     pub async fn connect(path: &Path) -> Result<(Self, Events), Error> {
+        Self::connect_with_front(path, None).await
+    }
+
+    /// [`Client::connect`] of a control plane whose front asks models through this edge: the edge believes what a request
+    /// says of who asks when it proves itself by the secret of this hash, in the header `x-tram-front`.
+    pub async fn connect_with_front(path: &Path, front: Option<SecretHash>) -> Result<(Self, Events), Error> {
         let stream = UnixStream::connect(path).await.map_err(|source| Error::Connect {
             path: path.to_owned(),
             source,
         })?;
         let (mut reader, mut writer) = framed(stream);
-        let hello = encode(&Request::Hello { protocol: PROTOCOL }).ok_or(Error::Broken)?;
+        let hello = encode(&Request::Hello {
+            protocol: PROTOCOL,
+            front,
+        })
+        .ok_or(Error::Broken)?;
         writer.send(hello).await.map_err(Error::Write)?;
         let first = tokio::time::timeout(ANSWER_TIMEOUT, reader.next())
             .await

@@ -64,6 +64,12 @@ pub(crate) enum Refusal {
     Unreachable { name: String },
     /// The instance hung up or spoke nonsense.
     BadAnswer { name: String },
+    /// A question is larger than is kept.
+    BodyTooLarge { most: u64 },
+    /// Too many large questions are kept already.
+    BodiesBusy,
+    /// A question's body did not come whole.
+    BodyBroken,
     /// No first byte in time.
     TimedOut { name: String, waited_ms: u64 },
 }
@@ -81,8 +87,11 @@ impl Refusal {
             Self::NoSuchApp { .. } | Self::NoSuchRoute { .. } | Self::NoSuchSandbox => StatusCode::NOT_FOUND,
             Self::NoHost | Self::NotAnOrigin => StatusCode::BAD_REQUEST,
             Self::UriTooLong => StatusCode::URI_TOO_LONG,
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyBroken => StatusCode::BAD_REQUEST,
             Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             Self::Busy { .. }
+            | Self::BodiesBusy
             | Self::QueueFull { .. }
             | Self::Stopping { .. }
             | Self::StartFailed { .. }
@@ -96,13 +105,21 @@ impl Refusal {
 
     /// Whether the connection cannot be trusted to be in step any more.
     fn closes(&self) -> bool {
-        matches!(self, Self::NoHost | Self::NotAnOrigin | Self::UriTooLong)
+        matches!(
+            self,
+            Self::NoHost
+                | Self::NotAnOrigin
+                | Self::UriTooLong
+                | Self::BodyTooLarge { .. }
+                | Self::BodiesBusy
+                | Self::BodyBroken
+        )
     }
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::QueueFull { retry_after, .. } => Some(*retry_after),
-            Self::Busy { .. } | Self::NoHealthyInstance { .. } | Self::Stopping { .. } => {
+            Self::Busy { .. } | Self::BodiesBusy | Self::NoHealthyInstance { .. } | Self::Stopping { .. } => {
                 Some(BUSY_RETRY_AFTER)
             }
             Self::Deploying { .. } | Self::StillStarting { .. } => Some(DEPLOYING_RETRY_AFTER),
@@ -202,6 +219,21 @@ impl Refusal {
                 format!("An instance of {name} closed the connection without a complete answer."),
                 "`tram logs` shows whether the program crashed. A port that speaks HTTP/2 must be declared as http2.".to_owned(),
             ),
+            Self::BodyTooLarge { most } => (
+                "body_too_large",
+                format!("A question to a model may have at most {most} bytes."),
+                "Send less at once.".to_owned(),
+            ),
+            Self::BodiesBusy => (
+                "busy",
+                "Too many large questions to models are under way.".to_owned(),
+                "Try again in a moment.".to_owned(),
+            ),
+            Self::BodyBroken => (
+                "body_broken",
+                "The body of the question did not come whole.".to_owned(),
+                "Send all of it, without a pause of a minute.".to_owned(),
+            ),
             Self::TimedOut { name, waited_ms } => (
                 "request_timeout",
                 format!("{name} did not begin to answer within {} seconds.", waited_ms / 1000),
@@ -214,6 +246,11 @@ impl Refusal {
             message,
             hint,
         }
+    }
+
+    /// In words, for where no page can be shown any more.
+    pub(crate) fn said(&self) -> String {
+        self.words().message.trim_end_matches('.').to_owned()
     }
 
     /// The page, in the shape that the caller prefers.

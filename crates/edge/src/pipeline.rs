@@ -20,6 +20,7 @@ use crate::account::{InFlight, Live};
 use crate::alarm::Alarm;
 use crate::body::{EdgeBody, Progress, RequestBody};
 use crate::forwarded::{self, Client, X_REQUEST_ID, X_ROUTING_KEY};
+use crate::inference::{Asked, Asks, Caller, Followed, Question};
 use crate::page::{self, Refusal};
 use crate::pool::{Http1, Seat, SharedStream};
 use crate::relay::Passed;
@@ -196,6 +197,17 @@ async fn serve(
     let started = trace.started;
     let admitted = admit(context, &request, html, trace).await?;
     let route = admitted.route;
+    let caller = route.service.spec.engine.as_ref().map(|_| {
+        let fronts = &context.worker.shared.inference.fronts;
+        let security = route.security.as_deref();
+        // Boxed: few requests have one, and all carry its place.
+        Box::new(Caller::take(
+            fronts,
+            request.headers_mut(),
+            context.client.ip,
+            security,
+        ))
+    });
     if let Some(entry) = &mut trace.entry {
         entry.held = started.elapsed();
     }
@@ -218,6 +230,21 @@ async fn serve(
         request.headers_mut().insert(UPGRADE, protocol);
         hyper::upgrade::on(&mut request)
     });
+    if let Some(caller) = caller
+        && let Some(asks) = Asks::of(request.method(), request.uri().path(), request.headers())
+    {
+        let (version, in_flight) = (admitted.version, admitted.in_flight);
+        return Box::pin(ask(
+            context,
+            (asks, caller),
+            version,
+            &route,
+            in_flight,
+            request,
+            trace,
+        ))
+        .await;
+    }
     let (parts, incoming) = request.into_parts();
     let (body, progress) = if incoming.is_end_stream() {
         (RequestBody::Empty, None)
@@ -257,7 +284,7 @@ async fn serve(
     let exchange = Box::new(Exchange {
         in_flight: admitted.in_flight,
         worker: context.worker.index,
-        seat: answer.seat,
+        seat: Some(answer.seat),
         connection: answer.connection,
         _stream: answer.stream,
         tunnel: None,
@@ -267,17 +294,72 @@ async fn serve(
         span: trace.span.take(),
         complete: false,
     });
-    match respond(context, answer.response, exchange, on_client, started) {
+    match respond(context, answer.response, exchange, on_client, started, None) {
         Ok(response) => Ok(response),
-        Err(mut exchange) => {
-            // It is told as a refusal, not as the exchange that it did not become.
-            trace.entry = exchange.entry.take();
-            trace.span = exchange.span.take();
-            Err(Refusal::BadAnswer {
-                name: route.service.spec.name.clone(),
-            })
-        }
+        Err(exchange) => Err(no_answer(&route, exchange, trace)),
     }
+}
+
+/// It is told as a refusal, not as the exchange that it did not become.
+fn no_answer(route: &Route, mut exchange: Box<Exchange>, trace: &mut Trace) -> Refusal {
+    trace.entry = exchange.entry.take();
+    trace.span = exchange.span.take();
+    Refusal::BadAnswer {
+        name: route.service.spec.name.clone(),
+    }
+}
+
+/// A question to a model: read whole, asked, and its answer followed to its end.
+async fn ask(
+    context: &Context,
+    (asks, caller): (Asks, Box<Caller>),
+    version: u64,
+    route: &Arc<Route>,
+    in_flight: InFlight,
+    request: Request<Incoming>,
+    trace: &mut Trace,
+) -> Result<Response<EdgeBody>, Refusal> {
+    let started = trace.started;
+    let progress = Arc::new(Progress::new());
+    trace.progress = Some(Arc::clone(&progress));
+    let (parts, incoming) = request.into_parts();
+    let (worker, alarm) = (
+        &context.worker,
+        Some(&context.alarm).filter(|alarm| alarm.is_watched()),
+    );
+    let mut question =
+        Question::read(asks, caller, worker, route, parts, incoming, &progress, started).await?;
+    let asked = question.ask(version, alarm).await;
+    let Asked { answer, tells } = match asked {
+        Ok(asked) => asked,
+        Err(refusal) => {
+            let bytes = progress.bytes.load(Relaxed);
+            in_flight.live().bytes_in.fetch_add(bytes, Relaxed);
+            return Err(refusal);
+        }
+    };
+    let exchange = Box::new(Exchange {
+        in_flight,
+        worker: context.worker.index,
+        seat: Some(answer.seat),
+        connection: answer.connection,
+        _stream: answer.stream,
+        tunnel: None,
+        progress: Some(progress),
+        bytes_out: 0,
+        entry: trace.entry.take(),
+        span: trace.span.take(),
+        complete: false,
+    });
+    respond(
+        context,
+        answer.response,
+        exchange,
+        None,
+        started,
+        Some((question, tells)),
+    )
+    .map_err(|exchange| no_answer(route, exchange, trace))
 }
 
 /// Route, admit and wake, over and over until one table lets the request through as a whole.
@@ -437,6 +519,7 @@ fn respond(
     mut exchange: Box<Exchange>,
     on_client: Option<OnUpgrade>,
     started: Instant,
+    question: Option<(Box<Question>, bool)>,
 ) -> Result<Response<EdgeBody>, Box<Exchange>> {
     let status = response.status();
     let switched = status == StatusCode::SWITCHING_PROTOCOLS;
@@ -447,12 +530,13 @@ fn respond(
     exchange.in_flight.live().count(status.as_u16());
     let took = started.elapsed();
     exchange.in_flight.live().latency.observe(took);
+    let instance_id = exchange.instance_id();
     if let Some(span) = &mut exchange.span {
-        span.answered(status.as_u16(), exchange.seat.endpoint.instance_id);
+        span.answered(status.as_u16(), instance_id);
     }
     if let Some(entry) = &mut exchange.entry {
         entry.status = status.as_u16();
-        entry.instance = Some(exchange.seat.endpoint.instance_id);
+        entry.instance = Some(instance_id);
         entry.first_byte = took;
     }
     if let (true, Some(on_client)) = (switched, on_client) {
@@ -467,6 +551,12 @@ fn respond(
         }
         return Ok(response);
     }
+    if let Some((question, tells)) = question {
+        let (parts, incoming) = response.into_parts();
+        let head = (parts.status, &parts.headers);
+        let body = EdgeBody::model(Followed::new(question, tells, head, incoming, exchange));
+        return Ok(Response::from_parts(parts, body));
+    }
     Ok(response.map(|incoming| EdgeBody::stream(incoming, exchange)))
 }
 
@@ -475,7 +565,8 @@ fn respond(
 pub(crate) struct Exchange {
     in_flight: InFlight,
     worker: usize,
-    seat: Seat,
+    /// None while an answer that its instance left is on its way to another.
+    seat: Option<Seat>,
     connection: Option<Http1>,
     _stream: Option<SharedStream>,
     /// What passes after an upgrade, which is no body.
@@ -488,6 +579,27 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
+    /// The instance that has it; none has it while it is on its way to another.
+    fn instance_id(&self) -> uuid::Uuid {
+        self.seat
+            .as_ref()
+            .map_or_else(uuid::Uuid::nil, |seat| seat.endpoint.instance_id)
+    }
+
+    /// Its instance is gone, or is left.
+    pub(crate) fn lost(&mut self) {
+        self.connection = None;
+        self._stream = None;
+        self.seat = None;
+    }
+
+    /// Another instance goes on with the answer.
+    pub(crate) fn moved(&mut self, seat: Seat, connection: Option<Http1>, stream: Option<SharedStream>) {
+        self.connection = connection;
+        self._stream = stream;
+        self.seat = Some(seat);
+    }
+
     /// The answer was passed on whole.
     pub(crate) fn finish(mut self) {
         self.complete = true;
@@ -496,10 +608,8 @@ impl Exchange {
             .progress
             .as_ref()
             .is_none_or(|progress| progress.done.load(Relaxed));
-        if let (true, Some(connection)) = (request_done, self.connection.take()) {
-            self.seat
-                .endpoint
-                .checkin(self.worker, connection, Instant::now());
+        if let (true, Some(connection), Some(seat)) = (request_done, self.connection.take(), &self.seat) {
+            seat.endpoint.checkin(self.worker, connection, Instant::now());
         }
     }
 

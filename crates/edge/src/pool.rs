@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::body::RequestBody;
 use crate::canary::Tally;
 use crate::gather::Gather;
+use crate::inference::Load;
 use crate::spare::Spare;
 
 /// Idle connections one worker keeps to one instance: enough for a burst, few enough to fit an instance's
@@ -68,6 +69,8 @@ pub(crate) struct Endpoint {
     pub(crate) tally: Tally,
     /// Streams that it allows on one HTTP/2 connection, as it said last.
     streams_allowed: Arc<AtomicUsize>,
+    /// Of a model that it serves.
+    pub(crate) model: Load,
     slots: Box<[Slot]>,
 }
 
@@ -179,6 +182,7 @@ impl Endpoint {
             woken_us: AtomicU64::new(0),
             tally: Tally::default(),
             streams_allowed: Arc::new(AtomicUsize::new(H2_STREAMS_UNTOLD)),
+            model: Load::default(),
             slots: (0..workers.max(1)).map(|_| Slot::default()).collect(),
         }
     }

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::table::Table;
 use crate::trace::Tracer;
 use crate::usage::Journal;
-use crate::{accept, tcp};
+use crate::{accept, inference, tcp};
 
 /// What all workers and the control tasks share.
 #[derive(Debug)]
@@ -30,6 +30,10 @@ pub(crate) struct Shared {
     pub(crate) log: Option<AccessLog>,
     /// What questions to models cost.
     pub(crate) usage: Journal,
+    /// What questions to models share.
+    pub(crate) inference: inference::Shared,
+    /// Told with each table, by its version.
+    pub(crate) changed: watch::Sender<u64>,
     /// Only when requests are traced.
     pub(crate) tracer: Option<Tracer>,
     /// Requests that no service answers for.

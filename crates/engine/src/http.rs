@@ -363,7 +363,7 @@ async fn generate(
     if parameters.stream {
         let told = handover
             .asks
-            .then(|| handover::begin(&answers.head, seed, answers.usage.cached, &served.model));
+            .then(|| handover::begin(&answers.head, seed, answers.usage, &served.model));
         let stream = answers.stream(parameters.stream_usage, told, replayed);
         let body = Body::Stream(Box::new(stream));
         Ok(events(body))

@@ -255,8 +255,10 @@ fn identity(path: &Path) -> std::io::Result<String> {
     let length = file.metadata()?.len();
     let mut hash = BASIS;
     let mut sample = [0; SAMPLE_BYTES];
+    // From the first byte to the last.
+    let step = length.saturating_sub(SAMPLE_BYTES as u64).div_ceil(SAMPLES - 1);
     for number in 0..SAMPLES {
-        let read = file.read_at(&mut sample, length / SAMPLES * number)?;
+        let read = file.read_at(&mut sample, step * number)?;
         for byte in &sample[..read] {
             hash = (hash ^ u64::from(*byte)).wrapping_mul(PRIME);
         }

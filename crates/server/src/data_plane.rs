@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tram_controller::data_plane::{DataPlane, Error, Event, Latency, ServiceActivity};
 use tram_edge::link;
 use tram_planner::Tally;
+use tram_types::routing::SecretHash;
 use tram_types::{
     InstanceId, ServiceId, Timestamp,
     routing::{RoutingTable, TableChange},
@@ -35,12 +36,18 @@ impl EdgeLink {
     /// Keeps a link to the edge that listens on `socket`; what it reports also goes into `figures`,
     /// and how long wakes take into `metrics`.
     #[must_use]
-    pub fn start(socket: PathBuf, figures: Arc<Figures>, metrics: Arc<Metrics>) -> Self {
+    pub fn start(
+        socket: PathBuf,
+        front: Option<SecretHash>,
+        figures: Arc<Figures>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let client = Arc::new(RwLock::new(None));
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let stop = CancellationToken::new();
         let wakes = Arc::new(Wakes::default());
         let seen = Seen {
+            front,
             figures,
             wakes: Arc::clone(&wakes),
         };
@@ -75,6 +82,8 @@ impl Drop for EdgeLink {
 /// Who else wants to know what the edge reports.
 #[derive(Debug)]
 struct Seen {
+    /// By which our own front proves itself to the edge.
+    front: Option<SecretHash>,
     figures: Arc<Figures>,
     wakes: Arc<Wakes>,
 }
@@ -112,7 +121,7 @@ async fn one_link(
     shared: &RwLock<Option<Arc<link::Client>>>,
     sender: &mpsc::Sender<Event>,
 ) {
-    let (client, mut events) = match link::Client::connect(socket).await {
+    let (client, mut events) = match link::Client::connect_with_front(socket, seen.front.clone()).await {
         Ok(link) => link,
         Err(error) => {
             tracing::debug!(error = %crate::chain(&error), "the edge cannot be reached yet");

@@ -31,6 +31,7 @@ use tram_site::{Site, Sites};
 use tram_site_local::{LocalSite, config::DEFAULT_LOGS_RETENTION as LOGS_KEPT};
 use tram_store::{Options, Store, keyring};
 use tram_types::{Clock, SystemClock, catalog::Catalog};
+use uuid::Uuid;
 
 use crate::{
     admin::{self, Admin},
@@ -296,8 +297,11 @@ impl Inside {
 
         let figures = Arc::new(Figures::default());
         let metrics = Arc::new(Metrics::new(store.clone()));
+        // New with every start: nobody but these two processes has it.
+        let secret = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
         let link = Arc::new(EdgeLink::start(
             tram_edge::link::socket_path(&paths.edge()),
+            Some(tram_edge::secret::hash(&secret)),
             Arc::clone(&figures),
             Arc::clone(&metrics),
         ));
@@ -360,7 +364,10 @@ impl Inside {
             figures,
         )
         .with_scaling(Arc::new(scaling::Decisions(controller.scaling())))
-        .with_models(models.clone(), tram_api::Front::new(edge_address(settings)));
+        .with_models(
+            models.clone(),
+            tram_api::Front::new(edge_address(settings), &secret),
+        );
         controller.keep_pools(Arc::new(Members(state.clone())));
         let observed = Observed {
             store: store.clone(),

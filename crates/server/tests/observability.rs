@@ -67,6 +67,7 @@ impl House {
         let metrics = Arc::new(Metrics::new(store.clone()));
         let link = Arc::new(EdgeLink::start(
             tram_edge::link::socket_path(&state),
+            None,
             Arc::new(Figures::default()),
             Arc::clone(&metrics),
         ));
@@ -367,6 +368,7 @@ async fn one_request_of_a_sleeping_service_is_one_trace() {
             addresses: [(PORT, address)].into(),
             weight: 1,
             canary: false,
+            deployment_id: None,
         }],
         ..sleeping.clone()
     };

@@ -190,6 +190,10 @@ pub struct Service {
     /// How many callers wait at once; one more is refused with an estimate of when to come back.
     #[serde(default = "default_hold_queue_max")]
     pub hold_queue_max: u32,
+    /// What serves a model in its instances, such as `tram-engine`; absent: it serves no model. The edge takes part in
+    /// what is asked of such a service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
 }
 
 fn default_request_timeout_ms() -> u64 {
@@ -218,6 +222,7 @@ impl Service {
             max_concurrent_requests: DEFAULT_MAX_CONCURRENT_REQUESTS,
             hold_deadline_ms: DEFAULT_HOLD_DEADLINE_MS,
             hold_queue_max: DEFAULT_HOLD_QUEUE_MAX,
+            engine: None,
         }
     }
 }
@@ -279,6 +284,9 @@ pub struct Endpoint {
     /// counted apart.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub canary: bool,
+    /// The deployment that it is an instance of; absent in tables of older controllers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment_id: Option<Uuid>,
 }
 
 fn default_weight() -> u32 {
@@ -338,6 +346,7 @@ mod tests {
                     addresses: BTreeMap::from([(8000, SocketAddr::from(([127, 0, 0, 1], 9)))]),
                     weight: 1,
                     canary: false,
+                    deployment_id: None,
                 }],
                 ..Service::new(
                     service_id,

@@ -44,12 +44,16 @@ const PASSED_ON: [HeaderName; 3] = [
 ];
 /// Whose question it is, for an engine that treats all alike.
 const TENANT: HeaderName = HeaderName::from_static("x-tram-tenant");
+/// By which the edge knows us.
+const FRONT: HeaderName = HeaderName::from_static("x-tram-front");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The edge, and the connections to it.
 #[derive(Debug)]
 pub(super) struct Edge {
     address: SocketAddr,
+    /// By which the edge knows that we say who asks.
+    proof: HeaderValue,
     client: Client<HttpConnector, Full<Bytes>>,
     /// Pages of memory for bodies.
     memory: Arc<Semaphore>,
@@ -69,12 +73,15 @@ impl Held {
 }
 
 impl Edge {
-    pub(super) fn new(address: SocketAddr) -> Self {
+    pub(super) fn new(address: SocketAddr, secret: &str) -> Self {
+        let mut proof = HeaderValue::from_str(secret).unwrap_or(HeaderValue::from_static(""));
+        proof.set_sensitive(true);
         let mut connector = HttpConnector::new();
         // Tokens of a stream are small and each is awaited.
         connector.set_nodelay(true);
         Self {
             address,
+            proof,
             client: Client::builder(TokioExecutor::new())
                 .pool_idle_timeout(IDLE)
                 .pool_timer(hyper_util::rt::TokioTimer::new())
@@ -152,6 +159,7 @@ impl Edge {
         );
         if let Ok(tenant) = HeaderValue::from_str(tenant) {
             headers.insert(TENANT, tenant);
+            headers.insert(FRONT, self.proof.clone());
         }
         if let Ok(address) = HeaderValue::from_str(&client_address(parts)) {
             headers.insert(X_FORWARDED_FOR, address);

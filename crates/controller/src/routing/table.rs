@@ -17,6 +17,7 @@ use tram_types::{
     effective::PortProtocol,
     routing::{Endpoint, Protocol, Route, RoutingKey, Service, State, TcpPort},
     status::{DeploymentStatus, InstanceStatus},
+    validate::ENGINE,
 };
 
 use super::security::{self, Hasher};
@@ -95,6 +96,13 @@ pub(super) async fn entry(service: &RoutedService, hasher: &Hasher, store: &Stor
             source,
         })?;
     routed.endpoints = endpoints(service, &definition)?;
+    routed.engine = definition
+        .model
+        .as_ref()
+        .map(|model| match model.engine.as_str() {
+            "" => ENGINE.to_owned(),
+            other => other.to_owned(),
+        });
     let secrets = security::secrets(service, &definition, store).await?;
     let policy = |path: &str| {
         let route = definition
@@ -258,6 +266,7 @@ fn serving(
                 addresses,
                 weight: 1,
                 canary: false,
+                deployment_id: Some(deployment.uuid()),
             })
         })
         .collect()

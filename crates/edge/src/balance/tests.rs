@@ -29,6 +29,7 @@ fn route_with(weights: &[u32], canaries: &[usize]) -> Arc<Route> {
             .into(),
             weight: *weight,
             canary: canaries.contains(&index),
+            deployment_id: None,
         })
         .collect();
     let source = RoutingTable {
@@ -166,6 +167,7 @@ fn a_request_that_chose_by_an_old_table_follows_the_new_one() {
                     addresses: [(80, SocketAddr::from(([127, 0, 0, 1], port)))].into(),
                     weight: 1,
                     canary: false,
+                    deployment_id: None,
                 }],
                 ..Service::new(id, "a", State::Ready)
             }

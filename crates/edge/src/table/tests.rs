@@ -103,6 +103,7 @@ impl Model {
                         addresses: [80, 81, 82].map(|port| (port, address)).into(),
                         weight: 1,
                         canary: false,
+                        deployment_id: None,
                     }];
                     change.services.push(Arc::clone(service));
                 }

@@ -136,6 +136,7 @@ pub(crate) fn endpoint(address: SocketAddr) -> Endpoint {
         addresses: [(PORT, address)].into(),
         weight: 1,
         canary: false,
+        deployment_id: None,
     }
 }
 

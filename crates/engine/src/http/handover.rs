@@ -52,7 +52,8 @@ pub(super) struct Begin {
     pub(super) id: String,
     pub(super) created: i64,
     pub(super) seed: u64,
-    /// Tokens of the prompt that were cached when it was read first.
+    pub(super) prompt_tokens: usize,
+    /// Those of them that were cached when it was read first.
     pub(super) cached: usize,
     /// Which model: one engine does not go on where another model ended.
     pub(super) model: String,
@@ -136,12 +137,13 @@ pub(super) fn resume(model: &Model, asked: &mut Asked, state: State) -> Result<C
 }
 
 /// The first line.
-pub(super) fn begin(head: &Head, seed: u64, cached: usize, model: &Model) -> Bytes {
+pub(super) fn begin(head: &Head, seed: u64, usage: Usage, model: &Model) -> Bytes {
     let begin = Begin {
         id: head.id.clone(),
         created: head.created,
         seed,
-        cached,
+        prompt_tokens: usage.prompt,
+        cached: usage.cached,
         model: model.identity.clone(),
     };
     Bytes::from(format!("{MARK}{}\n\n", json!({ "begin": begin })))
