@@ -32,7 +32,7 @@ use uuid::Uuid;
 
 pub use journal::{Journal, keep};
 pub use line::MAX_BYTES as LINE_MAX_BYTES;
-pub use reader::{Batch, Position, Reader};
+pub use reader::{Batch, Reader};
 
 /// A segment of this size is followed by the next: some ten thousand records, which are read in well under a second.
 pub const SEGMENT_MAX_BYTES: u64 = 4 * 1024 * 1024;

@@ -8,13 +8,13 @@ use sqlx::{Row as _, any::AnyRow};
 use tram_types::{
     ActivityId, AppId, ClaimId, CredentialId, DeploymentId, DomainId, EventId, Generation, InstanceId,
     InstanceSnapshotId, OrganizationId, ProjectId, RegionalDeploymentId, SecretId, ServiceId, ServicePoolId,
-    SnapshotId, Timestamp, VolumeId, status,
+    SnapshotId, Timestamp, VolumeId, inference, status,
 };
 use uuid::Uuid;
 
 use crate::{
     error::Source,
-    record::{Desired, ManualScaling, ObjectKind, Role},
+    record::{Desired, LimitScope, ManualScaling, ObjectKind, Role},
 };
 
 /// What goes into a column.
@@ -133,6 +133,8 @@ as_text!(
     Desired,
     Role,
     ObjectKind,
+    LimitScope,
+    inference::Priority,
     status::AppStatus,
     status::ServiceStatus,
     status::DeploymentStatus,

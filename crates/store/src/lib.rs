@@ -30,6 +30,7 @@ mod instance_snapshots;
 pub mod intent;
 pub mod keyring;
 mod leadership;
+mod limits;
 mod migrate;
 mod pools;
 mod ports;
@@ -44,6 +45,7 @@ mod store;
 mod tenancy;
 #[cfg(test)]
 mod tests;
+mod token_usages;
 mod volumes;
 
 pub use call_patterns::CallPattern;
@@ -61,3 +63,4 @@ pub use routing::{
 pub use secrets::Rotated;
 pub use store::{Options, Store};
 pub use tenancy::{Member, token_sha256};
+pub use token_usages::{Attributed, By, TokenUsage, Tokens};

@@ -104,6 +104,11 @@ migrations! {
     64 "0064_index_snapshots_scope_name",
     65 "0065_create_instance_snapshots",
     66 "0066_index_instance_snapshots_organization_id_created_at",
+    70 "0070_create_usage_positions",
+    71 "0071_create_token_usages",
+    72 "0072_index_token_usages_hour_at",
+    73 "0073_create_model_limits",
+    74 "0074_index_model_limits_organization_id",
 }
 
 /// Brings the database up to date.

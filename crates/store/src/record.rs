@@ -13,6 +13,7 @@ use crate::column::Cell;
 pub mod compute;
 pub mod edge;
 pub mod history;
+pub mod limit;
 pub mod pool;
 pub mod snapshot;
 pub mod tenancy;
@@ -21,6 +22,7 @@ pub mod volume;
 pub use compute::{App, Deployment, Instance, RegionalDeployment, Service};
 pub use edge::{Domain, ProxyPort, Secret};
 pub use history::{Activity, Event};
+pub use limit::ModelLimit;
 pub use pool::{Claim, PoolMember, ServicePool};
 pub use snapshot::InstanceSnapshot;
 pub use tenancy::{Credential, Organization, Project};
@@ -151,6 +153,17 @@ words! {
         Owner = "OWNER",
         /// Read all but secrets.
         ReadOnly = "READ_ONLY",
+        /// Ask models, and nothing else.
+        Models = "MODELS",
+    }
+    /// Whose questions to models a limit counts.
+    pub enum LimitScope {
+        /// Everybody's in the organization.
+        Organization = "organization",
+        /// Those to the services of a project.
+        Project = "project",
+        /// Those with one token.
+        Credential = "credential",
     }
     /// The kinds of objects that have a history.
     pub enum ObjectKind {

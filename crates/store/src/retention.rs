@@ -26,6 +26,8 @@ pub struct Retention {
     pub events_age: Duration,
     /// Entries of the audit feed younger than this stay.
     pub activities_age: Duration,
+    /// What questions to models cost younger than this stays.
+    pub usages_age: Duration,
     /// Tokens that expired less than this ago stay: who wonders why one stopped to work still finds it.
     pub credentials_age: Duration,
 }
@@ -43,6 +45,8 @@ impl Default for Retention {
             instances_per_service: 200,
             events_age: DAY.saturating_mul(30),
             activities_age: DAY.saturating_mul(365),
+            // What `GET /v1/usages` adds up in one answer: three years.
+            usages_age: DAY.saturating_mul(3 * 366),
             credentials_age: DAY,
         }
     }
@@ -73,6 +77,8 @@ pub struct Pruned {
     pub activities: u64,
     /// Expired tokens.
     pub credentials: u64,
+    /// Hours of what questions to models cost, and journals that nobody writes any more.
+    pub usages: u64,
 }
 
 impl Pruned {
@@ -85,6 +91,7 @@ impl Pruned {
             self.events,
             self.activities,
             self.credentials,
+            self.usages,
         ]
         .into_iter()
         .any(|rows| rows >= u64::from(PRUNE_ROWS_MAX))
@@ -110,6 +117,7 @@ impl Store {
             credentials: self
                 .prune_by_age("credentials", "expires_at", now.minus(limits.credentials_age))
                 .await?,
+            usages: self.prune_usages(now.minus(limits.usages_age)).await?,
             ..Pruned::default()
         })
     }

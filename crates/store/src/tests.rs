@@ -15,6 +15,7 @@ mod pools;
 mod schema;
 mod tenants;
 mod tls;
+mod usages;
 
 macro_rules! cases {
     ($($module:ident::$case:ident),+ $(,)?) => {
@@ -86,6 +87,10 @@ cases! {
     past::counts_are_of_one_organization,
     past::events_keep_their_order,
     past::old_things_are_pruned_and_serving_ones_are_not,
+    usages::usage_is_told_apart,
+    usages::a_position_is_passed_once,
+    usages::a_reader_that_is_cut_off_counts_once,
+    usages::limits_are_kept_and_go_with_their_subject,
     schema::records_match_their_tables,
     schema::an_upgraded_database_equals_a_fresh_one,
     schema::a_newer_database_is_refused,

@@ -72,6 +72,29 @@ impl TokenRecord {
     }
 }
 
+/// How far the journal of an edge was read: what is before it was counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournalPosition {
+    /// Which journal.
+    pub journal: uuid::Uuid,
+    /// The number of its segment.
+    pub segment: u64,
+    /// Bytes of it.
+    pub offset: u64,
+}
+
+impl JournalPosition {
+    /// Before everything in a journal.
+    #[must_use]
+    pub const fn start(journal: uuid::Uuid) -> Self {
+        Self {
+            journal,
+            segment: 0,
+            offset: 0,
+        }
+    }
+}
+
 /// What a question asks for. One that this version does not know reads as [`Endpoint::Other`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -132,6 +155,31 @@ impl Priority {
         }
     }
 }
+
+impl std::fmt::Display for Priority {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.pad(self.as_str())
+    }
+}
+
+/// A word that is no [`Priority`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no priority: give low, normal or high")]
+pub struct NoPriority(pub String);
+
+impl std::str::FromStr for Priority {
+    type Err = NoPriority;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        [Self::Low, Self::Normal, Self::High]
+            .into_iter()
+            .find(|priority| priority.as_str() == text)
+            .ok_or_else(|| NoPriority(text.chars().take(SHOWN_CHARACTERS).collect()))
+    }
+}
+
+/// Longest part of a wrong word that is repeated in a message, in characters.
+const SHOWN_CHARACTERS: usize = 64;
 
 #[cfg(test)]
 mod tests {

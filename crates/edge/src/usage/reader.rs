@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
 
-use tram_types::inference::TokenRecord;
+use tram_types::inference::{JournalPosition as Position, TokenRecord};
 use uuid::Uuid;
 
 use super::{LINE_MAX_BYTES, Segment, line};
@@ -13,29 +13,6 @@ use super::{LINE_MAX_BYTES, Segment, line};
 /// Read at a time: thousands of records, and at least one whole line.
 const READ_MAX_BYTES: usize = 1024 * 1024;
 const _: () = assert!(READ_MAX_BYTES > LINE_MAX_BYTES);
-
-/// How far a journal was read: what is before it was counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Position {
-    /// Which journal.
-    pub journal: Uuid,
-    /// The number of its segment.
-    pub segment: u64,
-    /// Bytes of it.
-    pub offset: u64,
-}
-
-impl Position {
-    /// Before everything in a journal.
-    #[must_use]
-    pub const fn start(journal: Uuid) -> Self {
-        Self {
-            journal,
-            segment: 0,
-            offset: 0,
-        }
-    }
-}
 
 /// What stands after a position.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng};
 use rustix::process::{Resource, Rlimit, setrlimit};
-use tram_types::inference::{Endpoint, Outcome, TokenRecord};
+use tram_types::inference::{Endpoint, JournalPosition as Position, Outcome, TokenRecord};
 use tram_types::{ServiceId, Timestamp};
 use uuid::Uuid;
 
-use super::{Journal, Position, Reader, Segment, line};
+use super::{Journal, Reader, Segment, line};
 
 fn record(number: u64) -> TokenRecord {
     TokenRecord {

@@ -83,6 +83,10 @@ impl Fixture {
         }
     }
 
+    pub(super) fn clock_now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
     pub(super) async fn organization(&self) -> (OrganizationId, ProjectId) {
         let (id, project) = (OrganizationId::random(), ProjectId::random());
         self.store

@@ -1,0 +1,1 @@
+CREATE INDEX IF NOT EXISTS model_limits_organization_id ON model_limits (organization_id);
