@@ -46,6 +46,7 @@ pub(crate) fn verb(method: &Method, path: &str) -> Option<Verb> {
         "service_pools" => "service_pool",
         "claim" => "claim",
         "organizations" => "organization",
+        "model_limits" => "model_limit",
         // Tokens that are made without a credential of their own.
         "account" => {
             return match (method.as_str(), parts.next()) {
@@ -211,6 +212,11 @@ mod tests {
             (Method::DELETE, "/v1/account/logout", None),
             (Method::PATCH, "/v1/account/settings", None),
             (Method::POST, "/v1/claim", Some(("claim", "created"))),
+            (
+                Method::PUT,
+                "/v1/model_limits/{id}",
+                Some(("model_limit", "updated")),
+            ),
             (
                 Method::DELETE,
                 "/v1/service_pools/{id}",

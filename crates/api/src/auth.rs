@@ -35,8 +35,12 @@ pub(crate) const PROJECT_HEADER: &str = "x-koyeb-project-id";
 pub(crate) enum Access {
     /// Nothing.
     Anonymous,
-    /// A good token.
+    /// A good token that may look.
     Read,
+    /// A good token, whatever it may do: to see which models there are.
+    List,
+    /// A token that may ask models.
+    Ask,
     /// A token whose role may change things, see secrets or run commands.
     Write,
 }
@@ -100,8 +104,8 @@ impl Caller {
                 Ok(token) if token.expires_at.is_some_and(|end| end <= api.clock.now()) => {
                     return Error::Unauthenticated("this API token has expired: make a new one");
                 }
-                Ok(token) if access == Access::Write && token.role == Role::ReadOnly => {
-                    return READ_ONLY;
+                Ok(token) if !access.is_given_to(token.role) => {
+                    return refusal(token.role);
                 }
                 Err(tram_store::Error::NotFound { .. }) => {
                     return Error::Unauthenticated("this API token was revoked: use another one");
@@ -112,8 +116,24 @@ impl Caller {
     }
 }
 
-/// A token that may not do what is asked.
-const READ_ONLY: Error = Error::Forbidden("this API token may only read: use one whose role is owner");
+impl Access {
+    /// Whether a token of this role has it.
+    const fn is_given_to(self, role: Role) -> bool {
+        match role {
+            Role::Owner => true,
+            Role::ReadOnly => matches!(self, Self::Anonymous | Self::Read | Self::List),
+            Role::Models => matches!(self, Self::Anonymous | Self::List | Self::Ask),
+        }
+    }
+}
+
+/// Says that a token of this role may not do what is asked.
+const fn refusal(role: Role) -> Error {
+    Error::Forbidden(match role {
+        Role::Models => "this API token may only ask models: use one whose role is owner",
+        Role::Owner | Role::ReadOnly => "this API token may only read: use one whose role is owner",
+    })
+}
 
 /// Finds out who calls and whether they may.
 pub(crate) async fn authenticate(api: &ApiState, parts: &Parts, access: Access) -> Result<Caller, Error> {
@@ -136,8 +156,8 @@ pub(crate) async fn authenticate(api: &ApiState, parts: &Parts, access: Access) 
         api.store.touch_credential(credential.id, now).await?;
     }
     let caller = Caller::new(credential, &parts.headers)?;
-    if access == Access::Write && caller.role == Role::ReadOnly {
-        return Err(READ_ONLY);
+    if !access.is_given_to(caller.role) {
+        return Err(refusal(caller.role));
     }
     Ok(caller)
 }

@@ -1,7 +1,8 @@
 //! Models on the platform's own address, by OpenAI's contract: one base URL and one token for all of them.
 //!
 //! ```text
-//! authenticate -> read (bounded) -> find the service that `model` means -> send to the edge -> pass the answer on
+//! authenticate -> read (bounded) -> find the service that `model` means -> admit by its budgets -> send to the edge
+//!   -> pass the answer on
 //! ```
 //!
 //! This is a client of the edge, and keeps nothing: waking, holding, balancing and accounting are the edge's, computing is
@@ -13,6 +14,7 @@
 
 mod anthropic;
 mod body;
+mod budget;
 mod error;
 mod find;
 mod forward;
@@ -29,7 +31,8 @@ use axum::{
 };
 use http::request::Parts;
 
-use self::{error::Refusal, forward::Edge};
+pub use self::budget::Budgets;
+use self::{budget::Asker, error::Refusal, forward::Edge};
 use crate::{
     auth::{Access, Caller, authenticate},
     state::ApiState,
@@ -81,7 +84,7 @@ fn parts(request: Request) -> (Parts, Body) {
 
 async fn try_ask(api: &ApiState, request: Request) -> Result<Response, Refusal> {
     let (parts, incoming) = parts(request);
-    let caller = admit(api, &parts, Access::Write).await?;
+    let caller = admit(api, &parts, Access::Ask).await?;
     let Some(front) = &api.front else {
         return Err(Refusal::no_models());
     };
@@ -89,14 +92,25 @@ async fn try_ask(api: &ApiState, request: Request) -> Result<Response, Refusal> 
     let asked = body::Asked::read(held.bytes())?;
     let target = find::find(api, &caller, asked.model()).await?;
     let bytes = asked.for_engine(&target.service_name)?;
-    let tenant = caller.credential.to_string();
-    front.0.send(&parts, &target, &tenant, bytes, held).await
+    let asker = Asker {
+        organization: caller.organization,
+        credential: caller.credential,
+        project: target.project,
+    };
+    let admitted = api
+        .budgets
+        .admit(asker, asked.cost_estimate(parts.uri.path()))
+        .await?;
+    front
+        .0
+        .send(&parts, &target, caller.credential, admitted, bytes, held)
+        .await
 }
 
 async fn models(State(api): State<ApiState>, request: Request) -> Response {
     let (parts, _) = parts(request);
     let listed = async {
-        let caller = admit(&api, &parts, Access::Read).await?;
+        let caller = admit(&api, &parts, Access::List).await?;
         list::all(&api, &caller).await
     };
     answer(listed.await)
@@ -105,7 +119,7 @@ async fn models(State(api): State<ApiState>, request: Request) -> Response {
 async fn model(State(api): State<ApiState>, Path(name): Path<String>, request: Request) -> Response {
     let (parts, _) = parts(request);
     let found = async {
-        let caller = admit(&api, &parts, Access::Read).await?;
+        let caller = admit(&api, &parts, Access::List).await?;
         list::one(&api, &caller, &name).await
     };
     answer(found.await)

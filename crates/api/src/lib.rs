@@ -33,7 +33,7 @@ pub mod wire;
 
 pub use auth::FailureLimit;
 pub use error::Error;
-pub use inference::Front;
+pub use inference::{Budgets, Front};
 pub use resources::pools::member::pool_member;
 pub use router::{openapi, router};
 pub use scaling::{NoScaling, ScalingDecision, ScalingSource};

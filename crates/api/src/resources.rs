@@ -13,6 +13,7 @@ pub(crate) mod events;
 pub(crate) mod helpers;
 pub(crate) mod instance_snapshots;
 pub(crate) mod instances;
+pub(crate) mod model_limits;
 pub(crate) mod models;
 pub(crate) mod neutral;
 pub(crate) mod organizations;
@@ -40,6 +41,7 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
         events::endpoints(),
         helpers::endpoints(),
         instances::endpoints(),
+        model_limits::endpoints(),
         models::endpoints(),
         neutral::endpoints(),
         organizations::endpoints(),

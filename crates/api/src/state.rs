@@ -15,7 +15,7 @@ use tram_types::{Clock, InstanceId, ServiceId, Timestamp, catalog::Catalog, stat
 
 use crate::{
     auth::FailureLimit,
-    inference::Front,
+    inference::{Budgets, Front},
     scaling::{NoScaling, ScalingSource},
     turns::Turns,
     wire::helper::VerifyDockerImageReplyErrCode,
@@ -46,6 +46,8 @@ pub struct ApiState {
     pub models: Option<ModelStore>,
     /// The way to what serves models; `None`: nothing does.
     pub front: Option<Front>,
+    /// What may be asked of models.
+    pub budgets: Arc<Budgets>,
     /// How often tokens failed, by address.
     pub failures: Arc<FailureLimit>,
     /// Whose turn it is to change an app's services.
@@ -70,6 +72,7 @@ impl ApiState {
         metrics: Arc<dyn MetricsSource>,
     ) -> Self {
         Self {
+            budgets: Arc::new(Budgets::new(store.clone(), Arc::clone(&clock))),
             store,
             sites,
             catalog,
@@ -92,6 +95,13 @@ impl ApiState {
     #[must_use]
     pub fn with_scaling(mut self, scaling: Arc<dyn ScalingSource>) -> Self {
         self.scaling = scaling;
+        self
+    }
+
+    /// The same, with budgets that somebody settles.
+    #[must_use]
+    pub fn with_budgets(mut self, budgets: Arc<Budgets>) -> Self {
+        self.budgets = budgets;
         self
     }
 

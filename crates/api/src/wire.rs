@@ -18,6 +18,7 @@ pub mod helper;
 pub mod instance;
 pub mod instance_snapshot;
 pub mod model;
+pub mod model_limit;
 pub mod organization;
 pub mod pool;
 pub mod project;

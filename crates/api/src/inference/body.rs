@@ -17,6 +17,27 @@ use super::error::Refusal;
 /// Most members of a body: OpenAI's and Mistral's contracts have fewer than 50 together.
 const MEMBERS_MAX: usize = 200;
 
+/// What is read in before an answer is written.
+const PROMPT_MEMBERS: [&str; 7] = [
+    "messages",
+    "prompt",
+    "input",
+    "tools",
+    "suffix",
+    "system",
+    "instructions",
+];
+/// Ends the path of what has no answer in tokens.
+const EMBEDDINGS: &str = "/embeddings";
+/// Ends the path of what computes nothing.
+const COUNTING: &str = "/count_tokens";
+/// Bytes of JSON that make a token, about: of English text four, of JSON around it less than one token in eight.
+const BYTES_OF_A_TOKEN: usize = 4;
+/// Tokens that an answer is thought to have when the question does not bound it.
+const ANSWER_TOKENS: u64 = 256;
+/// Most tokens that a question is thought to cost: more than any model's context.
+const ESTIMATE_MAX: u64 = 16_000_000;
+
 /// A question, of which only the model is understood.
 #[derive(Debug)]
 pub(super) struct Asked<'b> {
@@ -42,6 +63,37 @@ impl<'b> Asked<'b> {
     /// The model, as the caller names it.
     pub(super) fn model(&self) -> &str {
         &self.model
+    }
+
+    /// Tokens that the question may cost: a guess that is settled by what it did cost. Prompts count a token for
+    /// [`BYTES_OF_A_TOKEN`] bytes, answers what they may have at most, or [`ANSWER_TOKENS`] where nothing says so.
+    pub(super) fn cost_estimate(&self, path: &str) -> u64 {
+        if path.ends_with(COUNTING) {
+            return 0;
+        }
+        let bytes = |name: &str| {
+            let given = self.members.iter().find(|(known, _)| known == name);
+            given.map_or(0, |(_, value)| value.get().len())
+        };
+        let number = |name: &str| {
+            let given = self.members.iter().find(|(known, _)| known == name);
+            given.and_then(|(_, value)| serde_json::from_str::<u64>(value.get()).ok())
+        };
+        let prompt: usize = PROMPT_MEMBERS.iter().map(|name| bytes(name)).sum();
+        let prompt = u64::try_from(prompt.div_ceil(BYTES_OF_A_TOKEN)).unwrap_or(u64::MAX);
+        let most = ["max_completion_tokens", "max_tokens", "max_output_tokens"]
+            .iter()
+            .find_map(|name| number(name));
+        let answer = match most {
+            _ if path.ends_with(EMBEDDINGS) => 0,
+            Some(most) => most,
+            None => ANSWER_TOKENS,
+        };
+        let answers = number("n").unwrap_or(1).max(1);
+        // More is not believed: what is said here is set aside, and nobody may set aside all there is.
+        prompt
+            .saturating_add(answer.saturating_mul(answers))
+            .min(ESTIMATE_MAX)
     }
 
     /// The body for an engine that serves its model under `name`. What Mistral's contract names differently is written
@@ -138,6 +190,30 @@ mod tests {
         assert_eq!(
             for_engine(r#" {"messages": [ {"role":"user"} ], "model" : "app/chat" ,"seed":1.50} "#).unwrap(),
             r#"{"messages":[ {"role":"user"} ],"model":"chat","seed":1.50}"#
+        );
+    }
+
+    #[test]
+    fn what_a_question_may_cost_is_guessed_from_its_size_and_bounds() {
+        let of = |path: &str, body: &str| Asked::read(body.as_bytes()).unwrap().cost_estimate(path);
+        let cost = |body: &str| of("/v1/chat/completions", body);
+        assert_eq!(of("/v1/embeddings", r#"{"model":"m","input":"0123456789"}"#), 3);
+        assert_eq!(
+            of(
+                "/v1/messages/count_tokens",
+                r#"{"model":"m","messages":"0123456789"}"#
+            ),
+            0
+        );
+        assert_eq!(cost(r#"{"model":"m","prompt":"0123456789","max_tokens":7}"#), 10);
+        assert_eq!(
+            cost(r#"{"model":"m","prompt":"0123456789","n":3,"max_tokens":7}"#),
+            24
+        );
+        assert_eq!(cost(r#"{"model":"m","messages":[]}"#), 1 + ANSWER_TOKENS);
+        assert_eq!(
+            cost(r#"{"model":"m","prompt":"","max_tokens":18446744073709551615,"n":9}"#),
+            ESTIMATE_MAX
         );
     }
 

@@ -4,7 +4,7 @@ use axum::{
     Json,
     response::{IntoResponse, Response},
 };
-use http::{HeaderValue, StatusCode, header::RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, StatusCode, header::RETRY_AFTER};
 use serde_json::json;
 
 use crate::{error::Error, serve::chain};
@@ -20,6 +20,10 @@ pub(super) struct Refusal {
     pub(super) code: Option<String>,
     /// When to come again.
     pub(super) retry_after: Option<HeaderValue>,
+    /// OpenAI's word for what it is, where the status does not say it.
+    pub(super) kind: Option<&'static str>,
+    /// What else the answer's headers say.
+    pub(super) headers: HeaderMap,
 }
 
 impl Refusal {
@@ -30,6 +34,8 @@ impl Refusal {
             parameter: None,
             code: None,
             retry_after: None,
+            kind: None,
+            headers: HeaderMap::new(),
         }
     }
 
@@ -64,6 +70,9 @@ impl Refusal {
 
     /// OpenAI's word for whose fault it is.
     fn kind(&self) -> &'static str {
+        if let Some(kind) = self.kind {
+            return kind;
+        }
         match self.status.as_u16() {
             401 => "authentication_error",
             403 => "permission_error",
@@ -92,6 +101,8 @@ impl From<Error> for Refusal {
             parameter: None,
             code: Some(error.code().to_owned()),
             retry_after,
+            kind: None,
+            headers: HeaderMap::new(),
         }
     }
 }
@@ -111,6 +122,7 @@ impl IntoResponse for Refusal {
             "code": self.code,
         }});
         let mut response = (self.status, Json(body)).into_response();
+        response.headers_mut().extend(self.headers);
         if let Some(after) = self.retry_after {
             response.headers_mut().insert(RETRY_AFTER, after);
         }

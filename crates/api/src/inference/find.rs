@@ -8,7 +8,7 @@ use tram_store::{
     record::{App, Deployment, Service},
 };
 use tram_types::{
-    AppId,
+    AppId, ProjectId,
     definition::DeploymentDefinition,
     status::{DefinitionType, ServiceType},
 };
@@ -33,6 +33,8 @@ pub(super) struct Target {
     pub(super) prefix: String,
     /// What the engine calls its model.
     pub(super) service_name: String,
+    /// The service's project.
+    pub(super) project: Option<ProjectId>,
 }
 
 /// The service that `model` means.
@@ -167,6 +169,7 @@ impl ModelService {
             host,
             prefix: route.path.trim_end_matches('/').to_owned(),
             service_name: self.service.name.clone(),
+            project: self.service.project_id,
         })
     }
 }

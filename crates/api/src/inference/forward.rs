@@ -16,7 +16,12 @@ use hyper_util::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{error::Refusal, find::Target};
+use tram_types::{
+    CredentialId,
+    inference::{PRIORITY_HEADER, QUESTION_HEADER, TENANT_HEADER},
+};
+
+use super::{budget::Admitted, error::Refusal, find::Target};
 use crate::auth::client_address;
 
 /// Largest body of a question: 128 thousand tokens are about half a megabyte, a page of a scan as an image about ten.
@@ -43,9 +48,13 @@ const PASSED_ON: [HeaderName; 3] = [
     HeaderName::from_static("tracestate"),
 ];
 /// Whose question it is, for an engine that treats all alike.
-const TENANT: HeaderName = HeaderName::from_static("x-tram-tenant");
+const TENANT: HeaderName = HeaderName::from_static(TENANT_HEADER);
 /// By which the edge knows us.
 const FRONT: HeaderName = HeaderName::from_static("x-tram-front");
+/// What the edge calls the question when it says what it cost.
+const QUESTION: HeaderName = HeaderName::from_static(QUESTION_HEADER);
+/// How urgent it is.
+const PRIORITY: HeaderName = HeaderName::from_static(PRIORITY_HEADER);
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The edge, and the connections to it.
@@ -129,7 +138,8 @@ impl Edge {
         &self,
         parts: &Parts,
         target: &Target,
-        tenant: &str,
+        tenant: CredentialId,
+        admitted: Admitted,
         body: Bytes,
         _held: Held,
     ) -> Result<Response, Refusal> {
@@ -157,32 +167,53 @@ impl Edge {
             HOST,
             HeaderValue::from_str(&target.host).map_err(|error| internal(error.into()))?,
         );
-        if let Ok(tenant) = HeaderValue::from_str(tenant) {
-            headers.insert(TENANT, tenant);
-            headers.insert(FRONT, self.proof.clone());
+        for (name, value) in [
+            (TENANT, tenant.to_string()),
+            (QUESTION, admitted.question.to_string()),
+        ] {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                headers.insert(name, value);
+            }
         }
+        headers.insert(FRONT, self.proof.clone());
+        headers.insert(PRIORITY, HeaderValue::from_static(admitted.priority.as_str()));
         if let Ok(address) = HeaderValue::from_str(&client_address(parts)) {
             headers.insert(X_FORWARDED_FOR, address);
         }
-        let reply = self.client.request(request).await.map_err(|error| {
-            tracing::warn!(error = %crate::serve::chain(&error), "the edge did not answer a question");
-            let mut refusal = Refusal::new(
-                StatusCode::BAD_GATEWAY,
-                "the edge of this installation did not answer: try again",
-            )
-            .coded("edge_unreachable");
-            refusal.retry_after = Some(HeaderValue::from(BUSY_RETRY_SECONDS));
-            refusal
-        })?;
+        let reply = match self.client.request(request).await {
+            Ok(reply) => reply,
+            Err(error) => {
+                admitted.undo();
+                return Err(unreachable(&error));
+            }
+        };
         let (mut head, answer) = reply.into_parts();
         if head.headers.contains_key(EDGE_ERROR) {
+            admitted.undo();
             return Err(refused(head.status, &head.headers, answer).await);
         }
         for name in [CONNECTION, TRANSFER_ENCODING] {
             head.headers.remove(name);
         }
+        admitted.told.write(&mut head.headers);
+        // It is under way for as long as its answer is.
+        let answer = answer.map_frame(move |frame| {
+            let _ = &admitted;
+            frame
+        });
         Ok(Response::from_parts(head, Body::new(answer)))
     }
+}
+
+fn unreachable(error: &hyper_util::client::legacy::Error) -> Refusal {
+    tracing::warn!(error = %crate::serve::chain(error), "the edge did not answer a question");
+    let mut refusal = Refusal::new(
+        StatusCode::BAD_GATEWAY,
+        "the edge of this installation did not answer: try again",
+    )
+    .coded("edge_unreachable");
+    refusal.retry_after = Some(HeaderValue::from(BUSY_RETRY_SECONDS));
+    refusal
 }
 
 fn too_large() -> Refusal {

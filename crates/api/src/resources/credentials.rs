@@ -204,7 +204,7 @@ async fn update(call: Call<Mask, Credential>) -> Result<UpdateCredentialReply, E
 
 fn role(text: &str, wrong: &mut Vec<FieldViolation>) -> Role {
     text.parse().unwrap_or_else(|_| {
-        wrong.push(FieldViolation::new("role", "must be OWNER or READ_ONLY"));
+        wrong.push(FieldViolation::new("role", "must be OWNER, READ_ONLY or MODELS"));
         Role::ReadOnly
     })
 }

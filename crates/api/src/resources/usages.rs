@@ -1,7 +1,10 @@
-//! What an organization used: seconds of instances, by month, app, service, region and type.
+//! What an organization used: seconds of instances, by month, app, service, region and type; and, ours, what questions to
+//! models cost.
 //!
-//! Counted from the instances the store still knows; the controller removes those of deleted services after their
+//! Seconds are counted from the instances the store still knows; the controller removes those of deleted services after their
 //! end, and with them their share.
+
+mod tokens;
 
 use std::collections::BTreeMap;
 
@@ -26,10 +29,11 @@ use crate::{
 const MONTHS_MAX: usize = 36;
 
 crate::query! {
-    /// Of which time.
-    struct Span {
+    /// Of which time, and by what questions to models are told apart.
+    struct Asked {
         starting_time: Option<Timestamp>,
         ending_time: Option<Timestamp>,
+        by: Vec<String>,
     }
     /// Of which time, page by page.
     struct Details {
@@ -143,15 +147,31 @@ fn seconds(instance: &record::Instance, from: Timestamp, to: Timestamp) -> i64 {
     count(ended.since(began).as_secs())
 }
 
-async fn usage(call: Call<Span>) -> Result<GetOrganizationUsageReply, Error> {
+async fn usage(call: Call<Asked>) -> Result<GetOrganizationUsageReply, Error> {
     let id = call.caller.organization;
     let months = span(&call.api, call.query.starting_time, call.query.ending_time)?;
+    let by = tokens::by(&call.query.by)?;
     let mut periods = BTreeMap::new();
     if let (Some((_, start, _)), Some((_, _, end))) = (months.first(), months.last()) {
         let names = names(&call.api, id).await?;
         let instances = instances(&call.api, id, *start, *end, Order::Ascending).await?;
         for (name, from, to) in &months {
             periods.insert(name.clone(), period(&instances, &names, *from, *to));
+        }
+        let token_names = tokens::Names::read(&call.api, id, &by).await?;
+        for (name, from, to) in &months {
+            let sums = call.api.store.token_usages(id, *from, *to, &by).await?;
+            if let Some(period) = periods.get_mut(name) {
+                period.tokens = sums
+                    .into_iter()
+                    .filter(|sum| sum.tokens.requests > 0)
+                    .map(|sum| tokens::shown(sum, &names, &token_names))
+                    .collect();
+            }
+        }
+        let is_running = call.api.clock.now() <= *end;
+        if let Some(period) = periods.values_mut().last().filter(|_| is_running) {
+            show_checkpoints(&call.api, &instances, period).await;
         }
     }
     Ok(GetOrganizationUsageReply {
@@ -160,6 +180,31 @@ async fn usage(call: Call<Span>) -> Result<GetOrganizationUsageReply, Error> {
             periods,
         }),
     })
+}
+
+/// Says what services take on disk while they sleep. A site that does not answer says nothing.
+async fn show_checkpoints(api: &ApiState, instances: &[record::Instance], period: &mut PeriodUsage) {
+    let mut taken: BTreeMap<String, u64> = BTreeMap::new();
+    for (_, site) in api.sites.iter() {
+        let sizes = match site.checkpoint_bytes().await {
+            Ok(sizes) => sizes,
+            Err(error) => {
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot tell the size of checkpoints"
+                );
+                continue;
+            }
+        };
+        for instance in instances {
+            if let Some(bytes) = sizes.get(&instance.id) {
+                *taken.entry(instance.service_id.to_string()).or_default() += bytes;
+            }
+        }
+    }
+    for service in period.apps.iter_mut().flat_map(|app| &mut app.services) {
+        service.checkpoint_bytes = taken.get(&service.service_id).map_or(0, |bytes| count(*bytes));
+    }
 }
 
 fn period(instances: &[record::Instance], names: &Names, from: Timestamp, to: Timestamp) -> PeriodUsage {
@@ -194,11 +239,13 @@ fn period(instances: &[record::Instance], names: &Names, from: Timestamp, to: Ti
                         service_name: names.services.get(&service_id).cloned().unwrap_or_default(),
                         service_id,
                         regions,
+                        checkpoint_bytes: 0,
                     })
                     .collect(),
                 databases: Vec::new(),
             })
             .collect(),
+        tokens: Vec::new(),
     }
 }
 

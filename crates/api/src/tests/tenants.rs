@@ -433,6 +433,67 @@ async fn images_are_verified_with_and_without_a_secret() {
 }
 
 #[tokio::test]
+async fn limits_of_models_are_of_what_the_organization_has() {
+    let fixture = Fixture::new().await;
+    let token = json!({"name":"asker","type":"ORGANIZATION","role":"MODELS"});
+    let token = fixture.post("/v1/credentials", token).await.good()["credential"].clone();
+    let (id, secret) = (text(&token["id"]), text(&token["token"]));
+    let organization = fixture.acme.organization.id.to_string();
+    let set = async |id: &str, body| {
+        fixture
+            .with(Method::PUT, &format!("/v1/model_limits/{id}"), body)
+            .await
+    };
+    let limit = set(&id, json!({"tokens_per_minute": 100, "priority": "high"}))
+        .await
+        .good();
+    let limit = &limit["limit"];
+    assert_eq!(
+        (&limit["scope"], &limit["name"], &limit["tokens_per_minute"]),
+        (&json!("credential"), &json!("asker"), &json!(100))
+    );
+    // It replaces.
+    let limit = set(&id, json!({"requests_per_minute": 5})).await.good();
+    assert_eq!(limit["limit"]["tokens_per_minute"], 0);
+    assert_eq!(limit["limit"]["priority"], "normal");
+    set(&organization, json!({"tokens_per_month": 7})).await.good();
+    let wrong = set(&organization, json!({"tokens_per_month": -7, "priority": "low"}))
+        .await
+        .bad(400);
+    let fields: Vec<&str> = wrong["fields"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|field| field["field"].as_str().unwrap())
+        .collect();
+    assert_eq!(fields, ["tokens_per_month", "priority"]);
+    set("00000000-0000-4000-8000-000000000000", json!({}))
+        .await
+        .bad(404);
+    let other = fixture.other.organization.id.to_string();
+    set(&other, json!({})).await.bad(404);
+    let listed = fixture.get("/v1/model_limits").await.good();
+    assert_eq!(listed["count"], 2);
+
+    // A token that may ask models may do nothing else, least of all lift its limits.
+    let as_asker = async |method, path: &str| fixture.send(Some(&secret), method, path, b"{}".to_vec()).await;
+    let own = format!("/v1/model_limits/{id}");
+    for (method, path) in [
+        (Method::PUT, own.as_str()),
+        (Method::DELETE, &own),
+        (Method::GET, "/v1/model_limits"),
+        (Method::GET, "/v1/apps"),
+        (Method::GET, "/v1/credentials"),
+        (Method::POST, "/v1/apps"),
+    ] {
+        assert_eq!(as_asker(method, path).await.status.as_u16(), 403, "{path}");
+    }
+    assert_eq!(as_asker(Method::GET, "/v1/models").await.status.as_u16(), 200);
+    fixture.with(Method::DELETE, &own, json!({})).await.good();
+    fixture.with(Method::DELETE, &own, json!({})).await.bad(404);
+}
+
+#[tokio::test]
 async fn counters_and_limits_tell_what_is_there() {
     let fixture = Fixture::new().await;
     let app = fixture.app("shop").await;

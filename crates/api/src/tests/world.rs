@@ -39,6 +39,12 @@ impl World {
         let domain = fixture.post("/v1/domains", domain).await.good()["domain"]["id"].clone();
         let credential = json!({"name":"ci","type":"ORGANIZATION"});
         let credential = fixture.post("/v1/credentials", credential).await.good()["credential"]["id"].clone();
+        let limit = json!({"tokens_per_month":1000});
+        let limited = text(&credential);
+        fixture
+            .with(Method::PUT, &format!("/v1/model_limits/{limited}"), limit)
+            .await
+            .good();
         let project = fixture.post("/v1/projects", json!({"name":"p"})).await.good()["project"]["id"].clone();
         let volume = json!({"name":"data","region":"fra","max_size":1});
         let volume = fixture.post("/v1/volumes", volume).await.good()["volume"]["id"].clone();
@@ -84,6 +90,7 @@ impl World {
             ("registry", text(&registry)),
             ("domains", text(&domain)),
             ("credentials", text(&credential)),
+            ("model_limits", limited),
             ("projects", text(&project)),
             (
                 "default_project",
@@ -152,6 +159,7 @@ fn input(world: &World, endpoint: &Endpoint) -> (String, Value) {
         "UpdateSnapshot" => ("", json!({"name":"renamed"})),
         "CreateDomain" => ("", json!({"name":"more.example.org","type":"CUSTOM"})),
         "UpdateDomain" => ("", json!({"app_id":id("apps")})),
+        "SetModelLimit" => ("", json!({"requests_per_minute":60,"priority":"low"})),
         "CreateCredential" => (
             "",
             json!({"name":"more","type":"ORGANIZATION","role":"READ_ONLY"}),
@@ -206,6 +214,15 @@ const NAMING: [&str; 5] = [
     "TailLogs",
 ];
 
+/// What upstream does not have.
+const OURS: [&str; 5] = [
+    "ListStoredModels",
+    "ListModelCatalog",
+    "ListModelLimits",
+    "SetModelLimit",
+    "DeleteModelLimit",
+];
+
 #[tokio::test]
 async fn every_endpoint_succeeds_for_its_owner() {
     let fixture = Fixture::new().await;
@@ -244,7 +261,7 @@ async fn every_endpoint_succeeds_for_its_owner() {
         let message = endpoint
             .gives
             .as_ref()
-            .filter(|_| !["ListStoredModels", "ListModelCatalog"].contains(&endpoint.operation));
+            .filter(|_| !OURS.contains(&endpoint.operation));
         if let Some(message) = message {
             replies.insert(
                 endpoint.operation,
@@ -486,6 +503,7 @@ async fn every_change_is_in_the_audit_feed() {
         "credential created",
         "domain created",
         "instance_snapshot created",
+        "model_limit updated",
         "project created",
         "secret created",
         "secret created",

@@ -15,7 +15,7 @@ tram_types::message! {
         pub updated_at: Option<Timestamp>,
         pub created_at: Option<Timestamp>,
         pub expires_at: Option<Timestamp>,
-        /// Ours: `OWNER` or `READ_ONLY`.
+        /// Ours: `OWNER`, `READ_ONLY`, or `MODELS`, which may ask models and nothing else.
         pub role: String,
     }
 
@@ -25,7 +25,7 @@ tram_types::message! {
         pub description: String,
         pub r#type: CredentialType,
         pub organization_id: String,
-        /// Ours: `OWNER` (also when empty) or `READ_ONLY`.
+        /// Ours: `OWNER` (also when empty), `READ_ONLY`, or `MODELS`, which may ask models and nothing else.
         pub role: String,
         /// Ours: when the token stops to work; `null` is never.
         pub expires_at: Option<Timestamp>,

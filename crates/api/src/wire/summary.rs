@@ -75,6 +75,37 @@ tram_types::message! {
         pub starting_time: Option<Timestamp>,
         pub ending_time: Option<Timestamp>,
         pub apps: Vec<AppUsage>,
+        /// Ours: what questions to models cost, told apart as `by` asks; the largest first.
+        pub tokens: Vec<TokenUsage>,
+    }
+
+    /// Ours: what questions to models cost. What it is not told apart by, and what is not known, is empty.
+    pub struct TokenUsage {
+        pub app_id: String,
+        pub app_name: String,
+        pub service_id: String,
+        pub service_name: String,
+        /// The model, as the deployment that answered names it.
+        pub model: String,
+        pub project_id: String,
+        pub project_name: String,
+        /// The token that asked; empty for those who asked at a service's own URL.
+        pub credential_id: String,
+        pub credential_name: String,
+        pub requests: i64,
+        /// Those of them that were refused by the engine or broke off.
+        pub failed_requests: i64,
+        /// Cached ones among them.
+        pub prompt_tokens: i64,
+        pub completion_tokens: i64,
+        /// Tokens of prompts that had not to be computed.
+        pub cached_tokens: i64,
+        /// How long they waited for an instance, all together, in milliseconds.
+        pub queue_ms: i64,
+        /// Mean time to the first byte of an answer, of those that had one, in milliseconds.
+        pub mean_first_token_ms: i64,
+        /// How long they took, all together, in milliseconds.
+        pub duration_ms: i64,
     }
 
     /// Usage of an app.
@@ -90,6 +121,8 @@ tram_types::message! {
         pub service_id: String,
         pub service_name: String,
         pub regions: BTreeMap<String, RegionUsage>,
+        /// Ours: what its instances that are asleep on disk take there now; shown of the month that is running.
+        pub checkpoint_bytes: i64,
     }
 
     /// Usage in a region, by instance type.
