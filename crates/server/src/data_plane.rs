@@ -50,6 +50,7 @@ impl EdgeLink {
             front,
             figures,
             wakes: Arc::clone(&wakes),
+            metrics: Arc::clone(&metrics),
         };
         tokio::spawn(follow(socket, seen, Arc::clone(&client), sender, stop.clone()));
         Self {
@@ -86,6 +87,7 @@ struct Seen {
     front: Option<SecretHash>,
     figures: Arc<Figures>,
     wakes: Arc<Wakes>,
+    metrics: Arc<Metrics>,
 }
 
 async fn follow(
@@ -143,6 +145,7 @@ async fn one_link(
         }
         if let link::Event::Report(report) = &event {
             seen.figures.traffic(edge, report);
+            seen.metrics.models().traffic(report);
             for port in newly_closed(&mut closed, &report.closed_ports) {
                 tracing::warn!(
                     port = port.public_port,

@@ -26,6 +26,7 @@ pub mod leadership;
 pub mod logging;
 pub mod members;
 pub mod metrics;
+pub mod model_metrics;
 pub mod models;
 pub mod network;
 pub mod observe;
@@ -40,6 +41,7 @@ pub mod stops;
 pub mod traces;
 pub mod trust;
 pub mod up;
+pub mod usage;
 pub mod verifier;
 pub mod wakes;
 

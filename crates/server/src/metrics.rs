@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use tram_controller::{Observer, Outcome, scaling::Totals};
 use tram_planner::autoscale::Cause;
 use tram_store::{
-    Store,
+    Attributed, Store,
     filter::{Organizations, PAGE_ITEMS_MAX, Page},
 };
 use tram_types::{
@@ -22,7 +22,7 @@ use tram_types::{
     status::{InstanceStatus, ServiceStatus},
 };
 
-use crate::{data_plane::EdgeLink, wakes};
+use crate::{data_plane::EdgeLink, model_metrics::ModelMetrics, usage::Counted, wakes};
 
 /// Upper bounds of the time that a run of a reconciler takes, in seconds.
 const RUN_SECONDS: [f64; 8] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0];
@@ -78,6 +78,9 @@ struct ServiceLabel {
     service_id: String,
 }
 
+/// The last line of an exposition.
+const END: &str = "# EOF\n";
+
 /// The control plane's metrics.
 #[derive(Debug)]
 pub struct Metrics {
@@ -100,6 +103,8 @@ pub struct Metrics {
     refused_packets: Counter,
     refused_names: Counter,
     checkpoints: Family<ServiceLabel, Gauge>,
+    uncounted: Counter,
+    models: ModelMetrics,
 }
 
 impl Metrics {
@@ -203,6 +208,12 @@ impl Metrics {
             "Decisions that changed the number of instances of a deployment in a region",
             scalings.clone(),
         );
+        let uncounted = Counter::default();
+        registry.register(
+            "usage_damaged",
+            "Lines of a journal of what questions to models cost that cannot be read",
+            uncounted.clone(),
+        );
         Self {
             store,
             registry: Mutex::new(registry),
@@ -222,7 +233,15 @@ impl Metrics {
             refused_packets,
             refused_names,
             checkpoints,
+            uncounted,
+            models: ModelMetrics::new(),
         }
+    }
+
+    /// Those of models.
+    #[must_use]
+    pub const fn models(&self) -> &ModelMetrics {
+        &self.models
     }
 
     /// A call of the API was answered. `route` is a template.
@@ -368,14 +387,24 @@ impl Observer for Metrics {
     }
 }
 
-/// Everything in Prometheus' text format: ours, then the edge's.
+impl Counted for Metrics {
+    fn counted(&self, records: &[Attributed]) {
+        self.models.counted(records);
+    }
+
+    fn damaged(&self, lines: u64) {
+        self.uncounted.inc_by(lines);
+    }
+}
+
+/// Everything in Prometheus' text format: ours, those of models, then the edge's.
 pub async fn exposition(metrics: &Metrics, edge: &EdgeLink) -> String {
     metrics.edge_connected.set(i64::from(edge.is_connected().await));
     let ours = metrics.encode().await;
-    match edge.metrics().await {
-        Some(of_edge) => format!("{}{of_edge}", ours.strip_suffix("# EOF\n").unwrap_or(&ours)),
-        None => ours,
-    }
+    let ours = ours.strip_suffix(END).unwrap_or(&ours);
+    let of_models = metrics.models.encode();
+    let of_edge = edge.metrics().await.unwrap_or_else(|| END.to_owned());
+    format!("{ours}{of_models}{of_edge}")
 }
 
 impl Metrics {

@@ -51,6 +51,7 @@ use crate::{
     sampler, scaling,
     stops::{Stops, ToldToStop},
     traces::Traces,
+    usage::{self, Counted},
     verifier::{Domains, Verifier},
 };
 
@@ -351,6 +352,16 @@ impl Inside {
             store.clone(),
             stop.clone(),
         ));
+        let budgets = Arc::new(tram_api::Budgets::new(store.clone(), Arc::clone(&clock)));
+        let counting = (paths.edge(), store.clone(), stop.clone());
+        let listeners: Vec<Arc<dyn Counted>> = vec![
+            Arc::clone(&metrics) as Arc<dyn Counted>,
+            Arc::clone(&budgets) as Arc<dyn Counted>,
+        ];
+        tokio::spawn(async move {
+            let (edge, store, stop) = counting;
+            usage::run(&edge, store, listeners, stop).await;
+        });
         let state = ApiState::new(
             store.clone(),
             sites,
@@ -367,7 +378,8 @@ impl Inside {
         .with_models(
             models.clone(),
             tram_api::Front::new(edge_address(settings), &secret),
-        );
+        )
+        .with_budgets(budgets);
         controller.keep_pools(Arc::new(Members(state.clone())));
         let observed = Observed {
             store: store.clone(),

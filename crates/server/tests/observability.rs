@@ -26,10 +26,14 @@ use tram_server::{
     metrics::{Metrics, exposition},
     observe::{self, Observed},
     traces::Traces,
+    usage::Counted,
 };
-use tram_store::{Options, Store, keyring};
+use tram_store::{Attributed, Options, Store, keyring};
 use tram_types::routing::{Endpoint, Host, Protocol, Route, RoutingTable, Security, Service, State};
-use tram_types::{OrganizationId, ProjectId, ServiceId};
+use tram_types::{
+    OrganizationId, ProjectId, ServiceId, Timestamp,
+    inference::{self, TokenRecord},
+};
 use uuid::Uuid;
 
 /// Long enough for a busy machine, short enough to fail.
@@ -175,7 +179,7 @@ fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
     let path = Path::new("../../docs/reference/metrics.md");
     let text = std::fs::read_to_string(path).expect("the documentation");
     text.lines()
-        .filter(|line| line.starts_with("| `tram_"))
+        .filter(|line| line.starts_with("| `tram_") || line.starts_with("| `vllm:"))
         .map(|line| {
             let cells: Vec<&str> = line
                 .split('|')
@@ -232,11 +236,13 @@ async fn every_metric_is_documented_and_every_documented_metric_is_there() {
         .metrics
         .ran("services", Outcome::Changed, Duration::from_millis(3));
     house.metrics.set_backlog(2);
-    let (gone, asleep) = (ServiceId::random(), ServiceId::random());
+    let (gone, asleep, asked) = (ServiceId::random(), ServiceId::random(), ServiceId::random());
     house
         .metrics
         .set_checkpoints(&HashMap::from([(gone, 1), (asleep, 2)]));
     house.metrics.set_checkpoints(&HashMap::from([(asleep, 4096)]));
+
+    house.metrics.counted(&[question(asked)]);
 
     // Scraped as a scraper does, beside an API.
     let api = Router::new().route("/v1/apps/{id}", axum::routing::get(|| async { "app" }));
@@ -272,6 +278,21 @@ async fn every_metric_is_documented_and_every_documented_metric_is_there() {
     let on_disk = format!("tram_checkpoint_bytes{{service_id=\"{asleep}\"}} 4096");
     assert!(text.contains(&on_disk), "{text}");
     assert!(!text.contains(&gone.to_string()), "{text}");
+    let labels = format!("{{model_name=\"small\",service=\"ai/chat\",service_id=\"{asked}\"}}");
+    for (name, value) in [
+        ("generation_tokens_total", "11"),
+        ("prefix_cache_hits_total", "4"),
+        ("inter_token_latency_seconds_count", "10"),
+        ("inter_token_latency_seconds_sum", "0.1"),
+        ("time_to_first_token_seconds_sum", "0.02"),
+        ("num_requests_running", "0"),
+    ] {
+        let line = format!("vllm:{name}{labels} {value}");
+        assert!(
+            text.lines().any(|found| found.starts_with(&line)),
+            "{line} is not in {text}"
+        );
+    }
     assert!(
         text.contains("tram_wake_seconds_count{outcome=\"failed\"} 1"),
         "{text}"
@@ -290,6 +311,36 @@ async fn every_metric_is_documented_and_every_documented_metric_is_there() {
         parse(&exposition(&house.metrics, &house.link).await),
         documented()
     );
+}
+
+/// A question that was counted.
+fn question(service: ServiceId) -> Attributed {
+    Attributed {
+        record: TokenRecord {
+            question_id: Uuid::new_v4(),
+            request_id: String::new(),
+            service_id: service,
+            deployment_id: None,
+            organization_id: None,
+            tenant: None,
+            endpoint: inference::Endpoint::ChatCompletions,
+            model: "chat".to_owned(),
+            prompt_tokens: 7,
+            completion_tokens: 11,
+            cached_tokens: 4,
+            queue_ms: 0,
+            ttft_ms: Some(20),
+            duration_ms: 120,
+            status: 200,
+            outcome: inference::Outcome::Complete,
+            finished_at: Timestamp::EPOCH,
+        },
+        organization: None,
+        project: None,
+        app: None,
+        service_path: "ai/chat".to_owned(),
+        model: "small".to_owned(),
+    }
 }
 
 /// A request for the service, and its answer's status and text.
