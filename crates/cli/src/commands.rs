@@ -16,6 +16,7 @@ mod events;
 mod exec;
 mod images;
 mod instances;
+mod limits;
 mod login;
 mod logs;
 mod mcp;
@@ -30,7 +31,9 @@ mod secrets;
 mod services;
 mod simulate;
 mod snapshots;
+mod tokens;
 mod trust;
+mod usage;
 mod version;
 mod volumes;
 
@@ -103,6 +106,14 @@ pub enum RemoteCommand {
     /// With a question it answers that one and ends; without, you type them, and it remembers what was said. How fast it
     /// was stands at the end of each answer.
     Chat(chat::Arguments),
+    /// Show what questions to models cost
+    Usage(usage::Arguments),
+    /// Limits: what may be asked of models
+    #[command(subcommand)]
+    Limits(limits::Action),
+    /// API tokens: who may do what
+    #[command(subcommand)]
+    Tokens(tokens::Action),
     /// Show what happened to a service
     Events(events::Arguments),
     /// Set how many instances a service has
@@ -262,6 +273,9 @@ pub(crate) async fn run_remote(command: RemoteCommand, session: Session) -> Resu
         RemoteCommand::Deployments(action) => deployments::run(session, action).await?,
         RemoteCommand::Instances(action) => instances::run(session, action).await?,
         RemoteCommand::Chat(arguments) => return Box::pin(chat::run(session, arguments)).await,
+        RemoteCommand::Usage(arguments) => Box::pin(usage::run(session, arguments)).await?,
+        RemoteCommand::Limits(action) => Box::pin(limits::run(session, action)).await?,
+        RemoteCommand::Tokens(action) => Box::pin(tokens::run(session, action)).await?,
         RemoteCommand::Events(arguments) => events::run(session, arguments).await?,
         RemoteCommand::Scale(arguments) => scale::run(session, arguments).await?,
         RemoteCommand::Pause(target) => pause::run(session, target).await?,

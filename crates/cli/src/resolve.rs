@@ -169,6 +169,13 @@ pub(crate) const POOL: Kind = Kind {
     member: "service_pools",
     list: "tram pools ls",
 };
+/// API tokens.
+pub(crate) const TOKEN: Kind = Kind {
+    noun: "token",
+    path: "/v1/credentials",
+    member: "credentials",
+    list: "tram tokens list",
+};
 /// Volumes.
 pub(crate) const VOLUME: Kind = Kind {
     noun: "volume",
