@@ -18,7 +18,7 @@ mod obstacles;
 mod restore;
 
 pub use criu::{Criu, Missing, VERSION_MIN};
-pub(crate) use dump::{Dump, Dumped, dump};
-pub(crate) use image::Image;
+pub(crate) use dump::{Dump, Dumped, Purpose, dump};
+pub(crate) use image::{Image, Kept};
 pub(crate) use mounts::{Held, writing_end};
 pub(crate) use restore::{Pages, Restore, Restored, restore};

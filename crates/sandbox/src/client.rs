@@ -17,8 +17,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::protocol::frame::{self, Decoder, FrameError};
 use crate::protocol::{
-    CheckpointSpec, Event, ExecSpec, ExitStatus, InstanceId, InstanceInfo, LaunchSpec, PROTOCOL_VERSION,
-    Refusal, Reply, Request, Stats, TtySize,
+    CheckpointSpec, Event, ExecSpec, ExitStatus, InstanceId, InstanceInfo, KeepSpec, LaunchSpec,
+    PROTOCOL_VERSION, Refusal, Reply, Request, Stats, TtySize,
 };
 use crate::supervisor::SOCKET_NAME;
 use crate::sys;
@@ -137,6 +137,15 @@ impl Client {
             id: id.clone(),
             checkpoint,
         };
+        match self.call(&request, CHECKPOINT_TIMEOUT)? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Returns when a running or frozen instance is written down for others to begin as; it goes on as it was.
+    pub fn keep(&self, id: &InstanceId, keep: KeepSpec) -> Result<(), Error> {
+        let request = Request::Keep { id: id.clone(), keep };
         match self.call(&request, CHECKPOINT_TIMEOUT)? {
             Reply::Done => Ok(()),
             other => Err(unexpected(other)),

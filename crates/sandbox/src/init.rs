@@ -101,6 +101,9 @@ pub(crate) fn become_instance(
     let namespace = parts.namespace.map(AsFd::as_fd);
     leave_the_machine(verdict, namespace)?;
     enter_directory(&spec.cwd)?;
+    if spec.memory_from.is_some() {
+        return hold_the_place(verdict);
+    }
     let identity = Identity {
         namespace,
         user: &spec.user,
@@ -108,6 +111,22 @@ pub(crate) fn become_instance(
         nofile: spec.limits.nofile,
     };
     start_program(&identity, &spec.argv, &spec.env, filter, verdict)
+}
+
+/// Says that all is there and does nothing until it is killed: others come into what this process has set up.
+fn hold_the_place(verdict: BorrowedFd<'_>) -> Step<Infallible> {
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    let _ = rustix::io::write(verdict, READY);
+    // The other end reads to the end, so this one has to close; what is left are the standard streams.
+    sys::close_all_except(&[
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ])
+    .during(|| "close the way to the keeper".into())?;
+    loop {
+        let _ = sys::poll(&mut [], None);
+    }
 }
 
 /// Reads nothing from the instance's own null device: the machine's is of a mount that a checkpoint of the instance

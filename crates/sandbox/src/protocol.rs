@@ -23,7 +23,7 @@ pub use ids::IdRange;
 pub(crate) use ids::outside;
 pub use spec::{
     BindMount, Capability, ConfigFile, DISK_BYTES_MIN, InstanceId, InvalidSpec, LaunchSpec, Limits,
-    LogLimits, Network, VolumeMount,
+    LogLimits, MemoryFrom, Network, VolumeMount,
 };
 
 /// Raised when a message changes so that an older peer would misread it.
@@ -54,6 +54,10 @@ pub enum Request {
         id: InstanceId,
         checkpoint: CheckpointSpec,
     },
+    /// Write a running or frozen instance down for others to begin as ([`LaunchSpec::memory_from`]): processes, memory
+    /// and disk, of one moment in which it stands still. Answered when all of it is durable, or with
+    /// [`Refusal::CannotCheckpoint`]; it goes on either way.
+    Keep { id: InstanceId, keep: KeepSpec },
     /// Run one more program inside a running instance. The reply carries file descriptors.
     Exec { id: InstanceId, exec: ExecSpec },
     /// All instances that have a directory, ended ones too.
@@ -284,6 +288,17 @@ pub struct CheckpointSpec {
     pub program: PathBuf,
     /// Addresses of the data plane as the instance sees them: a connection accepted from there may be cut off.
     pub peers: Vec<IpAddr>,
+}
+
+/// How to write an instance down for others to begin as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeepSpec {
+    #[serde(flatten)]
+    pub checkpoint: CheckpointSpec,
+    /// Where its disk is put, as a file: last, so that what is there is whole. Absolute, in a directory that is there.
+    pub disk: PathBuf,
+    /// Where its processes and memory are put, as a directory. Absolute, as `disk`.
+    pub memory: PathBuf,
 }
 
 /// What an instance uses, read from its cgroup at once.

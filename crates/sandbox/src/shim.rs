@@ -8,6 +8,7 @@
 //! looked after; pids are only for signals.
 
 pub(crate) mod control;
+mod copies;
 mod keeper;
 mod pump;
 
@@ -203,10 +204,24 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
         return fail(order, failure);
     }
 
+    let (pid, process, pages) = match &order.spec.memory_from {
+        None => (child.pid, child.pidfd, None),
+        Some(from) => match copies::begin_as(order, from, &child, [&stdout, &stderr]) {
+            Ok(restored) => (restored.pid, restored.pidfd, restored.pages),
+            Err(error) => {
+                let failure = LaunchFailure::Setup {
+                    what: format!("go on with the processes of the snapshot ({error})"),
+                    errno: error.raw_os_error().unwrap_or(libc::EIO),
+                };
+                return fail(order, failure);
+            }
+        },
+    };
+
     let started_at = Timestamp::now();
     let init = ProcessIdentity {
-        pid: child.pid,
-        start_ticks: sys::start_ticks(child.pid).unwrap_or_default(),
+        pid,
+        start_ticks: sys::start_ticks(pid).unwrap_or_default(),
     };
     let (boot_id, generation) = (order.boot_id.to_owned(), order.spec.generation);
     let run = Run {
@@ -229,7 +244,7 @@ fn supervise(order: &Order<'_>) -> io::Result<()> {
     let writer = Writer::open(&order.dir.logs(), &order.spec.logs)?;
     let streams = [(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
     let pump = pump::Pump::new(streams, writer, &order.spec.logs)?;
-    let status = keeper::Keeper::new(order, run, child.pidfd, pump, listener).run()?;
+    let status = keeper::Keeper::new(order, run, process, pages, pump, listener).run()?;
     order.dir.write_exit(&exit_record(order, status))?;
     if let Some(held) = held {
         disk::abandon(held.as_fd());

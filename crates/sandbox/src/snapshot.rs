@@ -41,18 +41,24 @@ pub fn take(state_dir: &Path, id: &InstanceId, to: &Path) -> io::Result<()> {
         .instance(id)
         .run()?
         .ok_or(io::ErrorKind::NotFound)?;
-    let (file, top) = held(&run)?;
+    publish(&copy(&run, directory)?, to)?;
+    tracing::debug!(instance = %id, "took a snapshot");
+    Ok(())
+}
+
+/// A copy of an instance's disk as of one moment, without a name and not durable yet.
+pub(crate) fn copy(run: &Run, directory: &Path) -> io::Result<File> {
+    let (file, top) = held(run)?;
     let copy = nameless_file(directory)?;
     let still = Still::hold(top.into(), FROZEN_MAX)?;
     let cloned = clone_file(&file, &copy);
     let in_time = still.release();
-    let cloned = cloned?;
-    if !in_time? {
-        return Err(io::ErrorKind::TimedOut.into());
+    cloned?;
+    if in_time? {
+        Ok(copy)
+    } else {
+        Err(io::ErrorKind::TimedOut.into())
     }
-    publish(&copy, to)?;
-    tracing::debug!(instance = %id, ?cloned, "took a snapshot");
-    Ok(())
 }
 
 /// Lets the disk of every instance go on that was left held still: whoever took a snapshot and the guard were both killed.

@@ -43,12 +43,22 @@ pub(crate) struct Dump<'a> {
     /// Memory in use, in bytes.
     pub(crate) memory_bytes: u64,
     pub(crate) held: &'a Held,
+    pub(crate) purpose: Purpose,
+}
+
+/// What becomes of what is written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// The instance itself goes on from it.
+    Sleep,
+    /// Others begin as it, elsewhere in the network.
+    Copies,
 }
 
 /// How it went.
 #[derive(Debug)]
 pub(crate) enum Dumped {
-    /// The image is whole and on the disk. The instance is as it was, frozen.
+    /// The image is whole, and counts when it is committed ([`Image::commit`]). The instance is as it was, frozen.
     Whole,
     /// It cannot be done; the instance is as it was. The words are for its owner.
     Refused(String),
@@ -61,7 +71,7 @@ pub(crate) enum Dumped {
 /// # Errors
 /// When it could not be tried; the instance is as it was.
 pub(crate) fn dump(order: &Dump<'_>) -> io::Result<Dumped> {
-    if let Some(why) = obstacles::find(order.init, &order.processes, order.peers)? {
+    if let Some(why) = obstacles::find(order.init, &order.processes, order.peers, order.purpose)? {
         return Ok(Dumped::Refused(why));
     }
     if !order.image.room_for(order.memory_bytes)? {
@@ -90,7 +100,11 @@ pub(crate) fn dump(order: &Dump<'_>) -> io::Result<Dumped> {
     let log = || fs::read_to_string(directory.join(LOG)).unwrap_or_default();
     match status {
         Some(ExitStatus::Code(0)) => {
-            order.image.commit()?;
+            let pipes: io::Result<Vec<String>> = order.pipes.iter().map(pipe_name).collect();
+            let mounts = order.held.given.clone();
+            order
+                .image
+                .describe(pipes?, mounts, order.processes.len(), order.memory_bytes)?;
             Ok(Dumped::Whole)
         }
         Some(ExitStatus::Code(NOT_RUN)) => Err(io::Error::other("CRIU could not be run")),

@@ -10,6 +10,9 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
+use super::mounts::Given;
 use crate::state::ignore_missing;
 
 /// Only root may look: it is the memory of a program.
@@ -17,23 +20,68 @@ const MODE: u32 = 0o700;
 /// Left free on the disk beside the image, for logs and whatever else is on it.
 const RESERVE_BYTES: u64 = 1 << 30;
 
-/// The image of one instance.
+/// What is known of an image beside CRIU's own files.
+const KEPT: &str = "kept.json";
+
+/// The image of one instance, or one that others start from.
 #[derive(Debug, Clone)]
 pub(crate) struct Image {
-    /// The instance's directory.
+    /// The directory that it is in.
     parent: PathBuf,
+    /// Its own.
+    path: PathBuf,
+}
+
+/// What whoever restores an image needs to know, and cannot ask the processes any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    /// What the pipes of its output were called, in the order of the streams.
+    pub(crate) pipes: Vec<String>,
+    /// The mounts that a restore is to be given.
+    pub(crate) mounts: Vec<Given>,
+    /// How many processes it has.
+    processes: usize,
+    /// What they took together when it was taken, in bytes.
+    memory_bytes: u64,
+    /// The memory of each of them, together, in bytes.
+    pages_bytes: u64,
+}
+
+impl Kept {
+    /// Whether its memory may come as it is touched. Not when its processes share so much of it that it would take far
+    /// more than before if each had its own: CRIU lets them share it again, but only when it reads all of it first.
+    /// `limit`: how much memory they may take.
+    pub(crate) fn may_come_lazily(&self, limit: Option<u64>) -> bool {
+        self.processes == 1 || may_part(self.pages_bytes, self.memory_bytes, limit.unwrap_or(u64::MAX))
+    }
+}
+
+/// Whether processes may each have memory of their own, `apart` bytes in all, who together took `before` bytes and may
+/// take up to `limit`: if that is a quarter more at most, and leaves a quarter of the limit.
+fn may_part(apart: u64, before: u64, limit: u64) -> bool {
+    apart <= before.saturating_add(before / 4) && apart <= limit - limit / 4
 }
 
 impl Image {
     pub(crate) fn of(instance: &Path) -> Self {
         Self {
             parent: instance.to_owned(),
+            path: instance.join("checkpoint"),
         }
+    }
+
+    /// One that is kept at `path`, for others to start from.
+    pub(crate) fn kept_at(path: &Path) -> io::Result<Self> {
+        let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+        Ok(Self {
+            parent,
+            path: path.to_owned(),
+        })
     }
 
     /// Where a whole image is.
     pub(crate) fn path(&self) -> PathBuf {
-        self.parent.join("checkpoint")
+        self.path.clone()
     }
 
     /// Where it is kept which memory was touched first after a wake. It outlives the image: the next one is of the same
@@ -42,21 +90,60 @@ impl Image {
         self.parent.join("touched")
     }
 
-    /// How many bytes of memory are in it.
-    pub(crate) fn pages_bytes(&self) -> io::Result<u64> {
-        let mut bytes = 0;
-        for entry in fs::read_dir(self.path())? {
+    /// What is known of a whole image.
+    pub(crate) fn kept(&self) -> io::Result<Kept> {
+        let bytes = fs::read(self.path.join(KEPT))?;
+        serde_json::from_slice(&bytes).map_err(io::Error::other)
+    }
+
+    /// Writes down what will be known of the one that is being written, whose pages are there.
+    pub(super) fn describe(
+        &self,
+        pipes: Vec<String>,
+        mounts: Vec<Given>,
+        processes: usize,
+        memory_bytes: u64,
+    ) -> io::Result<()> {
+        let mut pages_bytes = 0;
+        for entry in fs::read_dir(self.beginnings())? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with("pages-") {
-                bytes += entry.metadata()?.len();
+                pages_bytes += entry.metadata()?.len();
             }
         }
-        Ok(bytes)
+        let kept = Kept {
+            pipes,
+            mounts,
+            processes,
+            memory_bytes,
+            pages_bytes,
+        };
+        let bytes = serde_json::to_vec(&kept).map_err(io::Error::other)?;
+        fs::write(self.beginnings().join(KEPT), bytes)
+    }
+
+    /// Becomes the same as `from`, without taking room for it where both are on one file system.
+    pub(crate) fn link(&self, from: &Self) -> io::Result<()> {
+        let beginnings = self.begin()?;
+        for entry in fs::read_dir(&from.path)? {
+            let entry = entry?;
+            let to = beginnings.join(entry.file_name());
+            match fs::hard_link(entry.path(), &to) {
+                Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                    fs::copy(entry.path(), &to)?;
+                }
+                linked => linked?,
+            }
+        }
+        // Nothing is lost by a power cut: what is linked is on the disk.
+        fs::rename(beginnings, &self.path)
     }
 
     /// Where one is being written.
     pub(super) fn beginnings(&self) -> PathBuf {
-        self.parent.join("checkpoint.new")
+        let mut path = self.path.as_os_str().to_owned();
+        path.push(".new");
+        path.into()
     }
 
     /// An empty directory to write to.
@@ -75,7 +162,7 @@ impl Image {
     }
 
     /// It is whole: put it on the disk and give it its name.
-    pub(super) fn commit(&self) -> io::Result<()> {
+    pub(crate) fn commit(&self) -> io::Result<()> {
         let path = self.beginnings();
         for entry in fs::read_dir(&path)? {
             let entry = entry?;
@@ -84,7 +171,7 @@ impl Image {
             }
         }
         File::open(&path)?.sync_all()?;
-        fs::rename(path, self.path())?;
+        fs::rename(path, &self.path)?;
         File::open(&self.parent)?.sync_all()
     }
 
@@ -129,6 +216,36 @@ mod tests {
         image.remove().unwrap();
         image.remove().unwrap();
         assert!(!beginnings.exists());
+    }
+
+    #[test]
+    fn processes_that_share_much_stay_together() {
+        assert!(may_part(100, 100, u64::MAX) && may_part(125, 100, 200));
+        assert!(!may_part(126, 100, u64::MAX), "they shared a fifth");
+        assert!(!may_part(151, 150, 200), "the limit is near");
+    }
+
+    #[test]
+    fn an_image_is_lent_and_neither_end_takes_it_from_the_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = Image::kept_at(&dir.path().join("one.memory")).unwrap();
+        fs::write(kept.begin().unwrap().join("pages-1.img"), vec![7; 10_000]).unwrap();
+        kept.describe(vec!["pipe:[7]".to_owned()], Vec::new(), 1, 9)
+            .unwrap();
+        kept.commit().unwrap();
+        let instance = dir.path().join("instance");
+        fs::create_dir(&instance).unwrap();
+        let lent = Image::of(&instance);
+        lent.link(&kept).unwrap();
+        assert_eq!(lent.kept().unwrap(), kept.kept().unwrap());
+        assert!(lent.kept().unwrap().may_come_lazily(None));
+        let inode = |image: &Image| fs::metadata(image.path().join("pages-1.img")).unwrap().ino();
+        assert_eq!(inode(&lent), inode(&kept), "one copy in memory serves all");
+        kept.remove().unwrap();
+        assert_eq!(
+            fs::read(lent.path().join("pages-1.img")).unwrap(),
+            vec![7; 10_000]
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What of an instance outlives its processes: namespaces, mounts, and its ends of pipes.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
+use serde::{Deserialize, Serialize};
 
 /// What CRIU shares with the instance, so that it neither saves nor makes it.
 const SHARED: [(&str, CloneFlags); 4] = [
@@ -27,8 +29,8 @@ pub(crate) struct Held {
 }
 
 /// A mount that CRIU is told to take from outside.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Given {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Given {
     /// What CRIU knows it by: its place in the table.
     pub(super) key: String,
     /// In the instance. Bytes that are not text cannot be written in CRIU's arguments.
@@ -49,6 +51,22 @@ impl Held {
             shared,
             given: given(&fs::read_to_string(format!("/proc/{pid}/mountinfo"))?)?,
         })
+    }
+
+    /// These mounts are to be given under the names that an image knows them by.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] when what is mounted here is not what was mounted there.
+    pub(crate) fn name_as(&mut self, kept: &[Given]) -> io::Result<()> {
+        let paths =
+            |given: &[Given]| -> BTreeSet<PathBuf> { given.iter().map(|one| one.path.clone()).collect() };
+        let (here, there) = (paths(&self.given), paths(kept));
+        if let Some(path) = here.symmetric_difference(&there).next() {
+            let text = format!("what is mounted at {} is not as it was", path.display());
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+        }
+        self.given = kept.to_vec();
+        Ok(())
     }
 
     pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {

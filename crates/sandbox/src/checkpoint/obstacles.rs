@@ -12,6 +12,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 
+use super::dump::Purpose;
+
 /// Bounds the look at open files: a program with more is looked at no further, and CRIU has the last word.
 const FILES_MAX: usize = 65_536;
 
@@ -21,7 +23,12 @@ const LISTENING: u8 = 10;
 
 /// The first obstacle, if there is one. `init`: the first process; `processes`: all of the instance's; `peers`: the
 /// addresses of the data plane as the instance sees them.
-pub(super) fn find(init: i32, processes: &[i32], peers: &[IpAddr]) -> io::Result<Option<String>> {
+pub(super) fn find(
+    init: i32,
+    processes: &[i32],
+    peers: &[IpAddr],
+    purpose: Purpose,
+) -> io::Result<Option<String>> {
     if fs::metadata(format!("/proc/{init}/ns/user"))?.ino() != fs::metadata("/proc/self/ns/user")?.ino() {
         return Ok(Some("it runs in a user namespace of its own".to_owned()));
     }
@@ -47,7 +54,61 @@ pub(super) fn find(init: i32, processes: &[i32], peers: &[IpAddr]) -> io::Result
     }
     // The other end may be in the same network, and of somebody else.
     sockets.retain(|socket| open.contains(&socket.inode));
-    Ok(conversation(&sockets, peers))
+    if let Some(why) = conversation(&sockets, peers) {
+        return Ok(Some(why));
+    }
+    if purpose == Purpose::Sleep {
+        return Ok(None);
+    }
+    for table in ["udp", "udp6"] {
+        match fs::read_to_string(format!("/proc/{init}/net/{table}")) {
+            Ok(text) => sockets.extend(text.lines().skip(1).filter_map(Socket::parse)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    sockets.retain(|socket| open.contains(&socket.inode));
+    if let Some(why) = tied(&sockets) {
+        return Ok(Some(why));
+    }
+    in_memory(init)
+}
+
+/// A socket that is tied to the instance's own address, which a copy does not have. Those of conversations that will be
+/// cut off anyway do not count.
+fn tied(sockets: &[Socket]) -> Option<String> {
+    /// Of a UDP socket without a peer, in the same table of states; with one it is 1, as a conversation's.
+    const UNCONNECTED: u8 = 7;
+    let own = sockets.iter().find(|socket| {
+        let ip = socket.local.ip();
+        let bound = matches!(socket.state, LISTENING | UNCONNECTED);
+        bound && !ip.is_unspecified() && !ip.is_loopback()
+    });
+    own.map(|socket| {
+        format!(
+            "it has a socket at its own address {}, which a copy does not have (0.0.0.0 would do)",
+            socket.local
+        )
+    })
+}
+
+/// Files that are neither on the disk nor in the memory of a process: a copy would not have them.
+fn in_memory(init: i32) -> io::Result<Option<String>> {
+    for place in ["dev/shm", "dev/mqueue"] {
+        // Through the link of /proc, so in the instance's own mounts; only looked at, and a link there leads nowhere.
+        let mut found = match fs::read_dir(format!("/proc/{init}/root/{place}")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            found => found?,
+        };
+        if let Some(entry) = found.next() {
+            let name = entry?.file_name();
+            return Ok(Some(format!(
+                "it has a file in memory, /{place}/{}, which would not be copied",
+                name.to_string_lossy()
+            )));
+        }
+    }
+    Ok(None)
 }
 
 /// A process that is no descendant of the first one: its parent is outside, and would wait for it in vain.
@@ -232,6 +293,18 @@ mod tests {
         // Over already, and waiting for stragglers.
         let waits = socket("10.0.0.9:8000", "10.0.0.7:40000", 6);
         assert_eq!(conversation(&[listens, waits], &peers), None);
+    }
+
+    #[test]
+    fn a_socket_of_an_address_that_a_copy_lacks_is_an_obstacle() {
+        let anywhere = socket("0.0.0.0:8000", "0.0.0.0:0", LISTENING);
+        let inside = socket("127.0.0.1:9000", "0.0.0.0:0", LISTENING);
+        let kept_alive = socket("10.0.0.9:8000", "10.0.0.1:40000", 1);
+        assert_eq!(tied(&[anywhere, inside, kept_alive]), None);
+        let own = socket("10.0.0.9:8000", "0.0.0.0:0", LISTENING);
+        assert!(tied(&[anywhere, own]).unwrap().contains("10.0.0.9:8000"));
+        let datagrams = socket("10.0.0.9:5353", "0.0.0.0:0", 7);
+        assert!(tied(&[datagrams]).unwrap().contains("10.0.0.9:5353"));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 use super::criu::{self, Words, first_error};
 use super::dump::Child;
 use super::image::Image;
-use super::mounts::{Held, pipe_name};
+use super::mounts::Held;
 use crate::cgroup::Attach;
 use crate::pages;
 use crate::protocol::ExitStatus;
@@ -47,8 +47,8 @@ pub(crate) struct Restore<'a> {
     pub(crate) attach: Attach,
     /// An empty directory of the machine to show the mounts at, where nobody else sees them.
     pub(crate) mount_point: PathBuf,
-    /// The reading ends of its output, and new writing ends of the same.
-    pub(crate) pipes: Vec<(OwnedFd, OwnedFd)>,
+    /// What the image calls the pipes of its output, and writing ends to put in their place.
+    pub(crate) pipes: Vec<(String, OwnedFd)>,
     /// Memory comes as it is touched; else all of it before the first step.
     pub(crate) lazily: bool,
 }
@@ -184,7 +184,7 @@ fn listen(directory: &Path) -> io::Result<OwnedFd> {
 
 /// Runs CRIU.
 fn run(order: Restore<'_>, directory: &Path, pid_file: &Path) -> io::Result<(i32, OwnedFd)> {
-    let words = words(&order, directory)?;
+    let words = words(&order, directory);
     let Attach {
         born_in,
         mut procs,
@@ -239,7 +239,7 @@ fn run(order: Restore<'_>, directory: &Path, pid_file: &Path) -> io::Result<(i32
     Err(io::Error::other(reason))
 }
 
-fn words(order: &Restore<'_>, directory: &Path) -> io::Result<Words> {
+fn words(order: &Restore<'_>, directory: &Path) -> Words {
     let mut words = Words::new(order.program, "restore");
     words.path("--images-dir", directory);
     words.path("--root", &order.mount_point);
@@ -255,9 +255,8 @@ fn words(order: &Restore<'_>, directory: &Path) -> io::Result<Words> {
         let from = format!("{}{}", order.mount_point.display(), mount.path.display());
         words.add(&["--external", &format!("mnt[{}]:{from}", mount.key)]);
     }
-    for (read, write) in &order.pipes {
-        let inherited = format!("fd[{}]:{}", write.as_raw_fd(), pipe_name(read)?);
-        words.add(&["--inherit-fd", &inherited]);
+    for (name, write) in &order.pipes {
+        words.add(&["--inherit-fd", &format!("fd[{}]:{name}", write.as_raw_fd())]);
     }
-    Ok(words)
+    words
 }

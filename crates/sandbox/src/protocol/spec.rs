@@ -101,6 +101,10 @@ pub struct LaunchSpec {
     /// cannot have it is not started.
     #[serde(default)]
     pub disk_from: Option<PathBuf>,
+    /// Present: instead of a program of its own it goes on with these processes, which were kept by
+    /// [`super::Request::Keep`] together with the disk of `disk_from`. An instance that cannot have them is not started.
+    #[serde(default)]
+    pub memory_from: Option<MemoryFrom>,
     /// The program and its arguments. A program without a slash is searched in the `PATH` of `env`.
     pub argv: Vec<String>,
     /// The whole environment, exactly as given.
@@ -176,6 +180,15 @@ pub struct ConfigFile {
     pub uid: u32,
     #[serde(default)]
     pub gid: u32,
+}
+
+/// Processes that another instance had.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryFrom {
+    /// CRIU (see [`crate::checkpoint::Criu::find`]).
+    pub program: PathBuf,
+    /// The directory they were kept in. Nothing is written to it, and it may be removed once the instance runs.
+    pub image: PathBuf,
 }
 
 /// A directory or file of this machine shown inside the instance.
@@ -322,6 +335,7 @@ impl LaunchSpec {
             upper_bytes_max: None,
             disk_bytes_max: None,
             disk_from: None,
+            memory_from: None,
             argv,
             env: Vec::new(),
             cwd: root_path(),
@@ -384,6 +398,13 @@ impl LaunchSpec {
         }
         if let Some(snapshot) = &self.disk_from {
             absolute("disk_from", snapshot)?;
+        }
+        if let Some(memory) = &self.memory_from {
+            absolute("memory_from program", &memory.program)?;
+            absolute("memory_from image", &memory.image)?;
+            if self.disk_from.is_none() || self.ids.is_some() {
+                return refuse("memory_from needs disk_from, and no ids of its own".to_owned());
+            }
         }
         for bind in &self.binds {
             absolute("binds source", &bind.source)?;

@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::CheckpointSpec;
+use crate::protocol::{CheckpointSpec, KeepSpec};
 use crate::state::{InstanceDir, ProcessIdentity};
 
 /// An order is sent at once after connecting.
@@ -32,6 +32,8 @@ const BACKLOG: i32 = 16;
 pub(crate) enum ShimOrder {
     /// The instance is frozen: write it down and let it go.
     Checkpoint(CheckpointSpec),
+    /// Write it down for others to begin as; it goes on as it is.
+    Keep(KeepSpec),
     /// On the connection of a checkpoint: the instance is wanted. It stays frozen if that is still possible.
     CallOff,
     /// Let it run, from wherever it is.
@@ -54,6 +56,11 @@ pub(crate) enum ShimAnswer {
     /// It cannot be checkpointed, and is frozen as before. The words are for its owner.
     Refused {
         reason: String,
+    },
+    /// It was written down for others, or not for a reason that is for its owner. It is awake or frozen, as before.
+    Kept {
+        reason: Option<String>,
+        frozen: bool,
     },
     /// Its end is near, and goes on record.
     Ending,

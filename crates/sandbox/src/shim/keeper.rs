@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use super::control::{self, ShimAnswer, ShimOrder};
 use super::pump::{Pump, Woken};
 use super::{Order, ProcessIdentity, Run};
-use crate::checkpoint::{self, Dump, Dumped, Held, Pages, Restore, Restored};
+use crate::checkpoint::{self, Dump, Dumped, Held, Kept, Pages, Purpose, Restore, Restored};
 use crate::protocol::{CheckpointSpec, ExitStatus};
 use crate::sys;
 
@@ -29,33 +29,27 @@ const DEATH_LOOK: Duration = Duration::from_millis(1);
 const KILLED: ExitStatus = ExitStatus::Signal(libc::SIGKILL);
 
 pub(super) struct Keeper<'a> {
-    order: &'a Order<'a>,
-    run: Run,
+    pub(super) order: &'a Order<'a>,
+    pub(super) run: Run,
     /// Absent while it is checkpointed.
-    process: Option<OwnedFd>,
-    pump: Pump,
+    pub(super) process: Option<OwnedFd>,
+    pub(super) pump: Pump,
     listener: OwnedFd,
     asleep: Option<Asleep>,
-    pages: Option<Pages>,
+    pub(super) pages: Option<Pages>,
 }
 
 /// What a checkpointed instance is brought back with, beside its image.
 struct Asleep {
     held: Held,
     program: PathBuf,
-    /// Its memory may come as it is touched. Not when its processes share so much of it that it would take far more
-    /// than before if each had its own: CRIU lets them share it again, but only when it reads all of it first.
+    kept: Kept,
+    /// Its memory may come as it is touched.
     lazily: bool,
 }
 
-/// Whether processes may each have memory of their own, `apart` bytes in all, who together took `before` bytes and may
-/// take up to `limit`: if that is a quarter more at most, and leaves a quarter of the limit.
-fn may_part(apart: u64, before: u64, limit: u64) -> bool {
-    apart <= before.saturating_add(before / 4) && apart <= limit - limit / 4
-}
-
 /// What an order leads to.
-enum Next {
+pub(super) enum Next {
     Answer(ShimAnswer),
     /// It is over. No status: it could not be brought back.
     Over(Option<ExitStatus>),
@@ -66,6 +60,7 @@ impl<'a> Keeper<'a> {
         order: &'a Order<'a>,
         run: Run,
         process: OwnedFd,
+        pages: Option<Pages>,
         pump: Pump,
         listener: OwnedFd,
     ) -> Self {
@@ -76,7 +71,7 @@ impl<'a> Keeper<'a> {
             pump,
             listener,
             asleep: None,
-            pages: None,
+            pages,
         }
     }
 
@@ -140,6 +135,7 @@ impl<'a> Keeper<'a> {
             // Its image is still being read.
             ShimOrder::Checkpoint(_) if self.pages.is_some() => Next::Answer(ShimAnswer::Frozen),
             ShimOrder::Checkpoint(spec) => self.checkpoint(connection, &spec),
+            ShimOrder::Keep(spec) => self.keep_copy(&spec),
             ShimOrder::Wake => self.wake(),
             ShimOrder::End if self.process.is_none() => Next::Over(Some(KILLED)),
             ShimOrder::End | ShimOrder::CallOff | ShimOrder::Tell => Next::Answer(self.where_it_is()),
@@ -156,12 +152,12 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    fn name(&self) -> &'a str {
+    pub(super) fn name(&self) -> &'a str {
         self.order.spec.id.as_str()
     }
 
     /// A line in the instance's log.
-    fn say(&self, text: &str) {
+    pub(super) fn say(&self, text: &str) {
         let _ = crate::logs::append_platform(self.order.dir.logs(), text);
     }
 
@@ -185,7 +181,6 @@ impl<'a> Keeper<'a> {
         let freezer = driver.freezer(name)?;
         let processes = driver.processes(name)?;
         let memory_bytes = driver.stats(name)?.memory_bytes;
-        let alone = processes.len() == 1;
         driver.lift_limits(name)?;
         let dumped = checkpoint::dump(&Dump {
             program: &spec.program,
@@ -198,11 +193,12 @@ impl<'a> Keeper<'a> {
             pipes: self.pump.pipes().collect(),
             memory_bytes,
             held: &held,
+            purpose: Purpose::Sleep,
         });
         let limited = driver.create(name, &self.order.spec.limits);
         let dumped = dumped.and_then(|dumped| limited.map(|()| dumped))?;
         match dumped {
-            Dumped::Whole => {}
+            Dumped::Whole => image.commit()?,
             Dumped::Refused(reason) => {
                 // CRIU thaws what it gives up on.
                 driver.freeze(name)?;
@@ -219,21 +215,19 @@ impl<'a> Keeper<'a> {
             image.remove()?;
             return Ok(Next::Answer(ShimAnswer::Frozen));
         }
+        let kept = image.kept()?;
         self.run.checkpointed = true;
         if let Err(error) = self.order.dir.write_run(&self.run) {
             self.run.checkpointed = false;
             return Err(error);
         }
-        let limit = self.order.spec.limits.memory_bytes.unwrap_or(u64::MAX);
-        let lazily = alone
-            || image
-                .pages_bytes()
-                .is_ok_and(|bytes| may_part(bytes, memory_bytes, limit));
+        let lazily = kept.may_come_lazily(self.order.spec.limits.memory_bytes);
         self.let_go();
         self.process = None;
         self.asleep = Some(Asleep {
             held,
             program: spec.program.clone(),
+            kept,
             lazily,
         });
         Ok(Next::Answer(ShimAnswer::Checkpointed))
@@ -309,8 +303,8 @@ impl<'a> Keeper<'a> {
         let (driver, name) = (self.order.driver, self.name());
         driver.lift_limits(name)?;
         let mut pipes = Vec::new();
-        for pipe in self.pump.pipes() {
-            pipes.push((pipe.try_clone_to_owned()?, checkpoint::writing_end(pipe)?));
+        for (name, pipe) in asleep.kept.pipes.iter().zip(self.pump.pipes()) {
+            pipes.push((name.clone(), checkpoint::writing_end(pipe)?));
         }
         checkpoint::restore(Restore {
             program: &asleep.program,
@@ -325,7 +319,7 @@ impl<'a> Keeper<'a> {
     }
 
     /// The server of pages has ended: all is in memory, or what is missing is lost.
-    fn pages_ended(&mut self) {
+    pub(super) fn pages_ended(&mut self) {
         let Some(pages) = self.pages.take() else { return };
         if pages.finished() {
             let _ = self.order.dir.image().remove();
@@ -341,17 +335,5 @@ impl<'a> Keeper<'a> {
             let _ = sys::wait_readable(process, DEATH_TIMEOUT);
         }
         drop(pages);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn processes_that_share_much_stay_together() {
-        assert!(may_part(100, 100, u64::MAX) && may_part(125, 100, 200));
-        assert!(!may_part(126, 100, u64::MAX), "they shared a fifth");
-        assert!(!may_part(151, 150, 200), "the limit is near");
     }
 }

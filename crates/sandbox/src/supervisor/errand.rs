@@ -16,7 +16,7 @@ use super::Supervisor;
 use super::instance::{Depth, Errand, Instance, Phase, Running};
 use super::launch::internal;
 use super::requests::{Answer, running};
-use crate::protocol::{CheckpointSpec, Event, InstanceId, Refusal, Reply};
+use crate::protocol::{CheckpointSpec, Event, InstanceId, KeepSpec, Refusal, Reply};
 use crate::shim::control::{self, ShimAnswer, ShimOrder};
 use crate::state::ProcessIdentity;
 use crate::sys;
@@ -24,7 +24,11 @@ use crate::sys;
 impl Supervisor {
     pub(super) fn freeze(&mut self, id: &InstanceId) -> Result<(), Refusal> {
         let running = running(&mut self.instances, id)?;
-        if running.errand.as_ref().is_some_and(|errand| errand.wake) {
+        if running
+            .errand
+            .as_ref()
+            .is_some_and(|errand| errand.wake || errand.keep)
+        {
             return Err(Refusal::Waking { id: id.clone() });
         }
         if running.depth != Depth::Awake {
@@ -85,6 +89,16 @@ impl Supervisor {
         Ok(Answer::Later)
     }
 
+    /// Its shim freezes it, writes it down, and has it as it was again.
+    pub(super) fn keep(&mut self, client: u64, id: &InstanceId, spec: KeepSpec) -> Result<Answer, Refusal> {
+        let running = running(&mut self.instances, id)?;
+        if running.errand.is_some() {
+            return Err(Refusal::Waking { id: id.clone() });
+        }
+        self.send(id, &ShimOrder::Keep(spec), Some(client), Vec::new())?;
+        Ok(Answer::Later)
+    }
+
     /// A checkpointed instance is not wanted any more. It is not restored for its end.
     pub(super) fn end_checkpointed(&mut self, id: &InstanceId) {
         if let Err(error) = self.send(id, &ShimOrder::End, None, Vec::new()) {
@@ -142,6 +156,7 @@ impl Supervisor {
             wakers,
             wake: matches!(order, ShimOrder::Wake),
             checkpoint: matches!(order, ShimOrder::Checkpoint(_)),
+            keep: matches!(order, ShimOrder::Keep(_)),
         });
         Ok(())
     }
@@ -161,6 +176,9 @@ impl Supervisor {
             }
             answer => answer,
         };
+        if let Ok(ShimAnswer::Kept { reason, frozen }) = answer {
+            return self.kept(id, errand, reason, frozen);
+        }
         let before = running.depth;
         let client = errand.client.take();
         let told = match answer {
@@ -182,7 +200,7 @@ impl Supervisor {
                 Ok(())
             }
             // Its end comes by the shim's own.
-            Ok(ShimAnswer::Ending) | Err(_) => {
+            Ok(ShimAnswer::Ending | ShimAnswer::Kept { .. }) | Err(_) => {
                 errand.client = client;
                 self.refuse_errand(errand, &Refusal::NotRunning { id: id.clone() });
                 return;
@@ -219,6 +237,28 @@ impl Supervisor {
             self.end_checkpointed(id);
         } else if errand.wake {
             self.wake_after_all(id, errand.wakers);
+        }
+    }
+
+    /// It was written down for others, or could not be, and is as it was before.
+    fn kept(&mut self, id: &InstanceId, errand: Errand, reason: Option<String>, frozen: bool) {
+        if let Some(client) = errand.client {
+            let reply = match reason {
+                None => Reply::Done,
+                Some(reason) => Reply::Refused {
+                    refusal: Refusal::CannotCheckpoint { reason },
+                },
+            };
+            self.reply(client, &reply, Vec::new());
+        }
+        if !errand.wake {
+            return;
+        }
+        if frozen {
+            return self.wake_after_all(id, errand.wakers);
+        }
+        for waker in errand.wakers {
+            self.reply(waker, &Reply::Done, Vec::new());
         }
     }
 

@@ -82,6 +82,8 @@ pub(super) struct Errand {
     pub(super) wake: bool,
     /// It is a checkpoint, which can be called off.
     pub(super) checkpoint: bool,
+    /// It is written down for others: it is frozen for a while, and goes on as it was.
+    pub(super) keep: bool,
 }
 
 impl Starting {

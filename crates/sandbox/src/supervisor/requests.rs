@@ -77,6 +77,7 @@ impl Supervisor {
             Request::Freeze { id } => done(self.freeze(&id))?,
             Request::Thaw { id } => return self.thaw(&id, Some(client)),
             Request::Checkpoint { id, checkpoint } => return self.checkpoint(client, &id, checkpoint),
+            Request::Keep { id, keep } => return self.keep(client, &id, keep),
             Request::List => Reply::Instances {
                 instances: self
                     .instances

@@ -10,6 +10,7 @@
 )]
 
 mod checkpoint;
+mod copies;
 mod disk;
 mod disk_snapshot;
 mod exec;

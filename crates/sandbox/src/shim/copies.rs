@@ -1,0 +1,183 @@
+//! Copies of a running instance: what they begin as is written down here, and here they begin.
+//!
+//! ```text
+//! keeper ── frozen ── memory written down ── disk held still, copied ── runs on ── both made durable, named
+//! shim ──── first process in place of the program ── memory linked ── restored into its namespaces ── gone
+//! ```
+//!
+//! The one design choice to know: a copy is set up as every instance is, by a first process in namespaces, mounts and
+//! cgroups of its own with its own disk, host name and address; but instead of a program, that process holds the place
+//! until CRIU has put the kept ones there. So a copy shares nothing with the first one but the pages of a file, and all
+//! that isolates an instance is made by the code that makes it for every other.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use super::Order;
+use super::control::ShimAnswer;
+use super::keeper::{Keeper, Next};
+use crate::checkpoint::{self, Dump, Dumped, Held, Image, Purpose, Restore, Restored};
+use crate::protocol::{KeepSpec, MemoryFrom};
+use crate::sys::{self, Cloned};
+use crate::{snapshot, volume};
+
+/// The server of pages hands out some GiB a second, and the largest instances have some tens of them.
+const PAGES_TIMEOUT: Duration = Duration::from_secs(60);
+
+impl Keeper<'_> {
+    /// Writes the instance down for others to begin as, and lets it go on.
+    pub(super) fn keep_copy(&mut self, spec: &KeepSpec) -> Next {
+        if self.process.is_none() {
+            return refused("it sleeps on the disk: wake it first".to_owned(), false);
+        }
+        if let Err(error) = self.await_pages() {
+            return refused(format!("its memory is still being read back: {error}"), false);
+        }
+        let (driver, name) = (self.order.driver, self.name());
+        let begun = self.order.dir.begin_errand();
+        let frozen_before = driver.is_frozen(name).unwrap_or(false);
+        let kept = begun.and_then(|()| self.try_keep_copy(spec, frozen_before));
+        if !frozen_before && let Err(error) = driver.thaw(name) {
+            self.say(&format!("the instance could not be thawed: {error}"));
+        }
+        let kept = kept.and_then(|dumped| {
+            let Copied { disk, image } = match dumped {
+                Ok(copied) => copied,
+                Err(next) => return Ok(next),
+            };
+            // Only now, because it takes as long as the disk does, and the instance runs again.
+            image.commit()?;
+            volume::publish(&disk, &spec.disk)?;
+            Ok(answer(None, frozen_before))
+        });
+        let next = kept.unwrap_or_else(|error| {
+            if let Ok(image) = Image::kept_at(&spec.memory) {
+                let _ = image.remove();
+            }
+            refused(error.to_string(), frozen_before)
+        });
+        let _ = self.order.dir.end_errand();
+        next
+    }
+
+    /// An instance that was restored a moment ago may wait for parts of its memory.
+    fn await_pages(&mut self) -> io::Result<()> {
+        let Some(pages) = &self.pages else {
+            return Ok(());
+        };
+        if !sys::wait_readable(pages.pidfd(), PAGES_TIMEOUT)? {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.pages_ended();
+        Ok(())
+    }
+
+    fn try_keep_copy(&self, spec: &KeepSpec, frozen_before: bool) -> io::Result<Result<Copied, Next>> {
+        let (driver, name) = (self.order.driver, self.name());
+        if !frozen_before {
+            driver.freeze(name)?;
+        }
+        let image = Image::kept_at(&spec.memory)?;
+        let held = Held::of(self.run.init.pid)?;
+        let freezer = driver.freezer(name)?;
+        driver.lift_limits(name)?;
+        let dumped = checkpoint::dump(&Dump {
+            program: &spec.checkpoint.program,
+            image: &image,
+            facts: &self.order.dir.criu_facts(self.order.boot_id),
+            init: self.run.init.pid,
+            processes: driver.processes(name)?,
+            peers: &spec.checkpoint.peers,
+            freezer: &freezer,
+            pipes: self.pump.pipes().collect(),
+            memory_bytes: driver.stats(name)?.memory_bytes,
+            held: &held,
+            purpose: Purpose::Copies,
+        });
+        let limited = driver.create(name, &self.order.spec.limits);
+        let dumped = dumped.and_then(|dumped| limited.map(|()| dumped))?;
+        match dumped {
+            Dumped::Whole => {}
+            Dumped::Refused(reason) => {
+                image.remove()?;
+                return Ok(Err(refused(reason, frozen_before)));
+            }
+            Dumped::Broken(why) => {
+                image.remove()?;
+                self.say(&format!("the instance had to be ended: {why}"));
+                driver.kill(name)?;
+                return Ok(Err(Next::Answer(ShimAnswer::Ending)));
+            }
+        }
+        // CRIU leaves it as it found it; said once more, because memory and disk must be of one moment.
+        driver.freeze(name)?;
+        let directory = spec.disk.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        let disk = snapshot::copy(&self.run, directory)?;
+        Ok(Ok(Copied { disk, image }))
+    }
+}
+
+/// Memory and disk of one moment, neither of which has its name yet.
+struct Copied {
+    disk: std::fs::File,
+    image: Image,
+}
+
+fn answer(reason: Option<String>, frozen: bool) -> Next {
+    Next::Answer(ShimAnswer::Kept { reason, frozen })
+}
+
+fn refused(reason: String, frozen: bool) -> Next {
+    answer(Some(reason), frozen)
+}
+
+/// Puts the kept processes in the place of the one that holds it, which ends.
+pub(super) fn begin_as(
+    order: &Order<'_>,
+    from: &MemoryFrom,
+    holder: &Cloned,
+    streams: [&OwnedFd; 2],
+) -> io::Result<Restored> {
+    let restored = try_begin_as(order, from, holder, streams);
+    let limited = order.driver.create(order.spec.id.as_str(), &order.spec.limits);
+    let _ = sys::send_signal(&holder.pidfd, libc::SIGKILL);
+    let _ = sys::wait_pidfd(&holder.pidfd);
+    let restored = restored?;
+    limited?;
+    Ok(restored)
+}
+
+fn try_begin_as(
+    order: &Order<'_>,
+    from: &MemoryFrom,
+    holder: &Cloned,
+    streams: [&OwnedFd; 2],
+) -> io::Result<Restored> {
+    let (driver, name) = (order.driver, order.spec.id.as_str());
+    let image = order.dir.image();
+    image.link(&Image::kept_at(&from.image)?)?;
+    let kept = image.kept()?;
+    let mut held = Held::of(holder.pid)?;
+    held.name_as(&kept.mounts)?;
+    driver.lift_limits(name)?;
+    let mut pipes = Vec::with_capacity(streams.len());
+    for (name, stream) in kept.pipes.iter().zip(streams) {
+        pipes.push((name.clone(), checkpoint::writing_end(stream.as_fd())?));
+    }
+    let lazily = kept.may_come_lazily(order.spec.limits.memory_bytes);
+    let restored = checkpoint::restore(Restore {
+        program: &from.program,
+        image: &image,
+        facts: &order.dir.criu_facts(order.boot_id),
+        held: &held,
+        attach: driver.attach(name)?,
+        mount_point: order.dir.root(),
+        pipes,
+        lazily,
+    })?;
+    if restored.pages.is_none() {
+        image.remove()?;
+    }
+    Ok(restored)
+}
