@@ -12,6 +12,7 @@
 
 mod criu;
 mod dump;
+mod ids;
 mod image;
 mod mounts;
 mod obstacles;
@@ -19,6 +20,7 @@ mod restore;
 
 pub use criu::{Criu, Missing, VERSION_MIN};
 pub(crate) use dump::{Dump, Dumped, Purpose, dump};
+pub(crate) use ids::give as give_ids;
 pub(crate) use image::{Image, Kept};
 pub(crate) use mounts::{Held, writing_end};
 pub(crate) use restore::{Pages, Restore, Restored, restore};

@@ -109,6 +109,7 @@ pub(crate) fn become_instance(
         user: &spec.user,
         capabilities: &spec.capabilities,
         nofile: spec.limits.nofile,
+        takes_mounts: true,
     };
     start_program(&identity, &spec.argv, &spec.env, filter, verdict)
 }
@@ -144,6 +145,8 @@ pub(crate) struct Identity<'a> {
     pub(crate) user: &'a User,
     pub(crate) capabilities: &'a [Capability],
     pub(crate) nofile: Option<u64>,
+    /// A first process: its table of mounts belongs to its user namespace from now on.
+    pub(crate) takes_mounts: bool,
 }
 
 /// The last steps, the same for a first process and for an exec. `verdict` is told [`READY`] when nothing but the exec
@@ -161,6 +164,14 @@ pub(crate) fn start_program(
     sys::reset_signals().during(|| "reset the signals".into())?;
     if let Some(namespace) = identity.namespace {
         userns::enter(namespace).during(|| "enter the user namespace".into())?;
+        if identity.takes_mounts {
+            // What is mounted is locked by that: it cannot be taken off from inside. CRIU writes down no table that
+            // belongs to the machine's root.
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+                .during(|| "take the mounts into the user namespace".into())?;
+            // Of the new table, as everything else is.
+            own_stdin()?;
+        }
     }
     privileges::drop_to(identity.user, identity.capabilities)?;
     filter.apply().map_err(|_| LaunchFailure::Setup {

@@ -53,6 +53,18 @@ fn bound() -> io::Result<()> {
     fs::write("/proc/sys/user/max_inotify_watches", INOTIFY_WATCHES_MAX)
 }
 
+/// Bounds the namespace that a process is in, which somebody else made.
+pub(crate) fn bound_of(process: BorrowedFd<'_>) -> io::Result<()> {
+    let helper = sys::clone3(0, None, || {
+        let bounded = enter(process).and_then(|()| bound());
+        i32::from(bounded.is_err())
+    })?;
+    match sys::wait_pidfd(&helper.pidfd)? {
+        ExitStatus::Code(0) => Ok(()),
+        _ => Err(io::Error::other("cannot bound what a user namespace may take")),
+    }
+}
+
 fn map(pid: i32, range: IdRange) -> io::Result<OwnedFd> {
     let line = format!("0 {} {}", range.first, IdRange::LENGTH);
     fs::write(format!("/proc/{pid}/uid_map"), &line)?;

@@ -19,7 +19,7 @@ pub mod volumes;
 use std::collections::HashMap;
 
 use async_trait::async_trait;
-use tram_types::{DeploymentId, Generation, InstanceId, InstanceSnapshotId};
+use tram_types::{DeploymentId, Generation, InstanceId, InstanceSnapshotId, status::InstanceSnapshotType};
 
 pub use observed::{EndCause, InstancePhase, Observation, ObservedImage, ObservedInstance, Usage};
 pub use sessions::{Session, Sessions};
@@ -182,14 +182,30 @@ pub trait Site: Send + Sync + std::fmt::Debug {
         })
     }
 
-    /// Keeps the disk of a running instance as it is now, durably, for instances to start from. Returns when that is
-    /// done; the instance's writes may wait meanwhile. A snapshot that is there already is left as it is.
+    /// Keeps a running instance as it is now, durably, for instances to start from: its disk, and for a `Full` snapshot
+    /// its processes and their memory too. Returns when that is done, with the bytes that it takes; the instance may
+    /// stand still meanwhile. A snapshot that is there already is left as it is.
     ///
     /// # Errors
-    /// [`Error::NoSuchInstance`], [`Error::Refused`] when it can never be, such as for want of room,
-    /// [`Error::Unavailable`]. Nothing is left of a snapshot that failed.
-    async fn take_snapshot(&self, instance: InstanceId, snapshot: InstanceSnapshotId) -> Result<(), Error> {
-        let _ = (instance, snapshot);
+    /// [`Error::NoSuchInstance`], [`Error::Refused`] when it can never be, such as for want of room or for what the
+    /// program does, [`Error::Unavailable`]. Nothing is left of a snapshot that failed.
+    async fn take_snapshot(
+        &self,
+        instance: InstanceId,
+        snapshot: InstanceSnapshotId,
+        kind: InstanceSnapshotType,
+    ) -> Result<u64, Error> {
+        let _ = (instance, snapshot, kind);
+        Err(no_snapshots())
+    }
+
+    /// Reads a snapshot from end to end and compares it with the checksums of when it was taken. Takes as long as the
+    /// disk needs to read it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the site does not have it, [`Error::Unavailable`].
+    async fn verify_snapshot(&self, snapshot: InstanceSnapshotId) -> Result<Verdict, Error> {
+        let _ = snapshot;
         Err(no_snapshots())
     }
 
@@ -254,6 +270,17 @@ pub trait Site: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`Error::NoSuchInstance`], [`Error::Refused`] when the command cannot be run, [`Error::Unavailable`].
     async fn exec(&self, instance: InstanceId, request: &ExecRequest) -> Result<ExecSession, Error>;
+}
+
+/// What reading a snapshot gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Every byte is as it was when it was taken.
+    Whole,
+    /// It is not, and must not be used; the words are for its owner.
+    Damaged(String),
+    /// It has no checksums: a version of the platform without them took it.
+    Unknown,
 }
 
 fn no_snapshots() -> Error {

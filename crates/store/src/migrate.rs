@@ -109,6 +109,8 @@ migrations! {
     72 "0072_index_token_usages_hour_at",
     73 "0073_create_model_limits",
     74 "0074_index_model_limits_organization_id",
+    90 "0090_create_instance_snapshot_sizes",
+    91 "0091_index_instance_snapshot_sizes_organization_id",
 }
 
 /// Brings the database up to date.

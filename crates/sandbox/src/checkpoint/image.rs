@@ -5,9 +5,9 @@
 //! sake of a power cut, which ends the instance anyway, but because a disk that fills up or fails says so when it is
 //! flushed, and the memory is let go next.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,10 @@ use crate::state::ignore_missing;
 
 /// Only root may look: it is the memory of a program.
 const MODE: u32 = 0o700;
+/// Of one that is lent: CRIU reads it as the instance's own root, through a descriptor of the directory. Nobody else
+/// gets there, since the directory above is for root alone.
+const LENT_MODE: u32 = 0o755;
+const LENT_FILE_MODE: u32 = 0o644;
 /// Left free on the disk beside the image, for logs and whatever else is on it.
 const RESERVE_BYTES: u64 = 1 << 30;
 
@@ -122,9 +126,18 @@ impl Image {
         fs::write(self.beginnings().join(KEPT), bytes)
     }
 
+    /// The files of the one that is being written can be read by whoever gets to them.
+    pub(super) fn make_lendable(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.beginnings())? {
+            fs::set_permissions(entry?.path(), Permissions::from_mode(LENT_FILE_MODE))?;
+        }
+        Ok(())
+    }
+
     /// Becomes the same as `from`, without taking room for it where both are on one file system.
     pub(crate) fn link(&self, from: &Self) -> io::Result<()> {
         let beginnings = self.begin()?;
+        fs::set_permissions(&beginnings, Permissions::from_mode(LENT_MODE))?;
         for entry in fs::read_dir(&from.path)? {
             let entry = entry?;
             let to = beginnings.join(entry.file_name());

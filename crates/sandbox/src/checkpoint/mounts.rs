@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 use serde::{Deserialize, Serialize};
 
 /// What CRIU shares with the instance, so that it neither saves nor makes it.
@@ -82,22 +82,65 @@ impl Held {
         Ok(())
     }
 
-    /// Shows the instance's mounts at a directory of this process's own mount namespace.
+    /// Shows the instance's mounts below a directory of this process's own mount namespace, each by itself: the root at
+    /// [`ROOT`], the others by their numbers. Not as the tree they are: in a user namespace of its own CRIU takes them one
+    /// by one, and the kernel lets nobody there take one from under another.
     pub(super) fn show_at(&self, directory: &Path) -> io::Result<()> {
         let own = File::open("/proc/self/ns/mnt")?;
         setns(&self.mounts, CloneFlags::CLONE_NEWNS)?;
-        let flags =
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-        let tree = rustix::mount::open_tree(CWD, "/", flags);
+        let taken: io::Result<Vec<Taken>> = std::iter::once(Path::new("/"))
+            .chain(self.given.iter().map(|given| given.path.as_path()))
+            .map(Taken::at)
+            .collect();
         setns(&own, CloneFlags::CLONE_NEWNS)?;
+        let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        rustix::mount::fsconfig_set_string(&context, "size", YARD_BYTES)?;
+        rustix::mount::fsconfig_set_string(&context, "mode", "0755")?;
+        rustix::mount::fsconfig_create(&context)?;
+        let yard = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        Ok(rustix::mount::move_mount(
-            tree?.as_fd(),
-            "",
-            CWD,
-            directory,
-            flags,
-        )?)
+        rustix::mount::move_mount(yard.as_fd(), "", CWD, directory, flags)?;
+        for (number, taken) in taken?.into_iter().enumerate() {
+            let at = match number.checked_sub(1) {
+                None => directory.join(ROOT),
+                Some(number) => place(directory, number),
+            };
+            if taken.is_directory {
+                fs::create_dir(&at)?;
+            } else {
+                File::create(&at)?;
+            }
+            rustix::mount::move_mount(taken.mount.as_fd(), "", CWD, &at, flags)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where the root is shown.
+pub(super) const ROOT: &str = "root";
+/// Some tens of empty files and directories.
+const YARD_BYTES: &str = "1048576";
+
+/// Where a given mount is shown.
+pub(super) fn place(directory: &Path, number: usize) -> PathBuf {
+    directory.join(number.to_string())
+}
+
+/// A mount, without what is mounted below it, that is attached nowhere.
+struct Taken {
+    mount: OwnedFd,
+    is_directory: bool,
+}
+
+impl Taken {
+    fn at(path: &Path) -> io::Result<Self> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let mount = rustix::mount::open_tree(CWD, path, flags)?;
+        let mode = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&mount)?.st_mode);
+        Ok(Self {
+            mount,
+            is_directory: mode.is_dir(),
+        })
     }
 }
 

@@ -11,7 +11,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -21,7 +21,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 use super::criu::{self, Words, first_error};
 use super::dump::Child;
 use super::image::Image;
-use super::mounts::Held;
+use super::mounts::{self, Held};
 use crate::cgroup::Attach;
 use crate::pages;
 use crate::protocol::ExitStatus;
@@ -29,6 +29,9 @@ use crate::sys;
 
 /// A restore without its memory takes some tens of milliseconds, on a machine in trouble a hundred times that.
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// With its memory left out, and tried once more with all of it: now and then CRIU waits for ever for a process that was
+/// just about to end.
+const LAZY_TIMEOUT: Duration = Duration::from_secs(5);
 const NOT_RUN: i32 = 127;
 /// The server of pages could not hand a page over.
 const PAGES_FAILED: i32 = 1;
@@ -36,6 +39,8 @@ const PAGES_FAILED: i32 = 1;
 const PAGES_LOG: &str = "pages.log";
 const LOG: &str = "restore.log";
 const PID_FILE: &str = "pid";
+/// Directories that machines have at the top, and that nobody needs for a restore. The first that will do is used.
+const YARDS: [&str; 4] = ["/mnt", "/media", "/srv", "/opt"];
 
 /// What to bring back.
 #[derive(Debug)]
@@ -45,8 +50,6 @@ pub(crate) struct Restore<'a> {
     pub(crate) facts: &'a Path,
     pub(crate) held: &'a Held,
     pub(crate) attach: Attach,
-    /// An empty directory of the machine to show the mounts at, where nobody else sees them.
-    pub(crate) mount_point: PathBuf,
     /// What the image calls the pipes of its output, and writing ends to put in their place.
     pub(crate) pipes: Vec<(String, OwnedFd)>,
     /// Memory comes as it is touched; else all of it before the first step.
@@ -184,7 +187,8 @@ fn listen(directory: &Path) -> io::Result<OwnedFd> {
 
 /// Runs CRIU.
 fn run(order: Restore<'_>, directory: &Path, pid_file: &Path) -> io::Result<(i32, OwnedFd)> {
-    let words = words(&order, directory);
+    let yard = yard(&[directory, order.program, order.facts])?;
+    let words = words(&order, directory, yard);
     let Attach {
         born_in,
         mut procs,
@@ -207,11 +211,8 @@ fn run(order: Restore<'_>, directory: &Path, pid_file: &Path) -> io::Result<(i32
             for mut procs in procs.iter().chain(&cpu) {
                 io::Write::write_all(&mut procs, b"0")?;
             }
-            criu::prepare(
-                order.facts,
-                &[directory, order.program, order.facts, &order.mount_point],
-            )?;
-            order.held.show_at(&order.mount_point)?;
+            criu::prepare(order.facts, &[directory, order.program, order.facts])?;
+            order.held.show_at(yard)?;
             order.held.enter_shared()?;
             for pipe in writing {
                 rustix::io::fcntl_setfd(pipe, rustix::io::FdFlags::empty())?;
@@ -221,7 +222,8 @@ fn run(order: Restore<'_>, directory: &Path, pid_file: &Path) -> io::Result<(i32
         let result: io::Result<()> = attempt();
         result.map_or(NOT_RUN, |()| 0)
     })?;
-    let reason = match helper.wait(TIMEOUT)? {
+    let timeout = if order.lazily { LAZY_TIMEOUT } else { TIMEOUT };
+    let reason = match helper.wait(timeout)? {
         Some(ExitStatus::Code(0)) => {
             let text = fs::read_to_string(pid_file)?;
             let pid: i32 = text.trim().parse().map_err(io::Error::other)?;
@@ -234,15 +236,29 @@ fn run(order: Restore<'_>, directory: &Path, pid_file: &Path) -> io::Result<(i32
             let log = fs::read_to_string(directory.join(LOG)).unwrap_or_default();
             first_error(&log).unwrap_or_else(|| format!("CRIU left with {status:?} and did not say why"))
         }
-        None => format!("CRIU took longer than {} s", TIMEOUT.as_secs()),
+        None => format!("CRIU took longer than {} s", timeout.as_secs()),
     };
     Err(io::Error::other(reason))
 }
 
-fn words(order: &Restore<'_>, directory: &Path) -> Words {
+/// A directory of the machine to show the mounts at, in a table that nobody else sees. CRIU looks at them as the
+/// instance's own root, to whom this program's directories are closed; what is in it otherwise is hidden meanwhile.
+fn yard(visible: &[&Path]) -> io::Result<&'static Path> {
+    YARDS
+        .iter()
+        .map(Path::new)
+        .find(|yard| yard.is_dir() && !visible.iter().any(|path| path.starts_with(yard)))
+        .ok_or_else(|| {
+            io::Error::other(
+                "this machine has none of the directories /mnt, /media, /srv and /opt to mount at",
+            )
+        })
+}
+
+fn words(order: &Restore<'_>, directory: &Path, yard: &Path) -> Words {
     let mut words = Words::new(order.program, "restore");
     words.path("--images-dir", directory);
-    words.path("--root", &order.mount_point);
+    words.path("--root", &yard.join(mounts::ROOT));
     words.path("--pidfile", &directory.join(PID_FILE));
     words.add(&["--restore-detached", "--restore-sibling"]);
     words.add(&["--manage-cgroups=ignore", "--tcp-close", "--file-locks"]);
@@ -250,10 +266,9 @@ fn words(order: &Restore<'_>, directory: &Path) -> Words {
     if order.lazily {
         words.add(&["--lazy-pages"]);
     }
-    for mount in &order.held.given {
-        // The mount point has no trailing slash, and a path of the instance begins with one.
-        let from = format!("{}{}", order.mount_point.display(), mount.path.display());
-        words.add(&["--external", &format!("mnt[{}]:{from}", mount.key)]);
+    for (number, mount) in order.held.given.iter().enumerate() {
+        let from = mounts::place(yard, number);
+        words.add(&["--external", &format!("mnt[{}]:{}", mount.key, from.display())]);
     }
     for (name, write) in &order.pipes {
         words.add(&["--inherit-fd", &format!("fd[{}]:{name}", write.as_raw_fd())]);

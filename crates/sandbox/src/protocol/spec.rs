@@ -402,8 +402,8 @@ impl LaunchSpec {
         if let Some(memory) = &self.memory_from {
             absolute("memory_from program", &memory.program)?;
             absolute("memory_from image", &memory.image)?;
-            if self.disk_from.is_none() || self.ids.is_some() {
-                return refuse("memory_from needs disk_from, and no ids of its own".to_owned());
+            if self.disk_from.is_none() {
+                return refuse("memory_from needs disk_from: they are of one moment".to_owned());
             }
         }
         for bind in &self.binds {

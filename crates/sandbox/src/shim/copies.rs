@@ -12,16 +12,21 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Order;
 use super::control::ShimAnswer;
 use super::keeper::{Keeper, Next};
-use crate::checkpoint::{self, Dump, Dumped, Held, Image, Purpose, Restore, Restored};
+use rustix::process::{Pid, Signal};
+
+use crate::checkpoint::{self, Dump, Dumped, Held, Image, Kept, Pages, Purpose, Restore, Restored};
 use crate::protocol::{KeepSpec, MemoryFrom};
 use crate::sys::{self, Cloned};
-use crate::{snapshot, volume};
+use crate::{snapshot, userns, volume};
 
+/// Dying takes a killed process milliseconds, and a large one some tenths of a second.
+const DEATH_TIMEOUT: Duration = Duration::from_secs(10);
+const DEATH_LOOK: Duration = Duration::from_millis(1);
 /// The server of pages hands out some GiB a second, and the largest instances have some tens of them.
 const PAGES_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -157,27 +162,84 @@ fn try_begin_as(
     let (driver, name) = (order.driver, order.spec.id.as_str());
     let image = order.dir.image();
     image.link(&Image::kept_at(&from.image)?)?;
+    checkpoint::give_ids(&image.path(), order.spec.ids)?;
     let kept = image.kept()?;
     let mut held = Held::of(holder.pid)?;
     held.name_as(&kept.mounts)?;
     driver.lift_limits(name)?;
-    let mut pipes = Vec::with_capacity(streams.len());
-    for (name, stream) in kept.pipes.iter().zip(streams) {
-        pipes.push((name.clone(), checkpoint::writing_end(stream.as_fd())?));
-    }
-    let lazily = kept.may_come_lazily(order.spec.limits.memory_bytes);
-    let restored = checkpoint::restore(Restore {
-        program: &from.program,
-        image: &image,
-        facts: &order.dir.criu_facts(order.boot_id),
-        held: &held,
-        attach: driver.attach(name)?,
-        mount_point: order.dir.root(),
-        pipes,
-        lazily,
+    // The kernel lets nobody in a user namespace of its own wait for the pages that itself needs (userfaultfd).
+    let lazily = order.spec.ids.is_none() && kept.may_come_lazily(order.spec.limits.memory_bytes);
+    let restored = restore(order, from, &held, &kept, streams, lazily).or_else(|first| {
+        if !lazily {
+            return Err(first);
+        }
+        let why = Pages::last_words(&image);
+        let _ = crate::logs::append_platform(
+            order.dir.logs(),
+            &format!("its memory is read before its first step, since it could not come as it is touched: {first}; {why}"),
+        );
+        end_others(order, holder)?;
+        restore(order, from, &held, &kept, streams, false)
     })?;
+    if order.spec.ids.is_some()
+        && let Err(error) = userns::bound_of(restored.pidfd.as_fd())
+    {
+        let _ = driver.kill(name);
+        return Err(error);
+    }
     if restored.pages.is_none() {
         image.remove()?;
     }
     Ok(restored)
+}
+
+/// What a restore that failed may have left: everything in the cgroup but the one that holds the place.
+fn end_others(order: &Order<'_>, holder: &Cloned) -> io::Result<()> {
+    let (driver, name) = (order.driver, order.spec.id.as_str());
+    let deadline = Instant::now() + DEATH_TIMEOUT;
+    loop {
+        let others: Vec<i32> = driver
+            .processes(name)?
+            .into_iter()
+            .filter(|pid| *pid != holder.pid)
+            .collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        for pid in others {
+            if let Some(known) = Pid::from_raw(pid) {
+                // In the cgroup a moment ago, so the number is its own or free.
+                let _ = rustix::process::kill_process(known, Signal::KILL);
+            }
+            // The first one is a child of this process; the others are not, and this returns at once.
+            sys::reap(pid);
+        }
+        if Instant::now() > deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        sys::poll(&mut [], Some(DEATH_LOOK))?;
+    }
+}
+
+fn restore(
+    order: &Order<'_>,
+    from: &MemoryFrom,
+    held: &Held,
+    kept: &Kept,
+    streams: [&OwnedFd; 2],
+    lazily: bool,
+) -> io::Result<Restored> {
+    let mut pipes = Vec::with_capacity(streams.len());
+    for (name, stream) in kept.pipes.iter().zip(streams) {
+        pipes.push((name.clone(), checkpoint::writing_end(stream.as_fd())?));
+    }
+    checkpoint::restore(Restore {
+        program: &from.program,
+        image: &order.dir.image(),
+        facts: &order.dir.criu_facts(order.boot_id),
+        held,
+        attach: order.driver.attach(order.spec.id.as_str())?,
+        pipes,
+        lazily,
+    })
 }

@@ -312,7 +312,6 @@ impl<'a> Keeper<'a> {
             facts: &self.order.dir.criu_facts(self.order.boot_id),
             held: &asleep.held,
             attach: driver.attach(name)?,
-            mount_point: self.order.dir.root(),
             pipes,
             lazily,
         })

@@ -373,6 +373,7 @@ impl Program<'_> {
         init::leave_the_machine(verdict.as_fd(), namespace)?;
         init::enter_directory(self.exec.cwd.as_deref().unwrap_or(&self.spec.cwd))?;
         let identity = Identity {
+            takes_mounts: false,
             namespace,
             user,
             capabilities: &self.spec.capabilities,

@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use tram_sandbox::{
     checkpoint::Criu,
-    protocol::{CheckpointSpec, InstanceId, InstanceState, KeepSpec, LaunchSpec, MemoryFrom, Refusal},
+    protocol::{
+        CheckpointSpec, IdRange, InstanceId, InstanceState, KeepSpec, LaunchSpec, MemoryFrom, Refusal,
+    },
 };
 
 use crate::support::{World, refusal, until};
@@ -16,7 +18,7 @@ use crate::support::{World, refusal, until};
 const DISK: u64 = 64 << 20;
 
 /// Counts in memory, and says so once for each line of a file that grows; tells its host name with it.
-const COUNTER: &str = "n=0; echo ready; while :; do \
+const COUNTER: &str = "n=0; touch /asked; echo ready; while :; do \
     while [ \"$(cat /asked 2>/dev/null | wc -l)\" -gt $n ]; do n=$((n+1)); \
     echo \"count $n at $(cat /proc/sys/kernel/hostname)\"; done; sleep 0.02; done";
 
@@ -40,11 +42,8 @@ fn pid(world: &World, id: &InstanceId) -> i32 {
 /// Asks a counter once more and waits for its answer.
 fn ask(world: &World, id: &InstanceId, answer: &str) {
     let path = format!("/proc/{}/root/asked", pid(world, id));
-    let mut file = fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .unwrap();
+    // Not made from outside, where nobody has the instance's ids.
+    let mut file = fs::OpenOptions::new().append(true).open(path).unwrap();
     writeln!(file, "please").unwrap();
     world.wait_log(id, answer);
 }
@@ -79,9 +78,19 @@ fn ends(world: &World, id: &InstanceId) {
 
 #[test]
 fn copies_go_on_from_one_moment_each_by_itself() {
+    go_on(|_| None);
+}
+
+#[test]
+fn copies_have_ids_of_their_own() {
+    go_on(|number| Some(IdRange::numbered(number)));
+}
+
+fn go_on(ids: impl Fn(u32) -> Option<IdRange>) {
     let Some(mut world) = World::new() else { return };
     let Some(program) = criu() else { return };
     let mut spec = world.shell(COUNTER);
+    spec.ids = ids(7);
     spec.disk_bytes_max = Some(DISK);
     spec.limits.memory_bytes = Some(256 << 20);
     let first = spec.id.clone();
@@ -98,14 +107,20 @@ fn copies_go_on_from_one_moment_each_by_itself() {
     ask(&world, &first, &format!("count 4 at {first}"));
 
     let mut copies = Vec::new();
-    for _ in 0..3 {
-        let spec = copy_of(&world, &kept);
+    for number in 11..14 {
+        let mut spec = copy_of(&world, &kept);
+        spec.ids = ids(number);
         let id = spec.id.clone();
         let begun = Instant::now();
         world.client().launch(spec).unwrap();
         eprintln!("a copy runs after {:?}", begun.elapsed());
         // Three before it was kept, whatever the others did since.
         ask(&world, &id, &format!("count 4 at {id}"));
+        if let Some(ids) = ids(number) {
+            let map = fs::read_to_string(format!("/proc/{}/uid_map", pid(&world, &id))).unwrap();
+            let words: Vec<&str> = map.split_whitespace().collect();
+            assert_eq!(words, ["0", &ids.first.to_string(), "65536"]);
+        }
         copies.push(id);
     }
     for round in 5..7 {

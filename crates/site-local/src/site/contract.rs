@@ -14,7 +14,7 @@ use tram_site::{
     Capabilities, Changed, Continuation, Error, ExecRequest, ExecSession, ImageSpec, InstanceSpec, LogPage,
     LogQuery, Observation, ObservedImage, ObservedInstance, Site, Usage,
 };
-use tram_types::{DeploymentId, Generation, InstanceId, InstanceSnapshotId};
+use tram_types::{DeploymentId, Generation, InstanceId, InstanceSnapshotId, status::InstanceSnapshotType};
 
 use super::entries::{self, EARLY_LINES_MAX, Entry, Live};
 use super::{LocalSite, Shared, start};
@@ -219,8 +219,17 @@ impl Site for LocalSite {
         self.shared.continue_as(instance, continuation).await
     }
 
-    async fn take_snapshot(&self, instance: InstanceId, snapshot: InstanceSnapshotId) -> Result<(), Error> {
-        self.shared.take_snapshot(instance, snapshot).await
+    async fn take_snapshot(
+        &self,
+        instance: InstanceId,
+        snapshot: InstanceSnapshotId,
+        kind: InstanceSnapshotType,
+    ) -> Result<u64, Error> {
+        self.shared.take_snapshot(instance, snapshot, kind).await
+    }
+
+    async fn verify_snapshot(&self, snapshot: InstanceSnapshotId) -> Result<Verdict, Error> {
+        self.shared.verify_snapshot(snapshot).await
     }
 
     async fn remove_snapshot(&self, snapshot: InstanceSnapshotId) -> Result<(), Error> {

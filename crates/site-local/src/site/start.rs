@@ -137,10 +137,18 @@ async fn prepare(
         config: &image.config,
         layers: &image.layers,
     };
-    let disk_from = shared.disk_of(spec, &image).map_err(Failure::Message)?;
+    let from = shared.start_of(spec, &image).await.map_err(Failure::Message)?;
     let mut launch = launch::launch_spec(spec, generation.0, view, &account, &place, &shared.config)
         .map_err(|error| Failure::Message(error.to_string()))?;
-    launch.disk_from = disk_from;
+    launch.disk_from = from.disk;
+    launch.memory_from = match from.memory {
+        Some(image) => Some(
+            shared
+                .restored(spec, image, &mut launch)
+                .map_err(Failure::Message)?,
+        ),
+        None => None,
+    };
     let model = shared.images.model_mount(&spec.image).map_err(Failure::Message)?;
     launch.binds.extend(model);
     launch.volumes = shared

@@ -1,0 +1,304 @@
+//! Checksums of what a snapshot of an instance is made of, and whether they still hold.
+//!
+//! Called by `site/instance_snapshots.rs`, from threads that may block. A file's checksum is SHA-256 over its blocks that
+//! are not all zeroes, each after its number, and over its length: a copy with other holes has the same one.
+//!
+//! The one design choice to know: a start from a snapshot must not wait for all of it to be read. Every write, and every
+//! exchange of a file, changes what the kernel notes about it (length, number, times), so where that is as it was when the
+//! checksum was taken, the file was not written to. Only otherwise is it read ([`Checksums::hold_as_noted`]). What a disk
+//! loses by itself changes no note: [`Checksums::verify`] finds it, by reading.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// One block: large enough that calls cost nothing beside the reading.
+const BLOCK_BYTES: u64 = 1 << 20;
+/// Most files of one snapshot: a memory image has some tens for each process. More is no snapshot of ours.
+const FILES_MAX: usize = 100_000;
+
+/// The checksums of one snapshot.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Checksums {
+    /// By their names: one for the disk, and `memory/...` for each file of a memory image.
+    files: BTreeMap<String, Noted>,
+}
+
+/// A file as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Noted {
+    sha256: String,
+    stamp: Stamp,
+}
+
+/// What the kernel notes about a file, and changes with every write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Stamp {
+    bytes: u64,
+    inode: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(file: &fs::Metadata) -> Self {
+        Self {
+            bytes: file.len(),
+            inode: file.ino(),
+            modified: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
+        }
+    }
+}
+
+/// Where the files of one snapshot are.
+#[derive(Debug, Clone)]
+pub(crate) struct Files {
+    /// Its disk.
+    pub(crate) disk: PathBuf,
+    /// The directory of its memory image, if it has one.
+    pub(crate) memory: Option<PathBuf>,
+}
+
+impl Files {
+    /// All of them by name.
+    fn all(&self) -> io::Result<BTreeMap<String, PathBuf>> {
+        let mut all = BTreeMap::from([("disk".to_owned(), self.disk.clone())]);
+        let Some(memory) = &self.memory else {
+            return Ok(all);
+        };
+        for entry in fs::read_dir(memory)? {
+            let entry = entry?;
+            if all.len() > FILES_MAX {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "too many files"));
+            }
+            // Links are none of ours: they would be seen as files that were not there.
+            all.insert(
+                format!("memory/{}", entry.file_name().to_string_lossy()),
+                entry.path(),
+            );
+        }
+        Ok(all)
+    }
+
+    /// What they take on the disk.
+    pub(crate) fn bytes(&self) -> io::Result<u64> {
+        let mut bytes = 0;
+        for path in self.all()?.values() {
+            // In blocks of 512 bytes, whatever the file system's own are.
+            bytes += fs::symlink_metadata(path)?.blocks() * 512;
+        }
+        Ok(bytes)
+    }
+}
+
+impl Checksums {
+    /// Takes them.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub(crate) fn take(files: &Files) -> io::Result<Self> {
+        let mut taken = Self::default();
+        for (name, path) in files.all()? {
+            let file = open(&path)?;
+            let stamp = Stamp::of(&file.metadata()?);
+            let sha256 = sum(&file)?;
+            taken.files.insert(name, Noted { sha256, stamp });
+        }
+        Ok(taken)
+    }
+
+    /// Whether the files are what they were, as far as the kernel's notes tell; where they do not, by reading. What is
+    /// wrong, if anything.
+    ///
+    /// # Errors
+    /// When they cannot be looked at.
+    pub(crate) fn hold_as_noted(&self, files: &Files) -> io::Result<Option<String>> {
+        self.compare(files, |noted, file| {
+            let as_noted = Stamp::of(&file.metadata()?) == noted.stamp;
+            Ok(as_noted || sum(file)? == noted.sha256)
+        })
+    }
+
+    /// Reads everything. What is wrong, if anything.
+    ///
+    /// # Errors
+    /// When a file cannot be read, which may be for want of a working disk.
+    pub(crate) fn verify(&self, files: &Files) -> io::Result<Option<String>> {
+        self.compare(files, |noted, file| Ok(sum(file)? == noted.sha256))
+    }
+
+    fn compare(
+        &self,
+        files: &Files,
+        same: impl Fn(&Noted, &File) -> io::Result<bool>,
+    ) -> io::Result<Option<String>> {
+        let found = files.all()?;
+        if let Some(more) = found.keys().find(|name| !self.files.contains_key(*name)) {
+            return Ok(Some(format!("it has a file that it did not have: {more}")));
+        }
+        for (name, noted) in &self.files {
+            let file = match found.get(name).map(|path| open(path)) {
+                Some(Ok(file)) => file,
+                Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => return Ok(Some(format!("its {name} is gone"))),
+            };
+            let bytes = file.metadata()?.len();
+            if bytes != noted.stamp.bytes {
+                return Ok(Some(format!(
+                    "its {name} has {bytes} bytes, and had {}",
+                    noted.stamp.bytes
+                )));
+            }
+            if !same(noted, &file)? {
+                return Ok(Some(format!("its {name} has other bytes than when it was taken")));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A plain file of its own; a link to another one is not followed.
+fn open(path: &Path) -> io::Result<File> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidData, "it is no plain file"))
+    }
+}
+
+fn sum(file: &File) -> io::Result<String> {
+    let bytes = file.metadata()?.len();
+    let mut digest = Sha256::new();
+    digest.update(bytes.to_le_bytes());
+    let mut block = vec![0; usize::try_from(BLOCK_BYTES).unwrap_or_default()];
+    let mut at = 0;
+    loop {
+        let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => break,
+            Err(errno) => return Err(errno.into()),
+        };
+        let number = data / BLOCK_BYTES;
+        let begin = number * BLOCK_BYTES;
+        let length = usize::try_from(BLOCK_BYTES.min(bytes.saturating_sub(begin))).unwrap_or_default();
+        let Some(read) = block.get_mut(..length) else {
+            break;
+        };
+        file.read_exact_at(read, begin)?;
+        if read.iter().any(|byte| *byte != 0) {
+            digest.update(number.to_le_bytes());
+            digest.update(&*read);
+        }
+        at = begin + BLOCK_BYTES;
+    }
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    for byte in digest.finalize() {
+        let _ = write!(text, "{byte:02x}");
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn snapshot(directory: &Path) -> Files {
+        let (disk, memory) = (directory.join("one"), directory.join("one.memory"));
+        let file = File::create(&disk).unwrap();
+        file.set_len(64 << 20).unwrap();
+        file.write_all_at(b"something", 40 << 20).unwrap();
+        fs::create_dir(&memory).unwrap();
+        fs::write(memory.join("pages-1.img"), vec![7; 3 << 20]).unwrap();
+        Files {
+            disk,
+            memory: Some(memory),
+        }
+    }
+
+    #[test]
+    fn a_single_bit_is_noticed_wherever_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = snapshot(dir.path());
+        let sums = Checksums::take(&files).unwrap();
+        assert_eq!(sums.verify(&files).unwrap(), None);
+        assert_eq!(sums.hold_as_noted(&files).unwrap(), None);
+        let memory = files.memory.clone().unwrap().join("pages-1.img");
+        // In the data, in a hole, in memory.
+        for (path, at, was) in [
+            (&files.disk, 40 << 20, b's'),
+            (&files.disk, 12_345_678, 0),
+            (&memory, 2 << 20, 7),
+        ] {
+            let file = File::options().write(true).open(path).unwrap();
+            file.write_all_at(&[was ^ 4], at).unwrap();
+            let said = sums.verify(&files).unwrap().unwrap();
+            assert!(said.contains("other bytes"), "{said}");
+            assert!(sums.hold_as_noted(&files).unwrap().is_some());
+            // Put back: the notes differ now, and reading says that all is well.
+            file.write_all_at(&[was], at).unwrap();
+            assert_eq!(sums.hold_as_noted(&files).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_gone_or_new_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = snapshot(dir.path());
+        let sums = Checksums::take(&files).unwrap();
+        let memory = files.memory.clone().unwrap();
+        fs::write(memory.join("core-9.img"), "").unwrap();
+        assert!(
+            sums.hold_as_noted(&files)
+                .unwrap()
+                .unwrap()
+                .contains("core-9.img")
+        );
+        fs::remove_file(memory.join("core-9.img")).unwrap();
+        // Not followed, whatever it shows.
+        fs::rename(memory.join("pages-1.img"), dir.path().join("elsewhere")).unwrap();
+        symlink(dir.path().join("elsewhere"), memory.join("pages-1.img")).unwrap();
+        sums.hold_as_noted(&files).unwrap_err();
+        fs::remove_file(memory.join("pages-1.img")).unwrap();
+        assert!(sums.hold_as_noted(&files).unwrap().unwrap().contains("is gone"));
+        fs::rename(dir.path().join("elsewhere"), memory.join("pages-1.img")).unwrap();
+        assert_eq!(sums.hold_as_noted(&files).unwrap(), None);
+        File::options()
+            .write(true)
+            .open(&files.disk)
+            .unwrap()
+            .set_len(1 << 20)
+            .unwrap();
+        assert!(
+            sums.hold_as_noted(&files)
+                .unwrap()
+                .unwrap()
+                .contains("bytes, and had")
+        );
+    }
+
+    #[test]
+    fn a_copy_without_its_holes_has_the_same_checksum() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = snapshot(dir.path());
+        let copy = dir.path().join("copy");
+        fs::write(&copy, fs::read(&files.disk).unwrap()).unwrap();
+        assert_eq!(
+            sum(&File::open(&files.disk).unwrap()).unwrap(),
+            sum(&File::open(&copy).unwrap()).unwrap()
+        );
+    }
+}
