@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from cloud import BINARY, wait_for
+from cloud import BINARY, Cloud, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_a_snapshot_is_taken_shown_started_from_and_deleted(cloud, box):
 def test_forks_begin_alike_and_go_their_own_ways(cloud, box):
     inside(cloud, box, "head -c 300000 /dev/urandom > /tmp/data; /bin/busybox sleep 98764 > /dev/null 2>&1 &")
     wanted = inside(cloud, box, "/bin/busybox sha256sum /tmp/data")
-    done = cloud.tram("sandbox", "fork", box, "--count", "3")
+    done = cloud.tram("sandbox", "fork", box, "--count", "3", "--disk-only")
     names = done.stdout.split()
     assert len(set(names)) == 3 and "not copied" in done.stderr
     secrets = set()
@@ -243,3 +243,29 @@ def test_a_pool_is_made_like_a_service(cloud, image, name):
     cloud.tram("pools", "delete", pool)
     for one in (taken, name):
         cloud.tram("delete", one)
+
+
+def test_snapshots_have_a_limit_of_room_and_of_number(image):
+    cloud = Cloud(snapshot_space_max="24MiB", snapshots_max=3).start()
+    try:
+        cloud.tram("sandbox", "create", "limited", "--image", image)
+        cloud.tram("sandbox", "snapshot", "limited", "--name", "small")
+        inside(cloud, "limited", "head -c 20000000 /dev/urandom > /tmp/data")
+        cloud.tram("sandbox", "snapshot", "limited", "--name", "large")
+        shown = {one["name"]: int(one["stored_bytes"]) for one in snapshots(cloud)}
+        assert 0 < shown["small"] < 4 << 20 and 20_000_000 <= shown["large"] < 24 << 20
+        # It would be too much: refused when its size is known, and nothing of it is left.
+        full = cloud.tram("sandbox", "snapshot", "limited", "--name", "more", check=False)
+        assert full.returncode != 0 and "snapshot_space_max" in full.stderr and "`large` (" in full.stderr, full.stderr
+        kept = cloud.data / "site" / "local" / "instance-snapshots"
+        wait_for("two disks are there", lambda: len([one for one in kept.iterdir() if not one.suffix]) == 2)
+        cloud.tram("snapshots", "delete", "large")
+        wait_for("it is gone", lambda: len(snapshots(cloud)) == 1)
+        inside(cloud, "limited", "rm /tmp/data")
+        for name in ["second", "third"]:
+            cloud.tram("sandbox", "snapshot", "limited", "--name", name)
+        many = cloud.tram("sandbox", "snapshot", "limited", "--name", "fourth", check=False)
+        assert many.returncode != 0 and "snapshots_max" in many.stderr, many.stderr
+        assert "is whole" in cloud.tram("snapshots", "verify", "third").stderr
+    finally:
+        cloud.remove()

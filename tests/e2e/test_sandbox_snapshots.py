@@ -72,8 +72,3 @@ def test_by_name_and_by_id(box):
     wait_for("it is gone", lambda: Snapshot.list() == [])
     with pytest.raises(SandboxError, match="no instance snapshot|Not Found|not found|DELETE|cannot be used"):
         Sandbox.create(snapshot=snapshot, name="too-late", timeout=30)
-
-
-def test_memory_is_refused_at_once(box):
-    with pytest.raises(SandboxError, match="FILESYSTEM"):
-        box.snapshot(name="full", snapshot_type=SnapshotType.FULL)

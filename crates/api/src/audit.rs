@@ -65,6 +65,7 @@ pub(crate) fn verb(method: &Method, path: &str) -> Option<Verb> {
         ("POST", Some("redeploy")) => "redeployed",
         ("POST", Some("cancel")) => "canceled",
         ("POST", Some("reveal")) => "revealed",
+        ("POST", Some("verify")) => "verified",
         ("POST", Some("refresh")) => "refreshed",
         ("POST", Some("switch" | "access_token")) => "entered",
         ("PUT" | "DELETE", Some("scale")) => "scaled",

@@ -131,6 +131,10 @@ pub struct Settings {
     pub logs_retention_days: u32,
     /// Days that figures are kept.
     pub metrics_retention_days: u32,
+    /// How many snapshots of each type an organization may have of its instances.
+    pub snapshots_max: u32,
+    /// How many bytes they may take together; `None`: what the disk has.
+    pub snapshot_bytes_max: Option<u64>,
     /// Origins of web pages that may call this API from a browser, such as `https://panel.example.org`; none: no page
     /// of another origin may.
     pub allowed_origins: Vec<HeaderValue>,

@@ -21,7 +21,7 @@ pub use self::{
     resolve::{DEFAULT_FILE, Error},
     scaling::Scaling,
     value::{
-        Aliases, Block, Blocks, LogFormat, Minutes, OnStop, Origins, PortRange, Servers, SleepMemory,
+        Aliases, Block, Blocks, Count, LogFormat, Minutes, OnStop, Origins, PortRange, Servers, SleepMemory,
         UserNamespaces,
     },
 };
@@ -162,6 +162,11 @@ settings! {
     /// How much room the checkpoints of all instances may take together, such as `512MiB` or `20GiB`; what has none stays
     /// in memory. `disk` takes what there is, up to the last GiB.
     checkpoints_max: CheckpointSpace = CheckpointSpace::Disk;
+    /// How much room the snapshots of instances of one organization may take together, such as `50GiB`. `disk` takes what
+    /// there is.
+    snapshot_space_max: CheckpointSpace = CheckpointSpace::Disk;
+    /// How many snapshots of instances an organization may have: of those of a disk, and of those with memory too, each.
+    snapshots_max: Count = Count(1000);
     /// How many minutes of an awake service may be spent, on average, so that one caller does not wait for a wake:
     /// services with habits are woken before they are called. 0, as long as nothing else is said, wakes none; 10 is a
     /// good start, 1000 the most.

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 use tram_site::Sites;
 use tram_store::{Store, record::InstanceSnapshot};
-use tram_types::{Clock, status::InstanceSnapshotStatus as Status};
+use tram_types::{Clock, status::InstanceSnapshotStatus as Status, units::MIB};
 
 use crate::{Deps, driver, error::Error};
 
@@ -22,6 +22,8 @@ const PERIOD: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two tries.
 const RETRY: Duration = Duration::from_millis(500);
+/// So many of the largest snapshots are named where there is no room.
+const NAMED: u32 = 3;
 /// For so long a removed snapshot can still be looked up, by clients that wait for its end.
 const REMEMBERED: Duration = Duration::from_secs(60 * 60);
 
@@ -32,6 +34,7 @@ pub(crate) struct Reconciler {
     sites: Sites,
     clock: Arc<dyn Clock>,
     signal: Arc<Notify>,
+    bytes_max: Option<u64>,
 }
 
 /// What one run did.
@@ -53,7 +56,8 @@ impl driver::Report for Report {
 
 /// How an attempt went.
 enum Outcome {
-    Taken,
+    /// It takes so many bytes.
+    Taken(u64),
     /// The words are for the owner.
     Failed(String),
     Later,
@@ -67,6 +71,7 @@ impl Reconciler {
             sites: deps.sites.clone(),
             clock: Arc::clone(&deps.clock),
             signal,
+            bytes_max: deps.settings.snapshot_bytes_max,
         }
     }
 
@@ -74,8 +79,11 @@ impl Reconciler {
         let Some(site) = self.sites.for_region(&snapshot.region) else {
             return Outcome::Failed(format!("there is no region {} any more", snapshot.region));
         };
-        match site.take_snapshot(snapshot.instance_id, snapshot.id).await {
-            Ok(()) => Outcome::Taken,
+        match site
+            .take_snapshot(snapshot.instance_id, snapshot.id, snapshot.kind)
+            .await
+        {
+            Ok(bytes) => Outcome::Taken(bytes),
             Err(tram_site::Error::Refused { message }) => Outcome::Failed(message),
             Err(error) => {
                 if self.clock.now().since(snapshot.created_at) < PATIENCE {
@@ -91,6 +99,28 @@ impl Reconciler {
         }
     }
 
+    /// Whether there is room for a snapshot of this size; if not, what to remove, for the owner.
+    async fn over_limit(&self, snapshot: &InstanceSnapshot, bytes: u64) -> Result<Option<String>, Error> {
+        let Some(max) = self.bytes_max else {
+            return Ok(None);
+        };
+        let doing = "add up what snapshots take";
+        let taken = self
+            .store
+            .instance_snapshot_bytes(snapshot.organization_id)
+            .await
+            .map_err(Error::store(doing))?;
+        if taken.saturating_add(bytes) <= max {
+            return Ok(None);
+        }
+        let largest = self
+            .store
+            .largest_instance_snapshots(snapshot.organization_id, NAMED)
+            .await
+            .map_err(Error::store(doing))?;
+        Ok(Some(no_room(taken, bytes, max, &largest)))
+    }
+
     async fn take_all(&self, report: &mut Report) -> Result<(), Error> {
         let wanted = self
             .store
@@ -99,23 +129,35 @@ impl Reconciler {
             .map_err(Error::store("read the snapshots that are wanted"))?;
         let mut again = false;
         for snapshot in &wanted {
-            let (to, messages) = match self.take(snapshot).await {
-                Outcome::Taken => (Status::Available, Vec::new()),
-                Outcome::Failed(message) => (Status::Error, vec![message]),
-                Outcome::Later => {
-                    again = true;
-                    continue;
-                }
+            let outcome = match self.take(snapshot).await {
+                Outcome::Taken(bytes) => match self.over_limit(snapshot, bytes).await? {
+                    None => Outcome::Taken(bytes),
+                    Some(message) => match self.forget(snapshot).await {
+                        true => Outcome::Failed(message),
+                        false => Outcome::Later,
+                    },
+                },
+                other => other,
             };
             // Unless it is to be removed meanwhile: then what was taken is removed below.
-            let moved = self
-                .store
-                .move_instance_snapshot(snapshot.id, Status::Creating, to, &messages)
-                .await
-                .map_err(Error::store("record that a snapshot was taken"))?;
-            match to {
-                Status::Available => report.taken += usize::from(moved),
-                _ => report.failed += usize::from(moved),
+            match outcome {
+                Outcome::Taken(bytes) => {
+                    let moved = self
+                        .store
+                        .instance_snapshot_taken(snapshot, bytes)
+                        .await
+                        .map_err(Error::store("record that a snapshot was taken"))?;
+                    report.taken += usize::from(moved);
+                }
+                Outcome::Failed(message) => {
+                    let moved = self
+                        .store
+                        .move_instance_snapshot(snapshot.id, Status::Creating, Status::Error, &vec![message])
+                        .await
+                        .map_err(Error::store("record that a snapshot was not taken"))?;
+                    report.failed += usize::from(moved);
+                }
+                Outcome::Later => again = true,
             }
         }
         if again {
@@ -128,6 +170,22 @@ impl Reconciler {
         Ok(())
     }
 
+    /// Removes what was taken of a snapshot that is not to be; whether it is gone.
+    async fn forget(&self, snapshot: &InstanceSnapshot) -> bool {
+        let Some(site) = self.sites.for_region(&snapshot.region) else {
+            return true;
+        };
+        let removed = site.remove_snapshot(snapshot.id).await;
+        if let Err(error) = &removed {
+            tracing::warn!(
+                snapshot = %snapshot.id,
+                error = error as &dyn std::error::Error,
+                "a snapshot cannot be removed now and will be later"
+            );
+        }
+        removed.is_ok()
+    }
+
     async fn remove_all(&self, report: &mut Report) -> Result<(), Error> {
         let unwanted = self
             .store
@@ -135,14 +193,7 @@ impl Reconciler {
             .await
             .map_err(Error::store("read the snapshots to remove"))?;
         for snapshot in &unwanted {
-            if let Some(site) = self.sites.for_region(&snapshot.region)
-                && let Err(error) = site.remove_snapshot(snapshot.id).await
-            {
-                tracing::warn!(
-                    snapshot = %snapshot.id,
-                    error = &error as &dyn std::error::Error,
-                    "a snapshot cannot be removed now and will be later"
-                );
+            if !self.forget(snapshot).await {
                 continue;
             }
             self.store
@@ -153,6 +204,25 @@ impl Reconciler {
         }
         Ok(())
     }
+}
+
+/// Why there is no room, with what to remove.
+fn no_room(taken: u64, wanted: u64, max: u64, largest: &[(String, u64)]) -> String {
+    let mib = |bytes: u64| bytes.div_ceil(MIB);
+    let mut text = format!(
+        "it takes {} MiB, and the organization's snapshots take {} of the {} MiB that they may (`snapshot_space_max`)",
+        mib(wanted),
+        mib(taken),
+        max / MIB
+    );
+    if !largest.is_empty() {
+        let names: Vec<String> = largest
+            .iter()
+            .map(|(name, bytes)| format!("`{name}` ({} MiB)", mib(*bytes)))
+            .collect();
+        text.push_str(&format!(": remove some, the largest are {}", names.join(", ")));
+    }
+    text
 }
 
 #[async_trait]

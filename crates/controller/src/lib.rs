@@ -112,6 +112,8 @@ pub struct Settings {
     pub sweep: Duration,
     /// What waking services before they are called may cost; `None`: it is not done.
     pub prewake: Option<tram_planner::prewake::Budget>,
+    /// How many bytes the snapshots of instances of one organization may take; `None`: what the disk has.
+    pub snapshot_bytes_max: Option<u64>,
 }
 
 impl Default for Settings {
@@ -125,6 +127,7 @@ impl Default for Settings {
             tick: Duration::from_secs(1),
             sweep: Duration::from_secs(120),
             prewake: None,
+            snapshot_bytes_max: None,
         }
     }
 }

@@ -20,6 +20,7 @@ use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
+use crate::identity::Identity;
 use crate::settings::SECRET_VARIABLE;
 
 /// Names, in the environment of a command, what it belongs to.
@@ -37,8 +38,11 @@ const SIGNALLED: i32 = 128;
 pub(crate) type Code = i32;
 
 /// The processes below the executor.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Children(Arc<Mutex<HashMap<i32, oneshot::Sender<Code>>>>);
+#[derive(Debug, Clone)]
+pub(crate) struct Children {
+    known: Arc<Mutex<HashMap<i32, oneshot::Sender<Code>>>>,
+    identity: Identity,
+}
 
 /// A command that was started.
 #[derive(Debug)]
@@ -85,8 +89,11 @@ impl Children {
     /// # Errors
     ///
     /// When signals cannot be received.
-    pub(crate) fn reaping() -> io::Result<Self> {
-        let children = Self::default();
+    pub(crate) fn reaping(identity: Identity) -> io::Result<Self> {
+        let children = Self {
+            known: Arc::default(),
+            identity,
+        };
         // Not the first process of its namespace everywhere (a site may have a helper of its own before it).
         set_child_subreaper(Some(rustix::process::getpid()))?;
         let mut ends = signal(SignalKind::child())?;
@@ -100,7 +107,7 @@ impl Children {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<i32, oneshot::Sender<Code>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn reap(&self) {
@@ -149,6 +156,9 @@ impl Children {
             return Err(Refusal::Full);
         }
         let mut command = Command::new("sh");
+        if let Some(environment) = self.identity.environment() {
+            command.env_clear().envs(&*environment);
+        }
         command
             .arg("-c")
             .arg(&wanted.cmd)

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use crate::auth::Door;
 use crate::children::{Children, Code};
+use crate::identity::{self, Identity};
 use crate::processes::Processes;
 use crate::relay::Binding;
 use crate::server::{State, serve};
@@ -32,9 +33,11 @@ const NOT_EXECUTABLE: u8 = 126;
 ///
 /// A text for the sandbox's logs: it cannot listen.
 pub(crate) async fn run(settings: Settings) -> Result<u8, String> {
-    let door =
-        Door::new(settings.access).map_err(|error| format!("cannot read the sandbox's secret: {error}"))?;
-    let children = Children::reaping().map_err(|error| format!("cannot wait for processes: {error}"))?;
+    let identity = Identity::at(identity::PATH);
+    let door = Door::new(settings.access, identity.clone())
+        .map_err(|error| format!("cannot read the sandbox's secret: {error}"))?;
+    let children =
+        Children::reaping(identity).map_err(|error| format!("cannot wait for processes: {error}"))?;
     let mut stop =
         signal(SignalKind::terminate()).map_err(|error| format!("cannot hear signals: {error}"))?;
     let mut interrupt =

@@ -15,6 +15,7 @@ mod auth;
 mod children;
 mod command;
 mod files;
+mod identity;
 mod output;
 mod processes;
 mod relay;

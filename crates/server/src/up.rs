@@ -331,6 +331,7 @@ impl Inside {
                 prewake: Some(tram_planner::prewake::Budget::of(f64::from(
                     settings.prewake_minutes.0,
                 ))),
+                snapshot_bytes_max: settings.snapshot_space_max.bytes(),
                 ..tram_controller::Settings::default()
             },
             observer: Arc::clone(&metrics) as Arc<dyn tram_controller::Observer>,
@@ -652,6 +653,8 @@ fn api_settings(settings: &Settings, api_url: &str) -> tram_api::Settings {
         https_port: settings.https_port,
         proxy_host: settings.base_domain.clone(),
         logs_retention_days: u32::try_from(LOGS_KEPT.as_secs() / SECONDS_A_DAY).unwrap_or(1),
+        snapshots_max: settings.snapshots_max.0,
+        snapshot_bytes_max: settings.snapshot_space_max.bytes(),
         metrics_retention_days: u32::try_from(KEPT.as_secs() / SECONDS_A_DAY).unwrap_or(1),
         allowed_origins: settings
             .allowed_origins

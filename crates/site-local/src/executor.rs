@@ -12,6 +12,9 @@ use crate::launch::Error;
 /// Where the executor is inside.
 pub(crate) const PATH: &str = "/.tramontane/executor";
 
+/// Where a copy of a running sandbox is told who it is (crates/executor, `identity.rs`).
+pub(crate) const IDENTITY_PATH: &str = "/.tramontane/identity";
+
 /// The words of the first program: the executor, and after `--` the sandbox's own program, where there is one.
 pub(crate) fn words(executor: &ExecutorSpec, own: Vec<String>) -> Vec<String> {
     // Flags, because the environment belongs to the sandbox: `PORT` may be meant for its programs.

@@ -17,11 +17,11 @@
 //! The one design choice to know: this process may end at any moment and its instances go on. What it wants is on
 //! disk before it acts, what runs is asked of the supervisor, and the next process puts the two together.
 
-pub mod checksums;
-mod config;
+pub mod config;
 pub mod network;
 pub mod programs;
 
+mod checksums;
 mod disk;
 mod dns;
 mod end;

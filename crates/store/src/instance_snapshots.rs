@@ -1,5 +1,7 @@
 //! Snapshots of instances: wanted, made, used, removed.
 
+use std::collections::BTreeMap;
+
 use tram_types::{
     InstanceSnapshotId, OrganizationId, Timestamp,
     status::{InstanceSnapshotStatus, InstanceSnapshotType},
@@ -10,7 +12,7 @@ use crate::{
     error::{Error, Result},
     filter::{self, Listed, Page},
     record::InstanceSnapshot,
-    sql::Sql,
+    sql::{Sql, read},
 };
 
 impl Store {
@@ -87,6 +89,120 @@ impl Store {
         Ok(counted.unwrap_or(0))
     }
 
+    /// How many bytes the snapshots of an organization take on its machines' disks.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn instance_snapshot_bytes(&self, organization: OrganizationId) -> Result<u64> {
+        const DOING: &str = "adding up the instance snapshots";
+        let bytes =
+            Sql::new("SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS value FROM instance_snapshot_sizes")
+                .with(" WHERE organization_id = ", &organization)
+                .value::<u64>(&mut *self.database().read(DOING).await?, DOING)
+                .await?;
+        Ok(bytes.unwrap_or(0))
+    }
+
+    /// How many bytes each of these takes; one that was not taken yet, or by a version that did not count, is left out.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn instance_snapshot_sizes(
+        &self,
+        organization: OrganizationId,
+        ids: &[InstanceSnapshotId],
+    ) -> Result<BTreeMap<InstanceSnapshotId, u64>> {
+        const DOING: &str = "reading the sizes of instance snapshots";
+        if ids.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let mut sql = Sql::new("SELECT id, bytes FROM instance_snapshot_sizes")
+            .with(" WHERE organization_id = ", &organization);
+        sql.push_any_of("id", ids);
+        let rows = sql.rows(&mut *self.database().read(DOING).await?, DOING).await?;
+        rows.iter()
+            .map(|row| Ok((read(row, "id", DOING)?, read(row, "bytes", DOING)?)))
+            .collect()
+    }
+
+    /// The largest snapshots that can be used, largest first: what to remove when there is no room.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn largest_instance_snapshots(
+        &self,
+        organization: OrganizationId,
+        limit: u32,
+    ) -> Result<Vec<(String, u64)>> {
+        const DOING: &str = "finding the largest instance snapshots";
+        let sql = Sql::new(
+            "SELECT instance_snapshots.name AS name, instance_snapshot_sizes.bytes AS bytes FROM instance_snapshots \
+             JOIN instance_snapshot_sizes ON instance_snapshot_sizes.id = instance_snapshots.id",
+        )
+        .with(" WHERE instance_snapshots.organization_id = ", &organization)
+        .with(" AND instance_snapshots.status = ", &InstanceSnapshotStatus::Available)
+        .with(" ORDER BY instance_snapshot_sizes.bytes DESC, instance_snapshots.id LIMIT ", &limit);
+        let rows = sql.rows(&mut *self.database().read(DOING).await?, DOING).await?;
+        rows.iter()
+            .map(|row| Ok((read(row, "name", DOING)?, read(row, "bytes", DOING)?)))
+            .collect()
+    }
+
+    /// Records that a snapshot was taken and what it takes; tells whether somebody still waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn instance_snapshot_taken(&self, snapshot: &InstanceSnapshot, bytes: u64) -> Result<bool> {
+        const DOING: &str = "recording that an instance snapshot was taken";
+        let mut transaction = self.database().write(DOING).await?;
+        let now = self.now();
+        let moved = Sql::new("UPDATE instance_snapshots SET version = version + 1")
+            .with(", status = ", &InstanceSnapshotStatus::Available)
+            .with(", available_at = ", &now)
+            .with(", updated_at = ", &now)
+            .with(" WHERE id = ", &snapshot.id)
+            .with(" AND status = ", &InstanceSnapshotStatus::Creating)
+            .run(&mut transaction, DOING)
+            .await?;
+        if moved > 0 {
+            Sql::new("DELETE FROM instance_snapshot_sizes")
+                .with(" WHERE id = ", &snapshot.id)
+                .run(&mut transaction, DOING)
+                .await?;
+            Sql::new("INSERT INTO instance_snapshot_sizes (id, organization_id, bytes)")
+                .with(" VALUES (", &snapshot.id)
+                .with(", ", &snapshot.organization_id)
+                .with(", ", &bytes)
+                .with_text(")")
+                .run(&mut transaction, DOING)
+                .await?;
+        }
+        self.finish(transaction, &[Change::InstanceSnapshot(snapshot.id)], DOING)
+            .await?;
+        Ok(moved > 0)
+    }
+
+    /// Takes a snapshot that turned out to be damaged out of use. It stays, and counts, until it is removed.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Unavailable`].
+    pub async fn instance_snapshot_damaged(
+        &self,
+        organization: OrganizationId,
+        id: InstanceSnapshotId,
+        message: &str,
+    ) -> Result<InstanceSnapshot> {
+        let messages = vec![message.to_owned()];
+        self.move_instance_snapshot(
+            id,
+            InstanceSnapshotStatus::Available,
+            InstanceSnapshotStatus::Error,
+            &messages,
+        )
+        .await?;
+        self.instance_snapshot(organization, id).await
+    }
+
     /// The oldest snapshots that are wanted and were not taken yet, whosever they are.
     ///
     /// # Errors
@@ -148,6 +264,11 @@ impl Store {
         let moved = self
             .write_one(sql, &changes, "changing an instance snapshot")
             .await?;
+        if moved > 0 && to == InstanceSnapshotStatus::Deleted {
+            let sql = Sql::new("DELETE FROM instance_snapshot_sizes").with(" WHERE id = ", &id);
+            self.write_one(sql, &[], "forgetting the size of an instance snapshot")
+                .await?;
+        }
         Ok(moved > 0)
     }
 

@@ -1,10 +1,12 @@
 //! Snapshots of instances: taken, listed, shown, removed, and what a service that starts from one is made of.
 
+use tram_site::Verdict;
 use tram_store::{filter, record};
 use tram_types::{
     InstanceId, InstanceSnapshotId, OrganizationId, ProjectId, ServiceId,
     definition::{DeploymentDefinition, DockerSource},
     status::{InstanceSnapshotStatus, InstanceSnapshotType, InstanceStatus},
+    units::MIB,
 };
 
 use crate::{
@@ -15,15 +17,14 @@ use crate::{
     views::{self, count, part},
     wire::instance_snapshot::{
         CreateInstanceSnapshotReply, CreateInstanceSnapshotRequest, DeleteInstanceSnapshotReply,
-        GetInstanceSnapshotReply, InstanceSnapshot, ListInstanceSnapshotsReply,
+        GetInstanceSnapshotReply, InstanceSnapshot, ListInstanceSnapshotsReply, VerifyInstanceSnapshotReply,
     },
 };
 
 /// Longest name, in characters: upstream's.
 const NAME_CHARACTERS_MAX: usize = 64;
-/// Most snapshots of an organization. Each may grow to the size of a disk: together they must not fill the machine
-/// without somebody noticing.
-pub(crate) const FILESYSTEM_MAX: u32 = 1000;
+/// So many of the largest snapshots are named where there is no room for more.
+const NAMED: u32 = 3;
 
 crate::query! {
     /// Which snapshots.
@@ -51,10 +52,16 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
         post("/v1/instance_snapshots", "CreateInstanceSnapshot", create),
         get("/v1/instance_snapshots/{id}", "GetInstanceSnapshot", read),
         delete("/v1/instance_snapshots/{id}", "DeleteInstanceSnapshot", remove),
+        post(
+            "/v1/instance_snapshots/{id}/verify",
+            "VerifyInstanceSnapshot",
+            verify,
+        ),
     ]
 }
 
-fn view(snapshot: &record::InstanceSnapshot) -> InstanceSnapshot {
+/// `bytes`: what it takes, where that is known.
+fn view(snapshot: &record::InstanceSnapshot, bytes: Option<&u64>) -> InstanceSnapshot {
     InstanceSnapshot {
         id: snapshot.id.to_string(),
         name: snapshot.name.clone(),
@@ -72,6 +79,7 @@ fn view(snapshot: &record::InstanceSnapshot) -> InstanceSnapshot {
         r#type: snapshot.kind,
         version: tram_types::Int64(snapshot.version),
         messages: snapshot.messages.clone(),
+        stored_bytes: tram_types::Int64(count(bytes.copied().unwrap_or(0))),
     }
 }
 
@@ -92,9 +100,18 @@ async fn list(call: Call<Filters>) -> Result<ListInstanceSnapshotsReply, Error> 
         .list_instance_snapshots(call.caller.organization, &filter, page.stored())
         .await?;
     let total = count(listed.count);
+    let ids: Vec<InstanceSnapshotId> = listed.items.iter().map(|snapshot| snapshot.id).collect();
+    let sizes = call
+        .api
+        .store
+        .instance_snapshot_sizes(call.caller.organization, &ids)
+        .await?;
+    let shown = listed.items.iter();
     Ok(ListInstanceSnapshotsReply {
         has_next: page.has_next(total),
-        instance_snapshots: listed.items.iter().map(view).collect(),
+        instance_snapshots: shown
+            .map(|snapshot| view(snapshot, sizes.get(&snapshot.id)))
+            .collect(),
         limit: page.limit,
         offset: page.offset,
         count: total,
@@ -112,18 +129,11 @@ async fn create(
             format!("must have between 1 and {NAME_CHARACTERS_MAX} characters"),
         ));
     }
-    match body.r#type {
-        InstanceSnapshotType::Filesystem => {}
-        // Said at once: clients wait ten minutes for a snapshot that fails.
-        InstanceSnapshotType::Full => {
-            return Err(Error::field(
-                "type",
-                "snapshots with processes and memory are not available on this installation: take a FILESYSTEM one",
-            ));
-        }
-        InstanceSnapshotType::Invalid => {
-            return Err(Error::field("type", "must be INSTANCE_SNAPSHOT_TYPE_FILESYSTEM"));
-        }
+    if body.r#type == InstanceSnapshotType::Invalid {
+        return Err(Error::field(
+            "type",
+            "must be INSTANCE_SNAPSHOT_TYPE_FILESYSTEM or INSTANCE_SNAPSHOT_TYPE_FULL",
+        ));
     }
     let id = body
         .instance_id
@@ -145,15 +155,19 @@ async fn create(
             "the instance is over, and its disk with it: take the snapshot of one that runs",
         ));
     }
-    let used = api
-        .store
-        .count_instance_snapshots(organization, InstanceSnapshotType::Filesystem)
-        .await?;
-    if used >= u64::from(FILESYSTEM_MAX) {
-        return Err(Error::Precondition(format!(
-            "there are {used} instance snapshots, of {FILESYSTEM_MAX} that an organization may have: remove some"
-        )));
+    // Said at once: clients wait ten minutes for a snapshot that fails.
+    if body.r#type == InstanceSnapshotType::Full
+        && api
+            .sites
+            .for_region(&instance.region)
+            .is_some_and(|site| !site.capabilities().checkpoint)
+    {
+        return Err(Error::field(
+            "type",
+            "the machines of this region cannot keep processes and memory (`tram doctor` says why): take a FILESYSTEM one",
+        ));
     }
+    has_room(api, organization, body.r#type).await?;
     let service = api.store.service(organization, instance.service_id).await?;
     let deployment = api.store.deployment(organization, instance.deployment_id).await?;
     let definition: DeploymentDefinition = part(&deployment.definition);
@@ -181,7 +195,97 @@ async fn create(
     };
     api.store.create_instance_snapshot(&snapshot).await?;
     Ok(CreateInstanceSnapshotReply {
-        instance_snapshot: Some(view(&snapshot)),
+        instance_snapshot: Some(view(&snapshot, None)),
+    })
+}
+
+/// Refuses one snapshot more than there may be, and any while those there are take all the room they may. Whether this
+/// one fits is known when it is taken.
+async fn has_room(
+    api: &ApiState,
+    organization: OrganizationId,
+    kind: InstanceSnapshotType,
+) -> Result<(), Error> {
+    let (used, most) = (
+        api.store.count_instance_snapshots(organization, kind).await?,
+        api.settings.snapshots_max,
+    );
+    let largest = || async {
+        let largest = api.store.largest_instance_snapshots(organization, NAMED).await?;
+        let names: Vec<String> = largest
+            .iter()
+            .map(|(name, bytes)| format!("`{name}` ({} MiB)", bytes.div_ceil(MIB)))
+            .collect();
+        Ok::<_, Error>(if names.is_empty() {
+            "remove some".to_owned()
+        } else {
+            format!("remove some, the largest are {}", names.join(", "))
+        })
+    };
+    if used >= u64::from(most) {
+        return Err(Error::Precondition(format!(
+            "there are {used} instance snapshots of this type, of {most} that an organization may have \
+             (`snapshots_max`): {}",
+            largest().await?
+        )));
+    }
+    let Some(max) = api.settings.snapshot_bytes_max else {
+        return Ok(());
+    };
+    let taken = api.store.instance_snapshot_bytes(organization).await?;
+    if taken >= max {
+        return Err(Error::Precondition(format!(
+            "the organization's instance snapshots take {} of the {} MiB that they may (`snapshot_space_max`): {}",
+            taken.div_ceil(MIB),
+            max / MIB,
+            largest().await?
+        )));
+    }
+    Ok(())
+}
+
+/// Reads all of a snapshot. One that is damaged is taken out of use.
+async fn verify(call: Call) -> Result<VerifyInstanceSnapshotReply, Error> {
+    let id: InstanceSnapshotId = call.id("id")?;
+    let (api, organization) = (&call.api, call.caller.organization);
+    let mut snapshot = api.store.instance_snapshot(organization, id).await?;
+    if snapshot.status != InstanceSnapshotStatus::Available {
+        return Err(Error::Precondition(format!(
+            "the instance snapshot cannot be verified: its status is {}",
+            snapshot.status
+        )));
+    }
+    let site = api
+        .sites
+        .for_region(&snapshot.region)
+        .ok_or_else(|| Error::Precondition(format!("there is no region {} any more", snapshot.region)))?;
+    let verdict = match site.verify_snapshot(id).await {
+        Err(tram_site::Error::Refused { message }) => Verdict::Damaged(message),
+        verdict => verdict.map_err(|error| Error::Unavailable {
+            message: "the snapshot cannot be read now: try again".to_owned(),
+            source: Box::new(error),
+        })?,
+    };
+    let (whole, message) = match verdict {
+        Verdict::Whole => (true, String::new()),
+        Verdict::Unknown => (
+            false,
+            "it has no checksums, since an older version took it: take a new one".to_owned(),
+        ),
+        Verdict::Damaged(what) => {
+            let message = format!("it is damaged and is not used any more: {what}");
+            snapshot = api
+                .store
+                .instance_snapshot_damaged(organization, id, &message)
+                .await?;
+            (false, message)
+        }
+    };
+    let sizes = api.store.instance_snapshot_sizes(organization, &[id]).await?;
+    Ok(VerifyInstanceSnapshotReply {
+        instance_snapshot: Some(view(&snapshot, sizes.get(&id))),
+        whole,
+        message,
     })
 }
 
@@ -192,8 +296,13 @@ async fn read(call: Call) -> Result<GetInstanceSnapshotReply, Error> {
         .store
         .instance_snapshot(call.caller.organization, id)
         .await?;
+    let sizes = call
+        .api
+        .store
+        .instance_snapshot_sizes(call.caller.organization, &[id])
+        .await?;
     Ok(GetInstanceSnapshotReply {
-        instance_snapshot: Some(view(&snapshot)),
+        instance_snapshot: Some(view(&snapshot, sizes.get(&id))),
     })
 }
 
@@ -207,7 +316,7 @@ async fn remove(call: Call<Removal>) -> Result<DeleteInstanceSnapshotReply, Erro
         .delete_instance_snapshot(call.caller.organization, id, call.query.when_unused)
         .await?;
     Ok(DeleteInstanceSnapshotReply {
-        instance_snapshot: Some(view(&snapshot)),
+        instance_snapshot: Some(view(&snapshot, None)),
     })
 }
 
@@ -215,6 +324,28 @@ fn disk_bytes(api: &ApiState, instance_type: &str) -> u64 {
     api.catalog
         .instance_type(instance_type)
         .map_or(0, |kind| kind.disk_bytes)
+}
+
+/// The definition that a snapshot with processes was taken of, for those who give none: what goes on goes on as it was.
+/// `None` for a snapshot of a disk, whose definition is for the new service to say, and for one that is not there.
+pub(crate) async fn definition_of(
+    api: &ApiState,
+    organization: OrganizationId,
+    text: &str,
+) -> Result<Option<DeploymentDefinition>, Error> {
+    let Ok(id) = text.parse::<InstanceSnapshotId>() else {
+        return Ok(None);
+    };
+    let snapshot = match api.store.instance_snapshot(organization, id).await {
+        Ok(snapshot) if snapshot.kind == InstanceSnapshotType::Full => snapshot,
+        Ok(_) | Err(tram_store::Error::NotFound { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    match api.store.deployment(organization, snapshot.deployment_id).await {
+        Ok(deployment) => Ok(Some(part(&deployment.definition))),
+        Err(tram_store::Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Makes a definition one that starts from the snapshot named in `text`, or says why it cannot. The disk holds what

@@ -1,7 +1,7 @@
 //! Limits, what is used of them, counters for dashboards.
 //!
 //! An installation of one's own has no limits but its machine, so the limits shown are high and the figures of use
-//! are real. Volumes are bounded by the disk. What does not exist here yet (archives, snapshots of memory) has the limit
+//! are real. Volumes are bounded by the disk. What does not exist here yet (archives) has the limit
 //! zero, which tells clients.
 
 use std::{collections::BTreeMap, future::Future};
@@ -16,7 +16,6 @@ use tram_types::{
 
 use super::{
     catalog::can_sleep_lightly,
-    instance_snapshots,
     instances::LIVE,
     organizations::own,
     services::accept::LIFE_CYCLE_MAX_SECONDS,
@@ -122,10 +121,23 @@ async fn quotas(call: Call) -> Result<GetQuotasReply, Error> {
             }),
             max_projects: many,
             instance_snapshots: Some(InstanceSnapshotQuotas {
-                filesystem: instance_snapshots::FILESYSTEM_MAX.into(),
-                full: 0,
+                filesystem: call.api.settings.snapshots_max.into(),
+                full: match can_checkpoint(&call.api) {
+                    true => call.api.settings.snapshots_max.into(),
+                    false => 0,
+                },
             }),
         }),
+    })
+}
+
+/// Whether any region keeps processes and memory.
+fn can_checkpoint(api: &ApiState) -> bool {
+    let mut regions = api.catalog.regions.iter();
+    regions.any(|region| {
+        api.sites
+            .for_region(&region.id)
+            .is_some_and(|site| site.capabilities().checkpoint)
     })
 }
 
@@ -176,9 +188,14 @@ async fn usage(call: Call) -> Result<GetOrganizationQuotasUsageReply, Error> {
         kinds: vec![DomainType::Custom],
         ..filter::Domains::default()
     };
-    let snapshots = store
-        .count_instance_snapshots(id, InstanceSnapshotType::Filesystem)
-        .await?;
+    let mut snapshots = Vec::new();
+    for kind in [InstanceSnapshotType::Filesystem, InstanceSnapshotType::Full] {
+        snapshots.push(InstanceSnapshotTypeUsage {
+            r#type: kind.to_string(),
+            used: count(store.count_instance_snapshots(id, kind).await?),
+            limit: call.api.settings.snapshots_max.into(),
+        });
+    }
     let domains = every(|page| store.list_domains(id, &custom, page)).await?;
     let balanced = domains
         .iter()
@@ -225,11 +242,7 @@ async fn usage(call: Call) -> Result<GetOrganizationQuotasUsageReply, Error> {
                     total_size_gb_limit: limit,
                 })
                 .collect(),
-            instance_snapshots_by_type: vec![InstanceSnapshotTypeUsage {
-                r#type: InstanceSnapshotType::Filesystem.to_string(),
-                used: count(snapshots),
-                limit: instance_snapshots::FILESYSTEM_MAX.into(),
-            }],
+            instance_snapshots_by_type: snapshots,
         }),
     })
 }

@@ -177,6 +177,8 @@ impl Fixture {
                 sandbox_url: sandbox_url.to_owned(),
                 https_port: 443,
                 proxy_host: "proxy.localhost".to_owned(),
+                snapshots_max: 1000,
+                snapshot_bytes_max: None,
                 logs_retention_days: 7,
                 metrics_retention_days: 7,
                 allowed_origins: vec![HeaderValue::from_static(PANEL)],

@@ -68,6 +68,12 @@ impl World {
         let kept = json!({"name":"kept","instance_id":instance.id.to_string(),"type":"INSTANCE_SNAPSHOT_TYPE_FILESYSTEM"});
         let kept =
             fixture.post("/v1/instance_snapshots", kept).await.good()["instance_snapshot"]["id"].clone();
+        let store = &fixture.api.store;
+        let taken = store
+            .instance_snapshot(fixture.acme.organization.id, text(&kept).parse().unwrap())
+            .await
+            .unwrap();
+        assert!(store.instance_snapshot_taken(&taken, 7 << 20).await.unwrap());
         let pool = json!({"name":"ready","size":1,"definition":web("member","/")});
         let pool = fixture.post("/v1/service_pools", pool).await.good()["service_pool"]["id"].clone();
         let claim = json!({"pool_id":pool,"request_id":"first"});
@@ -204,6 +210,9 @@ fn rank(endpoint: &Endpoint) -> u8 {
         _ => 0,
     }
 }
+
+/// Endpoints that Koyeb does not have.
+const OURS: [&str; 2] = ["ListStoredModels", "VerifyInstanceSnapshot"];
 
 /// Endpoints that name an object in their query or their body.
 const NAMING: [&str; 5] = [

@@ -24,6 +24,8 @@ tram_types::message! {
         pub r#type: InstanceSnapshotType,
         pub version: Int64,
         pub messages: Vec<String>,
+        /// What it takes on the disk, in bytes (beyond Koyeb). Zero until it was taken.
+        pub stored_bytes: Int64,
     }
 
     /// A snapshot to take.
@@ -50,6 +52,15 @@ tram_types::message! {
         pub offset: i64,
         pub count: i64,
         pub has_next: bool,
+    }
+
+    /// What reading a snapshot gave (beyond Koyeb).
+    pub struct VerifyInstanceSnapshotReply {
+        pub instance_snapshot: Option<InstanceSnapshot>,
+        /// Every byte is as it was when it was taken.
+        pub whole: bool,
+        /// What is wrong, if it is not.
+        pub message: String,
     }
 
     /// The snapshot that is being removed.

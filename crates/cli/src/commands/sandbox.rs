@@ -72,16 +72,16 @@ pub enum Action {
     /// One side is SANDBOX:PATH. Into a directory that exists, else under the name given; permissions are kept. With - the
     /// bytes of one file come from standard input or go to standard output.
     Cp(copy::Arguments),
-    /// Keep the disk of a sandbox as it is now, for others to start from
+    /// Keep a sandbox as it is now, for others to start from
     ///
-    /// Prints the snapshot's name once it can be used. Processes and memory are not kept. `tram sandbox create
-    /// --snapshot` starts from it, `tram snapshots` lists and deletes.
+    /// Its disk, and with `--memory` its processes too. Prints the snapshot's name once it can be used. `tram sandbox
+    /// create --snapshot` starts from it, `tram snapshots` lists, verifies and deletes.
     Snapshot(snapshot::Arguments),
-    /// Make copies of a sandbox: of its disk as it is now, not of its processes
+    /// Make copies of a sandbox as it is now: of its disk and of the processes that run in it
     ///
     /// Each copy is a sandbox of its own, with a name, an address and a secret of its own, made as the first was: same
-    /// image, variables and size. What runs in the first is not copied; the definition's program starts anew. The disk is
-    /// copied in one still moment, so all copies begin alike.
+    /// image, variables and size. What runs in the first goes on in each, from one still moment, and so does the first.
+    /// Where processes cannot be copied the command says why; `--disk-only` copies the disk, and programs start anew.
     Fork(fork::Arguments),
     /// Delete a sandbox and everything in it
     Delete(services::Target),

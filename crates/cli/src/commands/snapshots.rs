@@ -1,6 +1,6 @@
-//! `tram snapshots ls|show|delete`: disks of instances that were kept.
+//! `tram snapshots ls|show|verify|delete`: instances that were kept, with their disks alone or their processes too.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     age::age,
@@ -21,6 +21,10 @@ pub enum Action {
     /// Show one snapshot
     #[command(visible_alias = "get")]
     Show(Target),
+    /// Read all of a snapshot and compare it with the checksums of when it was taken
+    ///
+    /// One that is damaged is not used any more, and the command fails.
+    Verify(Target),
     /// Delete a snapshot
     ///
     /// Refused while a service starts from it, since that would not start again.
@@ -46,6 +50,7 @@ pub(crate) async fn run(session: Session, action: Action) -> Result<(), Error> {
     let client = session.client()?;
     match action {
         Action::Ls => ls(&session, &client).await,
+        Action::Verify(target) => verify(&session, &client, &target.snapshot).await,
         Action::Show(target) => show(&session, &client, &target.snapshot).await,
         Action::Delete { target, when_unused } => {
             let id = resolve::id(&client, INSTANCE_SNAPSHOT, &target.snapshot).await?;
@@ -78,6 +83,14 @@ fn kind(snapshot: &Value) -> String {
         .to_ascii_lowercase()
 }
 
+/// What it takes on the disk; nothing before that is known.
+fn size(snapshot: &Value) -> String {
+    match text(snapshot, "stored_bytes").parse::<u64>() {
+        Ok(bytes) if bytes > 0 => format!("{} MiB", bytes.div_ceil(1 << 20)),
+        _ => String::new(),
+    }
+}
+
 async fn ls(session: &Session, client: &Client) -> Result<(), Error> {
     let snapshots = client
         .list(INSTANCE_SNAPSHOT.path, INSTANCE_SNAPSHOT.member, &[], None)
@@ -91,12 +104,13 @@ async fn ls(session: &Session, client: &Client) -> Result<(), Error> {
     session.printer.list(
         &snapshots,
         "snapshots",
-        &["NAME", "OF", "TYPE", "STATUS", "AGE", "ID", "MESSAGE"],
+        &["NAME", "OF", "TYPE", "SIZE", "STATUS", "AGE", "ID", "MESSAGE"],
         |snapshot| {
             vec![
                 text(snapshot, "name").to_owned(),
                 of(snapshot),
                 kind(snapshot),
+                size(snapshot),
                 status(snapshot),
                 age(text(snapshot, "created_at"), session.now()),
                 short(text(snapshot, "id")),
@@ -104,6 +118,21 @@ async fn ls(session: &Session, client: &Client) -> Result<(), Error> {
             ]
         },
     )
+}
+
+async fn verify(session: &Session, client: &Client, given: &str) -> Result<(), Error> {
+    let id = resolve::id(client, INSTANCE_SNAPSHOT, given).await?;
+    let path = format!("/v1/instance_snapshots/{id}/verify");
+    let reply = client.post(&path, &json!({})).await?;
+    if reply.get("whole").and_then(Value::as_bool) == Some(true) {
+        return session
+            .printer
+            .done(&reply, format_args!("snapshot `{given}` is whole"));
+    }
+    Err(Error::Exec(format!(
+        "snapshot `{given}`: {}",
+        text(&reply, "message")
+    )))
 }
 
 async fn show(session: &Session, client: &Client, given: &str) -> Result<(), Error> {
@@ -115,6 +144,7 @@ async fn show(session: &Session, client: &Client, given: &str) -> Result<(), Err
             ("name", text(&snapshot, "name").to_owned()),
             ("id", text(&snapshot, "id").to_owned()),
             ("type", kind(&snapshot)),
+            ("size", size(&snapshot)),
             ("status", status(&snapshot)),
             ("service", text(&snapshot, "service_id").to_owned()),
             ("instance", text(&snapshot, "instance_id").to_owned()),

@@ -495,6 +495,37 @@ impl Setting for Minutes {
     }
 }
 
+/// How many of something an organization may have; none at all with 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Count(pub u32);
+
+impl Count {
+    /// Most that anybody can look after.
+    const MAX: u32 = 1_000_000;
+}
+
+impl Setting for Count {
+    const KIND: &'static str = "NUMBER";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(count) if count <= Self::MAX => Ok(Self(count)),
+            _ => Err(format!("`{text}` is not a number from 0 to {}", Self::MAX)),
+        }
+    }
+
+    fn of_toml(value: &toml::Value) -> Result<Self, String> {
+        match value {
+            toml::Value::Integer(number) => Self::parse(&number.to_string()),
+            other => Err(format!("must be a number, is a {}", other.type_str())),
+        }
+    }
+
+    fn show(&self) -> String {
+        self.0.to_string()
+    }
+}
+
 /// What becomes of the memory of an instance in light sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SleepMemory {

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use tokio::sync::broadcast;
 use tram_site::{
     Capabilities, Changed, Continuation, Error, ExecRequest, ExecSession, ImageSpec, InstanceSpec, LogPage,
-    LogQuery, Observation, ObservedImage, ObservedInstance, Site, Usage,
+    LogQuery, Observation, ObservedImage, ObservedInstance, Site, Usage, Verdict,
 };
 use tram_types::{DeploymentId, Generation, InstanceId, InstanceSnapshotId, status::InstanceSnapshotType};
 

@@ -3,6 +3,7 @@
 //! ```text
 //! <state>/local/instance-snapshots/<id>.json     the image that the disk lies over, and what it holds
 //! <state>/local/instance-snapshots/<id>.memory/  processes and memory, of a full one
+//! <state>/local/instance-snapshots/<id>.executor the executor that is one of these processes
 //! <state>/local/instance-snapshots/<id>          the disk; there is a snapshot when this is there
 //! <state>/local/instance-snapshots/<id>.sums     checksums of all of it (see `checksums`)
 //! ```
@@ -11,6 +12,7 @@
 //! memory without a disk, is all that a crash can leave; the order is given again then, or the snapshot removed. Nobody
 //! is told of a snapshot before its checksums are on the disk too.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -18,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tram_image::Image;
-use tram_sandbox::protocol::{CheckpointSpec, KeepSpec, Refusal};
+use tram_sandbox::protocol::{CheckpointSpec, ConfigFile, KeepSpec, LaunchSpec, MemoryFrom, Refusal};
 use tram_site::{Error, InstanceSpec, Verdict};
 use tram_types::{InstanceId, InstanceSnapshotId, status::InstanceSnapshotType};
 
@@ -39,6 +41,12 @@ struct Note {
     /// It has processes and memory.
     #[serde(default)]
     full: bool,
+}
+
+/// Who a copy is: read by the executor (crates/executor, `identity.rs`).
+#[derive(Debug, Serialize)]
+struct Identity {
+    environment: BTreeMap<String, String>,
 }
 
 /// What an instance starts as.
@@ -133,6 +141,12 @@ impl Shared {
                 "this machine cannot keep processes and memory, `tram doctor` says why: take a FILESYSTEM snapshot",
             ));
         };
+        if let Some(executor) = self.config.executor.clone() {
+            let to = path.with_extension("executor");
+            blocking(move || lend(&executor, &to))
+                .await?
+                .map_err(|error| explain(instance, error))?;
+        }
         let keep = KeepSpec {
             checkpoint: CheckpointSpec {
                 program,
@@ -173,7 +187,7 @@ impl Shared {
     /// Reads all of a snapshot.
     pub(super) async fn verify_snapshot(&self, snapshot: InstanceSnapshotId) -> Result<Verdict, Error> {
         let path = self.snapshot_path(snapshot);
-        let read = blocking(move || {
+        let read = blocking(move || -> io::Result<Option<Verdict>> {
             let Some(note) = read_note(&path) else {
                 return Ok(None);
             };
@@ -194,6 +208,17 @@ impl Shared {
         }
     }
 
+    /// Has an instance go on with the processes in `image`; the sentence of an error is for its owner.
+    pub(super) fn go_on(
+        &self,
+        spec: &InstanceSpec,
+        image: PathBuf,
+        launch: &mut LaunchSpec,
+    ) -> Result<MemoryFrom, String> {
+        let executor = image.with_extension("executor");
+        go_on(launch, spec, self.config.checkpoint.clone(), image, executor)
+    }
+
     /// Removes a snapshot.
     pub(super) async fn remove_snapshot(&self, snapshot: InstanceSnapshotId) -> Result<(), Error> {
         let path = self.snapshot_path(snapshot);
@@ -203,6 +228,7 @@ impl Shared {
                 path.clone(),
                 path.with_extension("json"),
                 path.with_extension("sums"),
+                path.with_extension("executor"),
             ] {
                 ignore_missing(fs::remove_file(path))?;
             }
@@ -254,6 +280,38 @@ impl Shared {
     }
 }
 
+/// Has an instance go on with kept processes. The executor among them is told by a file who it is now.
+fn go_on(
+    launch: &mut LaunchSpec,
+    spec: &InstanceSpec,
+    program: Option<PathBuf>,
+    image: PathBuf,
+    executor: PathBuf,
+) -> Result<MemoryFrom, String> {
+    let program = program.ok_or(
+        "this machine cannot restore processes and memory, `tram doctor` says why: start from a FILESYSTEM snapshot",
+    )?;
+    if spec.executor.is_some() {
+        let identity = Identity {
+            environment: launch.env.iter().cloned().collect(),
+        };
+        launch.files.push(ConfigFile {
+            path: crate::executor::IDENTITY_PATH.into(),
+            content: serde_json::to_vec(&identity).map_err(|error| error.to_string())?,
+            // It holds the secret, which the environment of the executor does too.
+            mode: 0o600,
+            uid: launch.user.uid,
+            gid: launch.user.gid,
+        });
+        // The one that runs there, whatever has been installed since.
+        let mut binds = launch.binds.iter_mut();
+        if let Some(bind) = binds.find(|bind| bind.target == Path::new(crate::executor::PATH)) {
+            bind.source = executor;
+        }
+    }
+    Ok(MemoryFrom { program, image })
+}
+
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
     tokio::task::spawn_blocking(work)
         .await
@@ -295,6 +353,15 @@ fn write_whole(path: &Path, value: &impl Serialize) -> io::Result<()> {
     match path.parent() {
         Some(directory) => File::open(directory)?.sync_all(),
         None => Ok(()),
+    }
+}
+
+/// Gives a file a second name, or makes a copy where that cannot be.
+fn lend(from: &Path, to: &Path) -> io::Result<()> {
+    ignore_missing(fs::remove_file(to))?;
+    match fs::hard_link(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => fs::copy(from, to).map(drop),
+        other => other,
     }
 }
 

@@ -142,11 +142,7 @@ async fn prepare(
         .map_err(|error| Failure::Message(error.to_string()))?;
     launch.disk_from = from.disk;
     launch.memory_from = match from.memory {
-        Some(image) => Some(
-            shared
-                .restored(spec, image, &mut launch)
-                .map_err(Failure::Message)?,
-        ),
+        Some(image) => Some(shared.go_on(spec, image, &mut launch).map_err(Failure::Message)?),
         None => None,
     };
     let model = shared.images.model_mount(&spec.image).map_err(Failure::Message)?;

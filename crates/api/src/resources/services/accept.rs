@@ -42,8 +42,11 @@ pub(crate) async fn accept(
     body: &CreateService,
     prefix: &str,
 ) -> Result<Accepted, Error> {
-    let Some(mut definition) = body.definition.clone() else {
-        return Err(Error::field(format!("{prefix}definition"), "must be given"));
+    let mut definition = match &body.definition {
+        Some(definition) => definition.clone(),
+        None => instance_snapshots::definition_of(api, organization, &body.instance_snapshot_id)
+            .await?
+            .ok_or_else(|| Error::field(format!("{prefix}definition"), "must be given"))?,
     };
     if !body.instance_snapshot_id.is_empty() {
         let snapshot = &body.instance_snapshot_id;

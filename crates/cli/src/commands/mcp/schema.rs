@@ -108,15 +108,20 @@ pub(super) fn tools() -> Vec<Tool> {
         ),
         tool(
             "fork_sandbox",
-            "Make copies of a sandbox, each with all its files as they are now, and wait until they are ready. Returns \
-             their names. Programs that run in the first are not copied: start them again in each copy. Good for trying \
-             several ways from one state. Each copy stays until it is deleted.",
+            "Make copies of a sandbox, each with all its files and running programs as they are now, and wait until they \
+             are ready. Returns their names. Good for trying several ways from one state. Where running programs cannot \
+             be copied, such as one with an open connection, it fails and says why; `disk_only` copies the files alone. \
+             Each copy stays until it is deleted.",
             ToolAnnotations::new().destructive(false).idempotent(false),
             json!({
                 "sandbox": sandbox,
                 "count": {
                     "type": "integer", "minimum": 1, "maximum": COUNT_MAX, "default": 1,
                     "description": "How many copies",
+                },
+                "disk_only": {
+                    "type": "boolean", "default": false,
+                    "description": "Copy the files alone, and no running program",
                 },
             }),
             &["sandbox"],

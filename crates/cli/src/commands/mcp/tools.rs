@@ -101,6 +101,8 @@ struct List {
 struct Fork {
     sandbox: String,
     count: Option<usize>,
+    #[serde(default)]
+    disk_only: bool,
 }
 
 #[derive(Deserialize)]
@@ -190,8 +192,12 @@ async fn create(client: &Client, wanted: Create) -> Result<Value, String> {
 
 async fn fork(client: &Client, wanted: Fork) -> Result<Value, String> {
     let count = within("count", wanted.count, 1, sandbox::fork::COUNT_MAX)?;
+    let holding = match wanted.disk_only {
+        true => sandbox::fork::Holding::Disk,
+        false => sandbox::fork::Holding::Processes,
+    };
     let found = find(client, &wanted.sandbox).await?;
-    let forked = sandbox::fork::fork(client, &found, count, false, READY_TIMEOUT)
+    let forked = sandbox::fork::fork(client, &found, count, holding, false, READY_TIMEOUT)
         .await
         .map_err(|error| said(&error))?;
     let names: Vec<&str> = forked

@@ -1,4 +1,4 @@
-//! `tram sandbox fork NAME --count N`: copies of a sandbox that begin with its disk as it is now.
+//! `tram sandbox fork NAME --count N`: copies of a sandbox as it is now: of its disk, and of the processes that run in it.
 //!
 //! A snapshot is taken in one still moment, the copies are started from it side by side, and the server is told to remove
 //! it with the last of them. All or nothing: when one does not start, what was made goes again.
@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::{join_all, try_join_all};
 use serde_json::{Value, json};
 
+pub(in crate::commands) use super::snapshot::Holding;
 use super::snapshot::{derived_name, take_of};
 use crate::{
     client::Client,
@@ -29,6 +30,9 @@ pub struct Arguments {
     /// How many copies
     #[arg(long, short = 'n', value_name = "N", default_value_t = 1)]
     pub count: usize,
+    /// Copy the disk alone; the definition's program starts anew in each copy
+    #[arg(long)]
+    pub disk_only: bool,
     /// Keep the snapshot, to make more of it later; without this it goes with the last of the copies
     #[arg(long)]
     pub keep: bool,
@@ -44,13 +48,16 @@ pub(super) async fn run(session: Session, arguments: Arguments) -> Result<(), Er
         &client,
         &sandbox,
         arguments.count,
+        Holding::of(!arguments.disk_only),
         arguments.keep,
         arguments.timeout,
     )
     .await?;
-    session
-        .printer
-        .note("copied the disk; what runs in the first one was not copied");
+    if arguments.disk_only {
+        session
+            .printer
+            .note("copied the disk; what runs in the first one was not copied");
+    }
     if arguments.keep {
         session
             .printer
@@ -79,6 +86,7 @@ pub(in crate::commands) async fn fork(
     client: &Client,
     sandbox: &Service,
     count: usize,
+    holding: Holding,
     keep: bool,
     patience: Duration,
 ) -> Result<Forked, Error> {
@@ -90,7 +98,10 @@ pub(in crate::commands) async fn fork(
     }
     let (definition, life_cycle) = made_as(client, sandbox).await?;
     let name = derived_name(&sandbox.name);
-    let snapshot = take_of(client, sandbox, &name, patience).await?;
+    let snapshot = match take_of(client, sandbox, &name, holding, patience).await {
+        Err(error) if holding == Holding::Processes => return Err(or_disk_only(error)),
+        taken => taken?,
+    };
     let id = text(&snapshot, "id");
     let copies = (0..count).map(|_| {
         let copy = derived_name(&sandbox.name);
@@ -129,6 +140,14 @@ pub(in crate::commands) async fn fork(
         services,
         snapshot: name,
     })
+}
+
+/// Processes cannot always be copied; a disk can.
+fn or_disk_only(error: Error) -> Error {
+    match error {
+        Error::Exec(why) => Error::Exec(format!("{why} (`--disk-only` copies the disk alone)")),
+        other => other,
+    }
 }
 
 /// Has the server remove the snapshot once nothing starts from it.

@@ -1,4 +1,5 @@
-//! `tram sandbox snapshot NAME`: the disk of a sandbox as it is now, kept for others to start from.
+//! `tram sandbox snapshot NAME`: a sandbox as it is now, kept for others to start from: its disk, and if wanted its
+//! processes and their memory.
 
 use std::time::Duration;
 
@@ -27,6 +28,9 @@ pub struct Arguments {
     /// The snapshot's name; without it one is made of the sandbox's
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+    /// Keep processes and memory too: what is created from it goes on from this moment
+    #[arg(long)]
+    pub memory: bool,
     /// Wait no longer than this for it to be taken
     #[arg(long, value_name = "SPAN", default_value = "5m", value_parser = crate::age::parse_span)]
     pub timeout: Duration,
@@ -36,8 +40,37 @@ pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<(), E
     let client = session.client()?;
     let sandbox = super::find(&client, &arguments.target).await?;
     let name = arguments.name.unwrap_or_else(|| derived_name(&sandbox.name));
-    let snapshot = take_of(&client, &sandbox, &name, arguments.timeout).await?;
+    let snapshot = take_of(
+        &client,
+        &sandbox,
+        &name,
+        Holding::of(arguments.memory),
+        arguments.timeout,
+    )
+    .await?;
     session.printer.value(&snapshot, || name.clone())
+}
+
+/// What a snapshot holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::commands) enum Holding {
+    /// The disk.
+    Disk,
+    /// The disk, and processes with their memory.
+    Processes,
+}
+
+impl Holding {
+    pub(super) fn of(memory: bool) -> Self {
+        if memory { Self::Processes } else { Self::Disk }
+    }
+
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Disk => "INSTANCE_SNAPSHOT_TYPE_FILESYSTEM",
+            Self::Processes => "INSTANCE_SNAPSHOT_TYPE_FULL",
+        }
+    }
 }
 
 /// A name that is made of a sandbox's and is not taken, short enough for sandboxes and snapshots.
@@ -53,12 +86,13 @@ pub(in crate::commands) fn derived_name(of: &str) -> String {
     )
 }
 
-/// Takes a snapshot of the sandbox's disk and waits until it can be used; one that cannot be taken is an error and leaves
+/// Takes a snapshot of the sandbox and waits until it can be used; one that cannot be taken is an error and leaves
 /// nothing.
 pub(super) async fn take_of(
     client: &Client,
     sandbox: &Service,
     name: &str,
+    holding: Holding,
     patience: Duration,
 ) -> Result<Value, Error> {
     let instances = client
@@ -80,7 +114,7 @@ pub(super) async fn take_of(
     let body = json!({
         "instance_id": text(instance, "id"),
         "name": name,
-        "type": "INSTANCE_SNAPSHOT_TYPE_FILESYSTEM",
+        "type": holding.kind(),
     });
     let mut reply = client.post("/v1/instance_snapshots", &body).await?;
     let mut snapshot = take(&mut reply, "instance_snapshot");
