@@ -69,12 +69,16 @@ impl Asks {
             "/v1/chat/completions" => Some(Self(Endpoint::ChatCompletions)),
             "/v1/completions" => Some(Self(Endpoint::Completions)),
             "/v1/embeddings" => Some(Self(Endpoint::Embeddings)),
+            "/v1/messages" => Some(Self(Endpoint::Messages)),
+            "/v1/responses" => Some(Self(Endpoint::Responses)),
+            "/v1/fim/completions" => Some(Self(Endpoint::FimCompletions)),
             _ => None,
         }
     }
 
-    /// Whether an answer can be streamed.
-    fn generates(self) -> bool {
-        self.0 != Endpoint::Embeddings
+    /// Whether engines tell what another needs to go on with a streamed answer. The others pass as they are, and what they
+    /// cost is read off them.
+    fn can_move(self) -> bool {
+        matches!(self.0, Endpoint::ChatCompletions | Endpoint::Completions)
     }
 }

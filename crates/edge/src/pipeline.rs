@@ -230,6 +230,9 @@ async fn serve(
         request.headers_mut().insert(UPGRADE, protocol);
         hyper::upgrade::on(&mut request)
     });
+    if let Some(caller) = &caller {
+        caller.tell(request.headers_mut());
+    }
     if let Some(caller) = caller
         && let Some(asks) = Asks::of(request.method(), request.uri().path(), request.headers())
     {

@@ -170,9 +170,9 @@ mod tests {
     fn what_it_cost_is_read_off_the_end_alone() {
         let whole = br#"{"choices":[{"text":"\"usage\":{\"prompt_tokens\":9}"}],"usage":{"prompt_tokens":3,"completion_tokens":2},"x":1}"#;
         let found = usage(whole).expect("usage");
-        assert_eq!((found.prompt_tokens, found.completion_tokens), (3, 2));
+        assert_eq!((found.prompt, found.completion), (3, 2));
         let events = b"data: {\"usage\":{\"prompt_tokens\":3}}\n\ndata: {\"usage\":null}\n\ndata: [DONE]\n\n";
-        assert_eq!(usage(events).map(|usage| usage.prompt_tokens), Some(3));
+        assert_eq!(usage(events).map(|usage| usage.prompt), Some(3));
         assert_eq!(usage(br#"{"error":{}}"#), None);
         assert_eq!(usage(br#"{"usage":{"prompt_tok"#), None);
     }

@@ -97,7 +97,7 @@ impl Caller {
     }
 
     /// Tells the engine.
-    pub(super) fn tell(&self, headers: &mut HeaderMap) {
+    pub(crate) fn tell(&self, headers: &mut HeaderMap) {
         headers.insert(HeaderName::from_static(TENANT_HEADER), self.tenant.clone());
         if let Some(priority) = &self.priority {
             headers.insert(HeaderName::from_static(PRIORITY_HEADER), priority.clone());

@@ -44,6 +44,9 @@ const FOREIGN_FOR: Duration = Duration::from_secs(2);
 pub(crate) struct Load {
     /// Tokens of prompts that were sent and are not answered yet.
     ahead: AtomicU32,
+    /// Since when it reads the first of them: when it got it idle, or when another's first token came. In milliseconds
+    /// after the epoch.
+    since_ms: AtomicU64,
     /// Answers that are being written.
     writing: AtomicU32,
     /// As the engine measured them: `f32` by their bits, zero before.
@@ -56,6 +59,11 @@ pub(crate) struct Load {
 }
 
 impl Load {
+    /// It begins with the next prompt.
+    fn begins(&self) {
+        self.since_ms.store(ms_since_epoch(Instant::now()), Relaxed);
+    }
+
     /// Takes in what the engine said of itself.
     pub(super) fn told(&self, state: &State, now: Instant) {
         if let Some(rate) = state.prefill_tokens_per_second {
@@ -76,13 +84,23 @@ impl Load {
         let whole = u64::try_from(FOREIGN_FOR.as_millis()).unwrap_or(u64::MAX);
         let left = whole.saturating_sub(age);
         let foreign = u64::from(self.foreign.load(Relaxed)) * left / whole;
+        // What it has read since of the prompt that it is at, of which no answer has told yet.
+        let rate = f32::from_bits(self.rate.load(Relaxed));
+        let ahead = self.ahead.load(Relaxed);
+        let reading_ms = now_ms.saturating_sub(self.since_ms.load(Relaxed));
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "an estimate, and `as` keeps it within bounds"
+        )]
+        let read = (rate * reading_ms as f32 / 1000.0) as u32;
         Replica {
-            ahead_tokens: self
-                .ahead
-                .load(Relaxed)
+            ahead_tokens: ahead
+                .saturating_sub(read)
                 .saturating_add(u32::try_from(foreign).unwrap_or(u32::MAX)),
             writing: self.writing.load(Relaxed),
-            prefill_rate: f32::from_bits(self.rate.load(Relaxed)),
+            prefill_rate: rate,
             step_seconds: f32::from_bits(self.step.load(Relaxed)),
             step_tokens: STEP_TOKENS,
             cached_tokens,
@@ -101,7 +119,9 @@ pub(super) struct Reading {
 
 impl Reading {
     pub(super) fn begin(endpoint: &Arc<Endpoint>, tokens: u32) -> Self {
-        endpoint.model.ahead.fetch_add(tokens, Relaxed);
+        if endpoint.model.ahead.fetch_add(tokens, Relaxed) == 0 {
+            endpoint.model.begins();
+        }
         Self {
             endpoint: Arc::clone(endpoint),
             tokens,
@@ -113,6 +133,7 @@ impl Reading {
     pub(super) fn read(&mut self) {
         let tokens = std::mem::take(&mut self.tokens);
         self.endpoint.model.ahead.fetch_sub(tokens, Relaxed);
+        self.endpoint.model.begins();
         if !std::mem::replace(&mut self.writes, true) {
             self.endpoint.model.writing.fetch_add(1, Relaxed);
         }
@@ -248,12 +269,12 @@ impl Router {
     pub(super) fn counted(&self, endpoint: &Endpoint, prompt_bytes: usize, usage: &Usage) {
         let known = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let bytes = prompt_bytes as f32 / usage.prompt_tokens.max(1) as f32;
-        if usage.prompt_tokens > 0 && bytes >= 1.0 {
+        let bytes = prompt_bytes as f32 / usage.prompt.max(1) as f32;
+        if usage.prompt > 0 && bytes >= 1.0 {
             known.token_bytes += NEWEST * (bytes - known.token_bytes);
         }
         let slot = known.slot(endpoint);
-        let written = u32::try_from(usage.completion_tokens).unwrap_or(u32::MAX);
+        let written = u32::try_from(usage.completion).unwrap_or(u32::MAX);
         known.prefixes.wrote(slot, written);
     }
 }

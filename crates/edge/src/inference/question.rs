@@ -57,6 +57,10 @@ struct Peek<'b> {
     input: Option<&'b RawValue>,
     #[serde(borrow)]
     tools: Option<&'b RawValue>,
+    #[serde(borrow)]
+    system: Option<&'b RawValue>,
+    #[serde(borrow)]
+    instructions: Option<&'b RawValue>,
 }
 
 /// One question, for as long as its answer may have to be asked for again.
@@ -153,10 +157,15 @@ impl Question {
         progress.done.store(true, std::sync::atomic::Ordering::Relaxed);
         let peek: Peek<'_> = serde_json::from_slice(&body).unwrap_or_default();
         let mut said = Vec::new();
-        for part in [peek.tools, peek.messages, peek.prompt, peek.input]
-            .into_iter()
-            .flatten()
-        {
+        let parts_of_prompt = [
+            peek.tools,
+            peek.system,
+            peek.instructions,
+            peek.messages,
+            peek.prompt,
+            peek.input,
+        ];
+        for part in parts_of_prompt.into_iter().flatten() {
             said.extend_from_slice(part.get().as_bytes());
         }
         let seed = tram_planner::inference::chain(0, caller.scope(), caller.scope().len());
@@ -184,7 +193,7 @@ impl Question {
             outcome: Outcome::Failed,
             finished_at: super::receipt::now(),
         };
-        let (streams, answers) = (asks.generates() && peek.stream == Some(true), peek.n.unwrap_or(1));
+        let (streams, answers) = (peek.stream == Some(true), peek.n.unwrap_or(1));
         let prompt = Prompt {
             chain,
             bytes: said.len(),
@@ -193,8 +202,7 @@ impl Question {
         parts.headers.remove(CONTENT_LENGTH);
         parts.headers.remove(TRANSFER_ENCODING);
         parts.extensions.clear();
-        caller.tell(&mut parts.headers);
-        if asks.generates() {
+        if asks.can_move() {
             parts.headers.insert(TELL, TOKENS);
         }
         Ok(Box::new(Self {

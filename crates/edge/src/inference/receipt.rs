@@ -68,9 +68,9 @@ impl Receipt {
     /// What it cost so far.
     pub(super) fn counted(&mut self, usage: Usage) {
         self.change(|record, _| {
-            record.prompt_tokens = usage.prompt_tokens;
-            record.completion_tokens = usage.completion_tokens;
-            record.cached_tokens = usage.prompt_tokens_details.cached_tokens;
+            record.prompt_tokens = usage.prompt;
+            record.completion_tokens = usage.completion;
+            record.cached_tokens = usage.cached;
         });
     }
 

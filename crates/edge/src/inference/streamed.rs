@@ -32,7 +32,7 @@ use crate::forward::Answer;
 use crate::pipeline::Exchange;
 
 use super::question::{GiveUp, Question};
-use super::told::{Details, Event, Splitter, Told, Usage};
+use super::told::{Event, Splitter, Told, Usage};
 
 /// Tokens that are kept of one answer, 256 KiB: more than models write at once. A longer answer goes on as long as its
 /// replica does.
@@ -361,11 +361,9 @@ impl Streamed {
             .and_then(|begin| serde_json::from_str(begin.get()).ok())
             .unwrap_or_default();
         Usage {
-            prompt_tokens: begin.prompt_tokens,
-            completion_tokens: u64::try_from(self.tokens.len()).unwrap_or(u64::MAX),
-            prompt_tokens_details: Details {
-                cached_tokens: begin.cached,
-            },
+            prompt: begin.prompt_tokens,
+            completion: u64::try_from(self.tokens.len()).unwrap_or(u64::MAX),
+            cached: begin.cached,
         }
     }
 }

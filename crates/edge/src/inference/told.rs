@@ -23,25 +23,49 @@ const MARK: &[u8] = b": tram ";
 /// Longest event: a call of a tool is one, and may be as long as an answer. Stops an engine that never ends one.
 const EVENT_MAX_BYTES: usize = 8 * 1024 * 1024;
 
-/// What an answer cost, as OpenAI has it.
+/// What an answer cost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
+#[serde(from = "Said")]
 pub(crate) struct Usage {
-    pub(crate) prompt_tokens: u64,
-    pub(crate) completion_tokens: u64,
-    #[serde(deserialize_with = "or_default")]
-    pub(crate) prompt_tokens_details: Details,
+    /// Those of `cached` among them.
+    pub(crate) prompt: u64,
+    pub(crate) completion: u64,
+    pub(crate) cached: u64,
 }
 
-/// Of the prompt.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+/// The same in the words of OpenAI's older contracts, its newer one, and Anthropic's.
+#[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(crate) struct Details {
-    pub(crate) cached_tokens: u64,
+struct Said {
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    prompt_tokens_details: Option<Details>,
+    input_tokens: u64,
+    output_tokens: u64,
+    input_tokens_details: Option<Details>,
+    /// Anthropic's, which it does not count among `input_tokens`.
+    cache_read_input_tokens: Option<u64>,
+    cache_creation_input_tokens: Option<u64>,
 }
 
-fn or_default<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Details, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Details {
+    cached_tokens: u64,
+}
+
+impl From<Said> for Usage {
+    fn from(said: Said) -> Self {
+        let details = said.prompt_tokens_details.or(said.input_tokens_details);
+        let read = said.cache_read_input_tokens.unwrap_or(0);
+        let apart = read.saturating_add(said.cache_creation_input_tokens.unwrap_or(0));
+        let prompt = said.prompt_tokens.max(said.input_tokens);
+        Self {
+            prompt: prompt.saturating_add(apart),
+            completion: said.completion_tokens.max(said.output_tokens),
+            cached: details.map_or(read, |details| details.cached_tokens),
+        }
+    }
 }
 
 /// One line for us.
@@ -184,17 +208,25 @@ mod tests {
 
     #[test]
     fn usage_is_read_in_any_of_its_forms_and_an_endless_event_is_not() {
-        let usage = |text| serde_json::from_str::<Usage>(text).expect("usage");
+        let usage = |text| {
+            let usage = serde_json::from_str::<Usage>(text).expect("usage");
+            [usage.prompt, usage.completion, usage.cached]
+        };
         assert_eq!(
-            usage(r#"{"prompt_tokens":3,"prompt_tokens_details":null}"#).prompt_tokens,
-            3
-        );
-        let whole = usage(
-            r#"{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7,"prompt_tokens_details":{"cached_tokens":2}}"#,
+            usage(r#"{"prompt_tokens":3,"prompt_tokens_details":null}"#),
+            [3, 0, 0]
         );
         assert_eq!(
-            (whole.completion_tokens, whole.prompt_tokens_details.cached_tokens),
-            (4, 2)
+            usage(r#"{"prompt_tokens":3,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":2}}"#),
+            [3, 4, 2]
+        );
+        assert_eq!(
+            usage(r#"{"input_tokens":3,"output_tokens":4,"input_tokens_details":{"cached_tokens":2}}"#),
+            [3, 4, 2]
+        );
+        assert_eq!(
+            usage(r#"{"input_tokens":3,"output_tokens":4,"cache_read_input_tokens":2}"#),
+            [5, 4, 2]
         );
         let mut splitter = Splitter::default();
         let part = vec![b'x'; EVENT_MAX_BYTES];
