@@ -15,6 +15,11 @@ pub use prefixes::{Prefixes, chain};
 /// Where nothing was measured of any, only the order of the estimates counts.
 const RATE_UNKNOWN: f32 = 500.0;
 
+/// How much a second of reading counts beside a second of waiting: what one reads anew that another holds also keeps
+/// those waiting that come after. Found by simulation on Mooncake's conversations (docs/concepts/simulator.md): with 1,
+/// prompts move to idle replicas that must read all of them and the work of all grows; from 3 on it makes no difference.
+const READING_WEIGHT: f32 = 3.0;
+
 /// What is known of a replica when a question comes.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Replica {
@@ -48,14 +53,23 @@ fn float(tokens: u32) -> f32 {
     tokens as f32
 }
 
-/// The time to the first token of a prompt of `prompt_tokens` there, in seconds.
-#[must_use]
-pub fn seconds(prompt_tokens: u32, replica: &Replica) -> f32 {
-    let rate = if replica.prefill_rate > 0.0 {
+fn rate(replica: &Replica) -> f32 {
+    if replica.prefill_rate > 0.0 {
         replica.prefill_rate
     } else {
         RATE_UNKNOWN
-    };
+    }
+}
+
+/// The time to read what it does not hold of the prompt, in seconds.
+fn reading(prompt_tokens: u32, replica: &Replica) -> f32 {
+    float(prompt_tokens.saturating_sub(replica.cached_tokens)) / rate(replica)
+}
+
+/// The time to the first token of a prompt of `prompt_tokens` there, in seconds.
+#[must_use]
+pub fn seconds(prompt_tokens: u32, replica: &Replica) -> f32 {
+    let rate = rate(replica);
     // The last token is always read: the first of the answer comes from it.
     let uncached = prompt_tokens.saturating_sub(replica.cached_tokens).max(1);
     let read = float(uncached.saturating_add(replica.ahead_tokens));
@@ -69,7 +83,8 @@ pub fn seconds(prompt_tokens: u32, replica: &Replica) -> f32 {
     reading + steps * replica.step_seconds
 }
 
-/// The replica whose first token comes soonest. `rotation` is random: of equals, it says who is looked at first. `None`:
+/// The replica whose first token comes soonest, where those that would read much anew count as later than they are (see
+/// [`READING_WEIGHT`]). `rotation` is random: of equals, it says who is looked at first. `None`:
 /// there are none.
 #[must_use]
 pub fn choose(
@@ -82,8 +97,9 @@ pub fn choose(
     let mut best: Option<(f32, usize, Choice)> = None;
     for (index, replica) in replicas.enumerate() {
         let seconds = seconds(prompt_tokens, &replica);
+        let cost = seconds + (READING_WEIGHT - 1.0) * reading(prompt_tokens, &replica);
         let turn = (index + count - begin) % count;
-        let is_better = best.is_none_or(|(least, at, _)| match seconds.total_cmp(&least) {
+        let is_better = best.is_none_or(|(least, at, _)| match cost.total_cmp(&least) {
             std::cmp::Ordering::Less => true,
             std::cmp::Ordering::Equal => turn < at,
             std::cmp::Ordering::Greater => false,
@@ -95,7 +111,7 @@ pub fn choose(
                 seconds,
                 uncached_tokens,
             };
-            best = Some((seconds, turn, choice));
+            best = Some((cost, turn, choice));
         }
     }
     best.map(|(_, _, choice)| choice)
