@@ -21,7 +21,8 @@ FIGURE = ["name", "figure", "unit", "goal", "pass", "peer", "ratio", "runs", "sp
 NAMES = ["edge", "edge-latency", "connection-memory", "wake-deep", "light-frozen", "light-checkpointed", "burst-from-zero", "burst-100", "rollout", "startup", "sandbox-api",
          "pool-claim", "exec", "file-transfer", "snapshot", "fork",
          "thousand-services", "sleepers-10000", "wake-storm", "launch", "keepalive-azure", "autoscale-llm", "planner-million",
-         "engine", "engine-mixed", "engine-prefix", "engine-copy", "fairness", "model-wake"]
+         "engine", "engine-mixed", "engine-prefix", "engine-copy", "fairness", "model-wake", "stream-survival", "routing-mooncake",
+         "routing-choice"]
 # Two figures of one promise: who asks for the first gets the other before it.
 ALONG = {"edge": ["edge-latency"]}
 BEGIN, END = "<!-- figures: made by `make bench` -->", "<!-- end of figures -->"

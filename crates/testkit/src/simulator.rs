@@ -1,6 +1,6 @@
 //! The simulator: replays traces of real clouds against the planner's own code, on a clock of its own.
 //!
-//! Two layers. [`keepalive`] and [`autoscale`] compare policies on one question each, with the planner's policy
+//! Two layers. [`keepalive`], [`autoscale`] and [`routing`] compare policies on one question each, with the planner's policy
 //! functions beside re-implemented baselines; every service is on its own there. [`world`] runs the whole planner for
 //! thousands of services on machines of bounded memory, and checks at every event what must never be broken.
 //!
@@ -15,6 +15,7 @@ pub mod keepalive;
 pub mod queue;
 pub mod report;
 pub mod rng;
+pub mod routing;
 pub mod run;
 pub mod trace;
 pub mod world;

@@ -10,10 +10,11 @@ use super::{
     autoscale::{self, fleet::Model},
     keepalive,
     report::Report,
+    routing,
     trace::{
         Csv,
         azure_functions::{self, Functions},
-        requests,
+        mooncake, requests,
     },
     world::{self, Choose, World},
 };
@@ -67,9 +68,18 @@ pub fn run(options: &Options) -> Result<Report, Error> {
             must: "0 or above".to_owned(),
         });
     }
-    let csv = Csv::open(&options.trace)?;
     let names: Vec<&str> = options.policy.split(',').map(str::trim).collect();
     let name = shown(&options.trace);
+    if mooncake::is_one(&options.trace)? {
+        let requests = mooncake::read(&options.trace)?;
+        let policies = if names == [ALL] {
+            routing::ALL.to_vec()
+        } else {
+            names
+        };
+        return routing::compare(&name, &requests, &policies, options.seed);
+    }
+    let csv = Csv::open(&options.trace)?;
     if azure_functions::is_one(&csv) {
         let trace = azure_functions::read(&options.trace)?;
         return functions(options, &name, &trace, &names);
@@ -81,7 +91,8 @@ pub fn run(options: &Options) -> Result<Report, Error> {
     } else {
         return Err(csv.wrong(
             "the columns are those of no trace that can be simulated: expected `HashFunction, minute_1 ...` (Azure \
-             Functions), `TIMESTAMP, ContextTokens ...` (Azure LLM) or `client, t_s, rate_rps ...` (ServeGen)"
+             Functions), `TIMESTAMP, ContextTokens ...` (Azure LLM), `client, t_s, rate_rps ...` (ServeGen) or lines of JSON \
+             with `hash_ids` (Mooncake)"
                 .to_owned(),
         ));
     };
@@ -180,6 +191,8 @@ mod tests {
     const FUNCTIONS: &str = "HashFunction,minute_1,minute_2,minute_3,minute_4\na,1,0,0,2\nb,0,3,0,0\n";
     const REQUESTS: &str = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.97,480,10\n\
                             2023-11-16 18:17:04.03,3180,8\n";
+    const BLOCKS: &str = "{\"timestamp\":0,\"input_length\":700,\"output_length\":3,\"hash_ids\":[0,1]}\n\
+                          {\"timestamp\":9,\"input_length\":600,\"output_length\":1,\"hash_ids\":[0,2]}\n";
     const RATES: &str = "client,t_s,rate_rps,cv,pattern,arg1,arg2\n0,0,0.2,1.5,Gamma,0.44,0.45\n";
 
     #[test]
@@ -190,6 +203,7 @@ mod tests {
             ("f_inv.csv", FUNCTIONS, ALL),
             ("azure.csv", REQUESTS, "tram,kpa"),
             ("rates.csv", RATES, "tram,oracle"),
+            ("blocks.jsonl", BLOCKS, ALL),
         ] {
             let options = options(directory.path(), name, text, policy);
             let once = || {

@@ -3,6 +3,7 @@
 //! Traces are not part of the project; docs/concepts/simulator.md says where they come from and under which licences.
 
 pub mod azure_functions;
+pub mod mooncake;
 pub mod requests;
 
 use std::{
@@ -19,6 +20,23 @@ use super::Error;
 const SIZE_MAX: u64 = 2 << 30;
 /// How a gzip file begins.
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+/// The text of a trace, decompressed where it must be.
+pub(crate) fn open(path: &Path) -> Result<Box<dyn BufRead>, Error> {
+    let failed = |source| Error::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let mut file = BufReader::new(File::open(path).map_err(failed)?);
+    let gzip = file.fill_buf().map_err(failed)?.starts_with(&GZIP_MAGIC);
+    Ok(if gzip {
+        Box::new(BufReader::new(
+            flate2::bufread::MultiGzDecoder::new(file).take(SIZE_MAX),
+        ))
+    } else {
+        Box::new(file.take(SIZE_MAX))
+    })
+}
 
 /// The lines of a CSV file without quoting, one after another.
 pub(crate) struct Csv {
@@ -40,19 +58,7 @@ impl std::fmt::Debug for Csv {
 impl Csv {
     /// Opens a file and reads its header.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let failed = |source| Error::Read {
-            path: path.to_owned(),
-            source,
-        };
-        let mut file = BufReader::new(File::open(path).map_err(failed)?);
-        let gzip = file.fill_buf().map_err(failed)?.starts_with(&GZIP_MAGIC);
-        let reader: Box<dyn BufRead> = if gzip {
-            Box::new(BufReader::new(
-                flate2::bufread::MultiGzDecoder::new(file).take(SIZE_MAX),
-            ))
-        } else {
-            Box::new(file.take(SIZE_MAX))
-        };
+        let reader = open(path)?;
         let mut csv = Self {
             path: path.to_owned(),
             reader,
