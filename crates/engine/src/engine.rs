@@ -5,8 +5,9 @@
 //! batching). Requests of clients that left are dropped between two steps.
 //!
 //! The files: `handle` (how others reach the thread), `step` (one step), `answers` (the state of one answer),
-//! `draft` and `speculate` (tokens that are guessed and checked), `figures` (what is counted), `embed` (the thread of a model that makes embeddings instead).
+//! `draft` and `speculate` (tokens that are guessed and checked), `adapters` (which weights are put on), `figures` (what is counted), `embed` (the thread of a model that makes embeddings instead).
 
+mod adapters;
 mod answers;
 mod draft;
 mod embed;
@@ -78,6 +79,10 @@ struct Worker<'model> {
     next: JobId,
     guess: usize,
     price: draft::Price,
+    /// The adapter that is on.
+    adapter: Option<usize>,
+    /// The step has a batch for each of several adapters.
+    apart: bool,
     commands: Receiver<Command>,
     shared: Arc<figures::Shared>,
     stopping: bool,
@@ -118,6 +123,8 @@ fn run(
         next: 0,
         guess: setup.guess,
         price: draft::Price::default(),
+        adapter: None,
+        apart: false,
         commands,
         shared,
         stopping: false,

@@ -96,6 +96,8 @@ pub(crate) struct Front {
 pub(crate) struct Caller {
     pub(crate) tenant: Arc<str>,
     pub(crate) priority: Priority,
+    /// Which of the model's adapters is asked; the body says so.
+    pub(crate) adapter: Option<usize>,
 }
 
 /// A request that was read and not yet handed over.
@@ -147,12 +149,26 @@ impl http_body::Body for Body {
 }
 
 impl Served {
-    /// The model's name in a request, when there is one, has to be this model's.
-    fn check_model(&self, fields: &mut Fields) -> Result<(), ApiError> {
-        match fields.text("model")? {
-            Some(name) if name != self.name => Err(ApiError::no_such_model(&name)),
-            _ => Ok(()),
-        }
+    /// The model's name in a request, when there is one, has to be this model's, or that of one of its adapters: then the
+    /// caller asks that one.
+    fn address(&self, fields: &mut Fields, caller: &Caller) -> Result<Caller, ApiError> {
+        let adapter = match fields.text("model")? {
+            Some(name) if name != self.name => {
+                let known = self.model.adapters.iter().position(|one| one.name == name);
+                Some(known.ok_or_else(|| ApiError::no_such_model(&name))?)
+            }
+            _ => None,
+        };
+        Ok(Caller {
+            adapter,
+            ..caller.clone()
+        })
+    }
+
+    /// What a model is called, with an adapter or without.
+    fn called(&self, adapter: Option<usize>) -> &str {
+        let known = adapter.and_then(|at| self.model.adapters.get(at));
+        known.map_or(&self.name, |adapter| &adapter.name)
     }
 
     fn grammar(&self, schema: Option<Value>) -> Result<Option<llguidance::Matcher>, ApiError> {
@@ -164,12 +180,18 @@ impl Served {
     }
 
     fn models(&self) -> Value {
-        json!({"object": "list", "data": [self.describe()]})
+        let adapters = (0..self.model.adapters.len()).map(Some);
+        let all: Vec<Value> = std::iter::once(None)
+            .chain(adapters)
+            .map(|adapter| self.describe(adapter))
+            .collect();
+        json!({"object": "list", "data": all})
     }
 
-    fn describe(&self) -> Value {
+    fn describe(&self, adapter: Option<usize>) -> Value {
         json!({
-            "id": self.name,
+            "id": self.called(adapter),
+            "parent": adapter.map(|_| &self.name),
             "object": "model",
             "created": self.created,
             "owned_by": "tram-engine",
@@ -257,8 +279,9 @@ async fn route(front: &Front, request: HttpRequest<Incoming>) -> Result<Response
         }
         COUNT_TOKENS => {
             let served = served.ok_or_else(loading)?;
+            let caller = caller(&request)?;
             let (reader, body) = (served.clone(), body(request).await?);
-            let count = move || messages::count(&reader, &body);
+            let count = move || messages::count(&reader, &body, &caller);
             Ok(json_body(&reading(count).await?))
         }
         "/v1/embeddings" => {
@@ -271,10 +294,10 @@ async fn route(front: &Front, request: HttpRequest<Incoming>) -> Result<Response
         _ => match path.strip_prefix("/v1/models/") {
             Some(name) if reads => {
                 let served = served.ok_or_else(loading)?;
-                if name == served.name {
-                    Ok(json_body(&served.describe()))
-                } else {
-                    Err(ApiError::no_such_model(name))
+                let mut all = std::iter::once(None).chain((0..served.model.adapters.len()).map(Some));
+                match all.find(|adapter| served.called(*adapter) == name) {
+                    Some(adapter) => Ok(json_body(&served.describe(adapter))),
+                    None => Err(ApiError::no_such_model(name)),
                 }
             }
             _ => Err(ApiError::no_such_path(method.as_str(), path)),
@@ -345,8 +368,8 @@ async fn generate(
     let prompt = request.prompt.len();
     let likely = request.log_probabilities.is_some();
     let seed = request.seed;
+    let mut head = Head::new(kind, served.called(request.adapter));
     served.engine.submit(request)?;
-    let mut head = Head::new(kind, &served.name);
     let (begun, replayed) = match resumed {
         Some(Continued { begin, texts }) => {
             head.id.clone_from(&begin.id);
@@ -406,6 +429,7 @@ fn caller(request: &HttpRequest<Incoming>) -> Result<Caller, ApiError> {
     Ok(Caller {
         tenant: header(TENANT)?.unwrap_or_default().into(),
         priority,
+        adapter: None,
     })
 }
 

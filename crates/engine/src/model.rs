@@ -3,11 +3,11 @@
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use llama_cpp_2::llama_backend::LlamaBackend;
-use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::model::{LlamaLoraAdapter, LlamaModel};
 use llama_cpp_2::token::LlamaToken;
 
 use crate::cache::Token;
@@ -34,6 +34,8 @@ pub(crate) enum Problem {
     NotGguf { path: PathBuf },
     #[error("the model file `{path}` is damaged, incomplete or of a kind this engine does not know: {why}")]
     Refused { path: PathBuf, why: String },
+    #[error("`{path}` is no adapter of this model: {why}")]
+    Adapter { path: PathBuf, why: String },
     #[error("cannot read the chat template `{path}`")]
     TemplateUnreadable {
         path: PathBuf,
@@ -53,7 +55,7 @@ impl Problem {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Unreadable { .. } | Self::TemplateUnreadable { .. } => 3,
-            Self::NotGguf { .. } | Self::Refused { .. } | Self::Template(_) => 4,
+            Self::NotGguf { .. } | Self::Refused { .. } | Self::Adapter { .. } | Self::Template(_) => 4,
             Self::Context { .. } => 5,
             Self::Backend(_) => 1,
         }
@@ -77,7 +79,17 @@ pub(crate) struct Model {
     pub(crate) shares_prefixes: bool,
     /// The same for the same file, and hardly for another: engines that serve one model know it by this.
     pub(crate) identity: String,
+    /// Changes of the weights that a request may ask for.
+    pub(crate) adapters: Vec<Adapter>,
     token_bytes_max: usize,
+}
+
+/// A change of the model's weights (LoRA).
+#[derive(Debug)]
+pub(crate) struct Adapter {
+    pub(crate) name: String,
+    /// For the thread that computes alone.
+    pub(crate) weights: Mutex<LlamaLoraAdapter>,
 }
 
 impl Model {
@@ -87,6 +99,7 @@ impl Model {
         template: Option<&Path>,
         context_length: Option<usize>,
         embeddings: bool,
+        adapters: &[(String, PathBuf)],
     ) -> Result<Arc<Self>, Problem> {
         check(path)?;
         let identity = identity(path).map_err(|source| Problem::Unreadable {
@@ -95,13 +108,17 @@ impl Model {
         })?;
         let backend = LlamaBackend::init().map_err(Problem::Backend)?;
         logs::forward_llama();
-        let llama =
+        let mut llama =
             LlamaModel::load_from_file(&backend, path, &LlamaModelParams::default()).map_err(|error| {
                 Problem::Refused {
                     path: path.to_owned(),
                     why: logs::last_error().unwrap_or_else(|| error.to_string()),
                 }
             })?;
+        let adapters = adapters
+            .iter()
+            .map(|(name, path)| adapter(&mut llama, name, path))
+            .collect::<Result<_, _>>()?;
         let text = match template {
             Some(path) => {
                 Some(
@@ -152,6 +169,7 @@ impl Model {
             shares_prefixes: !llama.is_recurrent() && !llama.is_hybrid(),
             llama,
             identity,
+            adapters,
             token_bytes_max,
         }))
     }
@@ -264,6 +282,19 @@ fn identity(path: &Path) -> std::io::Result<String> {
         }
     }
     Ok(format!("{length:x}-{hash:016x}"))
+}
+
+/// Reads an adapter.
+fn adapter(model: &mut LlamaModel, name: &str, path: &Path) -> Result<Adapter, Problem> {
+    check(path)?;
+    let weights = model.lora_adapter_init(path).map_err(|error| Problem::Adapter {
+        path: path.to_owned(),
+        why: logs::last_error().unwrap_or_else(|| error.to_string()),
+    })?;
+    Ok(Adapter {
+        name: name.to_owned(),
+        weights: Mutex::new(weights),
+    })
 }
 
 /// What can be said of the file before llama.cpp reads it.

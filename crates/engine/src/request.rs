@@ -27,6 +27,8 @@ pub(crate) struct Request {
     pub(crate) log_probabilities: Option<usize>,
     /// What the client thinks that the answer will be; it may come sooner for that, and is no other.
     pub(crate) predicted: Vec<Token>,
+    /// Which of the model's adapters is put on.
+    pub(crate) adapter: Option<usize>,
     /// What the answer has to match.
     pub(crate) grammar: Option<llguidance::Matcher>,
     /// The answer was begun by another engine and goes on from there; only with one answer.

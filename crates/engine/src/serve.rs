@@ -121,6 +121,7 @@ fn load(settings: &Serve) -> Result<Served, ModelProblem> {
         settings.chat_template.as_deref(),
         settings.context_length.map(tokens),
         settings.embeddings,
+        &settings.adapters,
     )?;
     let setup = Setup {
         parallel: usize::from(settings.parallel),

@@ -55,6 +55,9 @@ pub(crate) struct Serve {
     /// Make embeddings of texts instead of generating any; models made for nothing else need not be told
     #[arg(long)]
     pub(crate) embeddings: bool,
+    /// A change of the weights (LoRA, a GGUF file) that requests ask for by this name; may be given again
+    #[arg(long = "adapter", value_name = "NAME=PATH", value_parser = adapter)]
+    pub(crate) adapters: Vec<(String, PathBuf)>,
     /// Threads of the kernels; one for each processor without
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,
@@ -68,6 +71,14 @@ pub(crate) struct Serve {
     /// A Jinja file in place of the model's own chat template
     #[arg(long, value_name = "PATH")]
     pub(crate) chat_template: Option<PathBuf>,
+}
+
+/// A name and the file that it stands for.
+fn adapter(given: &str) -> Result<(String, PathBuf), String> {
+    match given.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), path.into())),
+        _ => Err("an adapter has a name and a file: NAME=PATH".to_owned()),
+    }
 }
 
 impl Serve {

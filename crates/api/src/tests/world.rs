@@ -211,9 +211,6 @@ fn rank(endpoint: &Endpoint) -> u8 {
     }
 }
 
-/// Endpoints that Koyeb does not have.
-const OURS: [&str; 2] = ["ListStoredModels", "VerifyInstanceSnapshot"];
-
 /// Endpoints that name an object in their query or their body.
 const NAMING: [&str; 5] = [
     "CreateService",
@@ -224,8 +221,9 @@ const NAMING: [&str; 5] = [
 ];
 
 /// What upstream does not have.
-const OURS: [&str; 5] = [
+const OURS: [&str; 6] = [
     "ListStoredModels",
+    "VerifyInstanceSnapshot",
     "ListModelCatalog",
     "ListModelLimits",
     "SetModelLimit",

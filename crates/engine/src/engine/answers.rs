@@ -79,7 +79,7 @@ impl Answer {
             last_token: None,
             request: Arc::new(Common {
                 prompt_tokens,
-                scope: scope(&request.tenant),
+                scope: scope(&request.tenant, request.adapter),
                 request,
             }),
             tokens,
@@ -130,9 +130,10 @@ impl Answer {
 }
 
 /// Prompts of one tenant are not found for another's: how soon the first token comes would tell what the other asked.
-fn scope(tenant: &str) -> u64 {
+/// Nor are those of another adapter, which would have computed something else.
+fn scope(tenant: &str, adapter: Option<usize>) -> u64 {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hasher = DefaultHasher::new();
-    tenant.hash(&mut hasher);
+    (tenant, adapter).hash(&mut hasher);
     hasher.finish()
 }

@@ -23,6 +23,10 @@ impl Worker<'_> {
     pub(super) fn guess(&mut self, plan: &Plan) -> HashMap<JobId, Vec<Token>> {
         let decoding = plan.decode.len();
         let mut guesses = HashMap::new();
+        // What other batches of the step need is not counted here.
+        if self.apart {
+            return guesses;
+        }
         // A state that cannot be cut cannot forget a wrong guess; prompts that are read use the step up.
         if !self.model.shares_prefixes || !plan.prefill.is_empty() || !(1..=BESIDE_MAX).contains(&decoding) {
             return guesses;

@@ -44,8 +44,24 @@ impl Worker<'_> {
         for id in &plan.admit {
             self.begin(*id);
         }
+        let batches = self.by_adapter(&plan);
+        self.apart = batches.len() > 1;
+        for (adapter, plan) in batches {
+            match self.wear(adapter) {
+                Ok(()) => self.compute(&plan),
+                Err(failure) => {
+                    for id in jobs(&plan) {
+                        self.fail(id, &failure);
+                    }
+                }
+            }
+        }
+    }
+
+    /// One batch, and what comes of it.
+    fn compute(&mut self, plan: &Plan) {
         let began = Instant::now();
-        let rows = self.fill(&plan);
+        let rows = self.fill(plan);
         if self.batch.n_tokens() == 0 {
             return;
         }
@@ -53,12 +69,7 @@ impl Worker<'_> {
             // Nothing of this batch is in the cache for sure: whoever took part in it starts anew or fails.
             let failure = Failure::Kernels(error.to_string());
             tracing::error!(%error, tokens = self.batch.n_tokens(), "llama.cpp could not compute a step");
-            for id in plan
-                .decode
-                .iter()
-                .copied()
-                .chain(plan.prefill.iter().map(|part| part.job))
-            {
+            for id in jobs(plan) {
                 self.discard(id);
                 self.fail(id, &failure);
             }
@@ -280,6 +291,12 @@ impl Worker<'_> {
             self.clear(sequence);
         }
     }
+}
+
+/// Who takes part.
+fn jobs(plan: &Plan) -> Vec<JobId> {
+    let reads = plan.prefill.iter().map(|part| part.job);
+    plan.decode.iter().copied().chain(reads).collect()
 }
 
 /// The cells of one sequence, up to a token, become another's as well; none is copied.

@@ -31,7 +31,7 @@ fn weights() -> PathBuf {
 fn model() -> Arc<Model> {
     static MODEL: std::sync::OnceLock<Arc<Model>> = std::sync::OnceLock::new();
     MODEL
-        .get_or_init(|| Model::load(&weights(), None, Some(256), false).unwrap())
+        .get_or_init(|| Model::load(&weights(), None, Some(256), false, &[]).unwrap())
         .clone()
 }
 
@@ -65,6 +65,7 @@ fn request(prompt: Vec<Token>, tenant: &str, answers: usize) -> (Request, Unboun
         ignores_end: true,
         log_probabilities: None,
         predicted: Vec::new(),
+        adapter: None,
         grammar: None,
         resumed: None,
         tenant: tenant.into(),

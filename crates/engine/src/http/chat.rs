@@ -20,7 +20,7 @@ const FIELD: &str = "messages";
 pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Asked, ApiError> {
     let model = &served.model;
     let mut fields = Fields::parse(body)?;
-    served.check_model(&mut fields)?;
+    let caller = &served.address(&mut fields, caller)?;
     let messages = fields
         .array(FIELD)?
         .ok_or_else(|| ApiError::field(FIELD, format!("Missing required parameter: '{FIELD}'.")))?;

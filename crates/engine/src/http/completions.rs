@@ -19,7 +19,7 @@ const FIELD: &str = "prompt";
 pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Asked, ApiError> {
     let model = &served.model;
     let mut fields = Fields::parse(body)?;
-    served.check_model(&mut fields)?;
+    let caller = &served.address(&mut fields, caller)?;
     if model.embeds {
         return Err(ApiError::bad(
             "This model makes embeddings and completes no text.",

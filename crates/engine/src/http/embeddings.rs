@@ -70,7 +70,11 @@ pub(super) async fn answer(served: &Arc<Served>, body: Bytes, caller: Caller) ->
 
 fn read(served: &Served, body: &[u8]) -> Result<Asked, ApiError> {
     let mut fields = Fields::parse(body)?;
-    served.check_model(&mut fields)?;
+    if let Some(name) = fields.text("model")?
+        && name != served.name
+    {
+        return Err(ApiError::no_such_model(&name));
+    }
     if !served.model.embeds {
         return Err(ApiError::bad(
             "This model generates text and makes no embeddings: start one with `--embeddings`.",

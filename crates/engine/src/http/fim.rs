@@ -18,7 +18,7 @@ const FIELD: &str = "prompt";
 pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Question, ApiError> {
     let model = &served.model;
     let mut fields = Fields::parse(body)?;
-    served.check_model(&mut fields)?;
+    let caller = &served.address(&mut fields, caller)?;
     if model.embeds {
         return Err(ApiError::bad(
             "This model makes embeddings and completes no text.",
@@ -56,7 +56,7 @@ pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Ques
         stream,
         shape: Box::new(Fim {
             id: uuid::Uuid::new_v4().simple().to_string(),
-            model: served.name.clone(),
+            model: served.called(caller.adapter).to_owned(),
             created: jiff::Timestamp::now().as_second(),
         }),
     })

@@ -41,7 +41,7 @@ struct Conversation {
 pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Question, ApiError> {
     let model = &served.model;
     let mut fields = Fields::parse(body)?;
-    served.check_model(&mut fields)?;
+    let caller = &served.address(&mut fields, caller)?;
     let most = fields.count("max_tokens", 1, usize::MAX)?;
     let Some(most) = most else {
         return Err(ApiError::field("max_tokens", "max_tokens: Field required"));
@@ -76,14 +76,14 @@ pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Ques
         receiver,
         tools,
         stream,
-        shape: Box::new(Messages::new(&served.name, stops)),
+        shape: Box::new(Messages::new(served.called(caller.adapter), stops)),
     })
 }
 
 /// How many tokens a conversation has.
-pub(super) fn count(served: &Served, body: &[u8]) -> Result<Value, ApiError> {
+pub(super) fn count(served: &Served, body: &[u8], caller: &Caller) -> Result<Value, ApiError> {
     let mut fields = Fields::parse(body)?;
-    served.check_model(&mut fields)?;
+    served.address(&mut fields, caller)?;
     let conversation = conversation(served, &mut fields)?;
     fields.finish(HARMLESS)?;
     Ok(json!({"input_tokens": conversation.tokens.len()}))

@@ -158,6 +158,7 @@ impl Parameters {
             ignores_end: self.ignores_end,
             log_probabilities,
             predicted: Vec::new(),
+            adapter: caller.adapter,
             grammar,
             resumed: None,
             tenant: caller.tenant.clone(),

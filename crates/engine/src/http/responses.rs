@@ -33,7 +33,7 @@ const HARMLESS: &[&str] = &[
 pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Question, ApiError> {
     let model = &served.model;
     let mut fields = Fields::parse(body)?;
-    served.check_model(&mut fields)?;
+    let caller = &served.address(&mut fields, caller)?;
     refuse_state(&mut fields)?;
     let Some(input) = fields.take(FIELD) else {
         let message = format!("Missing required parameter: '{FIELD}'.");
@@ -74,7 +74,7 @@ pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Ques
     let (events, receiver) = tokio::sync::mpsc::unbounded_channel();
     let request = parameters.request(model, FIELD, tokens, None, None, grammar, caller, events)?;
     let asked = Asked {
-        model: served.name.clone(),
+        model: served.called(caller.adapter).to_owned(),
         instructions,
         tools: given_tools,
         tool_choice: given_choice.unwrap_or_else(|| json!("auto")),
