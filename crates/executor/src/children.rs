@@ -131,11 +131,21 @@ impl Children {
         &self,
         command: &mut Command,
     ) -> io::Result<(Tree, oneshot::Receiver<Code>, std::process::Child)> {
+        command.process_group(0);
+        self.start_session(command)
+    }
+
+    /// Starts a program that makes a session of its own, and with it a process group.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(crate) fn start_session(
+        &self,
+        command: &mut Command,
+    ) -> io::Result<(Tree, oneshot::Receiver<Code>, std::process::Child)> {
         let mark = uuid::Uuid::new_v4().simple().to_string();
-        command
-            .env(MARK, &mark)
-            .env_remove(SECRET_VARIABLE)
-            .process_group(0);
+        command.env(MARK, &mark).env_remove(SECRET_VARIABLE);
         let (said, end) = oneshot::channel();
         let mut known = self.lock();
         let child = command.spawn()?;
@@ -150,15 +160,20 @@ impl Children {
         Ok((tree, end, child))
     }
 
+    /// Gives a program this sandbox's variables, where they are not this process's own.
+    pub(crate) fn environment(&self, command: &mut Command) {
+        if let Some(environment) = self.identity.environment() {
+            command.env_clear().envs(&*environment);
+        }
+    }
+
     /// Has the shell run a command, with both its streams piped.
     pub(crate) fn shell(&self, wanted: &crate::request::Command) -> Result<Started, Refusal> {
         if self.lock().len() >= RUNNING_MAX {
             return Err(Refusal::Full);
         }
         let mut command = Command::new("sh");
-        if let Some(environment) = self.identity.environment() {
-            command.env_clear().envs(&*environment);
-        }
+        self.environment(&mut command);
         command
             .arg("-c")
             .arg(&wanted.cmd)

@@ -17,6 +17,7 @@ use crate::relay::Binding;
 use crate::server::{State, serve};
 use crate::settings::Settings;
 use crate::streaming::Transfers;
+use crate::terminal::Terminals;
 
 /// Between the stop signal and the end by force.
 const GRACE: Duration = Duration::from_secs(5);
@@ -53,6 +54,7 @@ pub(crate) async fn run(settings: Settings) -> Result<u8, String> {
         processes: Processes::default(),
         binding,
         transfers: Transfers::default(),
+        terminals: Terminals::default(),
     });
     tokio::spawn(serve(listener, state));
 

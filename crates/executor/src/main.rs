@@ -5,10 +5,11 @@
 //! linked statically and opens no file of the image on its own. It is shared by whoever holds the sandbox's secret;
 //! it is no barrier against the programs in the sandbox, which run as the same user.
 //!
-//! `tram-executor file …` is a command of its own: it moves one file through its standard streams (`transfer`).
+//! `tram-executor file …` is a command of its own: it moves one file through its standard streams (`transfer`); so is
+//! `tram-executor terminal …`, which becomes a program on a terminal.
 //!
 //! The files in the order of a request: `server`, `auth`, `request`, then one for each resource (`run`, `processes`,
-//! `files`, `streaming`, `relay`), then what they share (`accept`, `children`, `output`, `reply`).
+//! `files`, `streaming`, `terminal`, `relay`), then what they share (`accept`, `children`, `output`, `reply`).
 
 mod accept;
 mod auth;
@@ -25,6 +26,7 @@ mod run;
 mod server;
 mod settings;
 mod streaming;
+mod terminal;
 mod transfer;
 
 use std::process::ExitCode;
@@ -38,6 +40,9 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1).peekable();
     if arguments.next_if(|first| first == transfer::WORD).is_some() {
         return transferred(transfer::run(arguments));
+    }
+    if arguments.next_if(|first| first == terminal::WORD).is_some() {
+        return transferred(Err(terminal::become_program(arguments)));
     }
     let settings = match Settings::read(arguments, |name| std::env::var(name).ok()) {
         Ok(settings) => settings,

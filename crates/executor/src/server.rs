@@ -20,12 +20,16 @@ use crate::processes::Processes;
 use crate::relay::Binding;
 use crate::reply::{Reply, Wrong, json};
 use crate::streaming::{Transfers, What};
+use crate::terminal::Terminals;
 use crate::{request, run};
 
 /// Connections at once. Streams of thousands of commands come through fewer; what waits is in the listener's queue.
 const CONNECTIONS_MAX: usize = 4096;
 /// A connection without a whole request header for this long is closed. The edge keeps connections for less.
 const HEADER_TIME_MAX: Duration = Duration::from_secs(120);
+
+/// Where terminals are.
+const TERMINAL: &str = "/terminal";
 
 /// All that requests need.
 #[derive(Debug)]
@@ -35,6 +39,7 @@ pub(crate) struct State {
     pub(crate) processes: Processes,
     pub(crate) binding: Binding,
     pub(crate) transfers: Transfers,
+    pub(crate) terminals: Terminals,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,7 +62,9 @@ pub(crate) async fn serve(listener: TcpListener, state: Arc<State>) {
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIME_MAX)
-                .serve_connection(TokioIo::new(stream), service);
+                .serve_connection(TokioIo::new(stream), service)
+                // For terminals.
+                .with_upgrades();
             // What breaks a connection is the client's affair, and it knows.
             let _ = served.await;
             drop(place);
@@ -72,7 +79,8 @@ async fn answer(state: &State, request: Request<Incoming>) -> Reply {
     }
 }
 
-async fn route(state: &State, request: Request<Incoming>) -> Result<Reply, Wrong> {
+async fn route(state: &State, mut request: Request<Incoming>) -> Result<Reply, Wrong> {
+    let upgrade = (request.uri().path() == TERMINAL).then(|| hyper::upgrade::on(&mut request));
     let (head, body) = request.into_parts();
     let path = head.uri.path();
     if (&head.method, path) == (&Method::GET, "/health") {
@@ -94,6 +102,9 @@ async fn route(state: &State, request: Request<Incoming>) -> Result<Reply, Wrong
     if let (Some(operation), &Method::POST) = (file_operation(path), method) {
         return Ok(operation.carry_out(request::read(body).await?).await);
     }
+    if let (Some(upgrade), &Method::GET) = (upgrade, method) {
+        return state.terminals.open(&state.children, &head, upgrade);
+    }
     if let Some(what) = What::at(path) {
         return state
             .transfers
@@ -101,7 +112,7 @@ async fn route(state: &State, request: Request<Incoming>) -> Result<Reply, Wrong
             .await;
     }
     let allowed = match path {
-        "/list_processes" | "/process_logs_streaming" | "/port_status" => Method::GET,
+        "/list_processes" | "/process_logs_streaming" | "/port_status" | TERMINAL => Method::GET,
         _ => Method::POST,
     };
     if is_known(path) && *method != allowed {
@@ -166,5 +177,6 @@ fn is_known(path: &str) -> bool {
                 | "/list_processes"
                 | "/kill_process"
                 | "/process_logs_streaming"
+                | TERMINAL
         )
 }
