@@ -1,10 +1,12 @@
 //! User namespaces: who an instance's root is on this machine.
 //!
 //! Made by the shim ([`make`]), entered as the very last thing before the program ([`enter`]). The one design choice to
-//! know: only the user namespace is the instance's own. Its mounts, network, process ids and the rest belong to the
-//! machine's root, who made them, so root inside holds its capabilities over its own files and processes and over
-//! nothing else: it could not mount or configure a network even without the system call filter. That is also why
-//! entering is cheap: everything before it goes as it goes without.
+//! know: its network, process ids and the rest belong to the machine's root, who made them, so root inside holds its
+//! capabilities over its own files and processes and over nothing else: it could not configure a network even without
+//! the system call filter. That is also why entering is cheap: everything before it goes as it goes without. The table of
+//! mounts alone is taken along, as a copy that the kernel locks (what is mounted cannot be taken off or made writable
+//! from inside), because CRIU writes a user namespace down only with it. Mounting takes CAP_SYS_ADMIN, which nobody
+//! inside has or can get, and the filter refuses the calls besides.
 //!
 //! Files keep the owners that the image gives them: the layers and the writable layer are shown through mounts that
 //! shift ids (`MOUNT_ATTR_IDMAP`), so what is on disk never depends on the block an instance happened to get.
