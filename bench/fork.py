@@ -1,6 +1,7 @@
 """A copy of a sandbox with 1 GiB on its disk, to its first command: snapshot, create from it, run; beside a fresh one.
 
-The disk alone is copied, as `tram sandbox fork` does, with the same calls of the API. Processes are not."""
+The disk alone is copied, as `tram sandbox fork --disk-only` does, with the same calls of the API; `fork_processes` copies
+what runs too."""
 
 import time
 

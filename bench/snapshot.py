@@ -11,11 +11,11 @@ GOAL_MS = 50
 FILL = f"mkdir /tmp/data && cd /tmp/data && for i in $(seq 64); do head -c {DATA_MIB // 64}M /dev/urandom > $i; done; sync"
 
 
-def taken(api, service, name):
+def taken(api, service, name, kind="FILESYSTEM"):
     """Milliseconds until the snapshot can be used, and the snapshot."""
     instance = api.call("GET", f"/v1/instances?service_id={service['id']}&statuses=HEALTHY")["instances"][0]["id"]
     begun = time.perf_counter()
-    body = {"instance_id": instance, "name": name, "type": "INSTANCE_SNAPSHOT_TYPE_FILESYSTEM"}
+    body = {"instance_id": instance, "name": name, "type": f"INSTANCE_SNAPSHOT_TYPE_{kind}"}
     snapshot = api.call("POST", "/v1/instance_snapshots", body)["instance_snapshot"]
 
     def available():

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import pathlib
 import shutil
@@ -47,15 +48,25 @@ def alone(cloud, registry):
 
 
 @pytest.fixture
-def neighbour(cloud, alone):
+def neighbour(cloud, alone, request):
     """Asked all through a test; every answer is good and none takes much longer than alone."""
     host, calm = alone
     asker = Asker(cloud, host, [HELLO])
     yield asker
     wait_for("a sample of answers", lambda: asker.good >= SAMPLE)
     asker.stop()
+    report(request.node.name, asker.p99(), calm, asker.good)
     assert not asker.bad, asker.bad[:5]
     assert asker.p99() <= max(SLOWER_FACTOR * calm, SLOW_SECONDS), (asker.p99(), calm)
+
+
+def report(attack, p99, calm, answers):
+    """Say how the neighbour fared; with TRAM_TEST_NEIGHBOUR_REPORT, a line of JSON for each attack in that file."""
+    print(f"{attack}: the neighbour's p99 {p99 * 1000:.1f} ms, alone {calm * 1000:.1f} ms, {answers} answers")
+    if path := os.environ.get("TRAM_TEST_NEIGHBOUR_REPORT"):
+        line = {"attack": attack, "p99_ms": p99 * 1000, "alone_p99_ms": calm * 1000, "answers": answers}
+        with open(path, "a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 @pytest.fixture
