@@ -19,6 +19,7 @@ SKIPPED = {
 }
 OURS = {
     "decisions": "GetDeploymentScalingReply: how many instances there should be, and why",
+    "stored_bytes": "InstanceSnapshot: what a snapshot takes on the disk",
     "role": "CreateCredential and Credential: whether a token only reads",
 }
 
