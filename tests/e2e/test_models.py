@@ -83,6 +83,26 @@ def test_the_platforms_address_asks_by_name(cloud, model, front):
     assert "authorization" not in headers, "a token of the platform is nothing for an engine"
 
 
+def test_whose_question_it_was_is_written_down(cloud, model, front):
+    def records():
+        segments = sorted((cloud.data / "edge" / "usage").glob("*.log"))
+        return [json.loads(line.split(b" ", 1)[1]) for path in segments for line in path.read_bytes().splitlines()]
+
+    before = len(records())
+    ask(front, model, "whose?")
+    ask(front, model, "whose?")
+    forged = {"host": cloud.host(model), "x-tram-tenant": "7d444840-9dc0-11d1-b245-5ffdce74fad2"}
+    own = openai.OpenAI(
+        base_url=f"http://127.0.0.1:{cloud.http_port}/v1", api_key="none", max_retries=0, default_headers=forged
+    )
+    ask(own, model, "whose?")
+    # Written before the last byte of each answer.
+    first, second, third = records()[before:]
+    assert first["tenant"] == second["tenant"] != forged["x-tram-tenant"]
+    assert third.get("tenant") is None and third["service_id"] == first["service_id"]
+    assert first["deployment_id"] == third["deployment_id"] and first["endpoint"] == "chat_completions"
+
+
 def test_a_stream_comes_as_it_is_written(cloud, model, front):
     said = "one two three four five six"
     chunks = []

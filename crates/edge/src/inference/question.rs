@@ -22,6 +22,7 @@ use tram_types::{DeploymentId, ServiceId};
 use crate::alarm::Alarm;
 use crate::balance::{Candidates, Weighted};
 use crate::body::{Progress, RequestBody};
+use crate::canary::Group;
 use crate::forward::{Answer, forward_among};
 use crate::page::Refusal;
 use crate::pool::Endpoint;
@@ -295,7 +296,15 @@ impl Question {
     }
 
     fn choose(&self, route: &Route, fit: &[&Weighted]) -> Option<(Arc<Endpoint>, u32)> {
-        self.router().choose(route, fit, &self.prompt)
+        // Where two deployments answer, a request may ask for one of them.
+        let asked = route.has_canary().then(|| Group::asked(&self.parts.headers));
+        let Some(group) = asked.flatten() else {
+            return self.router().choose(route, fit, &self.prompt);
+        };
+        let of_group = route.of_group(Some(group));
+        let is_of_it = |(endpoint, _): &&Weighted| of_group.iter().any(|(it, _)| Arc::ptr_eq(it, endpoint));
+        let fit: Vec<&Weighted> = fit.iter().copied().filter(is_of_it).collect();
+        self.router().choose(route, &fit, &self.prompt)
     }
 
     async fn search(&self, search: &mut Search) -> Result<Place, Missing> {

@@ -234,7 +234,11 @@ impl Streamed {
     fn over(&mut self, whole: bool) {
         match self.outcome {
             Some(outcome) => {
+                let so_far = self.so_far();
                 if let At::Reading { question, .. } = &mut self.at {
+                    if outcome == Outcome::Failed {
+                        question.counted_so_far(so_far);
+                    }
                     question.receipt.write(outcome);
                 }
                 self.at = At::Ended;
@@ -257,6 +261,8 @@ impl Streamed {
             exchange.lost();
         }
         question.reading = None;
+        // Should the client leave before another goes on.
+        question.counted_so_far(self.so_far());
         self.fruitless = match self.tokens.len() > self.gained_from || self.continuations == 0 {
             true => 0,
             false => self.fruitless + 1,
