@@ -102,10 +102,19 @@ impl Model {
         adapters: &[(String, PathBuf)],
     ) -> Result<Arc<Self>, Problem> {
         check(path)?;
-        let identity = identity(path).map_err(|source| Problem::Unreadable {
-            path: path.to_owned(),
-            source,
-        })?;
+        let known = |path: &Path| {
+            identity(path).map_err(|source| Problem::Unreadable {
+                path: path.to_owned(),
+                source,
+            })
+        };
+        // An answer that was begun with an adapter can go on where the same one has this name alone.
+        let of_adapters = adapters
+            .iter()
+            .map(|(name, path)| Ok(format!("+{name}={}", known(path)?)));
+        let identity = std::iter::once(known(path))
+            .chain(of_adapters)
+            .collect::<Result<String, _>>()?;
         let backend = LlamaBackend::init().map_err(Problem::Backend)?;
         logs::forward_llama();
         let mut llama =
