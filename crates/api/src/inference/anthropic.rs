@@ -46,7 +46,9 @@ pub(super) fn refuse(refusal: Refusal) -> Response {
     };
     let body = json!({"type": "error", "error": {"type": kind, "message": refusal.message}});
     let mut response = (refusal.status, Json(body)).into_response();
-    response.headers_mut().extend(refusal.headers);
+    if let Some(limited) = refusal.limited {
+        response.headers_mut().extend(limited.headers);
+    }
     if let Some(after) = refusal.retry_after {
         response.headers_mut().insert(RETRY_AFTER, after);
     }

@@ -20,8 +20,15 @@ pub(super) struct Refusal {
     pub(super) code: Option<String>,
     /// When to come again.
     pub(super) retry_after: Option<HeaderValue>,
-    /// OpenAI's word for what it is, where the status does not say it.
-    pub(super) kind: Option<&'static str>,
+    /// That a budget is short.
+    pub(super) limited: Option<Box<Limited>>,
+}
+
+/// What a client is told whose budget is short.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Limited {
+    /// OpenAI's word for what is short.
+    pub(super) kind: &'static str,
     /// What else the answer's headers say.
     pub(super) headers: HeaderMap,
 }
@@ -34,8 +41,7 @@ impl Refusal {
             parameter: None,
             code: None,
             retry_after: None,
-            kind: None,
-            headers: HeaderMap::new(),
+            limited: None,
         }
     }
 
@@ -70,8 +76,8 @@ impl Refusal {
 
     /// OpenAI's word for whose fault it is.
     fn kind(&self) -> &'static str {
-        if let Some(kind) = self.kind {
-            return kind;
+        if let Some(limited) = &self.limited {
+            return limited.kind;
         }
         match self.status.as_u16() {
             401 => "authentication_error",
@@ -101,8 +107,7 @@ impl From<Error> for Refusal {
             parameter: None,
             code: Some(error.code().to_owned()),
             retry_after,
-            kind: None,
-            headers: HeaderMap::new(),
+            limited: None,
         }
     }
 }
@@ -122,7 +127,9 @@ impl IntoResponse for Refusal {
             "code": self.code,
         }});
         let mut response = (self.status, Json(body)).into_response();
-        response.headers_mut().extend(self.headers);
+        if let Some(limited) = self.limited {
+            response.headers_mut().extend(limited.headers);
+        }
         if let Some(after) = self.retry_after {
             response.headers_mut().insert(RETRY_AFTER, after);
         }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use http::StatusCode;
 use tram_store::{Options, keyring};
 use tram_types::{
     ServiceId,
@@ -130,16 +131,14 @@ impl House {
 
 /// What a refusal says: its code, when to come again, and whether clients should by themselves.
 fn said(refused: Result<Admitted, Refusal>) -> (String, String, bool) {
-    let refused = refused.err().expect("a refusal");
+    let refused = refused.expect_err("a refusal");
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
     (
         refused.code.unwrap(),
         refused.retry_after.unwrap().to_str().unwrap().to_owned(),
-        !refused.headers.contains_key("x-should-retry"),
+        !refused.limited.unwrap().headers.contains_key("x-should-retry"),
     )
 }
-
-use http::StatusCode;
 
 #[tokio::test]
 async fn who_has_no_limit_asks_as_it_likes() {
@@ -211,11 +210,7 @@ async fn a_question_that_was_not_sent_costs_nothing() {
     assert_eq!(house.aside(), 0);
     house.ask(100).await.unwrap().undo();
     // More than a minute's worth is let in when all of it is there.
-    house
-        .ask(5000)
-        .await
-        .err()
-        .expect("more than is left of the month");
+    house.ask(5000).await.expect_err("more than is left of the month");
     house.ask(500).await.unwrap();
 }
 

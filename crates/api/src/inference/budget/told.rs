@@ -7,7 +7,7 @@ use tram_store::record::LimitScope;
 use tram_types::Timestamp;
 
 use super::account::{Account, Shortage, What};
-use crate::inference::error::Refusal;
+use crate::inference::error::{Limited, Refusal};
 
 /// Longest wait that a client is asked to sit through by itself: OpenAI's clients obey up to a minute.
 const RETRIED_MAX: Duration = Duration::from_secs(60);
@@ -132,23 +132,22 @@ pub(super) fn refusal(shortage: &Shortage, told: &Told) -> Refusal {
         ),
     };
     let mut refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, message).coded(code);
-    refusal.kind = Some(kind);
     let seconds = shortage.wait.as_micros().div_ceil(1_000_000).max(1);
     refusal.retry_after = HeaderValue::from_str(&seconds.to_string()).ok();
-    told.write(&mut refusal.headers);
+    let mut headers = HeaderMap::new();
+    told.write(&mut headers);
     let ms = shortage.wait.as_micros().div_ceil(1000).max(1);
     if let Ok(value) = HeaderValue::from_str(&ms.to_string()) {
-        refusal
-            .headers
-            .insert(HeaderName::from_static("retry-after-ms"), value);
+        headers.insert(HeaderName::from_static("retry-after-ms"), value);
     }
     if shortage.wait > RETRIED_MAX {
         // OpenAI's clients would try again at once, and in vain.
-        refusal.headers.insert(
+        headers.insert(
             HeaderName::from_static("x-should-retry"),
             HeaderValue::from_static("false"),
         );
     }
+    refusal.limited = Some(Box::new(Limited { kind, headers }));
     refusal
 }
 
