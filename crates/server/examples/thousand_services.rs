@@ -192,6 +192,8 @@ impl Cloud {
             allowed_origins: Vec::new(),
             logs_retention_days: 1,
             metrics_retention_days: 1,
+            snapshot_bytes_max: None,
+            snapshots_max: 1000,
         };
         let state = ApiState::new(
             store,
