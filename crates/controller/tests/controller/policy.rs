@@ -40,10 +40,11 @@ async fn instances_go_on_as_those_of_the_new_deployment() {
         assert_eq!(world.site.egress_of(is.id), Some(vec!["10.0.0.0/8".to_owned()]));
     }
     assert_eq!(world.service(service).await.active_deployment_id, Some(new));
-    assert_eq!(
-        world.endpoints_become(service, 2).await.endpoints,
-        routed.endpoints
-    );
+    let mut as_before = routed.endpoints;
+    for endpoint in &mut as_before {
+        endpoint.deployment_id = Some(new.uuid());
+    }
+    assert_eq!(world.endpoints_become(service, 2).await.endpoints, as_before);
     let told = world
         .messages(ObjectKind::Deployment, new.uuid())
         .await

@@ -123,6 +123,10 @@ async fn many_services_woken_in_the_same_second_all_come_up() {
             .await;
     };
     all("all serve", |state| *state == State::Ready).await;
+    // Their idle time counts from when they are known to.
+    for service in &services {
+        world.service_becomes(*service, S::Healthy).await;
+    }
     world.clock.advance(Duration::from_secs(301));
     all("all sleep", |state| *state == State::Sleeping).await;
     world.running_come_to(0).await;
