@@ -29,8 +29,8 @@ use crate::sys;
 
 /// A restore without its memory takes some tens of milliseconds, on a machine in trouble a hundred times that.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// With its memory left out, and tried once more with all of it: now and then CRIU waits for ever for a process that was
-/// just about to end.
+/// With its memory left out. It is then tried once more with all of it: whatever stands in the way of handing pages out
+/// one by one, somebody waits.
 const LAZY_TIMEOUT: Duration = Duration::from_secs(5);
 const NOT_RUN: i32 = 127;
 /// The server of pages could not hand a page over.

@@ -21,8 +21,6 @@ use crate::sys;
 pub(crate) const SOCKET: &str = "lazy-pages.socket";
 /// What CRIU says when all is restored ("ReSTore Finished").
 const RESTORED: i32 = 0x5253_5446;
-/// Said of a process that has ended already: it has no memory.
-const ZOMBIE: i32 = -1;
 /// Of the rest, handed over between two looks for faults: some 50 microseconds.
 const PIECE_BYTES: u64 = 256 * 1024;
 /// The rest is copied once no fault came for this long: the first request is answered by then, and did not have to
@@ -162,7 +160,9 @@ impl Server<'_> {
                 self.last_fault = Instant::now();
                 self.likely = self.known.iter().copied().collect();
             }
-            ZOMBIE => {}
+            // A process that had ended and that nobody had asked about yet, said by its number below zero: it has no memory,
+            // and no descriptor follows.
+            ended if ended < 0 => {}
             pid => {
                 let faults = receive(criu)?;
                 let Space { missing, pages } = Space::read(self.directory, pid)?;

@@ -349,7 +349,31 @@ fn several_processes_go_and_come_together() {
                 .iter()
                 .all(|word| since.iter().any(|record| record.text == *word))
         });
-        assert!(!world.image(&id).exists());
+        until("its image is gone", || !world.image(&id).exists());
+    }
+    world.client().kill(&id).unwrap();
+    world.wait_exit(&id);
+}
+
+#[test]
+fn a_child_that_ended_and_was_not_asked_about_comes_along() {
+    let Some(world) = World::new() else { return };
+    let Some(checkpoint) = spec() else { return };
+    // `sleep` does not know that it has a child.
+    let spec = world.shell(
+        "( sleep 0 & exec sleep 1000 ) & until grep -q 'Z (zombie)' /proc/[0-9]*/status; do sleep 0.02; done; \
+         while :; do echo tick; sleep 0.02; done",
+    );
+    let id = spec.id.clone();
+    world.client().launch(spec).unwrap();
+    world.wait_log(&id, "tick");
+    for _ in 0..5 {
+        world.client().freeze(&id).unwrap();
+        world.client().checkpoint(&id, checkpoint.clone()).unwrap();
+        let before = world.logs(&id).len();
+        world.client().thaw(&id).unwrap();
+        until("it goes on", || world.logs(&id).len() > before);
+        until("its image is gone", || !world.image(&id).exists());
     }
     world.client().kill(&id).unwrap();
     world.wait_exit(&id);
