@@ -38,13 +38,13 @@ struct Noted {
     stamp: Stamp,
 }
 
-/// What the kernel notes about a file, and changes with every write.
+/// What the kernel notes about a file, and changes with every write. Not when its status changed: a copy that borrows the
+/// file under another name changes that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Stamp {
     bytes: u64,
     inode: u64,
     modified: (i64, i64),
-    changed: (i64, i64),
 }
 
 impl Stamp {
@@ -53,7 +53,6 @@ impl Stamp {
             bytes: file.len(),
             inode: file.ino(),
             modified: (file.mtime(), file.mtime_nsec()),
-            changed: (file.ctime(), file.ctime_nsec()),
         }
     }
 }

@@ -90,8 +90,11 @@ impl Shared {
         let full = kind == InstanceSnapshotType::Full;
         let path = self.snapshot_path(snapshot);
         let taken = self.try_take(instance, &path, Note { image, full }).await;
-        if taken.is_err() {
-            self.remove_snapshot(snapshot).await?;
+        match &taken {
+            Ok(_) => {}
+            // Whoever was asked may still be writing; it begins anew when it is asked again.
+            Err(Error::Unavailable { .. }) if full => {}
+            Err(_) => self.remove_snapshot(snapshot).await?,
         }
         taken
     }
@@ -133,7 +136,9 @@ impl Shared {
 
     /// Has the instance's keeper write down processes, memory and disk, all of one moment.
     async fn keep_processes(&self, instance: InstanceId, path: &Path) -> Result<(), Error> {
-        if path.try_exists().unwrap_or(false) {
+        let there = |path: &Path| path.try_exists().unwrap_or(false);
+        let lent = self.config.executor.is_none() || there(&path.with_extension("executor"));
+        if lent && there(path) && there(&path.with_extension("memory")) {
             return Ok(());
         }
         let Some(program) = self.config.checkpoint.clone() else {
