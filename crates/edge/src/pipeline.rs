@@ -234,7 +234,7 @@ async fn serve(
         caller.tell(request.headers_mut());
     }
     if let Some(caller) = caller
-        && let Some(asks) = Asks::of(request.method(), request.uri().path(), request.headers())
+        && let Some(asks) = Asks::of(request.method(), request.uri().path())
     {
         let (version, in_flight) = (admitted.version, admitted.in_flight);
         return Box::pin(ask(

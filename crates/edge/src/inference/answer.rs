@@ -21,6 +21,8 @@ use super::told::Usage;
 
 /// How much of an answer's end is kept to read what it cost, which comes last: a few hundred bytes.
 const TAIL_BYTES: usize = 4096;
+/// Bytes of a prompt that count as a token where its reader left before the engine said what it cost.
+const BYTES_OF_A_TOKEN: usize = 4;
 
 /// A body of an answer.
 #[derive(Debug)]
@@ -55,6 +57,9 @@ impl Followed {
             exchange: Some(exchange),
             events,
             status,
+            counted: false,
+            pieces: 0,
+            head: None,
             tail: BytesMut::new(),
         }))
     }
@@ -80,6 +85,12 @@ struct Passed {
     exchange: Option<Box<Exchange>>,
     events: bool,
     status: StatusCode,
+    /// What it cost is known, or it cost nothing.
+    counted: bool,
+    /// Events that came: each is a token at least.
+    pieces: u64,
+    /// What the first events say it costs, as far as they do.
+    head: Option<Usage>,
     tail: BytesMut,
 }
 
@@ -94,6 +105,7 @@ impl Passed {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     self.question.receipt.first_byte();
+                    self.look(data);
                     self.keep(data);
                     if let Some(exchange) = &mut self.exchange {
                         exchange.bytes_out += u64::try_from(data.len()).unwrap_or_default();
@@ -107,6 +119,7 @@ impl Passed {
                 self.incoming = None;
                 self.exchange = None;
                 self.question.reading = None;
+                self.count_so_far();
                 self.question.receipt.write(Outcome::Failed);
                 if self.events {
                     return Poll::Ready(Some(Ok(Frame::data(super::streamed::broken(
@@ -117,6 +130,34 @@ impl Passed {
             None => self.finish(),
         }
         Poll::Ready(frame)
+    }
+
+    /// Counts what passes.
+    fn look(&mut self, data: &[u8]) {
+        if !self.events {
+            return;
+        }
+        const EVENT: &[u8] = b"data:";
+        let events = data.windows(EVENT.len()).filter(|window| *window == EVENT);
+        self.pieces += u64::try_from(events.count()).unwrap_or(u64::MAX);
+        if self.head.is_none() && self.tail.is_empty() {
+            self.head = usage(&data[..data.len().min(TAIL_BYTES)]);
+        }
+    }
+
+    /// It ended before the engine said what it cost: what was written is counted, and the prompt by its length where
+    /// nothing was said of it either.
+    fn count_so_far(&mut self) {
+        if std::mem::replace(&mut self.counted, true) || !self.status.is_success() {
+            return;
+        }
+        let bytes = self.question.prompt.bytes.div_ceil(BYTES_OF_A_TOKEN);
+        let mut cost = usage(&self.tail).or_else(|| self.head.take()).unwrap_or(Usage {
+            prompt: u64::try_from(bytes).unwrap_or(u64::MAX),
+            ..Usage::default()
+        });
+        cost.completion = cost.completion.max(self.pieces);
+        self.question.counted_so_far(cost);
     }
 
     fn keep(&mut self, data: &[u8]) {
@@ -134,9 +175,17 @@ impl Passed {
         self.incoming = None;
         self.question.reading = None;
         if let Some(usage) = usage(&self.tail) {
+            self.counted = true;
             self.question.counted(usage);
         }
-        let outcome = if self.status.is_success() {
+        let broke = self.events && says_error(&self.tail);
+        if broke {
+            self.count_so_far();
+        }
+        self.counted = true;
+        let outcome = if broke {
+            Outcome::Failed
+        } else if self.status.is_success() {
             Outcome::Complete
         } else if self.status.is_client_error() {
             Outcome::Refused
@@ -148,6 +197,29 @@ impl Passed {
             exchange.finish();
         }
     }
+}
+
+impl Drop for Passed {
+    /// The client left: what was written until then is what it cost.
+    fn drop(&mut self) {
+        if self.incoming.is_some() {
+            self.count_so_far();
+        }
+    }
+}
+
+/// Whether the last event of a stream says that it broke off.
+fn says_error(tail: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(tail);
+    let last = text
+        .trim_end()
+        .rsplit("\n\n")
+        .find(|event| *event != "data: [DONE]");
+    last.is_some_and(|event| {
+        event.starts_with("event: error")
+            || event.starts_with("data: {\"error\"")
+            || event.contains("\"type\":\"error\"")
+    })
 }
 
 /// The usage at the end of an answer. Within a text the name would stand between escaped quotes.
@@ -175,5 +247,17 @@ mod tests {
         assert_eq!(usage(events).map(|usage| usage.prompt), Some(3));
         assert_eq!(usage(br#"{"error":{}}"#), None);
         assert_eq!(usage(br#"{"usage":{"prompt_tok"#), None);
+    }
+
+    #[test]
+    fn a_stream_that_broke_off_says_so_in_its_last_event() {
+        assert!(says_error(
+            b"data: {\"a\":1}\n\nevent: error\ndata: {\"type\":\"error\"}\n\n"
+        ));
+        assert!(says_error(b"data: {\"error\":{}}\n\ndata: [DONE]\n\n"));
+        assert!(!says_error(
+            b"data: {\"text\":\"event: error\"}\n\ndata: [DONE]\n\n"
+        ));
+        assert!(!says_error(b""));
     }
 }

@@ -37,7 +37,9 @@ use super::{Asks, Caller, PAGE_BYTES};
 
 /// Largest body of a question, the same as at the platform's own address.
 pub(crate) const BODY_MAX_BYTES: usize = 32 * 1024 * 1024;
-/// A client that sends nothing of a body for so long has gone.
+/// What is looked at of a prompt, to know who has read its beginning: some hundred thousand tokens.
+const SAID_MAX_BYTES: usize = 8192 * BLOCK_BYTES;
+/// Time for a whole body: one that comes slower holds memory that others need.
 const BODY_PATIENCE: Duration = Duration::from_secs(60);
 /// Times a question is sent before any answer: one that kills the instance that reads it must not kill all of them.
 const ASKED_MAX: usize = 2;
@@ -72,7 +74,7 @@ pub(crate) struct Question {
     parts: Parts,
     body: Bytes,
     _memory: OwnedSemaphorePermit,
-    prompt: Prompt,
+    pub(super) prompt: Prompt,
     /// Its answer comes as events.
     pub(super) streams: bool,
     /// Answers to the one prompt.
@@ -109,21 +111,28 @@ async fn read(shared: &super::Shared, incoming: Incoming) -> Result<(Bytes, Owne
     if announced.is_some_and(|length| length > most) {
         return Err(Refusal::BodyTooLarge { most });
     }
-    let expected = announced
-        .and_then(|length| usize::try_from(length).ok())
-        .unwrap_or(BODY_MAX_BYTES);
     let pages = |bytes: usize| u32::try_from(bytes.div_ceil(PAGE_BYTES).max(1)).unwrap_or(u32::MAX);
     let busy = |_| Refusal::BodiesBusy;
-    let mut memory = Arc::clone(&shared.memory)
-        .try_acquire_many_owned(pages(expected))
-        .map_err(busy)?;
+    // Taken as the bytes come: what was only announced keeps nobody else out.
+    let take = |count: u32| {
+        Arc::clone(&shared.memory)
+            .try_acquire_many_owned(count)
+            .map_err(busy)
+    };
+    let mut memory = take(1)?;
+    let until = tokio::time::Instant::now() + BODY_PATIENCE;
     let mut incoming = Limited::new(incoming, BODY_MAX_BYTES);
     let mut body = BytesMut::new();
     loop {
-        match tokio::time::timeout(BODY_PATIENCE, incoming.frame()).await {
+        match tokio::time::timeout_at(until, incoming.frame()).await {
             Ok(None) => break,
             Ok(Some(Ok(frame))) => {
                 if let Some(data) = frame.data_ref() {
+                    let held = u32::try_from(memory.num_permits()).unwrap_or(u32::MAX);
+                    let more = pages(body.len() + data.len()).saturating_sub(held);
+                    if more > 0 {
+                        memory.merge(take(more)?);
+                    }
                     body.extend_from_slice(data);
                 }
             }
@@ -134,9 +143,6 @@ async fn read(shared: &super::Shared, incoming: Incoming) -> Result<(Bytes, Owne
             Err(_) => return Err(Refusal::BodyBroken),
         }
     }
-    // What was taken for a body of unknown length and is not needed goes back.
-    let over = memory.num_permits().saturating_sub(pages(body.len()) as usize);
-    drop(memory.split(over));
     Ok((body.freeze(), memory))
 }
 
@@ -153,8 +159,15 @@ impl Question {
         progress: &Progress,
         started: Instant,
     ) -> Result<Box<Self>, Refusal> {
-        let (body, memory) = read(&worker.shared.inference, incoming).await?;
+        let (mut body, memory) = read(&worker.shared.inference, incoming).await?;
         progress.add(body.len());
+        if serde_json::from_slice::<Peek<'_>>(&body).is_err()
+            && let Ok(serde_json::Value::Object(whole)) = serde_json::from_slice(&body)
+            && let Ok(once) = serde_json::to_vec(&whole)
+        {
+            // Something is said twice, perhaps. The engine is to hear what is understood here, and nothing else.
+            body = once.into();
+        }
         progress.done.store(true, std::sync::atomic::Ordering::Relaxed);
         let peek: Peek<'_> = serde_json::from_slice(&body).unwrap_or_default();
         let mut said = Vec::new();
@@ -169,6 +182,8 @@ impl Question {
         for part in parts_of_prompt.into_iter().flatten() {
             said.extend_from_slice(part.get().as_bytes());
         }
+        let prompt_bytes = said.len();
+        said.truncate(SAID_MAX_BYTES);
         let seed = tram_planner::inference::chain(0, caller.scope(), caller.scope().len());
         let chain = tram_planner::inference::chain(seed.first().copied().unwrap_or(0), &said, BLOCK_BYTES);
         let request_id = parts.headers.get(crate::forwarded::X_REQUEST_ID);
@@ -197,7 +212,7 @@ impl Question {
         let (streams, answers) = (peek.stream == Some(true), peek.n.unwrap_or(1));
         let prompt = Prompt {
             chain,
-            bytes: said.len(),
+            bytes: prompt_bytes,
         };
         // The body is framed anew, and what belongs to the client's connection does not come along.
         parts.headers.remove(CONTENT_LENGTH);

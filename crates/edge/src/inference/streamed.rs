@@ -73,6 +73,10 @@ pub(super) struct Streamed {
     /// As the first engine told it.
     begin: Option<Box<RawValue>>,
     tokens: Vec<u32>,
+    /// Several answers are written side by side, whose tokens are not told.
+    several: bool,
+    /// Events shown that no tokens were told for: each is a token at least.
+    untold: u64,
     /// More tokens came than are kept.
     too_long: bool,
     continuations: usize,
@@ -116,6 +120,8 @@ struct Begin {
 impl Streamed {
     pub(super) fn new(question: Box<Question>, incoming: Incoming, exchange: Box<Exchange>) -> Self {
         Self {
+            several: question.answers != 1,
+            untold: 0,
             at: At::Reading { question, incoming },
             exchange: Some(exchange),
             splitter: Splitter::default(),
@@ -183,6 +189,7 @@ impl Streamed {
         let At::Reading { question, .. } = &mut self.at else {
             return false;
         };
+        let mut is_told = false;
         if let Some(told) = event.told {
             let Told {
                 begin,
@@ -198,6 +205,7 @@ impl Streamed {
                 self.begin = begin;
             }
             if !tokens.is_empty() {
+                is_told = true;
                 question.receipt.first_byte();
                 if self.tokens.len() + tokens.len() > TOKENS_MAX {
                     self.too_long = true;
@@ -217,6 +225,9 @@ impl Streamed {
             self.outcome = Some(Outcome::Failed);
         }
         let is_last = &event.shown[..] == DONE;
+        if !is_told && self.held.is_none() {
+            self.untold += 1;
+        }
         match &mut self.held {
             Some(held) => held.push(event.shown),
             None => self.ready.push_back(event.shown),
@@ -236,7 +247,7 @@ impl Streamed {
             Some(outcome) => {
                 let so_far = self.so_far();
                 if let At::Reading { question, .. } = &mut self.at {
-                    if outcome == Outcome::Failed {
+                    if outcome == Outcome::Failed && self.held.is_none() {
                         question.counted_so_far(so_far);
                     }
                     question.receipt.write(outcome);
@@ -253,7 +264,8 @@ impl Streamed {
     /// The replica is gone, or goes: another is to go on.
     fn broke(&mut self) {
         self.splitter.clear();
-        self.held = None;
+        // The engine has said what all of it costs.
+        let is_counted = self.held.take().is_some();
         let At::Reading { mut question, .. } = std::mem::replace(&mut self.at, At::Ended) else {
             return;
         };
@@ -262,7 +274,9 @@ impl Streamed {
         }
         question.reading = None;
         // Should the client leave before another goes on.
-        question.counted_so_far(self.so_far());
+        if !is_counted {
+            question.counted_so_far(self.so_far());
+        }
         self.fruitless = match self.tokens.len() > self.gained_from || self.continuations == 0 {
             true => 0,
             false => self.fruitless + 1,
@@ -354,9 +368,10 @@ impl Streamed {
     /// Ends with an error event. What was written is counted, since it was sent.
     fn end(&mut self, question: &mut Question, why: &str) {
         tracing::warn!(why, tokens = self.tokens.len(), "an answer broke off");
-        question.counted_so_far(self.so_far());
+        if self.held.take().is_none() {
+            question.counted_so_far(self.so_far());
+        }
         question.receipt.write(Outcome::Failed);
-        self.held = None;
         self.ready.push_back(broken(why));
         self.at = At::Ended;
     }
@@ -368,7 +383,10 @@ impl Streamed {
             .unwrap_or_default();
         Usage {
             prompt: begin.prompt_tokens,
-            completion: u64::try_from(self.tokens.len()).unwrap_or(u64::MAX),
+            completion: match self.several {
+                true => self.untold,
+                false => u64::try_from(self.tokens.len()).unwrap_or(u64::MAX),
+            },
             cached: begin.cached,
         }
     }
@@ -380,6 +398,7 @@ impl Drop for Streamed {
         let so_far = self.so_far();
         if let At::Reading { question, .. } = &mut self.at
             && self.outcome.is_none()
+            && self.held.is_none()
         {
             question.counted_so_far(so_far);
         }
