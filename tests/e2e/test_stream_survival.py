@@ -212,7 +212,7 @@ def test_who_cannot_go_on_says_so(edge, replicas, tmp_path):
     chunks, _ = ask(edge, completion(), kill_the_last)
     assert "no other came" in chunks[-1]["error"]["message"]
     outcomes = [(record["outcome"], record["completion_tokens"] >= 12) for record in edge.records()]
-    assert outcomes == [("failed", False), ("failed", True)]
+    assert outcomes == [("failed", True), ("failed", True)]
     # Another model has taken over.
     (first,) = replicas(1)
     other = tmp_path / "other.gguf"
@@ -260,6 +260,45 @@ def test_a_question_that_was_not_answered_yet_is_asked_again(edge, replicas):
     answer.close()
     left = wait_for("it is counted", lambda: next(iter(edge.records()[1:]), None))
     assert left["outcome"] == "client_left" and 20 <= left["completion_tokens"] < 400
+
+
+MANY = {"max_tokens": 400, "temperature": 0, "stream": True}
+SAID = [{"role": "user", "content": "Tell me a very long story about a river."}]
+
+
+@pytest.mark.parametrize(("path", "body"), [
+    ("/v1/messages", {**MANY, "model": "smollm2", "messages": SAID}),
+    ("/v1/chat/completions", {**MANY, "model": "smollm2", "messages": SAID, "n": 2}),
+])
+def test_who_leaves_pays_what_was_written_whatever_the_contract(edge, replicas, path, body):
+    (replica,) = replicas(1)
+    edge.serve([replica])
+    answer = edge.post(path, body)
+    assert answer.status == 200, answer.read()
+    seen = 0
+    for line in answer:
+        seen += line.startswith(b"data:")
+        if seen == 20:
+            break
+    answer.close()
+    (left,) = wait_for("it is counted", edge.records)
+    assert left["outcome"] == "client_left" and left["prompt_tokens"] > 0, left
+    assert left["completion_tokens"] >= 18, left
+
+
+def test_nothing_said_twice_and_no_header_leads_past_the_accounts(edge, replicas):
+    (replica,) = replicas(1)
+    edge.serve([replica])
+    body = json.dumps(completion(tokens=5))
+    twice = body.replace('"stream": true', '"stream": false, "stream": true')
+    assert twice != body
+    answer = edge.post("/v1/completions", twice.encode())
+    lines = answer.read().decode()
+    assert lines.endswith("data: [DONE]\n\n") and ": tram" not in lines, lines
+    answer = edge.post("/v1/completions", completion(tokens=5), {"content-encoding": "identity"})
+    assert answer.read().decode().endswith("data: [DONE]\n\n")
+    counted = [(record["outcome"], record["completion_tokens"]) for record in edge.records()]
+    assert counted == 2 * [("complete", 5)]
 
 
 def test_nobody_but_our_front_says_who_asks(edge, replicas):
