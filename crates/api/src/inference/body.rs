@@ -35,8 +35,11 @@ const COUNTING: &str = "/count_tokens";
 const BYTES_OF_A_TOKEN: usize = 4;
 /// Tokens that an answer is thought to have when the question does not bound it.
 const ANSWER_TOKENS: u64 = 256;
-/// Most tokens that a question is thought to cost: more than any model's context.
-const ESTIMATE_MAX: u64 = 16_000_000;
+/// Most tokens that one answer is thought to have, whatever the question asks for: the longest context that common models
+/// were trained for. Engines end an answer with their model's.
+const ANSWER_MAX: u64 = 131_072;
+/// Most answers to one question; engines write no more at once.
+const ANSWERS_MAX: u64 = 16;
 
 /// A question, of which only the model is understood.
 #[derive(Debug)]
@@ -86,14 +89,12 @@ impl<'b> Asked<'b> {
             .find_map(|name| number(name));
         let answer = match most {
             _ if path.ends_with(EMBEDDINGS) => 0,
-            Some(most) => most,
+            Some(most) => most.min(ANSWER_MAX),
             None => ANSWER_TOKENS,
         };
-        let answers = number("n").unwrap_or(1).max(1);
+        let answers = number("n").unwrap_or(1).clamp(1, ANSWERS_MAX);
         // More is not believed: what is said here is set aside, and nobody may set aside all there is.
-        prompt
-            .saturating_add(answer.saturating_mul(answers))
-            .min(ESTIMATE_MAX)
+        prompt.saturating_add(answer.saturating_mul(answers))
     }
 
     /// The body for an engine that serves its model under `name`. What Mistral's contract names differently is written
@@ -213,7 +214,11 @@ mod tests {
         assert_eq!(cost(r#"{"model":"m","messages":[]}"#), 1 + ANSWER_TOKENS);
         assert_eq!(
             cost(r#"{"model":"m","prompt":"","max_tokens":18446744073709551615,"n":9}"#),
-            ESTIMATE_MAX
+            1 + 9 * ANSWER_MAX
+        );
+        assert_eq!(
+            cost(r#"{"model":"m","prompt":"","max_tokens":1000000,"n":1000000}"#),
+            1 + ANSWERS_MAX * ANSWER_MAX
         );
     }
 
