@@ -96,9 +96,11 @@ fn it_is_as_large_as_it_was_said_to_be_and_grows() {
 fn one_instance_has_it_until_its_last_process_is_gone() {
     let Some(world) = World::new() else { return };
     let path = volume_of(&world);
-    let holder = with(&world, &path, "echo begun > /data/file; sync; sleep 1000");
+    let holder = with(&world, &path, "echo begun > /data/file; sync; echo written; sleep 1000");
     let id = holder.id.clone();
     world.client().launch(holder).unwrap();
+    // It may be ended as soon as the second is begun.
+    world.wait_log(&id, "written");
     assert!(volume::is_attached(&path).unwrap());
     assert!(!volume::remove(&path).unwrap(), "not while somebody has it");
     // The second waits for the first, and has it as soon as that is gone.
