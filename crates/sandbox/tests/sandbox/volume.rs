@@ -96,7 +96,11 @@ fn it_is_as_large_as_it_was_said_to_be_and_grows() {
 fn one_instance_has_it_until_its_last_process_is_gone() {
     let Some(world) = World::new() else { return };
     let path = volume_of(&world);
-    let holder = with(&world, &path, "echo begun > /data/file; sync; echo written; sleep 1000");
+    let holder = with(
+        &world,
+        &path,
+        "echo begun > /data/file; sync; echo written; sleep 1000",
+    );
     let id = holder.id.clone();
     world.client().launch(holder).unwrap();
     // It may be ended as soon as the second is begun.
