@@ -9,13 +9,16 @@
     reason = "between two looks at a condition, with a deadline"
 )]
 
+mod ports;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+
+use ports::free_port;
 
 const SECRET: &str = "a-secret_of-the-tests";
 /// A slow machine under load still answers within this.
@@ -41,22 +44,6 @@ impl Answer {
     fn events(&self) -> Vec<Value> {
         let data = self.body.lines().filter_map(|line| line.strip_prefix("data: "));
         data.map(|data| serde_json::from_str(data).unwrap()).collect()
-    }
-}
-
-/// Ports that the kernel gives to nobody who connects: one who connects to a port of those before anybody listens there
-/// may meet himself, and the port is taken then.
-const PORTS: std::ops::Range<u16> = 20_000..32_000;
-
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let begin = u16::try_from(std::process::id() % u32::from(PORTS.end - PORTS.start)).unwrap();
-    loop {
-        let turn = (begin + NEXT.fetch_add(1, Relaxed)) % (PORTS.end - PORTS.start);
-        let port = PORTS.start + turn;
-        if TcpListener::bind(("0.0.0.0", port)).is_ok() {
-            return port;
-        }
     }
 }
 

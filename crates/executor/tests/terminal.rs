@@ -9,10 +9,13 @@
     reason = "between two looks at a condition, with a deadline"
 )]
 
-use std::net::{TcpListener, TcpStream};
+mod ports;
+
+use std::net::TcpStream;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use ports::free_port;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Error, Message, WebSocket, client};
 
@@ -27,14 +30,7 @@ struct Executor {
 
 impl Executor {
     fn start() -> Self {
-        let free = || {
-            TcpListener::bind("127.0.0.1:0")
-                .unwrap()
-                .local_addr()
-                .unwrap()
-                .port()
-        };
-        let (port, proxy_port) = (free(), free());
+        let (port, proxy_port) = (free_port(), free_port());
         let child = Command::new(env!("CARGO_BIN_EXE_tram-executor"))
             .args([
                 "--port",
@@ -102,7 +98,9 @@ impl Terminal {
 
     /// Reads until this was shown.
     fn shows(&mut self, wanted: &str) {
+        let end = Instant::now() + DEADLINE;
         while !self.seen.contains(wanted) {
+            assert!(Instant::now() < end, "no {wanted:?} after {:?}", self.seen);
             match self.socket.read().unwrap() {
                 Message::Binary(bytes) => self.seen.push_str(&String::from_utf8_lossy(&bytes)),
                 Message::Ping(_) => {}
@@ -113,7 +111,9 @@ impl Terminal {
 
     /// Reads to the end: the exit code.
     fn ends(&mut self) -> i64 {
+        let end = Instant::now() + DEADLINE;
         loop {
+            assert!(Instant::now() < end, "no end after {:?}", self.seen);
             match self.socket.read().unwrap() {
                 Message::Binary(bytes) => self.seen.push_str(&String::from_utf8_lossy(&bytes)),
                 Message::Text(text) => {
@@ -167,7 +167,9 @@ fn a_shell_takes_what_is_typed_and_hears_of_another_size_and_of_signals() {
     terminal.types("stty size\r");
     terminal.shows("50 132");
     // ^C ends the command in the foreground, and not the shell.
-    terminal.types("sleep 1000; echo after-$((1+1))\r");
+    // It has the foreground once it speaks: before, the shell itself may hear it, or nobody.
+    terminal.types("sh -c 'echo runs-$((3+3)); exec sleep 1000'; echo after-$((1+1))\r");
+    terminal.shows("runs-6");
     terminal.types("\x03");
     terminal.types("echo still-$((2+2))\r");
     terminal.shows("still-4");
