@@ -18,7 +18,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 PROJECT = HERE.parent
 RESULTS = HERE / "results.json"
 FIGURE = ["name", "figure", "unit", "goal", "pass", "peer", "ratio", "runs", "spread", "machine"]
-NAMES = ["edge", "edge-latency", "connection-memory", "wake-deep", "light-frozen", "light-checkpointed", "burst-from-zero", "burst-100", "rollout", "startup", "sandbox-api",
+NAMES = ["edge", "edge-latency", "connection-memory", "wake-deep", "light-frozen", "light-checkpointed", "paging", "burst-from-zero", "burst-100", "rollout", "startup", "sandbox-api",
          "pool-claim", "exec", "file-transfer", "snapshot", "fork", "fork-processes", "neighbour",
          "thousand-services", "sleepers-10000", "wake-storm", "launch", "keepalive-azure", "autoscale-llm", "planner-million",
          "engine", "engine-mixed", "engine-prefix", "engine-copy", "fairness", "model-wake", "stream-survival", "routing-mooncake",

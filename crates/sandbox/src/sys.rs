@@ -385,6 +385,32 @@ pub(crate) fn hurry(hurry: bool) {
     );
 }
 
+/// Asks the kernel to read these parts of a process's memory (address, length in bytes) back in from swap. Returns how
+/// many bytes it has asked the device for, or found in memory; fewer than all when the process is short of memory.
+pub(crate) fn read_ahead(process: BorrowedFd<'_>, ranges: &[(usize, usize)]) -> io::Result<usize> {
+    let parts: Vec<libc::iovec> = ranges
+        .iter()
+        .map(|(address, length)| libc::iovec {
+            iov_base: std::ptr::without_provenance_mut(*address),
+            iov_len: *length,
+        })
+        .collect();
+    // SAFETY: needed because no wrapper exists. The kernel reads the list, which lives until the call returns; what the
+    // list names is memory of the other process, whose content the advice does not change.
+    let asked = unsafe {
+        libc::syscall(
+            libc::SYS_process_madvise,
+            process.as_raw_fd(),
+            parts.as_ptr(),
+            parts.len(),
+            libc::MADV_WILLNEED,
+            0,
+        )
+    };
+    check(asked)?;
+    Ok(usize::try_from(asked).unwrap_or_default())
+}
+
 fn check(result: libc::c_long) -> io::Result<()> {
     if result < 0 {
         Err(io::Error::last_os_error())

@@ -47,6 +47,9 @@ use crate::volumes::Volumes;
 const CHANGES_MAX: usize = 1024;
 /// Between two looks for logs that are too old: they are kept for days, an hour more or less is nothing.
 const OLD_LOGS_LOOK: Duration = Duration::from_secs(60 * 60);
+/// Woken instances whose memory is read back in from swap at a time: a device that reads large pieces is kept busy by two,
+/// and each occupies a thread for as long as it reads.
+const RETURNS_MAX: usize = 4;
 /// After opening, instances that had been healthy are asked before anybody is told that they are not.
 const FIRST_PROBES_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -105,6 +108,8 @@ struct Shared {
     probes: Arc<Semaphore>,
     /// One at a time gives memory back.
     reclaims: Semaphore,
+    /// A few at a time have theirs read back in.
+    returns: Arc<Semaphore>,
     /// One at a time is written to disk.
     checkpoints: Semaphore,
     /// The machine's memory is short.
@@ -175,6 +180,7 @@ impl LocalSite {
             changed,
             probes: Arc::new(Semaphore::new(PROBES_MAX)),
             reclaims: Semaphore::new(1),
+            returns: Arc::new(Semaphore::new(RETURNS_MAX)),
             checkpoints: Semaphore::new(1),
             memory_short: AtomicBool::new(false),
             viewed: watch::channel(()).0,

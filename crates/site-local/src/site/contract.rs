@@ -206,6 +206,9 @@ impl Site for LocalSite {
         self.shared.guard_running(instance, generation)?;
         self.shared.call(instance, |client, id| client.thaw(id)).await?;
         self.shared.frozen(instance, false);
+        if self.shared.config.reclaim_frozen {
+            self.shared.bring_back(instance);
+        }
         Ok(())
     }
 
@@ -415,6 +418,27 @@ impl Shared {
             }
         };
         tokio::spawn(end.run_until_cancelled_owned(reclaiming));
+    }
+
+    /// Has what a woken instance has in swap read back in, in the background, beside its own faults. Not for more than
+    /// [`super::RETURNS_MAX`] at a time: the device is busy with those, and the others get their pages one by one.
+    fn bring_back(self: &Arc<Self>, id: InstanceId) {
+        let (shared, end) = (Arc::clone(self), self.end.clone());
+        let Ok(permit) = Arc::clone(&self.returns).try_acquire_owned() else {
+            return;
+        };
+        let Ok(name) = super::wire_id(id) else { return };
+        let work = move || {
+            let _permit = permit;
+            let runs = |entry: &Entry| matches!(&entry.live, Live::Up(up) if !*up.frozen.borrow());
+            let goes_on = || !end.is_cancelled() && shared.lock().get(&id).is_some_and(runs);
+            match tram_sandbox::reclaim::bring_back(&shared.config.supervisor_dir, &name, goes_on) {
+                Ok(bytes) => tracing::debug!(instance = %id, bytes, "read an instance's memory back in"),
+                // It ended meanwhile, or this kernel cannot: then it has its pages one by one.
+                Err(error) => tracing::debug!(instance = %id, %error, "an instance reads its memory itself"),
+            }
+        };
+        drop(tokio::task::spawn_blocking(work));
     }
 
     /// A stop that did not reach the supervisor: whoever looks must not take it for one under way, or nobody would
