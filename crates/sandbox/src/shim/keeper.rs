@@ -266,7 +266,15 @@ impl<'a> Keeper<'a> {
         let restored = self.restore(lazily).or_else(|first| {
             // Without the server of pages there is less that can go wrong.
             self.let_go();
-            self.restore(false).map_err(|_| first)
+            match self.restore(false) {
+                Ok(restored) => {
+                    self.say(&format!(
+                        "the instance's memory was read back as a whole, which takes longer: {first}"
+                    ));
+                    Ok(restored)
+                }
+                Err(_) => Err(first),
+            }
         });
         let _ = self.order.driver.create(self.name(), &self.order.spec.limits);
         let restored = match restored {

@@ -380,6 +380,25 @@ fn a_child_that_ended_and_was_not_asked_about_comes_along() {
 }
 
 #[test]
+fn what_cannot_be_served_page_by_page_is_read_back_as_a_whole() {
+    let Some(world) = World::new() else { return };
+    let Some(checkpoint) = spec() else { return };
+    let spec = world.shell(COUNTER);
+    let id = spec.id.clone();
+    world.client().launch(spec).unwrap();
+    world.wait_log(&id, "ready");
+    world.ask(&id, 1);
+    world.client().freeze(&id).unwrap();
+    world.client().checkpoint(&id, checkpoint).unwrap();
+    // The server of pages cannot listen where something lies that it cannot clear away.
+    fs::create_dir_all(world.image(&id).join("lazy-pages.socket/in-the-way")).unwrap();
+    world.client().thaw(&id).unwrap();
+    world.ask(&id, 2);
+    world.wait_log(&id, "was read back as a whole");
+    until("the image is gone", || !world.image(&id).exists());
+}
+
+#[test]
 fn an_image_that_is_damaged_ends_the_instance_and_its_log_says_so() {
     let Some(world) = World::new() else { return };
     let Some(checkpoint) = spec() else { return };
