@@ -259,16 +259,20 @@ impl Store {
             InstanceSnapshotStatus::Deleted => sql.push(", deleted_at = ", &now),
             _ => {}
         }
+        const DOING: &str = "changing an instance snapshot";
         let sql = sql.with(" WHERE id = ", &id).with(" AND status = ", &from);
-        let changes = [Change::InstanceSnapshot(id)];
-        let moved = self
-            .write_one(sql, &changes, "changing an instance snapshot")
-            .await?;
+        // Of one transaction: what is removed must not count after a crash in between.
+        let mut transaction = self.database().write(DOING).await?;
+        let moved = sql.run(&mut transaction, DOING).await?;
         if moved > 0 && to == InstanceSnapshotStatus::Deleted {
-            let sql = Sql::new("DELETE FROM instance_snapshot_sizes").with(" WHERE id = ", &id);
-            self.write_one(sql, &[], "forgetting the size of an instance snapshot")
+            Sql::new("DELETE FROM instance_snapshot_sizes")
+                .with(" WHERE id = ", &id)
+                .run(&mut transaction, DOING)
                 .await?;
         }
+        let changes = [Change::InstanceSnapshot(id)];
+        let changes: &[Change] = if moved > 0 { &changes } else { &[] };
+        self.finish(transaction, changes, DOING).await?;
         Ok(moved > 0)
     }
 

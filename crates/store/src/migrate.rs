@@ -111,6 +111,7 @@ migrations! {
     74 "0074_index_model_limits_organization_id",
     90 "0090_create_instance_snapshot_sizes",
     91 "0091_index_instance_snapshot_sizes_organization_id",
+    92 "0092_forget_sizes_of_removed_instance_snapshots",
 }
 
 /// Brings the database up to date.

@@ -13,6 +13,7 @@ mod fixture;
 mod past;
 mod pools;
 mod schema;
+mod snapshots;
 mod tenants;
 mod tls;
 mod usages;
@@ -48,6 +49,7 @@ macro_rules! cases {
 }
 
 cases! {
+    snapshots::a_snapshot_and_its_size_go_together,
     tenants::names_are_unique_and_pages_are_stable,
     tenants::a_token_is_found_until_it_expires_or_is_revoked,
     tenants::nothing_of_another_organization_is_found,
