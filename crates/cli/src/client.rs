@@ -19,7 +19,8 @@ use crate::printer::Printer;
 
 /// How long connecting may take: the server is near, or it is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a call may take, body included: every call answers at once, the work comes after it.
+/// How long a call may take, body included: nearly every call answers at once, the work comes after it. The others are made
+/// by a client that is [`Client::patient`].
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest body that is read: the longest page of anything is far below; a wrong server's download is not.
 const BODY_MAX_BYTES: usize = 64 * 1024 * 1024;
@@ -42,6 +43,8 @@ pub(crate) struct Client {
     token: String,
     /// Where the server's warnings are said.
     printer: Printer,
+    /// How long a call may take.
+    patience: Duration,
 }
 
 impl Client {
@@ -72,7 +75,21 @@ impl Client {
             base: url,
             token: token.to_owned(),
             printer: printer.clone(),
+            patience: CALL_TIMEOUT,
         })
+    }
+
+    /// The same for calls that take `more` than others do.
+    pub(crate) fn patient(&self, more: Duration) -> Self {
+        Self {
+            patience: CALL_TIMEOUT + more,
+            ..self.clone()
+        }
+    }
+
+    /// Where to tell how far something got.
+    pub(crate) fn printer(&self) -> &Printer {
+        &self.printer
     }
 
     /// The server's address.
@@ -149,7 +166,7 @@ impl Client {
         query: Query<'_>,
         body: Option<&Value>,
     ) -> Result<Value, Error> {
-        let mut request = self.request(method, path, query)?.timeout(CALL_TIMEOUT);
+        let mut request = self.request(method, path, query)?.timeout(self.patience);
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -218,7 +235,7 @@ impl Client {
         if source.is_timeout() && !source.is_connect() {
             Error::TimedOut {
                 call: path.to_owned(),
-                after: CALL_TIMEOUT,
+                after: self.patience,
             }
         } else if mentions_certificate(&source) {
             Error::Untrusted {

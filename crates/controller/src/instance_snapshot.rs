@@ -1,18 +1,30 @@
 //! Takes the snapshots of instances that are wanted, and removes those that are not any more.
 //!
 //! **Owns** the way from CREATING to AVAILABLE or ERROR, and from DELETING to DELETED. **Does not own** whether a snapshot
-//! may be taken or removed, which the API and the store decide. One after the other: a copy takes what the machine's disk
-//! gives, and two at a time would make both wait.
+//! may be taken or removed, which the API and the store decide. A few at a time ([`TAKES_MAX`]), so that nobody waits for the
+//! gigabytes of a stranger; those of one instance one after the other, since it stands still for each.
 //!
-//! A run that was cut off finds the same work again: the site takes a snapshot once, however often it is asked.
+//! The one design choice to know: a run goes on for as long as something is being taken, and looks for more work
+//! whenever it is told of some. What was taken is recorded one by one, so that two that fit alone, and not together, are
+//! never both kept. A run that was cut off finds the same work again: the site takes a snapshot once, however often it is
+//! asked.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
-use tokio::sync::Notify;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::{sync::Notify, time::Instant};
 use tram_site::Sites;
 use tram_store::{Store, record::InstanceSnapshot};
-use tram_types::{Clock, status::InstanceSnapshotStatus as Status, units::MIB};
+use tram_types::{
+    Clock, InstanceId, InstanceSnapshotId, status::InstanceSnapshotStatus as Status, units::MIB,
+};
 
 use crate::{Deps, driver, error::Error};
 
@@ -22,6 +34,9 @@ const PERIOD: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two tries.
 const RETRY: Duration = Duration::from_millis(500);
+/// Snapshots that are taken at a time. They share what the machine's disk gives; four keep a small one from waiting for
+/// a large one, and leave the site calls for all else it does.
+const TAKES_MAX: usize = 4;
 /// So many of the largest snapshots are named where there is no room.
 const NAMED: u32 = 3;
 /// For so long a removed snapshot can still be looked up, by clients that wait for its end.
@@ -29,7 +44,7 @@ const REMEMBERED: Duration = Duration::from_secs(60 * 60);
 
 /// Takes and removes snapshots.
 #[derive(Debug)]
-pub(crate) struct Reconciler {
+pub struct Reconciler {
     store: Store,
     sites: Sites,
     clock: Arc<dyn Clock>,
@@ -39,13 +54,13 @@ pub(crate) struct Reconciler {
 
 /// What one run did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Report {
+pub struct Report {
     /// Snapshots that can be used now.
-    pub(crate) taken: usize,
+    pub taken: usize,
     /// Snapshots that could not be taken.
-    pub(crate) failed: usize,
+    pub failed: usize,
     /// Snapshots that are gone.
-    pub(crate) removed: usize,
+    pub removed: usize,
 }
 
 impl driver::Report for Report {
@@ -63,9 +78,45 @@ enum Outcome {
     Later,
 }
 
+type Attempt<'a> = Pin<Box<dyn Future<Output = (InstanceSnapshot, Outcome)> + Send + 'a>>;
+
+/// What is being taken.
+#[derive(Default)]
+struct Taking<'a> {
+    under_way: FuturesUnordered<Attempt<'a>>,
+    snapshots: BTreeSet<InstanceSnapshotId>,
+    instances: BTreeSet<InstanceId>,
+    /// What could not be taken yet, and when it is to be tried again.
+    waiting: BTreeMap<InstanceSnapshotId, Instant>,
+}
+
+/// What became of an attempt.
+enum Recorded {
+    ForGood,
+    /// It is to be tried again.
+    Later,
+}
+
+impl Taking<'_> {
+    fn done(&mut self, snapshot: &InstanceSnapshot) {
+        self.snapshots.remove(&snapshot.id);
+        self.instances.remove(&snapshot.instance_id);
+    }
+
+    fn wait_for(&mut self, snapshot: &InstanceSnapshot) {
+        self.waiting.insert(snapshot.id, Instant::now() + RETRY);
+    }
+
+    /// When what waits is to be tried again.
+    fn again_at(&self) -> Instant {
+        let first = self.waiting.values().min().copied();
+        first.unwrap_or_else(|| Instant::now() + PERIOD)
+    }
+}
+
 impl Reconciler {
     /// `signal`: there is work.
-    pub(crate) fn new(deps: &Deps, signal: Arc<Notify>) -> Self {
+    pub fn new(deps: &Deps, signal: Arc<Notify>) -> Self {
         Self {
             store: deps.store.clone(),
             sites: deps.sites.clone(),
@@ -121,53 +172,108 @@ impl Reconciler {
         Ok(Some(no_room(taken, bytes, max, &largest)))
     }
 
-    async fn take_all(&self, report: &mut Report) -> Result<(), Error> {
-        let wanted = self
-            .store
-            .instance_snapshots_to_take_unscoped()
-            .await
-            .map_err(Error::store("read the snapshots that are wanted"))?;
-        let mut again = false;
-        for snapshot in &wanted {
-            let outcome = match self.take(snapshot).await {
-                Outcome::Taken(bytes) => match self.over_limit(snapshot, bytes).await? {
-                    None => Outcome::Taken(bytes),
-                    Some(message) => match self.forget(snapshot).await {
-                        true => Outcome::Failed(message),
-                        false => Outcome::Later,
-                    },
-                },
-                other => other,
-            };
-            // Unless it is to be removed meanwhile: then what was taken is removed below.
-            match outcome {
-                Outcome::Taken(bytes) => {
-                    let moved = self
-                        .store
-                        .instance_snapshot_taken(snapshot, bytes)
-                        .await
-                        .map_err(Error::store("record that a snapshot was taken"))?;
-                    report.taken += usize::from(moved);
+    /// Takes what is wanted, and removes what is not, until nothing is being taken. After an error nothing more is begun, and
+    /// what is under way is seen to its end: the site would go on with it anyway.
+    async fn work(&self, report: &mut Report) -> Result<(), Error> {
+        let mut taking = Taking::default();
+        let mut failed = Ok(());
+        loop {
+            if failed.is_ok() {
+                failed = self.look(&mut taking, report).await;
+            }
+            if taking.under_way.is_empty() {
+                break;
+            }
+            let again = taking.again_at();
+            tokio::select! {
+                Some((snapshot, outcome)) = taking.under_way.next() => {
+                    match self.record(&snapshot, outcome, report).await {
+                        Ok(Recorded::ForGood) => {}
+                        Ok(Recorded::Later) => taking.wait_for(&snapshot),
+                        Err(error) => failed = failed.and(Err(error)),
+                    }
+                    taking.done(&snapshot);
                 }
-                Outcome::Failed(message) => {
-                    let moved = self
-                        .store
-                        .move_instance_snapshot(snapshot.id, Status::Creating, Status::Error, &vec![message])
-                        .await
-                        .map_err(Error::store("record that a snapshot was not taken"))?;
-                    report.failed += usize::from(moved);
-                }
-                Outcome::Later => again = true,
+                () = self.signal.notified() => {}
+                () = tokio::time::sleep_until(again) => taking.waiting.retain(|_, at| *at > again),
             }
         }
-        if again {
+        if !taking.waiting.is_empty() {
             let signal = Arc::clone(&self.signal);
             tokio::spawn(async move {
                 tokio::time::sleep(RETRY).await;
                 signal.notify_one();
             });
         }
+        failed
+    }
+
+    async fn look<'a>(&'a self, taking: &mut Taking<'a>, report: &mut Report) -> Result<(), Error> {
+        self.begin(taking).await?;
+        self.remove_all(&taking.snapshots, report).await
+    }
+
+    /// Begins to take what is wanted, the oldest first, as far as there are places.
+    async fn begin<'a>(&'a self, taking: &mut Taking<'a>) -> Result<(), Error> {
+        let wanted = self
+            .store
+            .instance_snapshots_to_take_unscoped()
+            .await
+            .map_err(Error::store("read the snapshots that are wanted"))?;
+        for snapshot in wanted {
+            if taking.under_way.len() >= TAKES_MAX {
+                break;
+            }
+            if taking.waiting.contains_key(&snapshot.id) || !taking.instances.insert(snapshot.instance_id) {
+                continue;
+            }
+            taking.snapshots.insert(snapshot.id);
+            taking.under_way.push(Box::pin(async move {
+                let outcome = self.take(&snapshot).await;
+                (snapshot, outcome)
+            }));
+        }
         Ok(())
+    }
+
+    /// Records how an attempt went.
+    async fn record(
+        &self,
+        snapshot: &InstanceSnapshot,
+        outcome: Outcome,
+        report: &mut Report,
+    ) -> Result<Recorded, Error> {
+        let outcome = match outcome {
+            Outcome::Taken(bytes) => match self.over_limit(snapshot, bytes).await? {
+                None => Outcome::Taken(bytes),
+                Some(message) => match self.forget(snapshot).await {
+                    true => Outcome::Failed(message),
+                    false => Outcome::Later,
+                },
+            },
+            other => other,
+        };
+        // Unless it is to be removed meanwhile: then what was taken is removed by the next look.
+        match outcome {
+            Outcome::Taken(bytes) => {
+                let moved = self
+                    .store
+                    .instance_snapshot_taken(snapshot, bytes)
+                    .await
+                    .map_err(Error::store("record that a snapshot was taken"))?;
+                report.taken += usize::from(moved);
+            }
+            Outcome::Failed(message) => {
+                let moved = self
+                    .store
+                    .move_instance_snapshot(snapshot.id, Status::Creating, Status::Error, &vec![message])
+                    .await
+                    .map_err(Error::store("record that a snapshot was not taken"))?;
+                report.failed += usize::from(moved);
+            }
+            Outcome::Later => return Ok(Recorded::Later),
+        }
+        Ok(Recorded::ForGood)
     }
 
     /// Removes what was taken of a snapshot that is not to be; whether it is gone.
@@ -186,14 +292,19 @@ impl Reconciler {
         removed.is_ok()
     }
 
-    async fn remove_all(&self, report: &mut Report) -> Result<(), Error> {
+    /// Removes what is not wanted, but for what is being `taken`: whoever takes it would go on writing.
+    async fn remove_all(
+        &self,
+        taken: &BTreeSet<InstanceSnapshotId>,
+        report: &mut Report,
+    ) -> Result<(), Error> {
         let unwanted = self
             .store
             .instance_snapshots_to_remove_unscoped()
             .await
             .map_err(Error::store("read the snapshots to remove"))?;
         for snapshot in &unwanted {
-            if !self.forget(snapshot).await {
+            if taken.contains(&snapshot.id) || !self.forget(snapshot).await {
                 continue;
             }
             self.store
@@ -239,8 +350,7 @@ impl driver::Reconciler for Reconciler {
 
     async fn run(&self) -> Result<Report, Error> {
         let mut report = Report::default();
-        self.take_all(&mut report).await?;
-        self.remove_all(&mut report).await?;
+        self.work(&mut report).await?;
         let before = self.clock.now().minus(REMEMBERED);
         self.store
             .forget_instance_snapshots(before)

@@ -27,7 +27,7 @@ pub mod driver;
 mod error;
 mod follow;
 mod habits;
-mod instance_snapshot;
+pub mod instance_snapshot;
 pub mod light;
 pub mod orphan;
 pub mod pool;

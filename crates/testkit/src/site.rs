@@ -5,6 +5,7 @@
 //! answers with an error and never with an empty report.
 
 mod instance;
+mod instance_snapshots;
 mod volumes;
 
 use std::{
@@ -15,17 +16,21 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 use tram_site::{
     Capabilities, Changed, Continuation, EndCause, Error, ExecRequest, ExecSession, ImageSpec, InstancePhase,
     InstanceSpec, LogCursor, LogEntry, LogPage, LogQuery, LogStream, Observation, ObservedImage,
     ObservedInstance, Site, Usage,
     streams::{EXEC_CHANNEL_FRAMES, ExecInput, ExecOutput},
 };
-use tram_types::{Clock, DeploymentId, Generation, InstanceId, SnapshotId, VolumeId};
+use tram_types::{
+    Clock, DeploymentId, Generation, InstanceId, InstanceSnapshotId, SnapshotId, VolumeId,
+    status::InstanceSnapshotType,
+};
 
 use crate::behaviour::{Behaviour, ImageBehaviour, Life};
 use instance::FakeInstance;
+pub use instance_snapshots::Taking;
 
 /// News a slow receiver may miss before it has to observe everything: large enough for a thousand services that
 /// change at once, so that lagging is what a test asks for and not an accident.
@@ -60,6 +65,7 @@ pub struct FakeSite {
     state: Arc<Mutex<State>>,
     news: broadcast::Sender<Changed>,
     clock: Arc<dyn Clock>,
+    taking: watch::Sender<Taking>,
 }
 
 #[derive(Debug, Default)]
@@ -100,6 +106,7 @@ impl FakeSite {
             state: Arc::default(),
             news,
             clock,
+            taking: watch::Sender::default(),
         }
     }
 
@@ -581,6 +588,19 @@ impl Site for FakeSite {
         known.spec.regional_deployment_id = continuation.regional_deployment_id;
         known.spec.egress_allow.clone_from(&continuation.egress_allow);
         state.pinned.insert(continuation.deployment_id);
+        Ok(())
+    }
+
+    async fn take_snapshot(
+        &self,
+        _instance: InstanceId,
+        snapshot: InstanceSnapshotId,
+        _kind: InstanceSnapshotType,
+    ) -> Result<u64, Error> {
+        self.take(snapshot).await
+    }
+
+    async fn remove_snapshot(&self, _snapshot: InstanceSnapshotId) -> Result<(), Error> {
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! Units that are types, so that they never mix.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// Guards every order to a site: the site refuses an order older than the newest it has seen for the same object.
@@ -19,3 +21,13 @@ impl Generation {
 pub const MIB: u64 = 1024 * 1024;
 /// Bytes in a gibibyte.
 pub const GIB: u64 = 1024 * MIB;
+
+/// The slowest disk that the platform is patient with, in bytes a second. A gigabyte takes current disks about a second;
+/// rotating ones with other work, and those of the cheapest virtual machines, some twenty.
+pub const SLOWEST_DISK_BYTES_PER_SECOND: u64 = 50 * MIB;
+
+/// How long reading or writing so many bytes takes on the slowest disk. What else there is to do comes on top.
+#[must_use]
+pub const fn time_to_move(bytes: u64) -> Duration {
+    Duration::from_millis(bytes.saturating_mul(1000) / SLOWEST_DISK_BYTES_PER_SECOND)
+}

@@ -1,6 +1,9 @@
 //! `tram snapshots ls|show|verify|delete`: instances that were kept, with their disks alone or their processes too.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
+use tram_types::units::{GIB, time_to_move};
 
 use crate::{
     age::age,
@@ -11,6 +14,11 @@ use crate::{
     session::Session,
     view::{acted, short, take, text, texts},
 };
+
+/// What a server takes to verify a snapshot beside reading it, on a machine in trouble.
+const VERIFY_BASE: Duration = Duration::from_secs(30);
+/// Reading less than this is over before somebody wonders.
+const NOTED_BYTES_MIN: u64 = GIB;
 
 /// What to do with snapshots.
 #[derive(Debug, clap::Subcommand)]
@@ -122,8 +130,19 @@ async fn ls(session: &Session, client: &Client) -> Result<(), Error> {
 
 async fn verify(session: &Session, client: &Client, given: &str) -> Result<(), Error> {
     let id = resolve::id(client, INSTANCE_SNAPSHOT, given).await?;
-    let path = format!("/v1/instance_snapshots/{id}/verify");
-    let reply = client.post(&path, &json!({})).await?;
+    let path = format!("/v1/instance_snapshots/{id}");
+    let snapshot = take(&mut client.get(&path, &[]).await?, "instance_snapshot");
+    let bytes: u64 = text(&snapshot, "stored_bytes").parse().unwrap_or(0);
+    if bytes > NOTED_BYTES_MIN {
+        session
+            .printer
+            .note(format_args!("reading {} of `{given}`", size(&snapshot)));
+    }
+    let reply = client
+        // The server gives up after this, and says so.
+        .patient(VERIFY_BASE + time_to_move(bytes))
+        .post(&format!("{path}/verify"), &json!({}))
+        .await?;
     if reply.get("whole").and_then(Value::as_bool) == Some(true) {
         return session
             .printer

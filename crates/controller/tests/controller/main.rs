@@ -6,6 +6,7 @@ mod chaos;
 mod crash;
 mod habits;
 mod handover;
+mod instance_snapshots;
 mod life;
 mod light;
 mod policy;

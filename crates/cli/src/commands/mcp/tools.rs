@@ -197,7 +197,7 @@ async fn fork(client: &Client, wanted: Fork) -> Result<Value, String> {
         false => sandbox::fork::Holding::Processes,
     };
     let found = find(client, &wanted.sandbox).await?;
-    let forked = sandbox::fork::fork(client, &found, count, holding, false, READY_TIMEOUT)
+    let forked = sandbox::fork::fork(client, &found, count, holding, false, Some(READY_TIMEOUT))
         .await
         .map_err(|error| said(&error))?;
     let names: Vec<&str> = forked

@@ -21,6 +21,9 @@ use crate::{
 /// Most copies of one call: each is a service that starts at once, and they share the machine with everybody else.
 pub(in crate::commands) const COUNT_MAX: usize = 100;
 
+/// How long a copy that was ordered may take to be ready.
+const READY_PATIENCE: Duration = Duration::from_secs(300);
+
 /// Arguments of `fork`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -36,9 +39,10 @@ pub struct Arguments {
     /// Keep the snapshot, to make more of it later; without this it goes with the last of the copies
     #[arg(long)]
     pub keep: bool,
-    /// Wait no longer than this for the snapshot, and for each copy
-    #[arg(long, value_name = "SPAN", default_value = "5m", value_parser = crate::age::parse_span)]
-    pub timeout: Duration,
+    /// Wait no longer than this for the snapshot, and for each copy; without this, for as long as the server is at the
+    /// snapshot, and five minutes for each copy
+    #[arg(long, value_name = "SPAN", value_parser = crate::age::parse_span)]
+    pub timeout: Option<Duration>,
 }
 
 pub(super) async fn run(session: Session, arguments: Arguments) -> Result<(), Error> {
@@ -88,7 +92,7 @@ pub(in crate::commands) async fn fork(
     count: usize,
     holding: Holding,
     keep: bool,
-    patience: Duration,
+    patience: Option<Duration>,
 ) -> Result<Forked, Error> {
     if !(1..=COUNT_MAX).contains(&count) {
         return Err(Error::input(
@@ -120,7 +124,7 @@ pub(in crate::commands) async fn fork(
         None => {
             let ready = services
                 .iter()
-                .map(|service| super::ready(client, service, patience));
+                .map(|service| super::ready(client, service, patience.unwrap_or(READY_PATIENCE)));
             try_join_all(ready).await.map(|_| ())
         }
     };

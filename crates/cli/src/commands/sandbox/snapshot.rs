@@ -16,6 +16,10 @@ use crate::{
 
 /// How often a snapshot is looked at: small disks are kept in some tens of milliseconds.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// How seldom one that takes long is looked at.
+const POLL_INTERVAL_MAX: Duration = Duration::from_secs(1);
+/// How often who waits is told that something is going on.
+const NEWS_INTERVAL: Duration = Duration::from_secs(10);
 /// What the server shows of an instance whose disk can be kept.
 const KEPT: [&str; 3] = ["HEALTHY", "UNHEALTHY", "SLEEPING"];
 
@@ -31,9 +35,9 @@ pub struct Arguments {
     /// Keep processes and memory too: what is created from it goes on from this moment
     #[arg(long)]
     pub memory: bool,
-    /// Wait no longer than this for it to be taken
-    #[arg(long, value_name = "SPAN", default_value = "5m", value_parser = crate::age::parse_span)]
-    pub timeout: Duration,
+    /// Wait no longer than this for it to be taken; without this, for as long as the server is at it
+    #[arg(long, value_name = "SPAN", value_parser = crate::age::parse_span)]
+    pub timeout: Option<Duration>,
 }
 
 pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<(), Error> {
@@ -65,6 +69,13 @@ impl Holding {
         if memory { Self::Processes } else { Self::Disk }
     }
 
+    fn words(self) -> &'static str {
+        match self {
+            Self::Disk => "the disk",
+            Self::Processes => "the memory",
+        }
+    }
+
     fn kind(self) -> &'static str {
         match self {
             Self::Disk => "INSTANCE_SNAPSHOT_TYPE_FILESYSTEM",
@@ -93,7 +104,7 @@ pub(super) async fn take_of(
     sandbox: &Service,
     name: &str,
     holding: Holding,
-    patience: Duration,
+    patience: Option<Duration>,
 ) -> Result<Value, Error> {
     let instances = client
         .list("/v1/instances", "instances", &[("service_id", &sandbox.id)], None)
@@ -119,20 +130,40 @@ pub(super) async fn take_of(
     let mut reply = client.post("/v1/instance_snapshots", &body).await?;
     let mut snapshot = take(&mut reply, "instance_snapshot");
     let path = format!("/v1/instance_snapshots/{}", text(&snapshot, "id"));
-    let deadline = Instant::now() + patience;
+    let begun = Instant::now();
+    let mut told = begun;
     loop {
+        let waited = begun.elapsed();
         match text(&snapshot, "status") {
-            status if status.ends_with("CREATING") && Instant::now() < deadline => {}
             status if status.ends_with("AVAILABLE") => return Ok(snapshot),
+            // The server ends it, one way or the other.
+            status if status.ends_with("CREATING") && patience.is_none_or(|patience| waited < patience) => {}
             status => {
                 let messages = texts(&snapshot, "messages").join("; ");
-                let error = Error::Exec(format!("the snapshot cannot be used, it is {status}: {messages}"));
+                let error = Error::Exec(if status.ends_with("CREATING") {
+                    format!(
+                        "the snapshot is not taken after {} s, and is given up (`--timeout`)",
+                        waited.as_secs()
+                    )
+                } else {
+                    format!("the snapshot cannot be used, it is {status}: {messages}")
+                });
                 // What went wrong is the news, whether or not its record can be removed now.
                 let _ = client.delete(&path).await;
                 return Err(error);
             }
         }
-        sleep(POLL_INTERVAL).await;
+        if told.elapsed() >= NEWS_INTERVAL {
+            told = Instant::now();
+            client.printer().note(format_args!(
+                "{} of `{}` is being written down, for {} s so far",
+                holding.words(),
+                sandbox.name,
+                waited.as_secs()
+            ));
+        }
+        // Seldom enough for what takes long, and never late by more than a fiftieth.
+        sleep((waited / 50).clamp(POLL_INTERVAL, POLL_INTERVAL_MAX)).await;
         snapshot = take(&mut client.get(&path, &[]).await?, "instance_snapshot");
     }
 }
