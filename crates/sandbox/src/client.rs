@@ -9,12 +9,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use crate::patience;
 use crate::protocol::frame::{self, Decoder, FrameError};
 use crate::protocol::{
     CheckpointSpec, Event, ExecSpec, ExitStatus, InstanceId, InstanceInfo, KeepSpec, LaunchSpec,
@@ -27,14 +29,11 @@ use crate::sys;
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Questions and small orders take the supervisor milliseconds.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// A launch writes files and mounts layers, on a disk that may be busy.
-pub const LAUNCH_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// A thaw takes a millisecond and a restore some fifty, on a machine in trouble seconds, twice; one that comes in the
-/// middle of a checkpoint waits for it.
-pub const THAW_TIMEOUT: Duration = Duration::from_secs(60);
-/// Writing a gigabyte takes about a second; slow disks are twenty times slower. The shim gives up before this.
-pub const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(330);
+/// A program in an instance is started without reading much, on a machine that may be busy.
+pub const EXEC_TIMEOUT: Duration = Duration::from_secs(30);
+/// After this, whoever waits for what depends on the size of an instance asks how large it is, and waits as long as that
+/// may take ([`patience`]). A thaw takes a millisecond and a restore some fifty.
+pub const FIRST_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Why a call did not give what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +89,8 @@ impl Client {
     /// this machine. A program that could not be executed is [`Refusal::Launch`]; the instance is
     /// then on record as ended, until removed.
     pub fn launch(&self, spec: LaunchSpec) -> Result<i32, Error> {
-        match self.call(&Request::Launch { spec: Box::new(spec) }, LAUNCH_TIMEOUT)? {
+        let patience = launch_patience(&spec);
+        match self.call(&Request::Launch { spec: Box::new(spec) }, patience)? {
             Reply::Launched { pid } => Ok(pid),
             other => Err(unexpected(other)),
         }
@@ -125,7 +125,7 @@ impl Client {
 
     /// Returns when it runs again. A checkpointed instance is restored first.
     pub fn thaw(&self, id: &InstanceId) -> Result<(), Error> {
-        match self.call(&Request::Thaw { id: id.clone() }, THAW_TIMEOUT)? {
+        match self.call_for(&Request::Thaw { id: id.clone() }, id, patience::waking)? {
             Reply::Done => Ok(()),
             other => Err(unexpected(other)),
         }
@@ -137,7 +137,7 @@ impl Client {
             id: id.clone(),
             checkpoint,
         };
-        match self.call(&request, CHECKPOINT_TIMEOUT)? {
+        match self.call_for(&request, id, patience::keeping)? {
             Reply::Done => Ok(()),
             other => Err(unexpected(other)),
         }
@@ -146,7 +146,7 @@ impl Client {
     /// Returns when a running or frozen instance is written down for others to begin as; it goes on as it was.
     pub fn keep(&self, id: &InstanceId, keep: KeepSpec) -> Result<(), Error> {
         let request = Request::Keep { id: id.clone(), keep };
-        match self.call(&request, CHECKPOINT_TIMEOUT)? {
+        match self.call_for(&request, id, patience::keeping)? {
             Reply::Done => Ok(()),
             other => Err(unexpected(other)),
         }
@@ -155,9 +155,9 @@ impl Client {
     /// Run one more program inside.
     pub fn exec(&self, id: &InstanceId, exec: ExecSpec) -> Result<Exec, Error> {
         let mut connection = Connection::open(&self.socket)?;
-        let deadline = Instant::now() + LAUNCH_TIMEOUT;
-        connection.send(&Request::Exec { id: id.clone(), exec }, deadline, LAUNCH_TIMEOUT)?;
-        match connection.reply(deadline, LAUNCH_TIMEOUT)? {
+        let deadline = Instant::now() + EXEC_TIMEOUT;
+        connection.send(&Request::Exec { id: id.clone(), exec }, deadline, EXEC_TIMEOUT)?;
+        match connection.reply(deadline, EXEC_TIMEOUT)? {
             Reply::ExecStarted { pid, tty } => Exec::from_fds(pid, tty, connection.fds),
             Reply::Refused { refusal } => Err(refusal.into()),
             other => Err(unexpected(other)),
@@ -202,6 +202,34 @@ impl Client {
         }
     }
 
+    /// Asks for what takes the longer the larger the instance is: as long as `patience` says for its bytes, in memory or on
+    /// the disk. These are asked for only when the answer does not come at once.
+    fn call_for(
+        &self,
+        request: &Request,
+        id: &InstanceId,
+        patience: impl Fn(u64) -> Duration,
+    ) -> Result<Reply, Error> {
+        let mut connection = Connection::open(&self.socket)?;
+        let begun = Instant::now();
+        connection.send(request, begun + FIRST_PATIENCE, FIRST_PATIENCE)?;
+        let mut reply = connection.reply(begun + FIRST_PATIENCE, FIRST_PATIENCE);
+        if matches!(reply, Err(Error::TimedOut(_))) {
+            let bytes = match self.stats(id) {
+                Ok(stats) => stats.memory_bytes.max(stats.checkpoint_bytes),
+                // Over by now, which the answer says too.
+                Err(Error::Refused(_)) => 0,
+                Err(error) => return Err(error),
+            };
+            let timeout = patience(bytes);
+            reply = connection.reply(begun + timeout, timeout);
+        }
+        match reply? {
+            Reply::Refused { refusal } => Err(refusal.into()),
+            reply => Ok(reply),
+        }
+    }
+
     fn call(&self, request: &Request, timeout: Duration) -> Result<Reply, Error> {
         let mut connection = Connection::open(&self.socket)?;
         let deadline = Instant::now() + timeout;
@@ -211,6 +239,19 @@ impl Client {
             reply => Ok(reply),
         }
     }
+}
+
+/// How long a launch may take: what its disk and its memory begin as is read first.
+pub fn launch_patience(spec: &LaunchSpec) -> Duration {
+    // In blocks of 512 bytes, whatever the file system's own are. What cannot be counted is not there.
+    let taken = |path: &Path| std::fs::metadata(path).map_or(0, |found| found.blocks() * 512);
+    let disk = spec.disk_from.as_deref().map_or(0, taken);
+    let memory = spec.memory_from.as_ref().map_or(0, |from| {
+        let files = std::fs::read_dir(&from.image);
+        let files = files.into_iter().flatten().flatten();
+        files.map(|file| taken(&file.path())).sum()
+    });
+    patience::launching(disk, memory)
 }
 
 fn unexpected(reply: Reply) -> Error {

@@ -34,6 +34,7 @@ mod clone;
 mod disk;
 mod init;
 mod pages;
+mod patience;
 mod sealed;
 mod seccomp;
 mod shim;

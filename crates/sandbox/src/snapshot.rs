@@ -12,19 +12,15 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::Duration;
 
 use crate::clone::clone_file;
 use crate::disk::nameless_file;
+use crate::patience::DISK_STILL_MAX;
 use crate::protocol::InstanceId;
 use crate::state::{Run, StateDir};
 use crate::still::Still;
 use crate::sys;
 use crate::volume::publish;
-
-/// For so long an instance's writes may wait. Where blocks are shared it takes milliseconds; elsewhere a gigabyte takes
-/// about a second, and slow disks are twenty times slower.
-const FROZEN_MAX: Duration = Duration::from_secs(30);
 
 /// Makes `to` a copy of the instance's disk as of one moment, durably. Blocks. Does nothing when there is such a file.
 /// `state_dir`: the supervisor's.
@@ -50,7 +46,7 @@ pub fn take(state_dir: &Path, id: &InstanceId, to: &Path) -> io::Result<()> {
 pub(crate) fn copy(run: &Run, directory: &Path) -> io::Result<File> {
     let (file, top) = held(run)?;
     let copy = nameless_file(directory)?;
-    let still = Still::hold(top.into(), FROZEN_MAX)?;
+    let still = Still::hold(top.into(), DISK_STILL_MAX)?;
     let cloned = clone_file(&file, &copy);
     let in_time = still.release();
     cloned?;
@@ -58,6 +54,41 @@ pub(crate) fn copy(run: &Run, directory: &Path) -> io::Result<File> {
         Ok(copy)
     } else {
         Err(io::ErrorKind::TimedOut.into())
+    }
+}
+
+/// What an instance's first process executes.
+#[derive(Debug)]
+pub struct FirstProgram {
+    /// Its file, also where that has no name any more.
+    pub file: File,
+    /// The words it was started with, each followed by a zero byte. The program may have changed them.
+    pub words: Vec<u8>,
+}
+
+/// What the first process of a running instance executes; `None` when the instance sleeps on the disk. `state_dir`: the
+/// supervisor's.
+///
+/// # Errors
+/// [`io::ErrorKind::NotFound`] when the instance does not run.
+pub fn first_program(state_dir: &Path, id: &InstanceId) -> io::Result<Option<FirstProgram>> {
+    let run = StateDir::ensure(state_dir)?
+        .instance(id)
+        .run()?
+        .ok_or(io::ErrorKind::NotFound)?;
+    if run.checkpointed {
+        return Ok(None);
+    }
+    let process = format!("/proc/{}", run.init.pid);
+    let program = FirstProgram {
+        file: File::open(format!("{process}/exe"))?,
+        words: std::fs::read(format!("{process}/cmdline"))?,
+    };
+    // Looked at last: the number was the process's all the while.
+    if sys::start_ticks(run.init.pid) == Some(run.init.start_ticks) {
+        Ok(Some(program))
+    } else {
+        Err(io::ErrorKind::NotFound.into())
     }
 }
 

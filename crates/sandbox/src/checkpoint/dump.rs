@@ -13,12 +13,10 @@ use super::criu::{self, Words, first_error};
 use super::image::Image;
 use super::mounts::{Held, pipe_name};
 use super::obstacles;
+use crate::patience;
 use crate::protocol::ExitStatus;
 use crate::sys;
 
-/// CRIU writes about 1 GiB a second; with 64 GiB on a disk that is as slow as disks get, half of this. A dump that is
-/// cut off costs the instance, since CRIU has its hands in it.
-const TIMEOUT: Duration = Duration::from_secs(300);
 /// The child could not even become CRIU.
 const NOT_RUN: i32 = 127;
 const LOG: &str = "dump.log";
@@ -96,7 +94,8 @@ pub(crate) fn dump(order: &Dump<'_>) -> io::Result<Dumped> {
             Err(_) => NOT_RUN,
         }
     })?;
-    let status = child.wait(TIMEOUT)?;
+    let timeout = patience::dump(order.memory_bytes);
+    let status = child.wait(timeout)?;
     let log = || fs::read_to_string(directory.join(LOG)).unwrap_or_default();
     match status {
         Some(ExitStatus::Code(0)) => {
@@ -120,7 +119,7 @@ pub(crate) fn dump(order: &Dump<'_>) -> io::Result<Dumped> {
         ))),
         None => Ok(Dumped::Broken(format!(
             "the checkpoint took longer than {} s",
-            TIMEOUT.as_secs()
+            timeout.as_secs()
         ))),
     }
 }

@@ -52,6 +52,11 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
+    /// The memory of its processes, each with its own, in bytes.
+    pub(crate) fn pages_bytes(&self) -> u64 {
+        self.pages_bytes
+    }
+
     /// Whether its memory may come as it is touched. Not when its processes share so much of it that it would take far
     /// more than before if each had its own: CRIU lets them share it again, but only when it reads all of it first.
     /// `limit`: how much memory they may take.

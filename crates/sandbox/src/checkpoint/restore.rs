@@ -12,7 +12,6 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -24,14 +23,10 @@ use super::image::Image;
 use super::mounts::{self, Held};
 use crate::cgroup::Attach;
 use crate::pages;
+use crate::patience;
 use crate::protocol::ExitStatus;
 use crate::sys;
 
-/// A restore without its memory takes some tens of milliseconds, on a machine in trouble a hundred times that.
-const TIMEOUT: Duration = Duration::from_secs(20);
-/// With its memory left out. It is then tried once more with all of it: whatever stands in the way of handing pages out
-/// one by one, somebody waits.
-const LAZY_TIMEOUT: Duration = Duration::from_secs(5);
 const NOT_RUN: i32 = 127;
 /// The server of pages could not hand a page over.
 const PAGES_FAILED: i32 = 1;
@@ -54,6 +49,8 @@ pub(crate) struct Restore<'a> {
     pub(crate) pipes: Vec<(String, OwnedFd)>,
     /// Memory comes as it is touched; else all of it before the first step.
     pub(crate) lazily: bool,
+    /// The memory that the image holds.
+    pub(crate) memory_bytes: u64,
 }
 
 /// An instance that runs again.
@@ -222,7 +219,10 @@ fn run(order: Restore<'_>, directory: &Path, pid_file: &Path) -> io::Result<(i32
         let result: io::Result<()> = attempt();
         result.map_or(NOT_RUN, |()| 0)
     })?;
-    let timeout = if order.lazily { LAZY_TIMEOUT } else { TIMEOUT };
+    let timeout = match order.lazily {
+        true => patience::RESTORE_LAZILY,
+        false => patience::restore(order.memory_bytes),
+    };
     let reason = match helper.wait(timeout)? {
         Some(ExitStatus::Code(0)) => {
             let text = fs::read_to_string(pid_file)?;

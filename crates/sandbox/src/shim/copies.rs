@@ -22,13 +22,9 @@ use rustix::process::{Pid, Signal};
 use crate::checkpoint::{self, Dump, Dumped, Held, Image, Kept, Pages, Purpose, Restore, Restored};
 use crate::protocol::{KeepSpec, MemoryFrom};
 use crate::sys::{self, Cloned};
-use crate::{snapshot, userns, volume};
+use crate::{patience, snapshot, userns, volume};
 
-/// Dying takes a killed process milliseconds, and a large one some tenths of a second.
-const DEATH_TIMEOUT: Duration = Duration::from_secs(10);
 const DEATH_LOOK: Duration = Duration::from_millis(1);
-/// The server of pages hands out some GiB a second, and the largest instances have some tens of them.
-const PAGES_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Keeper<'_> {
     /// Writes the instance down for others to begin as, and lets it go on.
@@ -71,7 +67,8 @@ impl Keeper<'_> {
         let Some(pages) = &self.pages else {
             return Ok(());
         };
-        if !sys::wait_readable(pages.pidfd(), PAGES_TIMEOUT)? {
+        let bytes = self.order.dir.image().bytes()?;
+        if !sys::wait_readable(pages.pidfd(), patience::pages(bytes))? {
             return Err(io::ErrorKind::TimedOut.into());
         }
         self.pages_ended();
@@ -196,7 +193,7 @@ fn try_begin_as(
 /// What a restore that failed may have left: everything in the cgroup but the one that holds the place.
 fn end_others(order: &Order<'_>, holder: &Cloned) -> io::Result<()> {
     let (driver, name) = (order.driver, order.spec.id.as_str());
-    let deadline = Instant::now() + DEATH_TIMEOUT;
+    let deadline = Instant::now() + patience::DEATH;
     loop {
         let others: Vec<i32> = driver
             .processes(name)?
@@ -241,5 +238,6 @@ fn restore(
         attach: order.driver.attach(order.spec.id.as_str())?,
         pipes,
         lazily,
+        memory_bytes: kept.pages_bytes(),
     })
 }

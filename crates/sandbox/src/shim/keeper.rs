@@ -20,10 +20,8 @@ use super::pump::{Pump, Woken};
 use super::{Order, ProcessIdentity, Run};
 use crate::checkpoint::{self, Dump, Dumped, Held, Kept, Pages, Purpose, Restore, Restored};
 use crate::protocol::{CheckpointSpec, ExitStatus};
-use crate::sys;
+use crate::{patience, sys};
 
-/// Dying takes a killed process milliseconds, and a large one some tenths of a second.
-const DEATH_TIMEOUT: Duration = Duration::from_secs(10);
 const DEATH_LOOK: Duration = Duration::from_millis(1);
 /// How a checkpointed instance ends that is not wanted any more: its processes were killed long before.
 const KILLED: ExitStatus = ExitStatus::Signal(libc::SIGKILL);
@@ -244,7 +242,7 @@ impl<'a> Keeper<'a> {
         if let Some(process) = &self.process {
             let _ = sys::wait_pidfd(process);
         }
-        let deadline = Instant::now() + DEATH_TIMEOUT;
+        let deadline = Instant::now() + patience::DEATH;
         while !driver.is_empty(name).unwrap_or(true) && Instant::now() < deadline {
             if sys::poll(&mut [], Some(DEATH_LOOK)).is_err() {
                 break;
@@ -322,6 +320,7 @@ impl<'a> Keeper<'a> {
             attach: driver.attach(name)?,
             pipes,
             lazily,
+            memory_bytes: asleep.kept.pages_bytes(),
         })
     }
 
@@ -339,7 +338,7 @@ impl<'a> Keeper<'a> {
         let _ = self.order.driver.kill(self.name());
         // What it holds keeps the program from running on with zeroes until it is dead.
         if let Some(process) = &self.process {
-            let _ = sys::wait_readable(process, DEATH_TIMEOUT);
+            let _ = sys::wait_readable(process, patience::DEATH);
         }
         drop(pages);
     }

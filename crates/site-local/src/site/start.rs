@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tram_image::Image;
+use tram_sandbox::client::launch_patience;
 use tram_sandbox::protocol::{InstanceInfo, InstanceState, LaunchFailure, LaunchSpec, Refusal, User};
 use tram_site::{EndCause, InstanceSpec};
 use tram_types::{Clock, Generation, InstanceId, SystemClock};
@@ -21,7 +22,7 @@ use crate::network::Slot;
 use crate::record::End;
 use crate::supervisor;
 
-/// A launch is tried for so long while the supervisor cannot be reached.
+/// A launch is tried for so long while the supervisor cannot be reached, beside what the launch itself may take.
 const LAUNCH_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why it did not come up.
@@ -142,7 +143,11 @@ async fn prepare(
         .map_err(|error| Failure::Message(error.to_string()))?;
     launch.disk_from = from.disk;
     launch.memory_from = match from.memory {
-        Some(image) => Some(shared.go_on(spec, image, &mut launch).map_err(Failure::Message)?),
+        Some(memory) => Some(
+            shared
+                .go_on(spec, memory, &mut launch)
+                .map_err(Failure::Message)?,
+        ),
         None => None,
     };
     let model = shared.images.model_mount(&spec.image).map_err(Failure::Message)?;
@@ -189,7 +194,7 @@ async fn start(
     launch: LaunchSpec,
     halt: &CancellationToken,
 ) -> Result<Option<i32>, Failure> {
-    let deadline = Instant::now() + LAUNCH_PATIENCE;
+    let deadline = Instant::now() + LAUNCH_PATIENCE + launch_patience(&launch);
     let launch = Arc::new(launch);
     loop {
         if shared
