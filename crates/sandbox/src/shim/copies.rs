@@ -20,11 +20,16 @@ use super::keeper::{Keeper, Next};
 use rustix::process::{Pid, Signal};
 
 use crate::checkpoint::{self, Dump, Dumped, Held, Image, Kept, Pages, Purpose, Restore, Restored};
-use crate::protocol::{KeepSpec, MemoryFrom};
+use crate::protocol::{KeepSpec, Limits, MemoryFrom};
 use crate::sys::{self, Cloned};
 use crate::{patience, snapshot, userns, volume};
 
 const DEATH_LOOK: Duration = Duration::from_millis(1);
+/// CRIU itself, its helpers, and the process that holds the place: some five of them.
+const CRIU_PROCESSES: u64 = 16;
+/// Somebody waits for a restore, and a small share of a processor would make it a long wait. Two, since CRIU and the process
+/// that it makes work side by side.
+const CRIU_CPU_MILLIS: u32 = 2000;
 
 impl Keeper<'_> {
     /// Writes the instance down for others to begin as, and lets it go on.
@@ -163,7 +168,8 @@ fn try_begin_as(
     let kept = image.kept()?;
     let mut held = Held::of(holder.pid)?;
     held.name_as(&kept.mounts)?;
-    driver.lift_limits(name)?;
+    // In force before any process of the copy runs; its own take their place when CRIU has left.
+    driver.create(name, &with_room_for_criu(&order.spec.limits))?;
     // The kernel lets nobody in a user namespace of its own wait for the pages that itself needs (userfaultfd).
     let lazily = order.spec.ids.is_none() && kept.may_come_lazily(order.spec.limits.memory_bytes);
     let restored = restore(order, from, &held, &kept, streams, lazily).or_else(|first| {
@@ -188,6 +194,15 @@ fn try_begin_as(
         image.remove()?;
     }
     Ok(restored)
+}
+
+/// The limits of a copy while it is put together: CRIU works among its processes.
+fn with_room_for_criu(limits: &Limits) -> Limits {
+    Limits {
+        cpu_millis: limits.cpu_millis.map(|millis| millis.max(CRIU_CPU_MILLIS)),
+        pids_max: limits.pids_max.map(|most| most.saturating_add(CRIU_PROCESSES)),
+        ..limits.clone()
+    }
 }
 
 /// What a restore that failed may have left: everything in the cgroup but the one that holds the place.

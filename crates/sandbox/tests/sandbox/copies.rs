@@ -1,9 +1,11 @@
 //! Copies of running instances: processes, memory and disk, each in a place of its own.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use tram_sandbox::{
@@ -144,6 +146,69 @@ fn go_on(ids: impl Fn(u32) -> Option<IdRange>) {
     for id in &copies {
         ends(&world, id);
     }
+}
+
+/// What these limits of cgroups read while processes are in them, until `done`.
+fn limits_seen(cgroups: &[PathBuf], done: &AtomicBool) -> BTreeSet<String> {
+    let mut seen = BTreeSet::new();
+    while !done.load(Ordering::Relaxed) {
+        for path in cgroups {
+            if !fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|text| !text.is_empty()) {
+                continue;
+            }
+            for file in ["pids.max", "cpu.max", "cpu.cfs_quota_us"] {
+                if let Ok(text) = fs::read_to_string(path.join(file)) {
+                    seen.insert(format!("{file} {}", text.trim()));
+                }
+            }
+        }
+    }
+    seen
+}
+
+#[test]
+fn no_process_of_a_copy_ever_runs_without_limits() {
+    let Some(world) = World::new() else { return };
+    let Some(program) = criu() else { return };
+    let mut spec = world.shell("echo ready; while :; do sleep 0.01; done");
+    spec.disk_bytes_max = Some(DISK);
+    let id = spec.id.clone();
+    world.client().launch(spec).unwrap();
+    world.wait_log(&id, "ready");
+    let kept = keep(&world, program, "kept");
+    world.client().keep(&id, kept.clone()).unwrap();
+    let of_first: Vec<PathBuf> = world.cgroups();
+    let mut seen = BTreeSet::new();
+    let mut looks = 0;
+    // CRIU is in a hurry and may leave a small machine no processor to look with.
+    while !seen.iter().any(|text: &String| text.starts_with("pids.max")) {
+        looks += 1;
+        assert!(looks < 100, "nothing is seen of a copy");
+        let mut spec = copy_of(&world, &kept);
+        spec.limits.pids_max = Some(50);
+        spec.limits.cpu_millis = Some(500);
+        let copy = spec.id.clone();
+        let cgroups: Vec<PathBuf> = of_first
+            .iter()
+            .map(|path| path.with_file_name(copy.as_str()))
+            .collect();
+        let done = AtomicBool::new(false);
+        seen.extend(std::thread::scope(|scope| {
+            let watching = scope.spawn(|| limits_seen(&cgroups, &done));
+            world.client().launch(spec).unwrap();
+            done.store(true, Ordering::Relaxed);
+            watching.join().unwrap()
+        }));
+        let limits = cgroups
+            .iter()
+            .map(|path| fs::read_to_string(path.join("pids.max")));
+        assert!(limits.flatten().any(|text| text.trim() == "50"));
+        ends(&world, &copy);
+    }
+    eprintln!("{seen:?} after {looks}");
+    let unlimited = ["pids.max max", "cpu.cfs_quota_us -1", "cpu.max max 100000"];
+    assert!(unlimited.iter().all(|text| !seen.contains(*text)), "{seen:?}");
+    ends(&world, &id);
 }
 
 #[test]
