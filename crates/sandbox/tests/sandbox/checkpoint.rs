@@ -9,7 +9,9 @@ use std::time::Duration;
 use tram_sandbox::{
     checkpoint::Criu,
     netns,
-    protocol::{CheckpointSpec, Event, ExitCause, ExitStatus, InstanceId, InstanceState, Network, Refusal},
+    protocol::{
+        BindMount, CheckpointSpec, Event, ExitCause, ExitStatus, InstanceId, InstanceState, Network, Refusal,
+    },
 };
 
 use crate::support::{World, next_event, pause, refusal, until};
@@ -418,4 +420,36 @@ fn an_image_that_is_damaged_ends_the_instance_and_its_log_says_so() {
     assert_eq!((exit.status, exit.cause), (None, ExitCause::Lost));
     world.wait_log(&id, "could not be restored");
     assert!(Path::new(&world.info(&id).log_dir).exists());
+}
+
+#[test]
+fn what_was_replaced_on_the_machine_meanwhile_wakes_as_it_was() {
+    let Some(world) = World::new() else { return };
+    let Some(checkpoint) = spec() else { return };
+    // As the executor of a sandbox is there, and as an upgrade replaces it.
+    let installed = world.dir.path().join("program");
+    fs::copy("/bin/busybox", &installed).unwrap();
+    let mut spec = world.program(&["/busybox", "sh", "-c", COUNTER]);
+    spec.binds.push(BindMount {
+        source: installed.clone(),
+        target: "/busybox".into(),
+        readonly: true,
+    });
+    let id = spec.id.clone();
+    world.client().launch(spec).unwrap();
+    world.wait_log(&id, "ready");
+    world.ask(&id, 1);
+    for round in 2..4 {
+        // The old one stays, under whatever name: CRIU does not restore a mount of a file that is gone.
+        let older = world.dir.path().join(format!("older-{round}"));
+        let first = world.dir.path().join("older-2");
+        fs::rename(if round == 2 { &installed } else { &first }, older).unwrap();
+        fs::write(&installed, format!("version {round}")).unwrap();
+        world.client().freeze(&id).unwrap();
+        world.client().checkpoint(&id, checkpoint.clone()).unwrap();
+        world.client().thaw(&id).unwrap();
+        world.ask(&id, round);
+    }
+    world.client().kill(&id).unwrap();
+    world.wait_exit(&id);
 }
