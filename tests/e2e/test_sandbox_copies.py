@@ -1,7 +1,9 @@
 """Copies of sandboxes with what runs in them: memory, processes and disk go on, each with an identity of its own."""
 
+import contextlib
 import json
 import os
+import pathlib
 import random
 import signal
 import threading
@@ -144,6 +146,125 @@ def opens(sandbox, secret):
     except urllib.error.HTTPError as error:
         assert error.code == 401, error
         return False
+
+
+def processes(service_id, cloud):
+    """Of a sandbox, as this machine numbers them."""
+    instances = cloud.call("GET", f"/v1/instances?service_id={service_id}")[1]["instances"]
+    found = set()
+    for one in instances:
+        for layout in ("tram", "*/tram"):
+            for path in pathlib.Path("/sys/fs/cgroup").glob(f"{layout}/*/{one['id']}/cgroup.procs"):
+                with contextlib.suppress(OSError):
+                    found.update(int(line) for line in path.read_text().split())
+    return found
+
+
+def places_in_memory(pid, wanted):
+    """Where a process has these bytes, by the name of the mapping."""
+    found = []
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in maps:
+            span, mode, *_rest = line.split()
+            begin, end = (int(part, 16) for part in span.split("-"))
+            if "r" not in mode or "[v" in line:
+                continue
+            with contextlib.suppress(OSError, ValueError, OverflowError):
+                memory.seek(begin)
+                left, tail = end - begin, b""
+                while left > 0:
+                    piece = memory.read(min(left, 1 << 24))
+                    if not piece:
+                        break
+                    left -= len(piece)
+                    if wanted in tail + piece:
+                        found.append(line.strip())
+                        break
+                    tail = piece[-len(wanted):]
+    return found
+
+
+def assert_in_no_memory(cloud, sandbox, secrets):
+    pids = processes(sandbox.service_id, cloud)
+    assert len(pids) >= 2, pids
+    # Something that is there is found.
+    assert any(places_in_memory(pid, b"of-the-program-itself") for pid in pids)
+    for pid in pids:
+        for secret in secrets:
+            assert not places_in_memory(pid, secret.encode()), pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+        environment = pathlib.Path(f"/proc/{pid}/environ").read_bytes()
+        assert not any(secret.encode() in environment for secret in secrets)
+
+
+def test_no_memory_holds_the_secret_of_a_sandbox(cloud, box, name):
+    secret = variables(cloud, box.service_id)["SANDBOX_SECRET"]
+    box.launch_process("env MARK=of-the-program-itself sleep 1000")
+    for number in range(20):
+        assert box.exec(f"echo {number}").success
+        assert opens(box, secret)
+        box.filesystem.write_file(f"/tmp/file-{number}", "x" * (number * 5000))
+    # Long requests, one of which is still being answered.
+    busy = threading.Thread(target=lambda: box.exec("sleep 5"))
+    busy.start()
+    cloud.tram("sandbox", "exec", name, "--", "true")
+    assert_in_no_memory(cloud, box, [secret])
+    copy = Sandbox.get_from_id(service_id(cloud, forked(cloud, name)[0]))
+    own = variables(cloud, copy.service_id)["SANDBOX_SECRET"]
+    for _ in range(20):
+        assert opens(copy, own) and not opens(copy, secret)
+    assert_in_no_memory(cloud, copy, [secret, own])
+    # Nor does its disk, which a snapshot would take along.
+    for path in ("/.tramontane/identity", "/proc/1/environ"):
+        said = copy.exec(f"cat {path} | tr '\\0' '\\n'").stdout
+        assert "SANDBOX_SECRET" in said and "sha256:" in said, said
+        assert secret not in said and own not in said
+    # What runs by the platform's own hand is not told either.
+    assert "SANDBOX_SECRET" not in cloud.tram("sandbox", "exec", name, "--", "env").stdout
+    busy.join()
+    copy.delete()
+
+
+def test_a_sandbox_from_before_an_upgrade_is_copied_with_its_own_executor(own_cloud, registry, monkeypatch):
+    cloud = own_cloud
+    monkeypatch.setenv("KOYEB_API_HOST", cloud.api_url)
+    monkeypatch.setenv("KOYEB_API_TOKEN", cloud.token)
+    # One that an older version would have brought along.
+    [executor] = (cloud.data / "executor").iterdir()
+    older = executor.with_name("older")
+    older.write_bytes(executor.read_bytes() + b"another version")
+    older.chmod(0o555)
+    older.rename(executor)
+    box = Sandbox.create(image=registry.image("fastapi"), name="older", instance_type="small", timeout=60)
+    box.filesystem.write_file("/tmp/program.py", PROGRAM)
+    box.launch_process("python3 /tmp/program.py")
+    wait_for("the program answers", lambda: box_answers(box))
+    # An upgrade: each version's file has a name of its own.
+    cloud.kill()
+    executor.rename(older)
+    for spec in (cloud.data / "supervisor" / "instances").glob("*/spec.json"):
+        spec.write_text(spec.read_text().replace(executor.name, older.name))
+    cloud.start()
+    assert executor.read_bytes() != older.read_bytes()
+    wait_for("the program answers", lambda: box_answers(box))
+    counted = count(box)
+    [first] = forked(cloud, "older", "--keep")
+    copy = Sandbox.get_from_id(service_id(cloud, first))
+    assert count(copy) == counted + 1
+    # A copy goes on with it, too, and so does what is copied of that.
+    second = Sandbox.get_from_id(service_id(cloud, forked(cloud, first)[0]))
+    assert count(second) == counted + 2
+    snapshots = json.loads(cloud.tram("snapshots", "ls", "-o", "json").stdout)
+    [kept] = [one for one in snapshots if one["status"].endswith("AVAILABLE")]
+    assert "is whole" in cloud.tram("snapshots", "verify", kept["id"]).stderr
+    path = next(cloud.data.rglob(f"{kept['id']}.executor"))
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    # Not in place: the copies run from it.
+    damaged = path.with_name("damaged")
+    damaged.write_bytes(content)
+    damaged.rename(path)
+    verified = cloud.tram("snapshots", "verify", kept["id"], check=False)
+    assert "executor has other bytes" in verified.stderr, verified.stderr
 
 
 def test_generations_keep_every_byte_of_memory_and_disk(cloud, box, name):

@@ -1,7 +1,7 @@
 //! Who may use the executor: whoever shows its secret.
 //!
-//! Compared in constant time. A sandbox of a pool has no secret until it is claimed: the first one shown becomes it,
-//! is written down (0600) before anything is answered, and holds across restarts of the executor. A copy of a running
+//! Digests of secrets are kept and compared (`secret`). A sandbox of a pool has no secret until it is claimed: the first
+//! one shown becomes it, its digest is written down (0600) before anything is answered, and holds across restarts of the executor. A copy of a running
 //! sandbox has a secret of its own from its first request on (`identity`).
 
 use std::fs::{File, OpenOptions};
@@ -10,13 +10,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use subtle::ConstantTimeEq;
-
 use crate::identity::Identity;
+use crate::secret::Digest;
 use crate::settings::Access;
-
-/// A secret that a stranger shows becomes a file: it is no longer than this. Clients make 43 characters.
-const SECRET_BYTES_MAX: usize = 4096;
 
 /// The executor's door.
 #[derive(Debug)]
@@ -29,7 +25,7 @@ pub(crate) struct Door {
 
 #[derive(Debug)]
 enum State {
-    Known(String),
+    Known(Digest),
     Unclaimed(PathBuf),
     /// A copy for which nobody has a secret.
     Shut,
@@ -47,7 +43,7 @@ impl Door {
         let state = match access {
             Access::Static(secret) => State::Known(secret),
             Access::Pool(path) => match std::fs::read_to_string(&path) {
-                Ok(secret) if !secret.is_empty() => State::Known(secret),
+                Ok(secret) if !secret.is_empty() => State::Known(Digest::written(secret)),
                 Ok(_) => State::Unclaimed(path),
                 Err(error) if error.kind() == ErrorKind::NotFound => State::Unclaimed(path),
                 Err(error) => return Err(error),
@@ -60,18 +56,14 @@ impl Door {
         })
     }
 
-    /// Whether this `Authorization` header opens the door.
+    /// Whether the secret that this is of opens the door.
     ///
     /// # Errors
     ///
     /// When the first secret could not be written down: the sandbox is then still nobody's. When a copy cannot find out
     /// who it is.
-    pub(crate) fn opens(&self, header: Option<&str>) -> io::Result<bool> {
-        let shown = header
-            .and_then(|header| header.split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map(|(_, secret)| secret.trim());
-        let Some(shown) = shown.filter(|secret| (1..=SECRET_BYTES_MAX).contains(&secret.len())) else {
+    pub(crate) fn opens(&self, shown: Option<&Digest>) -> io::Result<bool> {
+        let Some(shown) = shown else {
             return Ok(false);
         };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -84,17 +76,17 @@ impl Door {
         }
         match &*state {
             State::Shut => Ok(false),
-            State::Known(secret) => Ok(secret.as_bytes().ct_eq(shown.as_bytes()).into()),
+            State::Known(secret) => Ok(secret.is(shown)),
             State::Unclaimed(path) => {
                 write_down(path, shown)?;
-                *state = State::Known(shown.to_owned());
+                *state = State::Known(*shown);
                 Ok(true)
             }
         }
     }
 }
 
-fn write_down(path: &Path, secret: &str) -> io::Result<()> {
+fn write_down(path: &Path, secret: &Digest) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
     }
@@ -107,7 +99,7 @@ fn write_down(path: &Path, secret: &str) -> io::Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(&beside)?;
-    file.write_all(secret.as_bytes())?;
+    file.write_all(secret.to_string().as_bytes())?;
     file.sync_all()?;
     std::fs::rename(&beside, path)
 }
@@ -122,37 +114,39 @@ mod tests {
         Identity::at("/nowhere/identity")
     }
 
+    fn opens(door: &Door, secret: &str) -> bool {
+        door.opens(Some(&Digest::of(secret.as_bytes()))).unwrap()
+    }
+
     #[test]
     fn a_copy_has_a_secret_of_its_own_and_forgets_the_first_ones() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("identity");
-        let first = || Access::Static("of-the-first".to_owned());
+        let first = || Access::Static(Digest::of(b"of-the-first"));
         let door = Door::new(first(), Identity::at(&path)).unwrap();
-        assert!(door.opens(Some("Bearer of-the-first")).unwrap());
-        std::fs::write(&path, r#"{"environment":{"SANDBOX_SECRET":"of-the-copy"}}"#).unwrap();
-        assert!(!door.opens(Some("Bearer of-the-first")).unwrap());
-        assert!(door.opens(Some("Bearer of-the-copy")).unwrap());
+        assert!(opens(&door, "of-the-first"));
+        // As an earlier version wrote it, and as this one does.
+        let digest = Digest::of(b"of-the-next").to_string();
+        for (written, secret) in [("of-the-copy", "of-the-copy"), (&digest, "of-the-next")] {
+            let text = format!(r#"{{"environment":{{"SANDBOX_SECRET":"{written}"}}}}"#);
+            std::fs::remove_file(&path).ok();
+            std::fs::write(&path, text).unwrap();
+            assert!(!opens(&door, "of-the-first"));
+            assert!(opens(&door, secret));
+        }
+        assert!(!opens(&door, &digest), "a digest is no secret");
         // Without one nobody gets in, and least of all the first one's owner.
         let door = Door::new(first(), Identity::at(dir.path().join("other"))).unwrap();
         std::fs::write(dir.path().join("other"), r#"{"environment":{}}"#).unwrap();
-        assert!(!door.opens(Some("Bearer of-the-first")).unwrap());
+        assert!(!opens(&door, "of-the-first"));
     }
 
     #[test]
     fn only_the_secret_opens() {
-        let door = Door::new(Access::Static("right-secret".to_owned()), nobody()).unwrap();
-        for opens in ["Bearer right-secret", "bearer right-secret "] {
-            assert!(door.opens(Some(opens)).unwrap(), "{opens}");
-        }
-        for shut in [
-            "Bearer right-secreu",
-            "Bearer right",
-            "Bearer ",
-            "Basic right-secret",
-            "right-secret",
-            "",
-        ] {
-            assert!(!door.opens(Some(shut)).unwrap(), "{shut}");
+        let door = Door::new(Access::Static(Digest::of(b"right-secret")), nobody()).unwrap();
+        assert!(opens(&door, "right-secret"));
+        for shut in ["right-secreu", "right", ""] {
+            assert!(!opens(&door, shut), "{shut}");
         }
         assert!(!door.opens(None).unwrap());
     }
@@ -163,14 +157,20 @@ mod tests {
         let path = dir.path().join("deep/secret");
         let door = Door::new(Access::Pool(path.clone()), nobody()).unwrap();
         assert!(!door.opens(None).unwrap(), "nobody showed anything");
-        assert!(door.opens(Some("Bearer first")).unwrap());
-        assert!(!door.opens(Some("Bearer second")).unwrap());
+        assert!(opens(&door, "first"));
+        assert!(!opens(&door, "second"));
         assert_eq!(
             std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
             0o600
         );
-        let again = Door::new(Access::Pool(path), nobody()).unwrap();
-        assert!(!again.opens(Some("Bearer second")).unwrap());
-        assert!(again.opens(Some("Bearer first")).unwrap());
+        let written = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(written, Digest::of(b"first").to_string());
+        let again = Door::new(Access::Pool(path.clone()), nobody()).unwrap();
+        assert!(!opens(&again, "second"));
+        assert!(opens(&again, "first"));
+        // An earlier version wrote the secret itself.
+        std::fs::write(&path, "third").unwrap();
+        let earlier = Door::new(Access::Pool(path), nobody()).unwrap();
+        assert!(opens(&earlier, "third") && !opens(&earlier, "first"));
     }
 }

@@ -15,7 +15,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
+use zeroize::Zeroize;
 
+use crate::secret::Digest;
 use crate::settings::SECRET_VARIABLE;
 
 /// Where a copy finds who it is.
@@ -26,7 +28,7 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 /// What the file says.
 #[derive(Debug, Deserialize)]
 struct Content {
-    /// The whole environment of a program of this sandbox, its secret among it.
+    /// The whole environment of a program of this sandbox, and among it its secret, or the digest of that.
     environment: BTreeMap<String, String>,
 }
 
@@ -65,12 +67,13 @@ impl Identity {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether this process has become part of another sandbox since the last look; then its secret, if it has one.
+    /// Whether this process has become part of another sandbox since the last look; then the digest of its secret, if it
+    /// has one.
     ///
     /// # Errors
     ///
     /// When that cannot be found out. Nobody is let in then.
-    pub(crate) fn renewed(&self) -> io::Result<Option<Option<String>>> {
+    pub(crate) fn renewed(&self) -> io::Result<Option<Option<Digest>>> {
         let mut state = self.lock();
         let now = stamp(&state.path)?;
         if now == state.seen {
@@ -92,7 +95,9 @@ impl Identity {
         let secret = content
             .environment
             .remove(SECRET_VARIABLE)
-            .filter(|secret| !secret.is_empty());
+            .filter(|secret| !secret.is_empty())
+            .map(Digest::written);
+        text.zeroize();
         state.seen = now;
         state.environment = Some(Arc::new(content.environment));
         Ok(Some(secret))
@@ -129,12 +134,13 @@ mod tests {
         };
         write("earlier");
         let identity = Identity::at(&path);
-        assert_eq!(identity.renewed().unwrap(), None, "it is of an earlier life");
+        assert!(identity.renewed().unwrap().is_none(), "it is of an earlier life");
         assert_eq!(identity.environment(), None);
         std::fs::remove_file(&path).unwrap();
         write("second");
-        assert_eq!(identity.renewed().unwrap(), Some(Some("second".to_owned())));
-        assert_eq!(identity.renewed().unwrap(), None, "told once");
+        let renewed = identity.renewed().unwrap().unwrap().unwrap();
+        assert!(renewed.is(&Digest::of(b"second")));
+        assert!(identity.renewed().unwrap().is_none(), "told once");
         let environment = identity.environment().unwrap();
         assert_eq!(environment["NAME"], "of second");
         assert!(!environment.contains_key("SANDBOX_SECRET"));

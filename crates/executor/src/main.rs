@@ -8,11 +8,12 @@
 //! `tram-executor file …` is a command of its own: it moves one file through its standard streams (`transfer`); so is
 //! `tram-executor terminal …`, which becomes a program on a terminal.
 //!
-//! The files in the order of a request: `server`, `auth`, `request`, then one for each resource (`run`, `processes`,
-//! `files`, `streaming`, `terminal`, `relay`), then what they share (`accept`, `children`, `output`, `reply`).
+//! The files in the order of a request: `server`, `blind`, `auth`, `request`, then one for each resource (`run`, `processes`,
+//! `files`, `streaming`, `terminal`, `relay`), then what they share (`accept`, `children`, `output`, `reply`, `secret`).
 
 mod accept;
 mod auth;
+mod blind;
 mod children;
 mod command;
 mod files;
@@ -23,6 +24,7 @@ mod relay;
 mod reply;
 mod request;
 mod run;
+mod secret;
 mod server;
 mod settings;
 mod streaming;

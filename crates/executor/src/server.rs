@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 
 use crate::accept::Connections;
 use crate::auth::Door;
+use crate::blind::{Blind, Seal};
 use crate::children::Children;
 use crate::files::Operation;
 use crate::processes::Processes;
@@ -55,9 +56,10 @@ pub(crate) async fn serve(listener: TcpListener, state: Arc<State>) {
         let _ = stream.set_nodelay(true);
         let state = Arc::clone(&state);
         tokio::spawn(async move {
+            let (stream, seal) = Blind::new(stream);
             let service = service_fn(move |request| {
-                let state = Arc::clone(&state);
-                async move { Ok::<_, Infallible>(answer(&state, request).await) }
+                let (state, seal) = (Arc::clone(&state), Arc::clone(&seal));
+                async move { Ok::<_, Infallible>(answer(&state, &seal, request).await) }
             });
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -72,14 +74,14 @@ pub(crate) async fn serve(listener: TcpListener, state: Arc<State>) {
     }
 }
 
-async fn answer(state: &State, request: Request<Incoming>) -> Reply {
-    match route(state, request).await {
+async fn answer(state: &State, seal: &Seal, request: Request<Incoming>) -> Reply {
+    match route(state, seal, request).await {
         Ok(reply) => reply,
         Err(wrong) => wrong.into(),
     }
 }
 
-async fn route(state: &State, mut request: Request<Incoming>) -> Result<Reply, Wrong> {
+async fn route(state: &State, seal: &Seal, mut request: Request<Incoming>) -> Result<Reply, Wrong> {
     let upgrade = (request.uri().path() == TERMINAL).then(|| hyper::upgrade::on(&mut request));
     let (head, body) = request.into_parts();
     let path = head.uri.path();
@@ -90,7 +92,7 @@ async fn route(state: &State, mut request: Request<Incoming>) -> Result<Reply, W
         .headers
         .get(AUTHORIZATION)
         .and_then(|value| value.to_str().ok());
-    match state.door.opens(shown) {
+    match state.door.opens(seal.shown(shown).as_ref()) {
         Ok(true) => {}
         Ok(false) => return Err(Wrong::new(StatusCode::UNAUTHORIZED, "Unauthorized")),
         Err(error) => {
@@ -103,7 +105,9 @@ async fn route(state: &State, mut request: Request<Incoming>) -> Result<Reply, W
         return Ok(operation.carry_out(request::read(body).await?).await);
     }
     if let (Some(upgrade), &Method::GET) = (upgrade, method) {
-        return state.terminals.open(&state.children, &head, upgrade);
+        let reply = state.terminals.open(&state.children, &head, upgrade)?;
+        seal.upgrade();
+        return Ok(reply);
     }
     if let Some(what) = What::at(path) {
         return state

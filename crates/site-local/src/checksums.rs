@@ -13,21 +13,44 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
 
 /// One block: large enough that calls cost nothing beside the reading.
 const BLOCK_BYTES: u64 = 1 << 20;
 /// Most files of one snapshot: a memory image has some tens for each process. More is no snapshot of ours.
 const FILES_MAX: usize = 100_000;
 
+/// How long reading may go on.
+#[derive(Debug, Clone)]
+pub(crate) struct Bounds {
+    /// Until when.
+    pub(crate) until: Instant,
+    /// Whoever wanted to know has gone.
+    pub(crate) gone: CancellationToken,
+}
+
+impl Bounds {
+    fn check(&self) -> io::Result<()> {
+        if self.gone.is_cancelled() {
+            Err(io::ErrorKind::Interrupted.into())
+        } else if Instant::now() > self.until {
+            Err(io::ErrorKind::TimedOut.into())
+        } else {
+            Ok(())
+        }
+    }
+}
+
 /// The checksums of one snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Checksums {
-    /// By their names: one for the disk, and `memory/...` for each file of a memory image.
+    /// By their names: one for the disk, `memory/...` for each file of a memory image, and one for the executor.
     files: BTreeMap<String, Noted>,
 }
 
@@ -64,15 +87,22 @@ pub(crate) struct Files {
     pub(crate) disk: PathBuf,
     /// The directory of its memory image, if it has one.
     pub(crate) memory: Option<PathBuf>,
+    /// The executor that is among its processes, if one is.
+    pub(crate) executor: Option<PathBuf>,
 }
 
 impl Files {
     /// All of them by name.
     fn all(&self) -> io::Result<BTreeMap<String, PathBuf>> {
         let mut all = BTreeMap::from([("disk".to_owned(), self.disk.clone())]);
+        all.extend(self.executor.clone().map(|path| ("executor".to_owned(), path)));
         let Some(memory) = &self.memory else {
             return Ok(all);
         };
+        // A link to another one is not followed.
+        if !fs::symlink_metadata(memory)?.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
         for entry in fs::read_dir(memory)? {
             let entry = entry?;
             if all.len() > FILES_MAX {
@@ -108,7 +138,7 @@ impl Checksums {
         for (name, path) in files.all()? {
             let file = open(&path)?;
             let stamp = Stamp::of(&file.metadata()?);
-            let sha256 = sum(&file)?;
+            let sha256 = sum(&file, None)?;
             taken.files.insert(name, Noted { sha256, stamp });
         }
         Ok(taken)
@@ -122,16 +152,17 @@ impl Checksums {
     pub(crate) fn hold_as_noted(&self, files: &Files) -> io::Result<Option<String>> {
         self.compare(files, |noted, file| {
             let as_noted = Stamp::of(&file.metadata()?) == noted.stamp;
-            Ok(as_noted || sum(file)? == noted.sha256)
+            Ok(as_noted || sum(file, None)? == noted.sha256)
         })
     }
 
     /// Reads everything. What is wrong, if anything.
     ///
     /// # Errors
-    /// When a file cannot be read, which may be for want of a working disk.
-    pub(crate) fn verify(&self, files: &Files) -> io::Result<Option<String>> {
-        self.compare(files, |noted, file| Ok(sum(file)? == noted.sha256))
+    /// When a file cannot be read, which may be for want of a working disk; [`io::ErrorKind::TimedOut`] and
+    /// [`io::ErrorKind::Interrupted`] at a bound.
+    pub(crate) fn verify(&self, files: &Files, bounds: &Bounds) -> io::Result<Option<String>> {
+        self.compare(files, |noted, file| Ok(sum(file, Some(bounds))? == noted.sha256))
     }
 
     fn compare(
@@ -139,14 +170,20 @@ impl Checksums {
         files: &Files,
         same: impl Fn(&Noted, &File) -> io::Result<bool>,
     ) -> io::Result<Option<String>> {
-        let found = files.all()?;
+        let found = match files.all() {
+            Err(error) if is_no_such(&error) => return Ok(Some("its memory is gone".to_owned())),
+            found => found?,
+        };
         if let Some(more) = found.keys().find(|name| !self.files.contains_key(*name)) {
             return Ok(Some(format!("it has a file that it did not have: {more}")));
         }
         for (name, noted) in &self.files {
             let file = match found.get(name).map(|path| open(path)) {
                 Some(Ok(file)) => file,
-                Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Some(Err(error)) if is_no_plain_file(&error) => {
+                    return Ok(Some(format!("its {name} is no plain file")));
+                }
+                Some(Err(error)) if !is_no_such(&error) => return Err(error),
                 _ => return Ok(Some(format!("its {name} is gone"))),
             };
             let bytes = file.metadata()?.len();
@@ -164,8 +201,21 @@ impl Checksums {
     }
 }
 
+fn is_no_such(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+/// What [`open`] says of links, directories and devices.
+pub(crate) fn is_no_plain_file(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    error.kind() == io::ErrorKind::InvalidData || matches!(errno, Some(Errno::LOOP | Errno::NXIO))
+}
+
 /// A plain file of its own; a link to another one is not followed.
-fn open(path: &Path) -> io::Result<File> {
+pub(crate) fn open(path: &Path) -> io::Result<File> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
@@ -176,13 +226,14 @@ fn open(path: &Path) -> io::Result<File> {
     }
 }
 
-fn sum(file: &File) -> io::Result<String> {
+fn sum(file: &File, bounds: Option<&Bounds>) -> io::Result<String> {
     let bytes = file.metadata()?.len();
     let mut digest = Sha256::new();
     digest.update(bytes.to_le_bytes());
     let mut block = vec![0; usize::try_from(BLOCK_BYTES).unwrap_or_default()];
     let mut at = 0;
     loop {
+        bounds.map_or(Ok(()), Bounds::check)?;
         let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
             Ok(data) => data,
             Err(Errno::NXIO) => break,
@@ -212,8 +263,16 @@ fn sum(file: &File) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
+    use std::time::Duration;
 
     use super::*;
+
+    fn unbounded() -> Bounds {
+        Bounds {
+            until: Instant::now() + Duration::from_secs(600),
+            gone: CancellationToken::new(),
+        }
+    }
 
     fn snapshot(directory: &Path) -> Files {
         let (disk, memory) = (directory.join("one"), directory.join("one.memory"));
@@ -225,6 +284,7 @@ mod tests {
         Files {
             disk,
             memory: Some(memory),
+            executor: None,
         }
     }
 
@@ -233,7 +293,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = snapshot(dir.path());
         let sums = Checksums::take(&files).unwrap();
-        assert_eq!(sums.verify(&files).unwrap(), None);
+        assert_eq!(sums.verify(&files, &unbounded()).unwrap(), None);
         assert_eq!(sums.hold_as_noted(&files).unwrap(), None);
         let memory = files.memory.clone().unwrap().join("pages-1.img");
         // In the data, in a hole, in memory.
@@ -244,7 +304,7 @@ mod tests {
         ] {
             let file = File::options().write(true).open(path).unwrap();
             file.write_all_at(&[was ^ 4], at).unwrap();
-            let said = sums.verify(&files).unwrap().unwrap();
+            let said = sums.verify(&files, &unbounded()).unwrap().unwrap();
             assert!(said.contains("other bytes"), "{said}");
             assert!(sums.hold_as_noted(&files).unwrap().is_some());
             // Put back: the notes differ now, and reading says that all is well.
@@ -270,7 +330,8 @@ mod tests {
         // Not followed, whatever it shows.
         fs::rename(memory.join("pages-1.img"), dir.path().join("elsewhere")).unwrap();
         symlink(dir.path().join("elsewhere"), memory.join("pages-1.img")).unwrap();
-        sums.hold_as_noted(&files).unwrap_err();
+        let said = sums.hold_as_noted(&files).unwrap().unwrap();
+        assert!(said.contains("pages-1.img is no plain file"), "{said}");
         fs::remove_file(memory.join("pages-1.img")).unwrap();
         assert!(sums.hold_as_noted(&files).unwrap().unwrap().contains("is gone"));
         fs::rename(dir.path().join("elsewhere"), memory.join("pages-1.img")).unwrap();
@@ -296,8 +357,44 @@ mod tests {
         let copy = dir.path().join("copy");
         fs::write(&copy, fs::read(&files.disk).unwrap()).unwrap();
         assert_eq!(
-            sum(&File::open(&files.disk).unwrap()).unwrap(),
-            sum(&File::open(&copy).unwrap()).unwrap()
+            sum(&File::open(&files.disk).unwrap(), None).unwrap(),
+            sum(&File::open(&copy).unwrap(), None).unwrap()
         );
+    }
+
+    #[test]
+    fn memory_that_is_gone_or_elsewhere_is_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = snapshot(dir.path());
+        let sums = Checksums::take(&files).unwrap();
+        let memory = files.memory.clone().unwrap();
+        let elsewhere = dir.path().join("elsewhere");
+        fs::rename(&memory, &elsewhere).unwrap();
+        let says = || sums.verify(&files, &unbounded()).unwrap().unwrap();
+        assert!(says().contains("memory is gone"), "{}", says());
+        symlink(&elsewhere, &memory).unwrap();
+        assert!(says().contains("memory is gone"), "{}", says());
+        fs::remove_file(&memory).unwrap();
+        fs::rename(&elsewhere, &memory).unwrap();
+        fs::remove_file(&files.disk).unwrap();
+        fs::create_dir(&files.disk).unwrap();
+        assert!(says().contains("disk is no plain file"), "{}", says());
+    }
+
+    #[test]
+    fn reading_ends_in_time_and_with_who_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = snapshot(dir.path());
+        let sums = Checksums::take(&files).unwrap();
+        let late = Bounds {
+            until: Instant::now() - Duration::from_millis(1),
+            ..unbounded()
+        };
+        let error = sums.verify(&files, &late).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let left = unbounded();
+        left.gone.cancel();
+        let error = sums.verify(&files, &left).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
     }
 }

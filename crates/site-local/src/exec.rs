@@ -48,6 +48,10 @@ pub(crate) async fn spec(
         }
     };
     let mut environment = launch::environment(instance, &config, home.as_deref());
+    if instance.executor.is_some() {
+        // For the executor alone.
+        environment.remove(crate::executor::SECRET_VARIABLE);
+    }
     environment.extend(request.env.iter().cloned());
     if request.terminal.is_some() {
         environment

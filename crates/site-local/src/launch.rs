@@ -95,9 +95,14 @@ pub(crate) fn launch_spec(
     if spec.executor.is_some() {
         launch.binds.push(executor::mount(config)?);
     }
-    launch.env = environment(spec, image.config, account.home.as_deref())
-        .into_iter()
-        .collect();
+    let mut env = environment(spec, image.config, account.home.as_deref());
+    if spec.executor.is_some()
+        && let Some(secret) = env.get_mut(executor::SECRET_VARIABLE)
+        && !secret.is_empty()
+    {
+        *secret = executor::digest_of(secret);
+    }
+    launch.env = env.into_iter().collect();
     launch.cwd = match image.config.working_dir.as_str() {
         "" => "/".to_owned(),
         absolute if absolute.starts_with('/') => absolute.to_owned(),

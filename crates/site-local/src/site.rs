@@ -10,6 +10,7 @@ mod checkpoint;
 mod contract;
 mod entries;
 mod instance_snapshots;
+mod kept_executor;
 mod news;
 mod start;
 mod volumes;
@@ -112,6 +113,8 @@ struct Shared {
     returns: Arc<Semaphore>,
     /// One at a time is written to disk.
     checkpoints: Semaphore,
+    /// Snapshots that are being read.
+    verifications: Arc<Semaphore>,
     /// The machine's memory is short.
     memory_short: AtomicBool,
     /// Something of an instance's view changed; for waiting inside the site.
@@ -182,6 +185,7 @@ impl LocalSite {
             reclaims: Semaphore::new(1),
             returns: Arc::new(Semaphore::new(RETURNS_MAX)),
             checkpoints: Semaphore::new(1),
+            verifications: Arc::new(Semaphore::new(instance_snapshots::VERIFICATIONS_MAX)),
             memory_short: AtomicBool::new(false),
             viewed: watch::channel(()).0,
             tasks: TaskTracker::new(),

@@ -261,6 +261,11 @@ async fn verify(call: Call) -> Result<VerifyInstanceSnapshotReply, Error> {
         .ok_or_else(|| Error::Precondition(format!("there is no region {} any more", snapshot.region)))?;
     let verdict = match site.verify_snapshot(id).await {
         Err(tram_site::Error::Refused { message }) => Verdict::Damaged(message),
+        // Nothing broke: the message says what to do.
+        Err(tram_site::Error::Unavailable {
+            message,
+            source: None,
+        }) => return Err(Error::Unanswered(message)),
         verdict => verdict.map_err(|error| Error::Unavailable {
             message: "the snapshot cannot be read now: try again".to_owned(),
             source: Box::new(error),

@@ -169,7 +169,7 @@ fn a_sandbox_begins_with_its_executor() {
     assert!(matches!(refused, Error::NoExecutor), "{refused}");
 
     here.executor = Some("/state/executor".into());
-    let executor = "/.tramontane/executor --port 3030 --proxy-port 3031 --auth static";
+    let executor = "/.tramontane/executor --port 3030 --proxy-port 3031 --auth static --secret-form sha256";
     let launch = launch_spec(&spec, 1, view, &account, &place, &here).unwrap();
     assert_eq!(
         launch.argv.join(" "),
@@ -179,6 +179,11 @@ fn a_sandbox_begins_with_its_executor() {
     let mount = &launch.binds[0];
     assert!(mount.readonly && mount.source.as_os_str() == "/state/executor");
 
+    spec.env.insert("SANDBOX_SECRET".to_owned(), "first".to_owned());
+    let launch = launch_spec(&spec, 1, view, &account, &place, &here).unwrap();
+    let digest = "sha256:a7937b64b8caa58f03721bb6bacf5c78cb235febe0e70b1b84cd99541461a08e";
+    let handed = ("SANDBOX_SECRET".to_owned(), digest.to_owned());
+    assert!(launch.env.contains(&handed), "{:?}", launch.env);
     spec.command = "serve".to_owned();
     let launch = launch_spec(&spec, 1, view, &account, &place, &here).unwrap();
     assert_eq!(launch.argv.join(" "), format!("{executor} -- /entry.sh serve"));

@@ -14,24 +14,39 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 use tram_image::Image;
 use tram_sandbox::protocol::{CheckpointSpec, ConfigFile, KeepSpec, LaunchSpec, MemoryFrom, Refusal};
 use tram_site::{Error, InstanceSpec, Verdict};
+use tram_types::units::{MIB, SLOWEST_DISK_BYTES_PER_SECOND, time_to_move};
 use tram_types::{InstanceId, InstanceSnapshotId, status::InstanceSnapshotType};
 
 use super::Shared;
 use super::entries::Live;
-use crate::checksums::{Checksums, Files};
+use super::kept_executor;
+use crate::checksums::{self, Bounds, Checksums, Files};
+use crate::executor::SECRET_VARIABLE;
 use crate::record::INSTANCE_SNAPSHOTS;
 use crate::supervisor;
 
+/// Nobody but root has to do with it.
+const FILE_MODE: u32 = 0o600;
 /// Left free on the machine's disk beside a snapshot, for logs, images and whatever else is on it.
 const FREE_BYTES_MIN: u64 = 1 << 30;
+
+/// Snapshots that are verified at a time. One reads as fast as the disk is; a second one for who verifies something small
+/// meanwhile.
+pub(super) const VERIFICATIONS_MAX: usize = 2;
+/// What a verification takes beside reading, on a machine in trouble.
+const VERIFY_BASE: Duration = Duration::from_secs(30);
 
 /// What is known of a snapshot beside its disk.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -41,6 +56,15 @@ struct Note {
     /// It has processes and memory.
     #[serde(default)]
     full: bool,
+    /// One of these processes is an executor, which is checked as all else is. Earlier versions kept one and did not say so.
+    #[serde(default)]
+    executor: bool,
+    /// That executor takes digests of secrets: an earlier one is told the secrets of copies themselves.
+    #[serde(default)]
+    digests: bool,
+    /// It has checksums: where there are none, they were lost. Earlier versions took none, or did not say so.
+    #[serde(default)]
+    checked: bool,
 }
 
 /// Who a copy is: read by the executor (crates/executor, `identity.rs`).
@@ -54,8 +78,17 @@ struct Identity {
 pub(super) struct From {
     /// The file that its disk begins as.
     pub(super) disk: Option<PathBuf>,
-    /// The directory of the processes and the memory that it goes on with.
-    pub(super) memory: Option<PathBuf>,
+    /// The processes and the memory that it goes on with.
+    pub(super) memory: Option<Memory>,
+}
+
+/// Processes and memory that an instance goes on with.
+#[derive(Debug)]
+pub(super) struct Memory {
+    /// The directory that they are in.
+    image: PathBuf,
+    /// The executor among them takes digests of secrets.
+    digests: bool,
 }
 
 impl Shared {
@@ -70,16 +103,18 @@ impl Shared {
         snapshot: InstanceSnapshotId,
         kind: InstanceSnapshotType,
     ) -> Result<u64, Error> {
-        let image = {
+        let full = kind == InstanceSnapshotType::Full;
+        let (image, executor) = {
             let entries = self.lock();
             let entry = entries.get(&instance).ok_or(Error::NoSuchInstance(instance))?;
             if !matches!(entry.live, Live::Up(_)) {
                 return Err(Error::NoSuchInstance(instance));
             }
-            entry
-                .image
-                .as_ref()
-                .map(|image| image.manifest_digest.to_string())
+            let image = entry.image.as_ref();
+            (
+                image.map(|image| image.manifest_digest.to_string()),
+                full && entry.record.spec.executor.is_some(),
+            )
         };
         let Some(image) = image else {
             return Err(Error::Unavailable {
@@ -87,9 +122,15 @@ impl Shared {
                 source: None,
             });
         };
-        let full = kind == InstanceSnapshotType::Full;
         let path = self.snapshot_path(snapshot);
-        let taken = self.try_take(instance, &path, Note { image, full }).await;
+        let note = Note {
+            image,
+            full,
+            executor,
+            digests: false,
+            checked: true,
+        };
+        let taken = self.try_take(instance, &path, note).await;
         match &taken {
             Ok(_) => {}
             // Whoever was asked may still be writing; it begins anew when it is asked again.
@@ -99,31 +140,18 @@ impl Shared {
         taken
     }
 
-    async fn try_take(&self, instance: InstanceId, path: &Path, note: Note) -> Result<u64, Error> {
+    async fn try_take(&self, instance: InstanceId, path: &Path, mut note: Note) -> Result<u64, Error> {
         let failed = |error| explain(instance, error);
-        let beside = path.to_owned();
-        let full = note.full;
-        blocking(move || {
-            let room = rustix::fs::statvfs(beside.parent().unwrap_or(&beside))?;
-            if room.f_bavail.saturating_mul(room.f_frsize) < FREE_BYTES_MIN {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-            write_whole(&beside.with_extension("json"), &note)
-        })
-        .await?
-        .map_err(failed)?;
-        if full {
-            self.keep_processes(instance, path).await?;
+        let taken = path.to_owned();
+        // Asked again after a restart: what is there is whole, and the instance may be over.
+        if let Some(Ok(before)) = blocking(move || read_note(&taken)).await?.map_err(failed)? {
+            note = before;
         } else {
-            let (directory, name) = (self.config.supervisor_dir.clone(), super::wire_id(instance)?);
-            let to = path.to_owned();
-            blocking(move || tram_sandbox::snapshot::take(&directory, &name, &to))
-                .await?
-                .map_err(failed)?;
+            self.take_anew(instance, path, &mut note).await?;
         }
         let path = path.to_owned();
         blocking(move || {
-            let files = files(&path, full);
+            let files = files(&path, &note);
             let sums = path.with_extension("sums");
             if !sums.try_exists()? {
                 write_whole(&sums, &Checksums::take(&files)?)?;
@@ -134,24 +162,45 @@ impl Shared {
         .map_err(failed)
     }
 
+    /// Writes the note, then all else, and the disk last of all.
+    async fn take_anew(&self, instance: InstanceId, path: &Path, note: &mut Note) -> Result<(), Error> {
+        let failed = |error| explain(instance, error);
+        let beside = path.to_owned();
+        blocking(move || {
+            let room = rustix::fs::statvfs(beside.parent().unwrap_or(&beside))?;
+            if room.f_bavail.saturating_mul(room.f_frsize) < FREE_BYTES_MIN {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            Ok(())
+        })
+        .await?
+        .map_err(failed)?;
+        if note.executor {
+            note.digests = self
+                .keep_executor(instance, path.with_extension("executor"))
+                .await?;
+        }
+        let (beside, written) = (path.with_extension("json"), note.clone());
+        blocking(move || write_whole(&beside, &written))
+            .await?
+            .map_err(failed)?;
+        if note.full {
+            return self.keep_processes(instance, path).await;
+        }
+        let (directory, name) = (self.config.supervisor_dir.clone(), super::wire_id(instance)?);
+        let to = path.to_owned();
+        blocking(move || tram_sandbox::snapshot::take(&directory, &name, &to))
+            .await?
+            .map_err(failed)
+    }
+
     /// Has the instance's keeper write down processes, memory and disk, all of one moment.
     async fn keep_processes(&self, instance: InstanceId, path: &Path) -> Result<(), Error> {
-        let there = |path: &Path| path.try_exists().unwrap_or(false);
-        let lent = self.config.executor.is_none() || there(&path.with_extension("executor"));
-        if lent && there(path) && there(&path.with_extension("memory")) {
-            return Ok(());
-        }
         let Some(program) = self.config.checkpoint.clone() else {
             return Err(refused(
                 "this machine cannot keep processes and memory, `tram doctor` says why: take a FILESYSTEM snapshot",
             ));
         };
-        if let Some(executor) = self.config.executor.clone() {
-            let to = path.with_extension("executor");
-            blocking(move || lend(&executor, &to))
-                .await?
-                .map_err(|error| explain(instance, error))?;
-        }
         let keep = KeepSpec {
             checkpoint: CheckpointSpec {
                 program,
@@ -189,18 +238,40 @@ impl Shared {
         }
     }
 
-    /// Reads all of a snapshot.
-    pub(super) async fn verify_snapshot(&self, snapshot: InstanceSnapshotId) -> Result<Verdict, Error> {
-        let path = self.snapshot_path(snapshot);
-        let read = blocking(move || -> io::Result<Option<Verdict>> {
-            let Some(note) = read_note(&path) else {
+    /// Keeps the executor that is the first process of an instance; whether it takes digests of secrets.
+    async fn keep_executor(&self, instance: InstanceId, to: PathBuf) -> Result<bool, Error> {
+        let (directory, name) = (self.config.supervisor_dir.clone(), super::wire_id(instance)?);
+        let installed = self.config.executor.clone().unwrap_or_default();
+        let kept = blocking(move || {
+            let Some(program) = tram_sandbox::snapshot::first_program(&directory, &name)? else {
                 return Ok(None);
             };
-            let Some(sums) = read_sums(&path)? else {
-                return Ok(Some(Verdict::Unknown));
-            };
-            let found = sums.verify(&files(&path, note.full))?;
-            Ok(Some(found.map_or(Verdict::Whole, Verdict::Damaged)))
+            kept_executor::keep(&program.file, &installed, &to)?;
+            Ok(Some(crate::executor::takes_digests(&program.words)))
+        });
+        kept.await?
+            .map_err(|error| explain(instance, error))?
+            .ok_or_else(|| refused("the instance sleeps on the disk: wake it first, by a request"))
+    }
+
+    /// Reads all of a snapshot. Two at a time, since they take all that the machine's disk gives.
+    pub(super) async fn verify_snapshot(&self, snapshot: InstanceSnapshotId) -> Result<Verdict, Error> {
+        let Ok(place) = Arc::clone(&self.verifications).try_acquire_owned() else {
+            return Err(Error::Unavailable {
+                message: format!(
+                    "{VERIFICATIONS_MAX} snapshots are being verified on this machine already: try again when one of \
+                     them is done"
+                ),
+                source: None,
+            });
+        };
+        let path = self.snapshot_path(snapshot);
+        let gone = CancellationToken::new();
+        let asked = gone.clone();
+        let _ends_with_this = gone.drop_guard();
+        let read = blocking(move || {
+            let _held = place;
+            verify(&path, asked)
         });
         match read.await? {
             Ok(Some(verdict)) => Ok(verdict),
@@ -209,19 +280,26 @@ impl Shared {
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => Ok(
                 Verdict::Damaged("the machine's disk cannot read it any more".to_owned()),
             ),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(Error::Unavailable {
+                message: format!(
+                    "the machine's disk gives less than {} MiB a second now, too little to verify the snapshot: try again \
+                     when less is going on",
+                    SLOWEST_DISK_BYTES_PER_SECOND / MIB
+                ),
+                source: None,
+            }),
             Err(error) => Err(Error::unavailable("cannot read the snapshot", error)),
         }
     }
 
-    /// Has an instance go on with the processes in `image`; the sentence of an error is for its owner.
+    /// Has an instance go on with kept processes; the sentence of an error is for its owner.
     pub(super) fn go_on(
         &self,
         spec: &InstanceSpec,
-        image: PathBuf,
+        memory: Memory,
         launch: &mut LaunchSpec,
     ) -> Result<MemoryFrom, String> {
-        let executor = image.with_extension("executor");
-        go_on(launch, spec, self.config.checkpoint.clone(), image, executor)
+        go_on(launch, spec, self.config.checkpoint.clone(), memory)
     }
 
     /// Removes a snapshot.
@@ -234,6 +312,7 @@ impl Shared {
                 path.with_extension("json"),
                 path.with_extension("sums"),
                 path.with_extension("executor"),
+                kept_executor::beside(&path),
             ] {
                 ignore_missing(fs::remove_file(path))?;
             }
@@ -255,11 +334,15 @@ impl Shared {
         let path = self.snapshot_path(id);
         let manifest = image.manifest_digest.to_string();
         let looked = blocking(move || {
-            let Some(note) = read_note(&path) else {
+            let unread = |error: io::Error| format!("instance snapshot {id} cannot be read: {error}");
+            let damaged =
+                |wrong: String| format!("instance snapshot {id} is damaged and is not used: {wrong}");
+            let Some(note) = read_note(&path).map_err(unread)? else {
                 return Err(format!(
                     "instance snapshot {id} is not on this machine (any more)"
                 ));
             };
+            let note = note.map_err(damaged)?;
             if note.image != manifest {
                 return Err(format!(
                     "instance snapshot {id} was taken over another version of the image ({}, now {manifest}): name the \
@@ -267,18 +350,19 @@ impl Shared {
                     note.image
                 ));
             }
-            let files = files(&path, note.full);
-            let unread = |error: io::Error| format!("instance snapshot {id} cannot be read: {error}");
-            if let Some(sums) = read_sums(&path).map_err(unread)?
+            let files = files(&path, &note);
+            let sums = read_sums(&path, &note).map_err(unread)?.map_err(damaged)?;
+            if let Some(sums) = sums
                 && let Some(wrong) = sums.hold_as_noted(&files).map_err(unread)?
             {
-                return Err(format!(
-                    "instance snapshot {id} is damaged and is not used: {wrong}"
-                ));
+                return Err(damaged(wrong));
             }
             Ok(From {
                 disk: Some(files.disk),
-                memory: files.memory,
+                memory: files.memory.map(|image| Memory {
+                    image,
+                    digests: note.digests,
+                }),
             })
         });
         looked.await.map_err(|error| error.to_string())?
@@ -290,20 +374,20 @@ fn go_on(
     launch: &mut LaunchSpec,
     spec: &InstanceSpec,
     program: Option<PathBuf>,
-    image: PathBuf,
-    executor: PathBuf,
+    Memory { image, digests }: Memory,
 ) -> Result<MemoryFrom, String> {
     let program = program.ok_or(
         "this machine cannot restore processes and memory, `tram doctor` says why: start from a FILESYSTEM snapshot",
     )?;
     if spec.executor.is_some() {
-        let identity = Identity {
-            environment: launch.env.iter().cloned().collect(),
-        };
+        let mut environment: BTreeMap<String, String> = launch.env.iter().cloned().collect();
+        if let Some(secret) = spec.env.get(SECRET_VARIABLE).filter(|_| !digests) {
+            environment.insert(SECRET_VARIABLE.to_owned(), secret.clone());
+        }
+        let identity = Identity { environment };
         launch.files.push(ConfigFile {
             path: crate::executor::IDENTITY_PATH.into(),
             content: serde_json::to_vec(&identity).map_err(|error| error.to_string())?,
-            // It holds the secret, which the environment of the executor does too.
             mode: 0o600,
             uid: launch.user.uid,
             gid: launch.user.gid,
@@ -311,7 +395,7 @@ fn go_on(
         // The one that runs there, whatever has been installed since.
         let mut binds = launch.binds.iter_mut();
         if let Some(bind) = binds.find(|bind| bind.target == Path::new(crate::executor::PATH)) {
-            bind.source = executor;
+            bind.source = image.with_extension("executor");
         }
     }
     Ok(MemoryFrom { program, image })
@@ -323,35 +407,81 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
         .map_err(|error| Error::unavailable("cannot look after a snapshot", error))
 }
 
-fn files(path: &Path, full: bool) -> Files {
+fn files(path: &Path, note: &Note) -> Files {
     Files {
         disk: path.to_owned(),
-        memory: full.then(|| path.with_extension("memory")),
+        memory: note.full.then(|| path.with_extension("memory")),
+        executor: note.executor.then(|| path.with_extension("executor")),
     }
 }
 
-/// The note of a snapshot that is there.
-fn read_note(path: &Path) -> Option<Note> {
-    let bytes = fs::read(path.with_extension("json")).ok()?;
-    path.is_file()
-        .then(|| serde_json::from_slice(&bytes).ok())
-        .flatten()
+/// Reads and compares; `None` when there is no such snapshot.
+fn verify(path: &Path, gone: CancellationToken) -> io::Result<Option<Verdict>> {
+    let Some(note) = read_note(path)? else {
+        return Ok(None);
+    };
+    let note = match note {
+        Ok(note) => note,
+        Err(wrong) => return Ok(Some(Verdict::Damaged(wrong))),
+    };
+    let sums = match read_sums(path, &note)? {
+        Ok(Some(sums)) => sums,
+        Ok(None) => return Ok(Some(Verdict::Unknown)),
+        Err(wrong) => return Ok(Some(Verdict::Damaged(wrong))),
+    };
+    let files = files(path, &note);
+    let bounds = Bounds {
+        // What cannot be counted is found below.
+        until: Instant::now() + VERIFY_BASE + time_to_move(files.bytes().unwrap_or(0)),
+        gone,
+    };
+    let found = sums.verify(&files, &bounds)?;
+    Ok(Some(found.map_or(Verdict::Whole, Verdict::Damaged)))
 }
 
-/// Absent: it was taken by a version without checksums.
-fn read_sums(path: &Path) -> io::Result<Option<Checksums>> {
-    match fs::read(path.with_extension("sums")) {
+/// The note of a snapshot that is there, or what is wrong with it.
+fn read_note(path: &Path) -> io::Result<Option<Result<Note, String>>> {
+    let note = match fs::read(path.with_extension("json")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        note => serde_json::from_slice(&note?),
+    };
+    let note = note.map_err(|error| format!("what is noted of it cannot be read: {error}"));
+    match fs::symlink_metadata(path) {
+        // Never taken, or removed.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).map_err(io::Error::other)?)),
+        found => found.map(|_| Some(note)),
     }
+}
+
+/// The checksums of a snapshot, or what is wrong with them; absent where it was taken by a version without.
+fn read_sums(path: &Path, note: &Note) -> io::Result<Result<Option<Checksums>, String>> {
+    let mut bytes = Vec::new();
+    match checksums::open(&path.with_extension("sums")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !note.checked => return Ok(Ok(None)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Err("its checksums are gone".to_owned()));
+        }
+        Err(error) if checksums::is_no_plain_file(&error) => {
+            return Ok(Err("its checksums are no plain file".to_owned()));
+        }
+        file => file?.read_to_end(&mut bytes)?,
+    };
+    let sums = serde_json::from_slice(&bytes);
+    Ok(sums
+        .map(Some)
+        .map_err(|error| format!("its checksums cannot be read: {error}")))
 }
 
 /// Durably, and never in parts.
 fn write_whole(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
-    let mut file = File::create(&beside)?;
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(FILE_MODE)
+        .open(&beside)?;
     file.write_all(&serde_json::to_vec(value).map_err(io::Error::other)?)?;
     file.sync_all()?;
     fs::rename(&beside, path)?;
@@ -361,16 +491,7 @@ fn write_whole(path: &Path, value: &impl Serialize) -> io::Result<()> {
     }
 }
 
-/// Gives a file a second name, or makes a copy where that cannot be.
-fn lend(from: &Path, to: &Path) -> io::Result<()> {
-    ignore_missing(fs::remove_file(to))?;
-    match fs::hard_link(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => fs::copy(from, to).map(drop),
-        other => other,
-    }
-}
-
-fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+pub(super) fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
@@ -394,5 +515,67 @@ fn explain(instance: InstanceId, error: io::Error) -> Error {
         ),
         io::ErrorKind::TimedOut => refused("copying the disk of the instance took too long: try again"),
         _ => Error::unavailable("cannot take a snapshot", error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn whatever_is_missing_of_a_snapshot_is_damage_in_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("one");
+        let mut note = Note {
+            image: "sha256:1".to_owned(),
+            full: true,
+            executor: true,
+            digests: true,
+            checked: true,
+        };
+        let (memory, sums) = (path.with_extension("memory"), path.with_extension("sums"));
+        assert_eq!(verify(&path, CancellationToken::new()).unwrap(), None);
+        fs::write(&path, "disk").unwrap();
+        fs::write(path.with_extension("executor"), "program").unwrap();
+        fs::create_dir(&memory).unwrap();
+        fs::write(memory.join("pages-1.img"), "pages").unwrap();
+        let write_note = |note: &Note| write_whole(&path.with_extension("json"), note).unwrap();
+        write_note(&note);
+        let taken = Checksums::take(&files(&path, &note)).unwrap();
+        write_whole(&sums, &taken).unwrap();
+        let verdict = || verify(&path, CancellationToken::new()).unwrap().unwrap();
+        let says = |words: &str| {
+            let found = verdict();
+            assert!(
+                matches!(&found, Verdict::Damaged(why) if why.contains(words)),
+                "{found:?}"
+            );
+        };
+        assert_eq!(verdict(), Verdict::Whole);
+        fs::write(path.with_extension("executor"), "another").unwrap();
+        says("its executor has other bytes");
+        fs::write(path.with_extension("executor"), "program").unwrap();
+
+        let whole = fs::read(&sums).unwrap();
+        fs::write(&sums, &whole[..whole.len() / 2]).unwrap();
+        says("its checksums cannot be read");
+        fs::remove_file(&sums).unwrap();
+        says("its checksums are gone");
+        symlink("/etc/hostname", &sums).unwrap();
+        says("its checksums are no plain file");
+        fs::remove_file(&sums).unwrap();
+        note.checked = false;
+        write_note(&note);
+        assert_eq!(verdict(), Verdict::Unknown, "an earlier version took none");
+        fs::write(&sums, whole).unwrap();
+
+        fs::rename(&memory, dir.path().join("elsewhere")).unwrap();
+        says("its memory is gone");
+        symlink(dir.path().join("elsewhere"), &memory).unwrap();
+        says("its memory is gone");
+        fs::write(path.with_extension("json"), "{").unwrap();
+        says("what is noted of it cannot be read");
     }
 }

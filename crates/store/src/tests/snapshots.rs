@@ -43,13 +43,7 @@ async fn available(fixture: &Fixture) -> InstanceSnapshot {
         updated_at: now,
     };
     fixture.store.create_instance_snapshot(&snapshot).await.unwrap();
-    assert!(
-        fixture
-            .store
-            .instance_snapshot_taken(&snapshot, 7)
-            .await
-            .unwrap()
-    );
+    assert!(fixture.store.instance_snapshot_taken(&snapshot, 7).await.unwrap());
     snapshot
 }
 
@@ -62,8 +56,14 @@ pub(super) async fn a_snapshot_and_its_size_go_together(fixture: &Fixture) {
         .delete_instance_snapshot(organization, snapshot.id, false)
         .await
         .unwrap();
-    let gone =
-        || store.move_instance_snapshot(snapshot.id, Status::Deleting, Status::Deleted, const { &Vec::new() });
+    let gone = || {
+        store.move_instance_snapshot(
+            snapshot.id,
+            Status::Deleting,
+            Status::Deleted,
+            const { &Vec::new() },
+        )
+    };
     // Cut off in the middle: the second half cannot be done.
     change(store, "ALTER TABLE instance_snapshot_sizes RENAME TO elsewhere").await;
     gone().await.unwrap_err();
