@@ -14,13 +14,14 @@ use tram_store::{
     record::{Secret, Volume},
 };
 use tram_types::{
-    DeploymentId, FieldViolation, OrganizationId, ProjectId, RegionalDeploymentId, ServiceId, VolumeId,
+    DeploymentId, FieldViolation, OrganizationId, ProjectId, RegionalDeploymentId, SecretId, ServiceId,
+    VolumeId,
     catalog::Catalog,
     definition::{DeploymentDefinition, ModelSource, scoped_to},
     interpolate::{Piece, pieces},
     status::{
         ActorType, DefinitionType, DeploymentMesh, DeploymentStatus, PersistentVolumeStatus,
-        RegionalDeploymentMesh, SecretType, TriggerType,
+        RegionalDeploymentMesh, TriggerType,
     },
     validate,
 };
@@ -65,16 +66,41 @@ pub(crate) async fn violations(
 ) -> Result<Vec<FieldViolation>, Error> {
     let volumes = usable_volumes(api, organization, project, service, definition).await?;
     let secrets = usable_secrets(api, organization, project, definition).await?;
+    let asked: Vec<SecretId> = credentials(definition)
+        .flat_map(pieces)
+        .filter_map(|piece| match piece {
+            Piece::Secret(name) => secrets.get(name).map(|secret| secret.id),
+            _ => None,
+        })
+        .collect();
+    let bound = api.store.secret_hosts(organization, &asked).await?;
     Ok(validate::definition(
         definition,
         validate::Context {
             catalog: &api.catalog,
-            secret_type: &|name| secrets.get(name).copied(),
+            secret_type: &|name| secrets.get(name).map(|secret| secret.kind),
+            is_bound: &|name| {
+                secrets
+                    .get(name)
+                    .is_some_and(|secret| bound.contains_key(&secret.id))
+            },
             volume: &|id| volumes.get(id).cloned(),
             model: &|source| known_model(api, source),
             is_system_variable: &validate::is_system_variable,
         },
     ))
+}
+
+/// Templates of what callers of routes must know.
+fn credentials(definition: &DeploymentDefinition) -> impl Iterator<Item = &str> {
+    let policies = definition
+        .routes
+        .iter()
+        .filter_map(|route| route.security_policies.as_ref());
+    policies.flat_map(|policy| {
+        let passwords = policy.basic_auths.iter().map(|basic| basic.password.as_str());
+        passwords.chain(policy.api_keys.iter().map(String::as_str))
+    })
 }
 
 /// What is known of the model that a definition means.
@@ -87,13 +113,13 @@ fn known_model(api: &ApiState, source: &ModelSource) -> Option<validate::KnownMo
     })
 }
 
-/// Names and types of the secrets a definition may use; none are read when it uses none.
+/// The secrets a definition may use, by name; none are read when it uses none.
 async fn usable_secrets(
     api: &ApiState,
     organization: OrganizationId,
     project: Option<ProjectId>,
     definition: &DeploymentDefinition,
-) -> Result<BTreeMap<String, SecretType>, Error> {
+) -> Result<BTreeMap<String, Secret>, Error> {
     if !uses_secrets(definition) {
         return Ok(BTreeMap::new());
     }
@@ -103,7 +129,7 @@ async fn usable_secrets(
     Ok(all
         .into_iter()
         .filter(|secret| secret.project_id.is_none() || secret.project_id == project)
-        .map(|secret| (secret.name, secret.kind))
+        .map(|secret| (secret.name.clone(), secret))
         .collect())
 }
 

@@ -130,6 +130,9 @@ settings! {
     name_servers: Servers = Servers::default();
     /// Blocks of addresses outside that no instance may reach, such as `192.168.0.0/16`.
     denied_networks: Blocks = Blocks::default();
+    /// File with certificate authorities, in PEM, by which hosts of bound secrets may be verified beside this machine's own
+    /// authorities; empty takes those alone.
+    secret_roots: PathBuf = PathBuf::new();
     /// Domain under which apps get a name of their own.
     base_domain: String = "tram.localhost".to_owned();
     /// Id of the region that this machine is.

@@ -12,11 +12,12 @@ use std::collections::BTreeMap;
 use tram_planner as planner;
 use tram_site::{
     ImageSpec, InstanceSpec, MountSpec,
+    secrets::BoundSecret,
     spec::{EXECUTOR_PORT, EXECUTOR_PROXY_PORT, ExecutorAccess, ExecutorSpec, FileSpec, Limits},
 };
-use tram_store::{Store, record};
+use tram_store::{Revealed, Store, record};
 use tram_types::{
-    InstanceSnapshotId,
+    InstanceSnapshotId, bound,
     catalog::Catalog,
     definition::{ConfigFile, DeploymentDefinition, REGION_SCOPE_PREFIX},
     interpolate::{self, Piece, UnknownName, pieces},
@@ -54,7 +55,7 @@ pub(crate) struct Subject<'a> {
 
 /// The secrets a definition names, by name.
 #[derive(Debug, Default)]
-pub(crate) struct Secrets(BTreeMap<String, Vec<u8>>);
+pub(crate) struct Secrets(BTreeMap<String, Revealed>);
 
 /// How the API keeps a secret's value: the one member of the contract's `oneof`.
 #[derive(serde::Deserialize)]
@@ -74,14 +75,40 @@ impl Secrets {
             .reveal_secrets_by_name(organization, project, names)
             .await
             .map_err(Error::store("read the secrets of a service"))?;
-        let simple = found.into_iter().map(|(name, (_, value))| (name, value));
-        Ok(Self(simple.collect()))
+        Ok(Self(found))
     }
 
-    /// The text of a simple secret.
+    /// What an instance is shown of a simple secret: its text, or the placeholder of one that is bound to hosts.
+    pub(crate) fn shown(&self, name: &str) -> Option<String> {
+        let found = self.0.get(name)?;
+        let text = serde_json::from_slice::<Kept>(&found.value).ok()?.value?;
+        Some(if found.hosts.is_empty() {
+            text
+        } else {
+            bound::placeholder(found.secret.id)
+        })
+    }
+
+    /// The text of a simple secret for use on this side: one that is bound to hosts may be used with them alone.
     pub(crate) fn text(&self, name: &str) -> Option<String> {
-        let kept = self.0.get(name)?;
-        serde_json::from_slice::<Kept>(kept).ok()?.value
+        let free = self.0.get(name).is_some_and(|found| found.hosts.is_empty());
+        free.then(|| self.shown(name)).flatten()
+    }
+
+    /// The secrets whose placeholders are in what an instance is given.
+    fn bound(&self, env: &BTreeMap<String, String>, files: &[FileSpec]) -> Vec<BoundSecret> {
+        let given = |placeholder: &str| {
+            let mut texts = env.values().chain(files.iter().map(|file| &file.content));
+            texts.any(|text| text.contains(placeholder))
+        };
+        let bound = self.0.values().filter(|found| !found.hosts.is_empty());
+        bound
+            .filter(|found| given(&bound::placeholder(found.secret.id)))
+            .map(|found| BoundSecret {
+                id: found.secret.id,
+                hosts: found.hosts.clone(),
+            })
+            .collect()
     }
 }
 
@@ -159,14 +186,14 @@ impl Subject<'_> {
                 )
                 .await
                 .map_err(|source| Problem::Passing(Error::store("read a registry's secret")(source)))?;
-            let (secret, value) = found
+            let found = found
                 .get(name)
                 .ok_or_else(|| Problem::from(UnknownName::Secret(name.clone())))?;
-            if secret.kind != SecretType::Registry {
+            if found.secret.kind != SecretType::Registry {
                 let wrong = format!("secret `{name}` is not of type REGISTRY: choose one that is");
                 return Err(Problem::Wrong(wrong));
             }
-            Some(credentials::read(name, value)?)
+            Some(credentials::read(name, &found.value)?)
         };
         Ok(ImageSpec {
             reference: docker.image.clone(),
@@ -207,7 +234,7 @@ impl Subject<'_> {
             .config_files
             .iter()
             .map(|file| config_file(file, &secrets, &env))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
         let docker = definition.docker.clone().unwrap_or_default();
         let args = match &definition.model {
             Some(source) => model::args(source, definition, &self.service.name, kind),
@@ -228,6 +255,7 @@ impl Subject<'_> {
             command: docker.command,
             args,
             executor: executor(definition, &env)?,
+            bound_secrets: secrets.bound(&env, &files),
             env,
             files,
             ports: definition.effective_ports(),
@@ -297,17 +325,17 @@ impl Subject<'_> {
             }
             if let Some(name) = entry.secret.as_deref().filter(|name| !name.is_empty()) {
                 secrets
-                    .text(name)
+                    .shown(name)
                     .ok_or_else(|| Problem::from(UnknownName::Secret(name.to_owned())))?;
             }
             interpolate::expand(
                 entry.value.as_deref().unwrap_or(""),
-                |name| secrets.text(name),
+                |name| secrets.shown(name),
                 own,
             )?;
         }
         for file in &self.definition.config_files {
-            interpolate::expand(&file.content, |name| secrets.text(name), own)?;
+            interpolate::expand(&file.content, |name| secrets.shown(name), own)?;
         }
         Ok(())
     }
@@ -323,7 +351,7 @@ fn config_file(
 ) -> Result<FileSpec, Problem> {
     let content = interpolate::expand(
         &file.content,
-        |name| secrets.text(name),
+        |name| secrets.shown(name),
         |name| env.get(name).cloned(),
     )?;
     Ok(FileSpec {
@@ -360,6 +388,11 @@ fn executor(
             .map(String::as_str)
             .filter(|value| !value.is_empty())
     };
+    if given(SANDBOX_SECRET).is_some_and(|value| value.contains(bound::PLACEHOLDER_PREFIX)) {
+        return Err(Problem::Wrong(format!(
+            "{SANDBOX_SECRET} is a secret that is bound to hosts, and the sandbox has to know it: use another one"
+        )));
+    }
     let access = match (given(SANDBOX_AUTH_MODE), given(SANDBOX_SECRET)) {
         (Some("pool"), None) => ExecutorAccess::Pool,
         (_, Some(_)) => ExecutorAccess::Static,

@@ -36,6 +36,7 @@ pub mod processes;
 pub mod roles;
 pub mod sampler;
 pub mod scaling;
+mod secret_values;
 pub mod simulate;
 pub mod stops;
 pub mod traces;

@@ -102,6 +102,8 @@ pub struct Metrics {
     prewakes: Family<WakeLabel, Counter>,
     refused_packets: Counter,
     refused_names: Counter,
+    guarded_filled: Counter,
+    guarded_refused: Counter,
     checkpoints: Family<ServiceLabel, Gauge>,
     uncounted: Counter,
     models: ModelMetrics,
@@ -182,6 +184,18 @@ impl Metrics {
             "Packets of instances that were refused on the way out",
             refused_packets.clone(),
         );
+        let guarded_filled = Counter::default();
+        registry.register(
+            "network_secret_requests",
+            "Requests of instances that the value of a bound secret was put into",
+            guarded_filled.clone(),
+        );
+        let guarded_refused = Counter::default();
+        registry.register(
+            "network_secret_refusals",
+            "Requests and connections of instances to hosts of bound secrets that were refused",
+            guarded_refused.clone(),
+        );
         let refused_names = Counter::default();
         registry.register(
             "network_refused_names",
@@ -232,6 +246,8 @@ impl Metrics {
             prewakes,
             refused_packets,
             refused_names,
+            guarded_filled,
+            guarded_refused,
             checkpoints,
             uncounted,
             models: ModelMetrics::new(),
@@ -336,6 +352,13 @@ impl Metrics {
     /// What instances were refused on their way out so far.
     pub fn set_refused(&self, packets: u64, names: u64) {
         for (counter, count) in [(&self.refused_packets, packets), (&self.refused_names, names)] {
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
+    }
+
+    /// What became of requests to hosts that secrets are bound to so far.
+    pub fn set_guarded(&self, filled: u64, refused: u64) {
+        for (counter, count) in [(&self.guarded_filled, filled), (&self.guarded_refused, refused)] {
             counter.inc_by(count.saturating_sub(counter.get()));
         }
     }

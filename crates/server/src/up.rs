@@ -271,6 +271,10 @@ impl Inside {
         };
         site_config.checkpoint = checkpoint;
         site_config.checkpoints_max_bytes = settings.checkpoints_max.bytes();
+        site_config.secrets = Some(Arc::new(crate::secret_values::StoreValues(store.clone())));
+        if !settings.secret_roots.as_os_str().is_empty() {
+            site_config.secret_roots = Some(settings.secret_roots.clone());
+        }
         site_config.network.denied = crate::network::denied(settings)?;
         let site = crate::network::open_site(paths, site_config, images.clone(), &settings.network).await?;
         // A token is made when nothing that comes after can fail: it is shown once, at the end.
@@ -429,6 +433,8 @@ impl Running {
             self.metrics.set_scaling(&self.controller.scaling().totals());
             let refused = self.site.refused();
             self.metrics.set_refused(refused.packets, refused.names);
+            let guarded = self.site.guarded();
+            self.metrics.set_guarded(guarded.filled, guarded.refused);
             for helper in [self.edge.helper(), self.supervisor.helper()] {
                 helper_logs::bound(&helper.log).await;
             }

@@ -5,10 +5,12 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tram_model::ModelStore;
 use tram_sandbox::protocol::LogLimits;
+use tram_site::secrets::SecretValues;
 
 use crate::network::Ipv4Network;
 
@@ -51,6 +53,10 @@ pub struct Config {
     pub models: Option<ModelStore>,
     /// The private network of the instances.
     pub network: NetworkConfig,
+    /// Where the values of bound secrets are read. Absent: requests that need one are refused.
+    pub secrets: Option<Arc<dyn SecretValues>>,
+    /// More certificate authorities, in PEM, by which hosts of bound secrets may be verified. Absent: the machine's alone.
+    pub secret_roots: Option<PathBuf>,
     /// How much of an instance's output is kept.
     pub logs: LogLimits,
     /// How long the logs of a forgotten instance are kept.
@@ -83,6 +89,8 @@ impl Config {
             executor: None,
             models: None,
             network: NetworkConfig::default(),
+            secrets: None,
+            secret_roots: None,
             logs: LogLimits::default(),
             logs_retention: DEFAULT_LOGS_RETENTION,
             pids_max: DEFAULT_PIDS_MAX,

@@ -24,8 +24,9 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use self::answer::Verdict;
-pub(crate) use self::directory::{Directory, Entry};
+pub(crate) use self::directory::{Directory, Entry, Guarded};
 use self::forward::Forwarder;
+pub(crate) use self::forward::Resolver;
 pub(crate) use self::outside::{Gate, Names};
 
 /// Largest question or answer over UDP; the usual bound of resolvers that know EDNS is 1232 to 4096.
@@ -71,6 +72,7 @@ impl Server {
         let end = CancellationToken::new();
         let shared = Arc::new(Shared {
             forwarder: Forwarder::new(name_servers, address.ip()),
+            gateway: address.ip(),
             directory,
             gate,
             in_flight: Semaphore::new(IN_FLIGHT_MAX),
@@ -107,6 +109,7 @@ impl Drop for Server {
 #[derive(Debug)]
 struct Shared {
     forwarder: Forwarder,
+    gateway: IpAddr,
     directory: Arc<Directory>,
     gate: Arc<dyn Gate>,
     in_flight: Semaphore,
@@ -118,20 +121,20 @@ struct Shared {
 
 /// Counts what each instance has of something, so that one cannot use up everybody's.
 #[derive(Debug)]
-struct Shares {
+pub(crate) struct Shares {
     each: usize,
     taken: std::sync::Mutex<std::collections::HashMap<IpAddr, usize>>,
 }
 
 /// One of an instance's share, given back when dropped.
 #[derive(Debug)]
-struct Share {
+pub(crate) struct Share {
     of: Arc<Shares>,
     source: IpAddr,
 }
 
 impl Shares {
-    fn new(each: usize) -> Arc<Self> {
+    pub(crate) fn new(each: usize) -> Arc<Self> {
         Arc::new(Self {
             each,
             taken: std::sync::Mutex::default(),
@@ -145,7 +148,7 @@ impl Shares {
     }
 
     /// `None` when this instance has all that it may.
-    fn take(self: &Arc<Self>, source: IpAddr) -> Option<Share> {
+    pub(crate) fn take(self: &Arc<Self>, source: IpAddr) -> Option<Share> {
         let mut taken = self.lock();
         let count = taken.entry(source).or_default();
         if *count >= self.each {
@@ -191,6 +194,13 @@ impl Shared {
                         self.gate.refused(asker, &name);
                         return answer::refusal(question);
                     }
+                }
+                // The guard is to be found at the gateway, which is our own address.
+                if let (Some(guarded), IpAddr::V4(gateway)) = (self.directory.guarded(asker), self.gateway)
+                    && let Some(name) = outside::asked_name(&Message::from_vec(question).ok()?)
+                    && guarded.is_bound(&name)
+                {
+                    return answer::guarded(question, gateway);
                 }
                 let Some(_turn) = self.turn(source) else {
                     return answer::server_failure(question);

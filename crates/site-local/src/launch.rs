@@ -14,7 +14,7 @@ use tram_sandbox::protocol::{
 use tram_site::InstanceSpec;
 
 use crate::config::{Config, UserNamespaces};
-use crate::{dns, executor};
+use crate::{dns, executor, guard};
 
 /// What the usual base images have.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -193,6 +193,9 @@ pub(crate) fn environment(
     ]);
     if let Some(home) = home {
         environment.insert("HOME".to_owned(), home.to_owned());
+    }
+    if !spec.bound_secrets.is_empty() {
+        environment.extend(guard::trust::variables());
     }
     let of_image = image.env.iter().filter_map(|pair| pair.split_once('='));
     environment.extend(

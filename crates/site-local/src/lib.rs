@@ -27,6 +27,7 @@ mod dns;
 mod end;
 mod exec;
 mod executor;
+mod guard;
 mod health;
 mod images;
 mod launch;
@@ -41,6 +42,7 @@ mod testing;
 mod volumes;
 
 pub use config::{Config, NetworkConfig, UserNamespaces};
+pub use guard::Guard;
 pub use images::images_in_use_at;
 pub use models::model_uses_at;
 pub use network::Ipv4Network;

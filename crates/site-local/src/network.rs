@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -139,6 +140,8 @@ struct Inner {
     wanted: Notify,
     end: CancellationToken,
     refill: Mutex<Option<JoinHandle<()>>>,
+    /// Until the guard takes it.
+    guard: Mutex<Option<TcpListener>>,
 }
 
 #[derive(Debug)]
@@ -220,6 +223,13 @@ impl Network {
         host::refuse_conflicts(network, &names.prefix)?;
         stale::remove_tables(network, &names.table).await?;
         let uplinks = host::prepare(&netlink, network).await?;
+        let guard = crate::guard::bind(network.gateway())
+            .await
+            .map_err(Error::files("listen for requests with bound secrets"))?;
+        let guard_port = guard
+            .local_addr()
+            .map_err(Error::files("listen for requests with bound secrets"))?
+            .port();
         let mut made = BTreeMap::new();
         for place in held {
             if !addresses.hold(place.slot.0) {
@@ -233,6 +243,7 @@ impl Network {
             network,
             denied: config.denied.clone(),
             uplinks,
+            guard_port,
         };
         let members: Vec<Member> = held.iter().map(|place| place.member.clone()).collect();
         let (firewall, named) = Firewall::install(&frame, &members).await?;
@@ -253,6 +264,7 @@ impl Network {
             wanted: Notify::new(),
             end: CancellationToken::new(),
             refill: Mutex::default(),
+            guard: Mutex::new(Some(guard)),
         });
         inner.sweep().await?;
         let task = tokio::spawn(refill(Arc::clone(&inner)));
@@ -263,6 +275,17 @@ impl Network {
     /// The machine's address in the network.
     pub(crate) fn gateway(&self) -> Ipv4Addr {
         self.inner.network.gateway()
+    }
+
+    /// Where instances with bound secrets are led; there is one, so it can be taken once.
+    pub(crate) fn take_guard(&self) -> Option<TcpListener> {
+        let mut guard = self.inner.guard.lock().unwrap_or_else(PoisonError::into_inner);
+        guard.take()
+    }
+
+    /// Takes notice that the guard refused something to `asker`.
+    pub(crate) fn tell_guarded(&self, asker: Ipv4Addr, why: &str) {
+        self.inner.refusals.guarded(asker, why);
     }
 
     /// The address of a place.

@@ -35,7 +35,8 @@ use tram_types::{Clock, DeploymentId, InstanceId, SystemClock, Timestamp};
 use self::entries::{Asleep, Entry, Live, Up};
 use crate::config::Config;
 use crate::disk;
-use crate::dns::{Directory, Server};
+use crate::dns::{Directory, Resolver, Server};
+use crate::guard::{self, authority::Authority};
 use crate::health::watch::{PROBES_MAX, Subject};
 use crate::health::{self, View};
 use crate::images::Images;
@@ -92,6 +93,7 @@ pub enum OpenError {
 pub struct LocalSite {
     shared: Arc<Shared>,
     dns: Server,
+    guard: guard::Server,
     _lock: File,
 }
 
@@ -104,6 +106,8 @@ struct Shared {
     network: Network,
     volumes: Volumes,
     directory: Arc<Directory>,
+    /// What instances with bound secrets trust.
+    authority: Arc<Authority>,
     entries: Mutex<HashMap<InstanceId, Entry>>,
     changed: broadcast::Sender<Changed>,
     probes: Arc<Semaphore>,
@@ -162,6 +166,33 @@ impl LocalSite {
             .await
             .map_err(|source| OpenError::NameServer { address, source })?;
 
+        let authority = Authority::open(&store.root().join("guard"))
+            .map_err(files("open the authority for hosts of bound secrets"))?;
+        let authority = Arc::new(authority);
+        let more_roots = match &config.secret_roots {
+            Some(path) => {
+                guard::own_roots(path).map_err(files("read the file of authorities for hosts of secrets"))?
+            }
+            None => Vec::new(),
+        };
+        let resolver = Resolver::new(config.network.name_servers.clone(), network.gateway().into());
+        let listener = network.take_guard().ok_or(network::Error::Closed)?;
+        let guard = guard::Server::start(
+            listener,
+            guard::Parts {
+                authority: Arc::clone(&authority),
+                directory: Arc::clone(&directory),
+                outside: guard::Outside::new(
+                    resolver,
+                    config.network.addresses,
+                    &config.network.denied,
+                    more_roots,
+                ),
+                network: network.clone(),
+                values: config.secrets.clone(),
+            },
+        );
+
         let (changed, _) = broadcast::channel(CHANGES_MAX);
         let end = CancellationToken::new();
         let images = Images::new(
@@ -179,6 +210,7 @@ impl LocalSite {
             network,
             volumes,
             directory,
+            authority,
             entries: Mutex::default(),
             changed,
             probes: Arc::new(Semaphore::new(PROBES_MAX)),
@@ -215,6 +247,7 @@ impl LocalSite {
         Ok(Arc::new(Self {
             shared,
             dns,
+            guard,
             _lock: lock,
         }))
     }
@@ -265,6 +298,12 @@ impl LocalSite {
         self.shared.network.refused()
     }
 
+    /// What became of requests to hosts that secrets are bound to, since the site was opened.
+    #[must_use]
+    pub fn guarded(&self) -> guard::Guard {
+        self.guard.counts()
+    }
+
     /// Waits until a pull fails because the disk is full. One that failed since the last call counts.
     pub async fn space_wanted(&self) {
         self.shared.images.space_wanted().await;
@@ -278,6 +317,7 @@ impl LocalSite {
     pub async fn close(&self) -> Result<(), network::Error> {
         self.shared.end.cancel();
         self.dns.close();
+        self.guard.close();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
         self.shared.network.close().await

@@ -41,6 +41,7 @@ pub(crate) fn instance_spec(app: &str, service: &str) -> InstanceSpec {
         },
         mesh: true,
         egress_allow: None,
+        bound_secrets: Vec::new(),
         untrusted: false,
         snapshot: None,
         executor: None,

@@ -10,6 +10,7 @@
 //! that the logs and the cause of the failed one are kept under an id of their own.
 
 pub mod observed;
+pub mod secrets;
 pub mod sessions;
 pub mod sites;
 pub mod spec;

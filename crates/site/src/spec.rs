@@ -107,6 +107,10 @@ pub struct InstanceSpec {
     pub mesh: bool,
     /// What it may reach outside: addresses, networks and names (see [`tram_types::egress`]). `None`: everything.
     pub egress_allow: Option<Vec<String>>,
+    /// The secrets whose placeholders its environment and files hold. The site puts their values into requests to
+    /// their hosts, and nowhere else.
+    #[serde(default)]
+    pub bound_secrets: Vec<crate::secrets::BoundSecret>,
     /// Whether nobody vouches for its code, as in a sandbox: the site isolates it as well as it can.
     #[serde(default)]
     pub untrusted: bool,

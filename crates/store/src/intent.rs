@@ -152,6 +152,8 @@ pub struct NewSecret {
     pub name: String,
     /// What it holds.
     pub kind: SecretType,
+    /// The host names it is bound to; none: it may be used anywhere.
+    pub hosts: Vec<String>,
 }
 
 /// A new volume.

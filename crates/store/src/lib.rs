@@ -60,7 +60,7 @@ pub use retention::{PrunableInstance, Pruned, Retention};
 pub use routing::{
     ClaimedRoutes, RoutedDeployment, RoutedDomain, RoutedService, RoutingSnapshot, UpcomingDeployment,
 };
-pub use secrets::Rotated;
+pub use secrets::{Revealed, Rotated};
 pub use store::{Options, Store};
 pub use tenancy::{Member, token_sha256};
 pub use token_usages::{Attributed, By, TokenUsage, Tokens};

@@ -112,6 +112,8 @@ migrations! {
     90 "0090_create_instance_snapshot_sizes",
     91 "0091_index_instance_snapshot_sizes_organization_id",
     92 "0092_forget_sizes_of_removed_instance_snapshots",
+    97 "0097_create_secret_hosts",
+    98 "0098_index_secret_hosts_organization_id",
 }
 
 /// Brings the database up to date.

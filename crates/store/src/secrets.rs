@@ -1,4 +1,7 @@
 //! Secrets: their values are encrypted before they reach the database and decrypted for who may see them.
+//!
+//! Which host names a secret is bound to is in a table of its own, written in the same transaction as the secret, and
+//! read with its value in one statement: nobody ever sees a value without what it is bound to.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +15,7 @@ use crate::{
     filter::{self, Listed, Page},
     intent::{NewSecret, SecretEdit},
     keyring::{self, Sealed},
-    record::Secret,
+    record::{Record as _, Secret},
     sql::{Sql, read},
 };
 
@@ -20,6 +23,30 @@ use crate::{
 const ROTATION_BATCH_SECRETS: u32 = 200;
 /// Secrets that a rotation passes over: one or a few were damaged; more, and something is wrong with the key file.
 const UNREADABLE_SECRETS_MAX: usize = 100;
+
+/// The column with what a secret is bound to, in a query of `secrets`; NULL: it is not bound.
+const HOSTS: &str = "(SELECT hosts FROM secret_hosts WHERE secret_hosts.secret_id = secrets.id) AS hosts";
+
+/// A secret with its value.
+#[derive(Clone, PartialEq)]
+pub struct Revealed {
+    /// The secret.
+    pub secret: Secret,
+    /// Its value, as it was given to [`Store::create_secret`].
+    pub value: Vec<u8>,
+    /// The host names it is bound to; none: it may be used anywhere.
+    pub hosts: Vec<String>,
+}
+
+impl std::fmt::Debug for Revealed {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Revealed")
+            .field("secret", &self.secret)
+            .field("hosts", &self.hosts)
+            .finish_non_exhaustive()
+    }
+}
 
 /// What a rotation of the keys did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,10 +79,22 @@ impl Store {
             updated_at: now,
         };
         let sealed = self.seal(secret.organization_id, secret.id, value).await?;
-        let sql = Sql::insert(&secret)
+        let mut transaction = self.database().write(DOING).await?;
+        Sql::insert(&secret)
             .also("key_id", &sealed.key_id)
-            .also("ciphertext", &sealed.ciphertext);
-        self.write_one(sql, &[Change::Secret(secret.id)], DOING).await?;
+            .also("ciphertext", &sealed.ciphertext)
+            .run(&mut transaction, DOING)
+            .await?;
+        bind(
+            &mut transaction,
+            secret.organization_id,
+            secret.id,
+            &new.hosts,
+            DOING,
+        )
+        .await?;
+        self.finish(transaction, &[Change::Secret(secret.id)], DOING)
+            .await?;
         Ok(secret)
     }
 
@@ -86,7 +125,29 @@ impl Store {
             .await
     }
 
-    /// Changes a secret, and its value when one is given.
+    /// The host names that each of these secrets is bound to; one that is not bound is left out.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn secret_hosts(
+        &self,
+        organization: OrganizationId,
+        ids: &[SecretId],
+    ) -> Result<BTreeMap<SecretId, Vec<String>>> {
+        const DOING: &str = "reading what secrets are bound to";
+        if ids.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let mut sql = Sql::new("SELECT secret_id, hosts FROM secret_hosts")
+            .with(" WHERE organization_id = ", &organization);
+        sql.push_any_of("secret_id", ids);
+        let rows = sql.rows(&mut *self.database().read(DOING).await?, DOING).await?;
+        rows.iter()
+            .map(|row| Ok((read(row, "secret_id", DOING)?, read(row, "hosts", DOING)?)))
+            .collect()
+    }
+
+    /// Changes a secret, and its value and what it is bound to when they are given.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::AlreadyExists`] for the name, [`Error::Keyring`].
@@ -96,7 +157,9 @@ impl Store {
         id: SecretId,
         edit: &SecretEdit,
         value: Option<&[u8]>,
+        hosts: Option<&[String]>,
     ) -> Result<Secret> {
+        const DOING: &str = "changing a secret";
         self.check_owned(organization, edit.project_id.flatten(), None)
             .await?;
         let mut cells = edit.cells();
@@ -108,13 +171,15 @@ impl Store {
         let sql = Sql::update::<Secret>(cells, self.now())
             .with(" WHERE id = ", &id)
             .with(" AND organization_id = ", &organization);
-        match self
-            .write_one(sql, &[Change::Secret(id)], "changing a secret")
-            .await?
-        {
-            0 => Err(Error::not_found("secret", id)),
-            _ => self.secret(organization, id).await,
+        let mut transaction = self.database().write(DOING).await?;
+        if sql.run(&mut transaction, DOING).await? == 0 {
+            return Err(Error::not_found("secret", id));
         }
+        if let Some(hosts) = hosts {
+            bind(&mut transaction, organization, id, hosts, DOING).await?;
+        }
+        self.finish(transaction, &[Change::Secret(id)], DOING).await?;
+        self.secret(organization, id).await
     }
 
     /// Removes a secret.
@@ -122,35 +187,35 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`].
     pub async fn delete_secret(&self, organization: OrganizationId, id: SecretId) -> Result<()> {
-        let sql = Sql::new("DELETE FROM secrets WHERE id = $1 AND organization_id = $2")
+        const DOING: &str = "removing a secret";
+        let mut transaction = self.database().write(DOING).await?;
+        let removed = Sql::new("DELETE FROM secrets WHERE id = $1 AND organization_id = $2")
             .bind(&id)
-            .bind(&organization);
-        match self
-            .write_one(sql, &[Change::Secret(id)], "removing a secret")
-            .await?
-        {
-            0 => Err(Error::not_found("secret", id)),
-            _ => Ok(()),
+            .bind(&organization)
+            .run(&mut transaction, DOING)
+            .await?;
+        if removed == 0 {
+            return Err(Error::not_found("secret", id));
         }
+        bind(&mut transaction, organization, id, &[], DOING).await?;
+        self.finish(transaction, &[Change::Secret(id)], DOING).await
     }
 
-    /// A secret's value.
+    /// A secret with its value.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Keyring`] when it cannot be decrypted.
-    pub async fn reveal_secret(&self, organization: OrganizationId, id: SecretId) -> Result<Vec<u8>> {
+    pub async fn reveal_secret(&self, organization: OrganizationId, id: SecretId) -> Result<Revealed> {
         const DOING: &str = "revealing a secret";
-        let rows = Sql::new("SELECT key_id, ciphertext FROM secrets WHERE id = $1 AND organization_id = $2")
-            .bind(&id)
-            .bind(&organization)
+        let rows = Sql::new(revealing())
+            .with(" WHERE id = ", &id)
+            .with(" AND organization_id = ", &organization)
             .rows(&mut *self.database().read(DOING).await?, DOING)
             .await?;
         let row = rows.first().ok_or_else(|| Error::not_found("secret", id))?;
-        let sealed = Sealed {
-            key_id: read(row, "key_id", DOING)?,
-            ciphertext: read(row, "ciphertext", DOING)?,
-        };
-        self.unseal(organization, id, &sealed).await
+        let (secret, sealed, hosts) = kept(row, DOING)?;
+        let value = self.unseal(organization, id, &sealed).await?;
+        Ok(Revealed { secret, value, hosts })
     }
 
     /// Secrets and their values by name, as a service of a project sees them: a project's own secret hides the
@@ -163,16 +228,12 @@ impl Store {
         organization: OrganizationId,
         project: Option<ProjectId>,
         names: &[String],
-    ) -> Result<BTreeMap<String, (Secret, Vec<u8>)>> {
+    ) -> Result<BTreeMap<String, Revealed>> {
         const DOING: &str = "revealing secrets";
         if names.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let mut sql = Sql::new(
-            "SELECT id, organization_id, project_id, name, kind, created_at, updated_at, key_id, ciphertext \
-             FROM secrets",
-        )
-        .with(" WHERE organization_id = ", &organization);
+        let mut sql = Sql::new(revealing()).with(" WHERE organization_id = ", &organization);
         match &project {
             Some(project) => {
                 sql.push(" AND (project_id IS NULL OR project_id = ", project);
@@ -182,22 +243,18 @@ impl Store {
         }
         sql.push_any_of("name", names);
         let rows = sql.rows(&mut *self.database().read(DOING).await?, DOING).await?;
-        let mut chosen: BTreeMap<String, (Secret, Sealed)> = BTreeMap::new();
+        let mut chosen: BTreeMap<String, (Secret, Sealed, Vec<String>)> = BTreeMap::new();
         for row in &rows {
-            let secret = <Secret as crate::record::Record>::from_row(row)
-                .map_err(|error| Error::unavailable(DOING, error))?;
-            let sealed = Sealed {
-                key_id: read(row, "key_id", DOING)?,
-                ciphertext: read(row, "ciphertext", DOING)?,
-            };
+            let (secret, sealed, hosts) = kept(row, DOING)?;
             if secret.project_id.is_some() || !chosen.contains_key(&secret.name) {
-                chosen.insert(secret.name.clone(), (secret, sealed));
+                chosen.insert(secret.name.clone(), (secret, sealed, hosts));
             }
         }
         let mut revealed = BTreeMap::new();
-        for (name, (secret, sealed)) in chosen {
+        for (name, (secret, sealed, hosts)) in chosen {
             let value = self.unseal(organization, secret.id, &sealed).await?;
-            revealed.insert(name, (secret, value));
+            let one = Revealed { secret, value, hosts };
+            revealed.insert(name, one);
         }
         Ok(revealed)
     }
@@ -313,4 +370,48 @@ impl Store {
         }
         self.find(sql, "looking up a secret by name").await
     }
+}
+
+/// The beginning of a query of secrets with all that revealing one takes.
+fn revealing() -> String {
+    format!(
+        "SELECT {}, key_id, ciphertext, {HOSTS} FROM secrets",
+        Secret::COLUMNS.join(", ")
+    )
+}
+
+/// A row of such a query.
+fn kept(row: &sqlx::any::AnyRow, doing: &'static str) -> Result<(Secret, Sealed, Vec<String>)> {
+    let secret = Secret::from_row(row).map_err(|error| Error::unavailable(doing, error))?;
+    let sealed = Sealed {
+        key_id: read(row, "key_id", doing)?,
+        ciphertext: read(row, "ciphertext", doing)?,
+    };
+    let hosts: Option<Vec<String>> = read(row, "hosts", doing)?;
+    Ok((secret, sealed, hosts.unwrap_or_default()))
+}
+
+/// Writes down what a secret is bound to.
+async fn bind(
+    connection: &mut sqlx::AnyConnection,
+    organization: OrganizationId,
+    id: SecretId,
+    hosts: &[String],
+    doing: &'static str,
+) -> Result<()> {
+    Sql::new("DELETE FROM secret_hosts")
+        .with(" WHERE secret_id = ", &id)
+        .run(connection, doing)
+        .await?;
+    if hosts.is_empty() {
+        return Ok(());
+    }
+    Sql::new("INSERT INTO secret_hosts (secret_id, organization_id, hosts)")
+        .with(" VALUES (", &id)
+        .with(", ", &organization)
+        .with(", ", &hosts.to_vec())
+        .with_text(")")
+        .run(connection, doing)
+        .await?;
+    Ok(())
 }

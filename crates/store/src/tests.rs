@@ -71,6 +71,7 @@ cases! {
     edge::public_ports_are_unique_under_a_race,
     edge::call_patterns_are_kept_and_go_with_their_service,
     edge::domains_are_unique_everywhere,
+    edge::what_a_secret_is_bound_to_comes_with_its_value,
     edge::secrets_are_encrypted_scoped_and_rotated,
     edge::a_ciphertext_cannot_be_moved,
     controlling::a_state_holds_what_may_still_change,

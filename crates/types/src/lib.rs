@@ -10,6 +10,7 @@
 // The macros of `message` name this crate by its outside name, so that other crates can use them too.
 extern crate self as tram_types;
 
+pub mod bound;
 pub mod catalog;
 pub mod definition;
 pub mod effective;

@@ -47,6 +47,8 @@ pub struct Context<'a> {
     pub catalog: &'a Catalog,
     /// The type of the secret of this name that the project may use, if there is one.
     pub secret_type: &'a dyn Fn(&str) -> Option<SecretType>,
+    /// Whether the secret of this name is bound to hosts; asked for secrets that would be used on the platform's side.
+    pub is_bound: &'a dyn Fn(&str) -> bool,
     /// What is known of the volume with this id that the project may use, if there is one.
     pub volume: &'a dyn Fn(&str) -> Option<KnownVolume>,
     /// What is known of the model that this source means, if there is one.

@@ -111,7 +111,7 @@ async fn credentials<Q, B>(call: &Call<Q, B>, given: &str) -> Result<RegistryCre
             "must be a secret of type REGISTRY",
         )]));
     }
-    let value: Value = serde_json::from_slice(&store.reveal_secret(organization, secret.id).await?)
+    let value: Value = serde_json::from_slice(&store.reveal_secret(organization, secret.id).await?.value)
         .map_err(|error| Error::internal("reading the value of a secret", error))?;
     Ok(registry(&value))
 }

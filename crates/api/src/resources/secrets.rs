@@ -8,8 +8,9 @@ use serde_json::Value;
 use tram_store::{
     filter,
     intent::{NewSecret, SecretEdit},
+    record,
 };
-use tram_types::{FieldViolation, ProjectId, SecretId, names::check_secret_name, status::SecretType};
+use tram_types::{FieldViolation, ProjectId, SecretId, bound, names::check_secret_name, status::SecretType};
 
 use super::{credentials::Mask, organizations::project_of};
 use crate::{
@@ -64,8 +65,16 @@ async fn list(call: Call<Filters>) -> Result<ListSecretsReply, Error> {
         .store
         .list_secrets(call.caller.organization, &filter, page.stored())
         .await?;
+    let ids: Vec<SecretId> = listed.items.iter().map(|secret| secret.id).collect();
+    let mut hosts = call
+        .api
+        .store
+        .secret_hosts(call.caller.organization, &ids)
+        .await?;
+    let mut view =
+        |secret: &record::Secret| views::secret::secret(secret, hosts.remove(&secret.id).unwrap_or_default());
     Ok(ListSecretsReply {
-        secrets: listed.items.iter().map(views::secret::secret).collect(),
+        secrets: listed.items.iter().map(&mut view).collect(),
         limit: page.limit,
         offset: page.offset,
         count: count(listed.count),
@@ -80,6 +89,10 @@ async fn create(call: Call<Nothing, CreateSecret>) -> Result<CreateSecretReply, 
         registries: registries(&body)?,
         value: body.value,
     };
+    let hosts = bound_to(body.hosts.as_deref().unwrap_or_default(), &mut wrong);
+    if !hosts.is_empty() {
+        bindable(body.r#type, given.value.as_deref(), &mut wrong);
+    }
     let chosen = given.choose(body.r#type, &mut wrong);
     let Some(chosen) = chosen.filter(|_| wrong.is_empty()) else {
         return Err(Error::Invalid(wrong));
@@ -94,30 +107,34 @@ async fn create(call: Call<Nothing, CreateSecret>) -> Result<CreateSecretReply, 
                 project_id,
                 name: body.name,
                 kind: body.r#type,
+                hosts: hosts.clone(),
             },
             chosen.as_bytes(),
         )
         .await?;
     Ok(CreateSecretReply {
-        secret: Some(views::secret::secret(&secret)),
+        secret: Some(views::secret::secret(&secret, hosts)),
     })
 }
 
 async fn read(call: Call) -> Result<GetSecretReply, Error> {
     let id: SecretId = call.id("id")?;
     let secret = call.api.store.secret(call.caller.organization, id).await?;
+    let hosts = hosts_of(&call, id).await?;
     Ok(GetSecretReply {
-        secret: Some(views::secret::secret(&secret)),
+        secret: Some(views::secret::secret(&secret, hosts)),
     })
 }
 
-/// A name or a value that is left out stays, with PUT too: clients do not know it, so they cannot send it back.
+/// A name, a value or hosts that are left out stay, with PUT too: clients do not know it, so they cannot send it back, and a
+/// client that knows of no hosts must not set a secret free.
 async fn update(call: Call<Mask, Secret>) -> Result<UpdateSecretReply, Error> {
     let id: SecretId = call.id("id")?;
     let organization = call.caller.organization;
     let current = call.api.store.secret(organization, id).await?;
+    let were = hosts_of(&call, id).await?;
     let mut wanted: Secret = call.merged(
-        &views::secret::secret(&current),
+        &views::secret::secret(&current, were.clone()),
         call.query.update_mask.as_deref(),
     )?;
     if wanted.name.is_empty() {
@@ -128,10 +145,32 @@ async fn update(call: Call<Mask, Secret>) -> Result<UpdateSecretReply, Error> {
         registries: registries(&wanted)?,
         value: wanted.value,
     };
+    let hosts = match &wanted.hosts {
+        Some(hosts) => bound_to(hosts, &mut wrong),
+        None => were,
+    };
     let mut edit = SecretEdit {
         name: Some(wanted.name),
         ..SecretEdit::default()
     };
+    if !hosts.is_empty() {
+        let kept = match &given.value {
+            None if given.registries.is_empty() && current.kind == SecretType::Simple => {
+                text_of(&call.api.store.reveal_secret(organization, id).await?.value)
+            }
+            _ => None,
+        };
+        let kind = match given.registries.is_empty() {
+            true => current.kind,
+            false => SecretType::Registry,
+        };
+        let kind = if given.value.is_some() {
+            SecretType::Simple
+        } else {
+            kind
+        };
+        bindable(kind, given.value.as_deref().or(kept.as_deref()), &mut wrong);
+    }
     let chosen = if given.value.is_none() && given.registries.is_empty() {
         None
     } else {
@@ -154,10 +193,16 @@ async fn update(call: Call<Mask, Secret>) -> Result<UpdateSecretReply, Error> {
     let secret = call
         .api
         .store
-        .update_secret(organization, id, &edit, chosen.as_deref().map(str::as_bytes))
+        .update_secret(
+            organization,
+            id,
+            &edit,
+            chosen.as_deref().map(str::as_bytes),
+            Some(&hosts),
+        )
         .await?;
     Ok(UpdateSecretReply {
-        secret: Some(views::secret::secret(&secret)),
+        secret: Some(views::secret::secret(&secret, hosts)),
     })
 }
 
@@ -171,7 +216,7 @@ async fn remove(call: Call) -> Result<DeleteSecretReply, Error> {
 async fn reveal(call: Call) -> Result<RevealSecretReply, Error> {
     let id: SecretId = call.id("id")?;
     let organization = call.caller.organization;
-    let kept = call.api.store.reveal_secret(organization, id).await?;
+    let kept = call.api.store.reveal_secret(organization, id).await?.value;
     let kept: Value = serde_json::from_slice(&kept)
         .map_err(|error| Error::internal("reading the value of a secret", error))?;
     let value = match kept {
@@ -181,6 +226,39 @@ async fn reveal(call: Call) -> Result<RevealSecretReply, Error> {
     Ok(RevealSecretReply {
         value: value.unwrap_or_default(),
     })
+}
+
+async fn hosts_of<Q, B>(call: &Call<Q, B>, id: SecretId) -> Result<Vec<String>, Error> {
+    let mut found = call
+        .api
+        .store
+        .secret_hosts(call.caller.organization, &[id])
+        .await?;
+    Ok(found.remove(&id).unwrap_or_default())
+}
+
+/// The hosts that a request names, as they are kept.
+fn bound_to(given: &[String], wrong: &mut Vec<FieldViolation>) -> Vec<String> {
+    bound::hosts(given).unwrap_or_else(|rule| {
+        wrong.push(FieldViolation::new("hosts", rule));
+        Vec::new()
+    })
+}
+
+/// What may be bound to hosts: text that fits into the head of a request. What is missing is told elsewhere.
+fn bindable(kind: SecretType, value: Option<&str>, wrong: &mut Vec<FieldViolation>) {
+    if kind != SecretType::Simple {
+        let rule = "only a secret of type SIMPLE can be bound to hosts: a registry's is not shown to programs anyway";
+        wrong.push(FieldViolation::new("hosts", rule));
+    } else if let Some(Err(rule)) = value.map(bound::check_value) {
+        wrong.push(FieldViolation::new("value", rule));
+    }
+}
+
+/// The text of a kept value.
+fn text_of(kept: &[u8]) -> Option<String> {
+    let kept: Value = serde_json::from_slice(kept).ok()?;
+    Some(kept.get("value")?.as_str()?.to_owned())
 }
 
 fn name_rules(name: &str) -> Vec<FieldViolation> {

@@ -110,6 +110,7 @@ pub(super) fn spec_of(instance: &Instance) -> spec::InstanceSpec {
         },
         mesh: false,
         egress_allow: None,
+        bound_secrets: Vec::new(),
         untrusted: false,
         snapshot: None,
         executor: None,

@@ -12,6 +12,10 @@ tram_types::message! {
         pub updated_at: Option<Timestamp>,
         pub created_at: Option<Timestamp>,
         pub project_id: String,
+        /// The host names it is bound to, if it is. Programs get a placeholder, and requests to these hosts the value.
+        /// Left out of an update, it stays; empty, the secret is not bound any more.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub hosts: Option<Vec<String>>,
         #[serde(skip_serializing_if = "Option::is_none")]
         pub value: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -53,6 +57,9 @@ tram_types::message! {
         #[serde(skip_serializing_if = "Option::is_none")]
         pub azure_container_registry: Option<AzureContainerRegistryConfiguration>,
         pub project_id: String,
+        /// Host names to bind it to: programs get a placeholder, and requests to these hosts the value.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub hosts: Option<Vec<String>>,
     }
 
     /// Access to Docker Hub.

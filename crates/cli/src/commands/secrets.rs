@@ -36,6 +36,9 @@ pub enum Action {
         /// Its name, its id, or at least eight characters of its id
         #[arg(value_name = "SECRET")]
         secret: String,
+        /// Bind it to no host any more: what is deployed from now on gets the value itself
+        #[arg(long, conflicts_with = "hosts")]
+        unbind: bool,
         /// What it holds.
         #[command(flatten)]
         content: Box<Content>,
@@ -61,11 +64,12 @@ pub(crate) async fn run(mut session: Session, action: Action) -> Result<(), Erro
             printer.list(
                 &secrets,
                 "secrets",
-                &["NAME", "TYPE", "UPDATED", "ID"],
+                &["NAME", "TYPE", "HOSTS", "UPDATED", "ID"],
                 |secret| {
                     vec![
                         text(secret, "name").to_owned(),
                         kind(secret),
+                        hosts(secret),
                         age(text(secret, "updated_at"), session.now()),
                         short(text(secret, "id")),
                     ]
@@ -93,6 +97,7 @@ pub(crate) async fn run(mut session: Session, action: Action) -> Result<(), Erro
                     ("name", text(&secret, "name").to_owned()),
                     ("id", text(&secret, "id").to_owned()),
                     ("type", kind(&secret)),
+                    ("hosts", hosts(&secret)),
                     (
                         "created",
                         age(text(&secret, "created_at"), session.now()) + " ago",
@@ -115,9 +120,16 @@ pub(crate) async fn run(mut session: Session, action: Action) -> Result<(), Erro
                 other => format!("{other:#}"),
             })
         }
-        Action::Update { secret, content } => {
+        Action::Update {
+            secret,
+            unbind,
+            content,
+        } => {
             let existing = resolve::one(&client, SECRET, &secret).await?;
             let mut body = content.body(&mut session.host, &printer).await?;
+            if unbind {
+                body.insert("hosts".to_owned(), json!([]));
+            }
             let (was, is) = (text(&existing, "type"), body.get("type").and_then(Value::as_str));
             if is != Some(was) {
                 return Err(Error::input(
@@ -150,6 +162,21 @@ pub(crate) async fn run(mut session: Session, action: Action) -> Result<(), Erro
                 format_args!("deleted secret `{}`", target.secret),
             )
         }
+    }
+}
+
+/// What a secret is bound to.
+fn hosts(secret: &Value) -> String {
+    let names = secret
+        .get("hosts")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
+    let names: Vec<&str> = names.filter_map(Value::as_str).collect();
+    if names.is_empty() {
+        "any".to_owned()
+    } else {
+        names.join(", ")
     }
 }
 

@@ -111,7 +111,7 @@ fn values_are_revealed_exactly_and_listed_never() {
     tram.run("secrets reveal token").expect(0, "s3cret\n", "");
     tram.run("secrets list").expect(
         0,
-        "NAME   TYPE    UPDATED  ID\ntoken  simple  30m      f0000000\n",
+        "NAME   TYPE    HOSTS  UPDATED  ID\ntoken  simple  any    30m      f0000000\n",
         "",
     );
     tram.run("secrets update token --value new").expect(

@@ -44,11 +44,11 @@ pub(super) fn build(
     for entry in subject.definition.env.iter().filter(in_region) {
         let value = match entry.secret.as_deref().filter(|name| !name.is_empty()) {
             Some(name) => secrets
-                .text(name)
+                .shown(name)
                 .ok_or_else(|| UnknownName::Secret(name.to_owned()))?,
             None => interpolate::expand(
                 entry.value.as_deref().unwrap_or(""),
-                |name| secrets.text(name),
+                |name| secrets.shown(name),
                 // A variable that is itself a template is expanded once, with secrets alone: no cycles.
                 |name| variable(name).map(|text| expand_once(&text, secrets, &system)),
             )?,
@@ -60,7 +60,7 @@ pub(super) fn build(
 
 /// Expands what can be expanded without looking at other variables of the user; leaves the rest as it is.
 fn expand_once(text: &str, secrets: &Secrets, system: &BTreeMap<String, String>) -> String {
-    interpolate::expand(text, |name| secrets.text(name), |name| system.get(name).cloned())
+    interpolate::expand(text, |name| secrets.shown(name), |name| system.get(name).cloned())
         .unwrap_or_else(|_| text.to_owned())
 }
 

@@ -108,6 +108,7 @@ async fn what_an_instance_is_told_is_complete() {
         project_id: None,
         name: name.to_owned(),
         kind,
+        hosts: Vec::new(),
     };
     world
         .store

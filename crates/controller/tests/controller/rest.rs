@@ -51,6 +51,7 @@ fn stray() -> InstanceSpec {
         },
         mesh: false,
         egress_allow: None,
+        bound_secrets: Vec::new(),
         untrusted: false,
         snapshot: None,
         executor: None,

@@ -423,6 +423,7 @@ async fn a_secret_that_cannot_be_read_keeps_what_runs_and_no_other_service_waits
         project_id: None,
         name: "key".to_owned(),
         kind: SecretType::Simple,
+        hosts: Vec::new(),
     };
     let secret = world
         .store
@@ -438,7 +439,7 @@ async fn a_secret_that_cannot_be_read_keeps_what_runs_and_no_other_service_waits
     let damage = async |foreign: &Store, organization| {
         let edit = SecretEdit::default();
         foreign
-            .update_secret(organization, secret.id, &edit, Some(b"{}"))
+            .update_secret(organization, secret.id, &edit, Some(b"{}"), None)
             .await
             .unwrap();
     };
@@ -465,6 +466,7 @@ async fn a_secret_that_cannot_be_read_keeps_what_runs_and_no_other_service_waits
             secret.id,
             &SecretEdit::default(),
             Some(br#"{"value":"new"}"#),
+            None,
         )
         .await
         .unwrap();
@@ -473,7 +475,7 @@ async fn a_secret_that_cannot_be_read_keeps_what_runs_and_no_other_service_waits
     damage(&foreign, world.organization).await;
     world
         .store
-        .update_secret(world.organization, secret.id, &SecretEdit::default(), None)
+        .update_secret(world.organization, secret.id, &SecretEdit::default(), None, None)
         .await
         .unwrap();
     let third = world.create("third", web("v1", 1)).await.service.id;

@@ -114,6 +114,19 @@ fn respond(question: &Message, code: ResponseCode, answers: &[Record]) -> Option
     response.to_vec().ok()
 }
 
+/// The answer for a host that secrets of the asker are bound to: the guard's address, and no other record, so that no
+/// program goes another way.
+pub(super) fn guarded(question: &[u8], guard: Ipv4Addr) -> Option<Vec<u8>> {
+    let message = Message::from_vec(question).ok()?;
+    let query = message.queries.first()?;
+    let found = if asks_for_ipv4(query.query_type()) {
+        records(query.name(), &[guard], message.metadata.id)
+    } else {
+        Vec::new()
+    };
+    respond(&message, ResponseCode::NoError, &found)
+}
+
 /// What is said when nobody outside answers.
 pub(super) fn server_failure(question: &[u8]) -> Option<Vec<u8>> {
     failure(question, ResponseCode::ServFail)

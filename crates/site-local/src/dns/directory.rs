@@ -5,11 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
+use tokio_util::sync::CancellationToken;
+use tram_site::secrets::BoundSecret;
 use tram_types::OrganizationId;
 
 use super::Names;
+use crate::network::Ipv4Network;
 
 /// An instance as the name server knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +26,47 @@ pub(crate) struct Entry {
     pub(crate) healthy: bool,
     /// Which names of the outside it may ask for.
     pub(crate) outside: Names,
+    /// What of the outside it may reach by address; `None`: everything.
+    pub(crate) networks: Option<Arc<[Ipv4Network]>>,
+    /// Its secrets that are bound to hosts.
+    pub(crate) bound: Arc<[BoundSecret]>,
+}
+
+/// What the guard needs to know of an instance with bound secrets.
+#[derive(Debug, Clone)]
+pub(crate) struct Guarded {
+    pub(crate) organization: OrganizationId,
+    bound: Arc<[BoundSecret]>,
+    outside: Names,
+    networks: Option<Arc<[Ipv4Network]>>,
+    /// The instance is gone, or another one has its address, or its policy changed.
+    pub(crate) over: CancellationToken,
+}
+
+impl Guarded {
+    /// The secrets that are bound to a host, which is in lower case.
+    pub(crate) fn secrets(&self, host: &str) -> impl Iterator<Item = &BoundSecret> {
+        self.bound
+            .iter()
+            .filter(move |secret| secret.hosts.iter().any(|bound| bound == host))
+    }
+
+    pub(crate) fn is_bound(&self, host: &str) -> bool {
+        self.secrets(host).next().is_some()
+    }
+
+    /// Whether the instance may reach a host at an address.
+    pub(crate) fn may_reach(&self, host: &str, address: Ipv4Addr) -> bool {
+        let Some(networks) = &self.networks else {
+            return true;
+        };
+        let named = match &self.outside {
+            // By a list that lets it ask for every name, which opens none.
+            Names::All => false,
+            Names::Listed(patterns) => patterns.iter().any(|pattern| pattern.matches(host)),
+        };
+        named || networks.iter().any(|network| network.contains(address))
+    }
 }
 
 /// What a name of the private network leads to.
@@ -42,6 +86,8 @@ pub(crate) struct Directory {
 #[derive(Debug, Default)]
 struct State {
     by_address: HashMap<Ipv4Addr, Entry>,
+    /// Of those with bound secrets.
+    over: HashMap<Ipv4Addr, CancellationToken>,
     /// Organization, service, app; so that an unqualified name finds its apps in order.
     by_name: BTreeMap<(OrganizationId, String, String), BTreeSet<Ipv4Addr>>,
 }
@@ -54,11 +100,36 @@ impl Directory {
     /// Puts an instance in, or changes what is known of it.
     pub(crate) fn insert(&self, address: Ipv4Addr, entry: Entry) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        // An instance that is told of again, when it runs: what it has opened meanwhile stays.
+        let same = state.by_address.get(&address).is_some_and(|before| {
+            before.organization == entry.organization
+                && before.bound == entry.bound
+                && before.outside == entry.outside
+                && before.networks == entry.networks
+        });
+        let over = same.then(|| state.over.remove(&address)).flatten();
         state.remove(address);
         if entry.mesh {
             state.by_name.entry(key(&entry)).or_default().insert(address);
         }
+        if !entry.bound.is_empty() {
+            state.over.insert(address, over.unwrap_or_default());
+        }
         state.by_address.insert(address, entry);
+    }
+
+    /// An instance with bound secrets.
+    pub(crate) fn guarded(&self, address: Ipv4Addr) -> Option<Guarded> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let over = state.over.get(&address)?.clone();
+        let entry = state.by_address.get(&address)?;
+        Some(Guarded {
+            organization: entry.organization,
+            bound: Arc::clone(&entry.bound),
+            outside: entry.outside.clone(),
+            networks: entry.networks.clone(),
+            over,
+        })
     }
 
     /// Says whether names lead to an instance.
@@ -69,11 +140,21 @@ impl Directory {
         }
     }
 
-    /// Changes which names of the outside an instance may ask for.
-    pub(crate) fn set_outside(&self, address: Ipv4Addr, outside: Names) {
+    /// Changes what of the outside an instance may ask for and reach.
+    pub(crate) fn set_outside(
+        &self,
+        address: Ipv4Addr,
+        outside: Names,
+        networks: Option<Arc<[Ipv4Network]>>,
+    ) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = state.by_address.get_mut(&address) {
             entry.outside = outside;
+            entry.networks = networks;
+        }
+        // What the guard carries for it goes by the old policy: programs open it anew, and are judged by this one.
+        if let Some(over) = state.over.get_mut(&address) {
+            std::mem::take(over).cancel();
         }
     }
 
@@ -132,6 +213,9 @@ impl Directory {
 
 impl State {
     fn remove(&mut self, address: Ipv4Addr) {
+        if let Some(over) = self.over.remove(&address) {
+            over.cancel();
+        }
         let Some(entry) = self.by_address.remove(&address) else {
             return;
         };

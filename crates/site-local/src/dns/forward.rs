@@ -8,6 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use hickory_proto::op::{Message, Query};
+use hickory_proto::rr::{Name, RecordType};
 use tokio::net::{TcpStream, UdpSocket};
 
 use super::{DATAGRAM_BYTES_MAX, PORT, Transport, read_framed, write_framed};
@@ -22,6 +24,34 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1500);
 const NAME_SERVERS_MAX: usize = 3;
 /// Id and flags; shorter is no message.
 const HEADER_BYTES: usize = 12;
+
+/// Looks names of the outside up for the site itself.
+#[derive(Debug)]
+pub(crate) struct Resolver(Forwarder);
+
+impl Resolver {
+    /// Asks `given`, or with none the machine's name servers; never `own`.
+    pub(crate) fn new(given: Vec<SocketAddr>, own: IpAddr) -> Self {
+        Self(Forwarder::new(given, own))
+    }
+
+    /// The IPv4 addresses of a name; none when it has none, or nobody answers.
+    pub(crate) async fn addresses(&self, name: &str) -> Vec<Ipv4Addr> {
+        let Ok(mut name) = Name::from_ascii(name) else {
+            return Vec::new();
+        };
+        name.set_fqdn(true);
+        let mut question = Message::query();
+        question.metadata.recursion_desired = true;
+        question.add_query(Query::query(name, RecordType::A));
+        let Ok(question) = question.to_vec() else {
+            return Vec::new();
+        };
+        let answer = self.0.ask(&question, Transport::Udp).await;
+        let found = super::outside::addresses(&answer.unwrap_or_default());
+        found.into_iter().map(|(address, _)| address).collect()
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Forwarder {

@@ -85,6 +85,8 @@ async fn setup() -> Setup {
         mesh,
         healthy: true,
         outside: Names::All,
+        networks: None,
+        bound: Arc::default(),
     };
     directory.insert(SHOP, entry(ours, "shop", "web", true));
     directory.insert(DATABASE, entry(ours, "shop", "database", true));
@@ -342,6 +344,8 @@ fn alone(outside: Names) -> Entry {
         mesh: true,
         healthy: true,
         outside,
+        networks: None,
+        bound: Arc::default(),
     }
 }
 
@@ -424,4 +428,89 @@ async fn a_policy_lets_listed_names_be_asked_for_and_reached_and_no_other() {
     assert_eq!(code(SANDBOX, "service.app").await, ResponseCode::NoError);
     assert_eq!(code(SHOP, "evil.org").await, ResponseCode::NoError);
     assert_eq!(gate.reached.lock().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn a_bound_host_leads_to_the_guard_by_its_ipv4_address_and_by_nothing_else() {
+    let server = Ipv4Addr::new(192, 0, 2, 80);
+    let directory = Arc::new(Directory::default());
+    let mut entry = alone(Names::All);
+    entry.bound = vec![tram_site::secrets::BoundSecret {
+        id: tram_types::SecretId::random(),
+        hosts: vec!["api.example.org".to_owned()],
+    }]
+    .into();
+    directory.insert(SHOP, entry);
+    directory.insert(DATABASE, alone(Names::All));
+    let server_of_names = start(&directory, world(server, 20).await).await;
+    let guard = match server_of_names.address().ip() {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(address) => panic!("{address}"),
+    };
+    let setup = Setup {
+        server: server_of_names,
+        directory,
+    };
+    for name in ["api.example.org", "API.Example.ORG."] {
+        let answer = setup.raw(SHOP, &question(name, RecordType::A)).await;
+        assert_eq!(
+            outside::addresses(&answer),
+            [(guard, Duration::from_secs(5))],
+            "{name}"
+        );
+        for kind in [
+            RecordType::AAAA,
+            RecordType::HTTPS,
+            RecordType::CNAME,
+            RecordType::TXT,
+        ] {
+            let answer = setup.raw(SHOP, &question(name, kind)).await;
+            let answer = Message::from_vec(&answer).unwrap();
+            assert_eq!(answer.metadata.response_code, ResponseCode::NoError);
+            assert!(answer.answers.is_empty(), "{kind}");
+        }
+    }
+    for (from, name) in [
+        (SHOP, "example.org"),
+        (SHOP, "v1.api.example.org"),
+        (DATABASE, "api.example.org"),
+    ] {
+        let answer = setup.raw(from, &question(name, RecordType::A)).await;
+        assert_eq!(outside::addresses(&answer)[0].0, server, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_guard_carries_ends_with_the_instance_and_with_its_policy() {
+    let directory = Directory::default();
+    let mut entry = alone(Names::All);
+    assert!(directory.guarded(SHOP).is_none());
+    entry.bound = vec![tram_site::secrets::BoundSecret {
+        id: tram_types::SecretId::random(),
+        hosts: vec!["api.example.org".to_owned()],
+    }]
+    .into();
+    directory.insert(SHOP, entry.clone());
+    let first = directory.guarded(SHOP).unwrap();
+    // It is told of again when it runs.
+    directory.insert(SHOP, entry.clone());
+    assert!(!first.over.is_cancelled());
+    let (listed, other) = (Ipv4Addr::new(192, 0, 2, 80), Ipv4Addr::new(192, 0, 2, 81));
+    assert!(first.may_reach("api.example.org", other));
+    let networks = vec![crate::network::Ipv4Network::containing(listed, 32)];
+    directory.set_outside(SHOP, Names::Listed(Vec::new()), Some(networks.into()));
+    assert!(first.over.is_cancelled());
+    let second = directory.guarded(SHOP).unwrap();
+    assert!(second.may_reach("api.example.org", listed) && !second.may_reach("api.example.org", other));
+    // A list that lets every name be asked for opens none.
+    directory.set_outside(SHOP, Names::All, Some(Vec::new().into()));
+    assert!(
+        !directory
+            .guarded(SHOP)
+            .unwrap()
+            .may_reach("api.example.org", listed)
+    );
+    let third = directory.guarded(SHOP).unwrap();
+    directory.remove(SHOP);
+    assert!(third.over.is_cancelled() && directory.guarded(SHOP).is_none());
 }

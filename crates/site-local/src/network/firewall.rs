@@ -8,7 +8,8 @@
 //! in `outward` or in `outward_allowed`, so that one whose admission is late or lost is shut in, not let out.
 //!
 //! ```text
-//! instance -> machine    name server on the gateway address, answers to what the machine asked; else refused
+//! instance -> machine    name server on the gateway address, answers to what the machine asked; with bound secrets,
+//!                        every other TCP port of that address is the guard; else refused
 //! instance -> instance   same organization, both in the private network; else refused
 //! instance -> outside    not link-local, metadata, multicast or denied; all, or its allow list, or what names of the
 //!                        list led to; masqueraded
@@ -45,7 +46,7 @@ const BATCH: usize = 64;
 
 /// Where clouds tell a machine who it is, and give it credentials, outside of the link-local block: Azure, Alibaba,
 /// Oracle.
-const METADATA: [&str; 3] = ["168.63.129.16", "100.100.100.200", "192.0.0.192"];
+pub(crate) const METADATA: [&str; 3] = ["168.63.129.16", "100.100.100.200", "192.0.0.192"];
 
 /// What names led to, by instance; each element has its time.
 const NAMED_SET: &str = "outward_named";
@@ -74,6 +75,8 @@ pub(crate) struct Member {
     pub(crate) egress: Option<Vec<Ipv4Network>>,
     /// Tells its policy from others; means nothing where everything may be reached. Connections are marked with it.
     pub(crate) policy: u32,
+    /// Whether secrets of its are bound to hosts, which it reaches by way of the guard.
+    pub(crate) guarded: bool,
 }
 
 /// What names led to, by instance, and for how long that holds.
@@ -91,6 +94,8 @@ pub(crate) struct Frame {
     /// Interfaces that forward only because we asked for it: nothing that comes in there is carried on, but answers
     /// and what another program of this machine translated on purpose.
     pub(crate) uplinks: Vec<String>,
+    /// Where the guard of bound secrets listens, on the gateway's address.
+    pub(crate) guard_port: u16,
 }
 
 /// Organizations as small numbers, which nftables can put in a set. Never reused while the process lives.
@@ -376,6 +381,9 @@ fn elements(member: &Member, groups: &mut Groups) -> Vec<Element> {
         element("group_of", &[address], Some(group));
         element("members", &[Part::Mark(group), address], None);
     }
+    if member.guarded {
+        element("guarded", &[address], None);
+    }
     match &member.egress {
         None => element("outward", &[address], None),
         Some(allowed) => {
@@ -483,6 +491,7 @@ fn frame_script(frame: &Frame) -> String {
         network,
         denied,
         uplinks,
+        guard_port,
     } = frame;
     let gateway = network.gateway();
     let ours = format!("\"{interface_prefix}*\"");
@@ -517,6 +526,7 @@ table inet {table} {{
     set outward {{ type ipv4_addr; }}
     set outward_allowed {{ type ipv4_addr . ipv4_addr; flags interval; }}
     set listed {{ type ipv4_addr; }}
+    set guarded {{ type ipv4_addr; }}
     map policy_of {{ type ipv4_addr : mark; }}
     set policies {{ type mark . ipv4_addr; }}
     set {NAMED_SET} {{ type ipv4_addr . ipv4_addr; size {NAMED_MAX}; flags timeout; }}
@@ -529,6 +539,10 @@ table inet {table} {{
         iifname {ours} fib saddr . iif oif 0 drop
         iifname != {{ "lo", {ours} }} ip daddr {gateway} drop
     }}
+    chain to_guard {{
+        type nat hook prerouting priority dstnat; policy accept;
+        iifname {ours} ip saddr @guarded ip daddr {gateway} tcp dport != 53 dnat ip to {gateway}:{guard_port}
+    }}
     chain input {{
         type filter hook input priority filter - 5; policy accept;
         iifname {ours} jump to_machine
@@ -537,6 +551,7 @@ table inet {table} {{
         ct state established,related accept
         ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 ip saddr @outward accept
         ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 ip saddr @listed accept
+        ip daddr {gateway} tcp dport {guard_port} ct status dnat ip saddr @guarded accept
         goto refuse
     }}
     chain forward {{

@@ -46,6 +46,8 @@ struct State {
     all: Refused,
     /// Names refused since the last look, by instance, and how often.
     names: HashMap<Ipv4Addr, BTreeMap<String, u64>>,
+    /// What the guard of bound secrets refused since the last look, by instance, and how often.
+    guarded: HashMap<Ipv4Addr, BTreeMap<String, u64>>,
     /// The counters as they were at the last look.
     totals: HashMap<Ipv4Addr, u64>,
     flows: HashMap<(Ipv4Addr, Flow), u64>,
@@ -67,12 +69,21 @@ impl Refusals {
         }
     }
 
+    /// Something to a host of bound secrets was refused.
+    pub(super) fn guarded(&self, instance: Ipv4Addr, why: &str) {
+        let mut state = self.lock();
+        let reasons = state.guarded.entry(instance).or_default();
+        if reasons.len() < NAMES_MAX || reasons.contains_key(why) {
+            *reasons.entry(why.to_owned()).or_default() += 1;
+        }
+    }
+
     /// How often since the site was opened; packets as of the last look.
     pub(super) fn all(&self) -> Refused {
         self.lock().all
     }
 
-    /// What is new since the last look: at most two lines for each instance.
+    /// What is new since the last look: at most three lines for each instance.
     pub(super) async fn look(&self, firewall: &Firewall) -> Result<Vec<(Ipv4Addr, String)>, Error> {
         let totals = read_totals(&firewall.list(REFUSALS_SET).await?);
         let changed = totals != self.lock().totals;
@@ -97,6 +108,13 @@ impl State {
             lines.push((
                 instance,
                 format!("the network policy does not list these names, and they were not looked up: {told}"),
+            ));
+        }
+        for (instance, reasons) in std::mem::take(&mut self.guarded) {
+            let told = list(reasons.into_iter().map(|(why, count)| (count, why)).collect());
+            lines.push((
+                instance,
+                format!("requests to hosts that secrets are bound to were refused: {told}"),
             ));
         }
         for (instance, total) in &totals {

@@ -29,7 +29,7 @@ impl Shared {
         self.images
             .inherit(before.image.deployment, continuation.deployment_id)?;
         // Before the firewall, so that no name is answered by the old list once that is closed.
-        self.directory.set_outside(address, known.outside);
+        self.directory.set_outside(address, known.outside, known.networks);
         self.network
             .replace(member, entries::keeps_names(&before, &after))
             .await

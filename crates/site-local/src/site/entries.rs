@@ -180,12 +180,15 @@ pub(crate) fn member(spec: &InstanceSpec, address: Ipv4Addr) -> Result<Member, E
         mesh: spec.mesh.then_some(spec.organization_id),
         egress: policy(spec)?.map(|policy| policy.networks),
         policy: spec.egress_allow.as_deref().map_or(0, policy_mark),
+        guarded: !spec.bound_secrets.is_empty(),
     })
 }
 
 /// An instance as the name server is to know it, before it is healthy.
 pub(crate) fn names(spec: &InstanceSpec, gateway: Ipv4Addr) -> Result<dns::Entry, Error> {
-    let outside = match policy(spec)? {
+    let policy = policy(spec)?;
+    let networks = policy.as_ref().map(|policy| policy.networks.clone().into());
+    let outside = match policy {
         None => dns::Names::All,
         // A list that holds the name server says so on purpose, as Koyeb has it.
         Some(policy) if policy.networks.iter().any(|network| network.contains(gateway)) => dns::Names::All,
@@ -198,6 +201,8 @@ pub(crate) fn names(spec: &InstanceSpec, gateway: Ipv4Addr) -> Result<dns::Entry
         mesh: spec.mesh,
         healthy: false,
         outside,
+        networks,
+        bound: spec.bound_secrets.clone().into(),
     })
 }
 

@@ -11,12 +11,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tram_image::Image;
 use tram_sandbox::client::launch_patience;
-use tram_sandbox::protocol::{InstanceInfo, InstanceState, LaunchFailure, LaunchSpec, Refusal, User};
+use tram_sandbox::protocol::{
+    ConfigFile, InstanceInfo, InstanceState, LaunchFailure, LaunchSpec, Refusal, User,
+};
 use tram_site::{EndCause, InstanceSpec};
 use tram_types::{Clock, Generation, InstanceId, SystemClock};
 
 use super::entries::Live;
 use super::{Shared, entries, news, wire_id};
+use crate::guard::trust;
 use crate::launch::{self, Account, ImageView, Place};
 use crate::network::Slot;
 use crate::record::End;
@@ -141,6 +144,18 @@ async fn prepare(
     let from = shared.start_of(spec, &image).await.map_err(Failure::Message)?;
     let mut launch = launch::launch_spec(spec, generation.0, view, &account, &place, &shared.config)
         .map_err(|error| Failure::Message(error.to_string()))?;
+    if !spec.bound_secrets.is_empty() {
+        let trusted = shared
+            .trusted(spec, &image.layers)
+            .await
+            .map_err(Failure::Message)?;
+        // The definition's own files win.
+        let new = trusted
+            .into_iter()
+            .filter(|file| !launch.files.iter().any(|given| given.path == file.path))
+            .collect::<Vec<_>>();
+        launch.files.extend(new);
+    }
     launch.disk_from = from.disk;
     launch.memory_from = match from.memory {
         Some(memory) => Some(
@@ -163,6 +178,30 @@ async fn prepare(
         entry.image = Some(image);
     }
     Ok(launch)
+}
+
+impl Shared {
+    /// What makes programs of an instance trust the guard for the hosts of its secrets.
+    async fn trusted(
+        &self,
+        spec: &InstanceSpec,
+        layers: &[std::path::PathBuf],
+    ) -> Result<Vec<ConfigFile>, String> {
+        let mut hosts: Vec<String> = spec
+            .bound_secrets
+            .iter()
+            .flat_map(|secret| secret.hosts.iter().cloned())
+            .collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        let root = self.authority.root(&hosts).map_err(|error| {
+            format!("a certificate for the hosts of bound secrets cannot be made: {error}")
+        })?;
+        let layers = layers.to_vec();
+        tokio::task::spawn_blocking(move || trust::files(&root, &layers))
+            .await
+            .map_err(|error| error.to_string())
+    }
 }
 
 /// The image, and who its program runs as.

@@ -238,6 +238,7 @@ impl Machine {
             },
             mesh: true,
             egress_allow: None,
+            bound_secrets: Vec::new(),
             untrusted: false,
             snapshot: None,
             executor: None,

@@ -184,7 +184,68 @@ fn new_secret(organization: tram_types::OrganizationId, name: &str) -> NewSecret
         project_id: None,
         name: name.to_owned(),
         kind: SecretType::Simple,
+        hosts: Vec::new(),
     }
+}
+
+pub(super) async fn what_a_secret_is_bound_to_comes_with_its_value(fixture: &Fixture) {
+    let store = &fixture.store;
+    let (organization, project) = fixture.organization().await;
+    let (stranger, _) = fixture.organization().await;
+    let hosts = ["api.example.org".to_owned(), "eu.example.org".to_owned()];
+    let mut new = new_secret(organization, "bound");
+    new.hosts = hosts.to_vec();
+    let bound = store.create_secret(new, b"v").await.unwrap();
+    let free = store
+        .create_secret(new_secret(organization, "free"), b"f")
+        .await
+        .unwrap();
+    let both = [bound.id, free.id];
+    let listed = store.secret_hosts(organization, &both).await.unwrap();
+    assert_eq!(
+        listed.into_iter().collect::<Vec<_>>(),
+        [(bound.id, hosts.to_vec())]
+    );
+    assert!(store.secret_hosts(stranger, &both).await.unwrap().is_empty());
+    let names = ["bound".to_owned(), "free".to_owned()];
+    let seen = store
+        .reveal_secrets_by_name(organization, Some(project), &names)
+        .await
+        .unwrap();
+    assert_eq!(
+        (&seen["bound"].hosts[..], &seen["free"].hosts[..]),
+        (&hosts[..], &[][..])
+    );
+    // A value alone leaves it bound, also under a new key.
+    let edit = SecretEdit::default();
+    store
+        .update_secret(organization, bound.id, &edit, Some(b"w"), None)
+        .await
+        .unwrap();
+    store.rotate_secrets().await.unwrap();
+    let kept = store.reveal_secret(organization, bound.id).await.unwrap();
+    assert_eq!(
+        (kept.value.as_slice(), kept.hosts),
+        (b"w".as_slice(), hosts.to_vec())
+    );
+    store
+        .update_secret(organization, bound.id, &edit, None, Some(&[]))
+        .await
+        .unwrap();
+    assert!(
+        store
+            .reveal_secret(organization, bound.id)
+            .await
+            .unwrap()
+            .hosts
+            .is_empty()
+    );
+    store
+        .update_secret(organization, bound.id, &edit, None, Some(&hosts[..1]))
+        .await
+        .unwrap();
+    store.delete_secret(organization, bound.id).await.unwrap();
+    assert!(store.secret_hosts(organization, &both).await.unwrap().is_empty());
 }
 
 pub(super) async fn secrets_are_encrypted_scoped_and_rotated(fixture: &Fixture) {
@@ -211,12 +272,15 @@ pub(super) async fn secrets_are_encrypted_scoped_and_rotated(fixture: &Fixture) 
         .await
         .unwrap();
     assert_eq!(seen.len(), 1);
-    assert_eq!(seen["key"], (own.clone(), b"\"own\"".to_vec()));
+    assert_eq!(
+        (&seen["key"].secret, seen["key"].value.as_slice()),
+        (&own, b"\"own\"".as_slice())
+    );
     let seen = store
         .reveal_secrets_by_name(organization, None, &names)
         .await
         .unwrap();
-    assert_eq!(seen["key"].1, b"\"shared\"");
+    assert_eq!(seen["key"].value, b"\"shared\"");
 
     let stored = ciphertexts(store).await;
     assert_eq!(stored.len(), 2);
@@ -231,7 +295,7 @@ pub(super) async fn secrets_are_encrypted_scoped_and_rotated(fixture: &Fixture) 
     assert!(after.iter().all(|(key_id, _)| *key_id == rotated.key_id));
     assert!(after.iter().all(|row| !stored.contains(row)));
     assert_eq!(
-        store.reveal_secret(organization, shared.id).await.unwrap(),
+        store.reveal_secret(organization, shared.id).await.unwrap().value,
         b"\"shared\""
     );
 
@@ -240,12 +304,12 @@ pub(super) async fn secrets_are_encrypted_scoped_and_rotated(fixture: &Fixture) 
         ..SecretEdit::default()
     };
     let edited = store
-        .update_secret(organization, shared.id, &edit, Some(b"new"))
+        .update_secret(organization, shared.id, &edit, Some(b"new"), None)
         .await
         .unwrap();
     assert_eq!(edited.name, "renamed");
     assert_eq!(
-        store.reveal_secret(organization, shared.id).await.unwrap(),
+        store.reveal_secret(organization, shared.id).await.unwrap().value,
         b"new"
     );
     let by_name = store
@@ -258,7 +322,7 @@ pub(super) async fn secrets_are_encrypted_scoped_and_rotated(fixture: &Fixture) 
     let second = Store::open(fixture.options.clone()).await.unwrap();
     store.rotate_secrets().await.unwrap();
     assert_eq!(
-        second.reveal_secret(organization, shared.id).await.unwrap(),
+        second.reveal_secret(organization, shared.id).await.unwrap().value,
         b"new"
     );
     second.close().await;
@@ -271,7 +335,7 @@ pub(super) async fn secrets_are_encrypted_scoped_and_rotated(fixture: &Fixture) 
     let key_ids: BTreeSet<String> = ciphertexts(store).await.into_iter().map(|row| row.0).collect();
     assert_eq!(key_ids.len(), 1);
     assert_eq!(
-        store.reveal_secret(organization, shared.id).await.unwrap(),
+        store.reveal_secret(organization, shared.id).await.unwrap().value,
         b"new"
     );
     third.close().await;
@@ -312,7 +376,10 @@ pub(super) async fn a_ciphertext_cannot_be_moved(fixture: &Fixture) {
         let keys = ciphertexts(store).await;
         assert_eq!(keys.iter().filter(|row| row.0 == rotated.key_id).count(), 1);
     }
-    assert_eq!(store.reveal_secret(organization, one.id).await.unwrap(), b"1");
+    assert_eq!(
+        store.reveal_secret(organization, one.id).await.unwrap().value,
+        b"1"
+    );
 }
 
 async fn ciphertexts(store: &Store) -> Vec<(String, String)> {

@@ -74,6 +74,7 @@ async fn a_lost_key_file_is_noticed_at_the_start() {
         project_id: None,
         name: "key".to_owned(),
         kind: SecretType::Simple,
+        hosts: Vec::new(),
     };
     fixture.store.create_secret(new, b"v").await.unwrap();
     fixture.store.close().await;

@@ -216,6 +216,7 @@ pub(super) async fn nothing_of_another_organization_is_found(fixture: &Fixture) 
         project_id: None,
         name: "key".to_owned(),
         kind: SecretType::Simple,
+        hosts: Vec::new(),
     };
     let secret = store.create_secret(secret, b"v").await.unwrap();
 
@@ -250,7 +251,8 @@ pub(super) async fn nothing_of_another_organization_is_found(fixture: &Fixture) 
             stranger,
             secret.id,
             &crate::intent::SecretEdit::default(),
-            Some(b"w")
+            Some(b"w"),
+            None
         ),
         store.delete_secret(stranger, secret.id),
         store.reveal_secret(stranger, secret.id),
@@ -283,6 +285,7 @@ pub(super) async fn nothing_of_another_organization_is_found(fixture: &Fixture) 
         project_id: Some(project),
         name: "key".to_owned(),
         kind: SecretType::Simple,
+        hosts: Vec::new(),
     };
     hidden!(
         store.create_domain(new_domain(stranger, Some(app), "b.example")),
@@ -349,7 +352,7 @@ pub(super) async fn nothing_of_another_organization_is_found(fixture: &Fixture) 
         .unwrap();
     assert!(revealed.is_empty());
     assert!(store.proxy_ports(stranger, &[service]).await.unwrap().is_empty());
-    assert_eq!(store.reveal_secret(owner, secret.id).await.unwrap(), b"v");
+    assert_eq!(store.reveal_secret(owner, secret.id).await.unwrap().value, b"v");
 }
 
 pub(super) async fn settings_are_kept(fixture: &Fixture) {

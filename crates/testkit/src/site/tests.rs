@@ -41,6 +41,7 @@ fn spec(image: &str) -> InstanceSpec {
         },
         mesh: true,
         egress_allow: None,
+        bound_secrets: Vec::new(),
         untrusted: false,
         snapshot: None,
         executor: None,

@@ -135,6 +135,12 @@ impl Check<'_> {
             }
             match piece {
                 Piece::Text(_) => {}
+                Piece::Secret(name) if (self.context.is_bound)(name) => self.wrong(
+                    field,
+                    format!(
+                        "secret `{name}` is bound to hosts, and goes into requests to them alone: name another one"
+                    ),
+                ),
                 Piece::Secret(name) => self.simple_secret(field, name),
                 Piece::Variable(name) => self.wrong(
                     field,

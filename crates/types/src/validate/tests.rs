@@ -8,8 +8,9 @@ fn violations(json: &str) -> Vec<String> {
     let catalog = unlimited();
     let context = Context {
         catalog: &catalog,
+        is_bound: &|name| name == "bound",
         secret_type: &|name| match name {
-            "known" => Some(SecretType::Simple),
+            "known" | "bound" => Some(SecretType::Simple),
             "hub" => Some(SecretType::Registry),
             _ => None,
         },
@@ -141,6 +142,10 @@ fn each_violated_rule_names_its_field() {
         ),
         (
             r#""routes":[{"port":8000,"path":"/","security_policies":{"api_keys":["{{ PORT }}"]}}]"#,
+            "definition.routes.0.security_policies.api_keys.0",
+        ),
+        (
+            r#""routes":[{"port":8000,"path":"/","security_policies":{"api_keys":["{{ secret.bound }}"]}}]"#,
             "definition.routes.0.security_policies.api_keys.0",
         ),
         (

@@ -24,6 +24,10 @@ pub struct Content {
     /// Read the value from this file; without it and --value standard input is read
     #[arg(long, value_name = "FILE")]
     pub from_file: Option<PathBuf>,
+    /// Bind it to this host name: programs get a placeholder, and HTTPS requests to the host the value. May be given
+    /// several times
+    #[arg(long = "bind-host", value_name = "HOST")]
+    pub hosts: Vec<String>,
     /// What it is
     #[arg(long, value_enum, value_name = "TYPE", default_value = "simple")]
     pub r#type: Kind,
@@ -126,8 +130,17 @@ impl Content {
             Kind::Azure => need(self.registry_name, "--registry-name")?,
             _ => String::new(),
         };
+        if kind != Kind::Simple && !self.hosts.is_empty() {
+            return Err(Error::input(
+                "only a secret of type simple can be bound to hosts",
+                "programs never see a registry's",
+            ));
+        }
         let value = read(self.value, self.from_file, host, printer).await?;
         let mut body = Map::new();
+        if !self.hosts.is_empty() {
+            body.insert("hosts".to_owned(), json!(self.hosts));
+        }
         let Some(member) = kind.member() else {
             body.insert("type".to_owned(), json!("SIMPLE"));
             body.insert("value".to_owned(), json!(value));

@@ -8,6 +8,7 @@ fn member(mesh: bool, egress: Option<&[&str]>) -> Member {
         mesh: mesh.then(|| OrganizationId::from_uuid(uuid::Uuid::nil())),
         egress: egress.map(|list| list.iter().map(|text| text.parse().unwrap()).collect()),
         policy: egress.map_or(0, |list| 7 + u32::try_from(list.len()).unwrap()),
+        guarded: false,
     }
 }
 
@@ -19,6 +20,7 @@ fn frame() -> Frame {
         network: "10.77.0.0/24".parse().unwrap(),
         denied: Vec::new(),
         uplinks: Vec::new(),
+        guard_port: 9999,
     }
 }
 
@@ -231,6 +233,7 @@ fn a_machine_does_not_become_a_router_for_its_uplink() {
         network: "10.77.0.0/24".parse().unwrap(),
         denied: Vec::new(),
         uplinks: vec!["toup".to_owned()],
+        guard_port: 9999,
     };
     let install = |script: &str| {
         let nft = format!("ip netns exec {} nft -f -", router.0);
@@ -259,6 +262,7 @@ fn metadata_is_refused_wherever_a_cloud_has_it() {
         network: "10.77.0.0/24".parse().unwrap(),
         denied: Vec::new(),
         uplinks: Vec::new(),
+        guard_port: 9999,
     });
     for address in [
         "169.254.0.0/16",
