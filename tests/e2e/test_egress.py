@@ -293,6 +293,36 @@ def test_an_instance_that_sleeps_lightly_wakes_under_the_new_policy(cloud, regis
     assert not reaches(cloud, name, LISTED)
 
 
+V6 = """
+import socket
+print([one[4][0] for one in socket.getaddrinfo("listed.example.org", 80)])
+for address in ("2001:db8::1", "fe80::1", "::ffff:%s", "ff02::1"):
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        try:
+            with socket.socket(socket.AF_INET6, kind) as one:
+                one.settimeout(3)
+                one.connect((address, 80, 0, 2))
+                one.send(b"x")
+                one.recv(1)
+                print("open", address, kind)
+        except OSError as error:
+            print(error)
+print(open("/proc/net/if_inet6").read().count("eth0"), "addresses")
+"""
+
+
+def test_ipv6_is_closed_altogether_and_entries_of_a_list_say_so(cloud, name, names, deploy):
+    service = deploy(["2001:db8::/32", "2001:db8::1", "::/0", "listed.example.org"])
+    done = cloud.tram("exec", name, "--", "python3", "-c", V6 % OTHER).stdout
+    assert "open" not in done and done.endswith("0 addresses\n"), done
+    assert done.startswith(f"['{NAMED}'"), "a listed name is found by IPv4"
+    assert reaches(cloud, name, "listed.example.org") and not reaches(cloud, name, OTHER), "::/0 is not everything"
+    said = "open nothing: 2001:db8::/32, 2001:db8::1, ::/0"
+    wait_for("the owner is told", lambda: said in log(cloud, name))
+    change(cloud, service, deploy, ["2001:db8::2"])
+    wait_for("and told again", lambda: "open nothing: 2001:db8::2" in log(cloud, name))
+
+
 def test_an_entry_that_is_none_is_named(cloud, name, deploy):
     _, reply = cloud.call("POST", "/v1/apps", {"name": name})
     wrong = deploy.definition(["10.0.0.0/8", "10.0.0.300"])

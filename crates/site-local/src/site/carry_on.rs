@@ -51,7 +51,9 @@ impl Shared {
         }
         self.announce(id);
         let line = "the network policy was changed while this instance runs".to_owned();
-        self.write_lines(id, vec![line]).await;
+        let note = entries::note(continuation.egress_allow.as_deref());
+        self.write_lines(id, std::iter::once(line).chain(note).collect())
+            .await;
         Ok(())
     }
 }

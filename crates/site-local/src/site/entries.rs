@@ -27,6 +27,9 @@ use crate::record::Record;
 /// Platform lines that wait for the instance's log to exist.
 pub(crate) const EARLY_LINES_MAX: usize = 64;
 
+/// Entries of a list that are named in one line.
+const NOTED_MAX: usize = 6;
+
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) record: Record,
@@ -228,6 +231,31 @@ pub(crate) fn keeps_names(before: &InstanceSpec, after: &InstanceSpec) -> bool {
         .flatten()
         .filter(|text| matches!(Destination::parse(text), Some(Destination::Name(_))));
     names.all(|name| after.contains(name))
+}
+
+/// What the owner of an instance should know of its list, if anything: instances have no IPv6.
+pub(crate) fn note(list: Option<&[String]>) -> Option<String> {
+    let is_v6 = |text: &&String| {
+        matches!(
+            Destination::parse(text),
+            Some(Destination::Network {
+                address: IpAddr::V6(_),
+                ..
+            })
+        )
+    };
+    let open_nothing: Vec<&str> = list?
+        .iter()
+        .filter(is_v6)
+        .map(String::as_str)
+        .take(NOTED_MAX)
+        .collect();
+    (!open_nothing.is_empty()).then(|| {
+        format!(
+            "instances have no IPv6: these entries of the network policy open nothing: {}",
+            open_nothing.join(", ")
+        )
+    })
 }
 
 struct Policy {

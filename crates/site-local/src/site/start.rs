@@ -83,10 +83,11 @@ pub(super) async fn run(shared: Arc<Shared>, id: InstanceId) {
                 "an instance was launched"
             );
             shared.go_up(id, pid, SystemClock.now(), false);
-            let (lines, grace) = match shared.lock().get_mut(&id) {
+            let (mut lines, grace) = match shared.lock().get_mut(&id) {
                 Some(entry) => (std::mem::take(&mut entry.early_lines), entry.stop_grace),
                 None => (Vec::new(), None),
             };
+            lines.extend(entries::note(spec.egress_allow.as_deref()));
             shared.write_lines(id, lines).await;
             if let Some(grace) = grace {
                 shared.send_stop(id, grace);
