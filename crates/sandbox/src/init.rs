@@ -12,6 +12,7 @@
 mod files;
 mod privileges;
 mod program;
+mod room;
 pub(crate) mod rootfs;
 
 use std::convert::Infallible;
@@ -26,7 +27,7 @@ use crate::protocol::{Capability, LaunchFailure, LaunchSpec, Network, User};
 use crate::seccomp::Filter;
 use crate::shim::READY;
 use crate::state::InstanceDir;
-use crate::{sys, userns};
+use crate::{gvisor, sys, userns};
 
 /// Every group there can be.
 const PING_GROUPS: &str = "0 2147483647";
@@ -88,6 +89,15 @@ pub(crate) fn become_instance(
     enter_cgroups(procs)?;
     enter_network(&spec.network)?;
     rustix::system::sethostname(spec.hostname.as_bytes()).during(|| "set the hostname".into())?;
+    if let Some(program) = &spec.gvisor {
+        let tmp = room::build(spec, dir, parts, program)?;
+        own_stdin()?;
+        rustix::process::setsid().during(|| "make a session".into())?;
+        sys::hurry(false);
+        enter_cgroups(cpu)?;
+        leave_the_machine(verdict, None)?;
+        return gvisor::run(spec, tmp, verdict);
+    }
     rootfs::build(spec, dir, parts)?;
     own_stdin()?;
     // Now, because the setting up was in a hurry and the program is not: its session, its priority and

@@ -17,6 +17,7 @@
 
 pub mod checkpoint;
 pub mod client;
+pub mod gvisor;
 pub mod heap;
 pub mod logs;
 pub mod netns;

@@ -117,6 +117,12 @@ fn leave(child: impl FnOnce() -> i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Ends this process, which is a fork, as [`leave`] does.
+pub(crate) fn exit(code: i32) -> ! {
+    // SAFETY: as above.
+    unsafe { libc::_exit(code) }
+}
+
 /// Close every descriptor but these.
 ///
 /// For a freshly forked child only: values of the parent that own descriptors are still in this
@@ -477,6 +483,20 @@ pub(crate) fn reap_children() -> Vec<i32> {
     let mut reaped = Vec::new();
     while let Ok(Some((pid, _))) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
         reaped.push(pid.as_raw_nonzero().get());
+    }
+    reaped
+}
+
+/// Reap every child that has ended; which, and how.
+pub(crate) fn reap_ended() -> Vec<(i32, ExitStatus)> {
+    let mut reaped = Vec::new();
+    while let Ok(Some((pid, status))) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
+        let how = match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => ExitStatus::Code(code),
+            (None, Some(signal)) => ExitStatus::Signal(signal),
+            (None, None) => continue,
+        };
+        reaped.push((pid.as_raw_nonzero().get(), how));
     }
     reaped
 }

@@ -61,6 +61,12 @@ impl Root {
         })
     }
 
+    /// Whether there is a directory of this name at the top, and not a symlink to one.
+    pub(super) fn has_directory(&self, name: &str) -> bool {
+        rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory)
+    }
+
     /// The directory at this path, made with its parents if missing.
     pub(super) fn ensure_dir(&self, path: &Path, owner: Owner) -> Step<OwnedFd> {
         self.try_ensure_dir(path, owner)

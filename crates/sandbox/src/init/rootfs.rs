@@ -72,28 +72,7 @@ pub(super) fn build(spec: &LaunchSpec, dir: &InstanceDir, parts: Parts<'_>) -> S
     let overlay = overlay(spec, dir, parts)?;
     attach(overlay.as_fd(), CWD, &dir.root()).during(|| "mount the root".into())?;
     let root = Root::open(&dir.root(), spec.ids)?;
-
-    let mut mounts: Vec<Shown<'_>> = Vec::with_capacity(spec.binds.len() + spec.volumes.len());
-    for bind in &spec.binds {
-        mounts.push(bind_mount(bind)?);
-    }
-    for (volume, mount) in spec.volumes.iter().zip(parts.volumes) {
-        mounts.push(volume_mount(volume, mount)?);
-    }
-    // Parents before what is mounted below them.
-    mounts.sort_by_key(|mount| mount.target.components().count());
-    for mount in mounts {
-        show(&root, &mount, parts.namespace)?;
-    }
-    // Before /proc and /sys: a symlink in the image could lead a write into the kernel's settings.
-    for file in &spec.files {
-        root.write(file)?;
-    }
-    let owner = Owner {
-        uid: spec.user.uid,
-        gid: spec.user.gid,
-    };
-    root.ensure_dir(Path::new(&spec.cwd), owner)?;
+    fill(&root, spec, parts)?;
     mount_dev(&root, spec)?;
     let hardened = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
@@ -114,8 +93,34 @@ pub(super) fn build(spec: &LaunchSpec, dir: &InstanceDir, parts: Parts<'_>) -> S
     hide()
 }
 
+/// Puts into the root what the spec asks for: binds, volumes, files, the working directory.
+pub(super) fn fill(root: &Root, spec: &LaunchSpec, parts: Parts<'_>) -> Step<()> {
+    let mut mounts: Vec<Shown<'_>> = Vec::with_capacity(spec.binds.len() + spec.volumes.len());
+    for bind in &spec.binds {
+        mounts.push(bind_mount(bind)?);
+    }
+    for (volume, mount) in spec.volumes.iter().zip(parts.volumes) {
+        mounts.push(volume_mount(volume, mount)?);
+    }
+    // Parents before what is mounted below them.
+    mounts.sort_by_key(|mount| mount.target.components().count());
+    for mount in mounts {
+        show(root, &mount, parts.namespace)?;
+    }
+    // Before /proc and /sys: a symlink in the image could lead a write into the kernel's settings.
+    for file in &spec.files {
+        root.write(file)?;
+    }
+    let owner = Owner {
+        uid: spec.user.uid,
+        gid: spec.user.gid,
+    };
+    root.ensure_dir(Path::new(&spec.cwd), owner)?;
+    Ok(())
+}
+
 /// The image's layers with a writable one on top, not yet mounted anywhere.
-fn overlay(spec: &LaunchSpec, dir: &InstanceDir, parts: Parts<'_>) -> Step<OwnedFd> {
+pub(super) fn overlay(spec: &LaunchSpec, dir: &InstanceDir, parts: Parts<'_>) -> Step<OwnedFd> {
     let Parts { disk, namespace, .. } = parts;
     let what = || "mount the image's layers".to_owned();
     let (upper, work) = match (spec.upper_bytes_max, disk) {
@@ -292,7 +297,11 @@ fn name_of(fd: &OwnedFd) -> String {
 }
 
 /// A new file system, not yet mounted anywhere.
-fn new_mount(kind: &str, options: &[(&str, &str)], flags: MountAttrFlags) -> Result<OwnedFd, Errno> {
+pub(super) fn new_mount(
+    kind: &str,
+    options: &[(&str, &str)],
+    flags: MountAttrFlags,
+) -> Result<OwnedFd, Errno> {
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (key, value) in options {
         rustix::mount::fsconfig_set_string(&context, *key, *value)?;
@@ -302,13 +311,13 @@ fn new_mount(kind: &str, options: &[(&str, &str)], flags: MountAttrFlags) -> Res
 }
 
 /// Put a mount on a path below `directory`; an empty path is `directory` itself.
-fn attach(mount: BorrowedFd<'_>, directory: BorrowedFd<'_>, path: &Path) -> Result<(), Errno> {
+pub(super) fn attach(mount: BorrowedFd<'_>, directory: BorrowedFd<'_>, path: &Path) -> Result<(), Errno> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(mount, "", directory, path, flags)
 }
 
 /// Mount a new file system on a directory of the instance. Returns the mount.
-fn mount_at(
+pub(super) fn mount_at(
     root: &Root,
     path: &str,
     kind: &str,
@@ -368,7 +377,7 @@ fn show(root: &Root, shown: &Shown<'_>, namespace: Option<&OwnedFd>) -> Step<()>
 }
 
 /// A `/dev` of its own. The nodes are bind mounts, so that every other mount can forbid devices.
-fn mount_dev(root: &Root, spec: &LaunchSpec) -> Step<()> {
+pub(super) fn mount_dev(root: &Root, spec: &LaunchSpec) -> Step<()> {
     let what = || "fill /dev".to_owned();
     let (nosuid, noexec) = (
         MountAttrFlags::MOUNT_ATTR_NOSUID,
@@ -413,7 +422,7 @@ fn mount_dev(root: &Root, spec: &LaunchSpec) -> Step<()> {
 }
 
 /// From here on, `/` is the instance's root and the machine's is gone.
-fn pivot(root: &Root) -> Step<()> {
+pub(super) fn pivot(root: &Root) -> Step<()> {
     let what = || "enter the root".to_owned();
     rustix::process::fchdir(root.as_fd()).during(what)?;
     // Old and new root in one place: the old one is then on top of the new, and taken off again.

@@ -118,6 +118,9 @@ pub struct LaunchSpec {
     /// Present: a user namespace of its own, whose ids are these outside.
     #[serde(default)]
     pub ids: Option<IdRange>,
+    /// Present: its system calls are answered by gVisor, whose program `runsc` this is (see [`crate::gvisor`]).
+    #[serde(default)]
+    pub gvisor: Option<PathBuf>,
     pub hostname: String,
     /// Written into the instance's file system before it starts, `/etc/hosts` and
     /// `/etc/resolv.conf` among them.
@@ -341,6 +344,7 @@ impl LaunchSpec {
             cwd: root_path(),
             user: root_user(),
             ids: None,
+            gvisor: None,
             files: Vec::new(),
             binds: Vec::new(),
             volumes: Vec::new(),
@@ -422,6 +426,12 @@ impl LaunchSpec {
         }
         if self.disk_bytes_max.is_some_and(|bytes| bytes < DISK_BYTES_MIN) {
             return refuse(format!("disk_bytes_max must be at least {DISK_BYTES_MIN}"));
+        }
+        if let Some(program) = &self.gvisor {
+            absolute("gvisor", program)?;
+            if self.ids.is_some() || self.memory_from.is_some() {
+                return refuse("gvisor goes with neither ids nor memory_from".to_owned());
+            }
         }
         if let Some(ids) = self.ids {
             ids.validate(self)?;

@@ -23,6 +23,9 @@ use crate::protocol::{CheckpointSpec, ExitStatus};
 use crate::{patience, sys};
 
 const DEATH_LOOK: Duration = Duration::from_millis(1);
+/// Why an instance in gVisor is not written down.
+const NOT_FROM_GVISOR: &str = "it runs in the isolation class gvisor, whose kernel cannot be written to the disk with \
+                               connections open";
 /// How a checkpointed instance ends that is not wanted any more: its processes were killed long before.
 const KILLED: ExitStatus = ExitStatus::Signal(libc::SIGKILL);
 
@@ -129,6 +132,15 @@ impl<'a> Keeper<'a> {
 
     fn carry_out(&mut self, connection: &OwnedFd, order: ShimOrder) -> Next {
         match order {
+            ShimOrder::Checkpoint(_) if self.order.spec.gvisor.is_some() => {
+                Next::Answer(ShimAnswer::Refused {
+                    reason: NOT_FROM_GVISOR.to_owned(),
+                })
+            }
+            ShimOrder::Keep(_) if self.order.spec.gvisor.is_some() => Next::Answer(ShimAnswer::Kept {
+                reason: Some(NOT_FROM_GVISOR.to_owned()),
+                frozen: self.order.driver.is_frozen(self.name()).unwrap_or(false),
+            }),
             ShimOrder::Checkpoint(_) if self.process.is_none() => Next::Answer(ShimAnswer::Checkpointed),
             // Its image is still being read.
             ShimOrder::Checkpoint(_) if self.pages.is_some() => Next::Answer(ShimAnswer::Frozen),

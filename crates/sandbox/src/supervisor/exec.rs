@@ -22,10 +22,11 @@ use super::launch::internal;
 use super::requests::running;
 use crate::cgroup::Attach;
 use crate::client::{encode_exit, resize};
+use crate::gvisor::{self, Joined};
 use crate::init::{self, Identity};
 use crate::protocol::frame::{self, Decoder};
 use crate::protocol::{
-    ExecSpec, IdRange, InstanceId, LaunchFailure, LaunchSpec, Refusal, Reply, TtySize, outside,
+    ExecSpec, ExitStatus, IdRange, InstanceId, LaunchFailure, LaunchSpec, Refusal, Reply, TtySize, outside,
 };
 use crate::seccomp::Filter;
 use crate::shim::read_verdict;
@@ -238,6 +239,8 @@ fn start(order: Order<'_>, report: &OwnedFd) -> Result<(), LaunchFailure> {
         sys::set_stdio(null.as_fd(), null.as_fd(), null.as_fd())
     };
     prepare().map_err(|error| during("prepare the helper", error))?;
+    // Of the machine, and so the same for nobody else.
+    let joined = Joined(rustix::process::getpid().as_raw_nonzero().get());
     let namespaces = CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWIPC
@@ -269,6 +272,7 @@ fn start(order: Order<'_>, report: &OwnedFd) -> Result<(), LaunchFailure> {
             exec,
             filter,
             init: init.as_fd(),
+            joined,
         };
         let Err(failure) = program.become_it(procs, &ends, terminal.is_some(), &child_verdict);
         let _ = File::from(child_verdict).write_all(&serde_json::to_vec(&failure).unwrap_or_default());
@@ -287,6 +291,13 @@ fn start(order: Order<'_>, report: &OwnedFd) -> Result<(), LaunchFailure> {
     drop(terminal);
 
     if let Ok(status) = sys::wait_pidfd(&child.pidfd) {
+        if spec.gvisor.is_some() {
+            let by_force = matches!(status, ExitStatus::Signal(_));
+            // Born in the instance's process ids, as the one before it.
+            if let Ok(end) = sys::clone3(0, None, || gvisor::end_exec(&spec.id, joined, by_force)) {
+                let _ = sys::wait_pidfd(&end.pidfd);
+            }
+        }
         // The client may have lost interest.
         let _ = File::from(exit).write_all(&encode_exit(status));
     }
@@ -338,6 +349,7 @@ struct Program<'a> {
     exec: &'a ExecSpec,
     filter: &'a Filter,
     init: BorrowedFd<'a>,
+    joined: Joined,
 }
 
 impl Program<'_> {
@@ -371,6 +383,9 @@ impl Program<'_> {
         })?;
         let namespace = self.spec.ids.map(|_| self.init);
         init::leave_the_machine(verdict.as_fd(), namespace)?;
+        if self.spec.gvisor.is_some() {
+            return gvisor::become_exec(self.spec, self.exec, user, self.joined, verdict.as_fd());
+        }
         init::enter_directory(self.exec.cwd.as_deref().unwrap_or(&self.spec.cwd))?;
         let identity = Identity {
             takes_mounts: false,

@@ -15,6 +15,7 @@ mod disk;
 mod disk_snapshot;
 mod exec;
 mod freeze;
+mod gvisor;
 mod isolation;
 mod lifecycle;
 mod limits;
