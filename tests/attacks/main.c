@@ -1,4 +1,4 @@
-/* attacks NAME [ARGUMENTS…] | attacks --all: tries to break out of where it runs, and says what became of it.
+/* attacks NAME [ARGUMENTS…] | attacks --all [BUT…]: tries to break out of where it runs, and says what became of it.
  *
  * Each attack runs in a process of its own, so that one that is killed is told as such. A line of output is the name, the
  * outcome (refused ERRNO, held, WON, died SIGNAL) and a detail. The caller knows which outcome is right. */
@@ -36,16 +36,22 @@ static void try(const struct attack *attack, char **arguments) {
         printf("%s\tdied SIG%s\t\n", attack->name, sigabbrev_np(WTERMSIG(status)));
 }
 
+static int is_named(char **words, const char *name) {
+    while (*words && strcmp(*words, name))
+        words++;
+    return *words != NULL;
+}
+
 int main(int count, char **words) {
-    int all = count == 2 && !strcmp(words[1], "--all");
+    int all = count >= 2 && !strcmp(words[1], "--all");
     int found = 0;
     for (size_t table = 0; count >= 2 && table < sizeof tables / sizeof *tables; table++)
         for (const struct attack *attack = tables[table]; attack->name; attack++)
-            if (all ? !attack->arguments : !strcmp(attack->name, words[1])) {
+            if (all ? !attack->arguments && !is_named(words + 2, attack->name) : !strcmp(attack->name, words[1])) {
                 try(attack, words + 2);
                 found = 1;
             }
     if (!found)
-        fprintf(stderr, "usage: attacks NAME [ARGUMENTS...] | attacks --all\n");
+        fprintf(stderr, "usage: attacks NAME [ARGUMENTS...] | attacks --all [BUT...]\n");
     return !found;
 }

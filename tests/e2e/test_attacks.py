@@ -48,6 +48,22 @@ SHARED_IDS = {
     "packet-socket": "WON",
     "inotify": "WON|held",
 }
+# In gVisor a refusal is one whatever its word: a kernel of its own says ENOSYS, EACCES or ENODEV where the machine's says
+# EPERM. What wins there wins against that kernel, which the instance has alone, and gets no further:
+IN_GVISOR = {
+    # namespaces of users and cgroups that only that kernel knows of,
+    **dict.fromkeys(("unshare-user", "unshare-cgroup", "clone-user", "clone3-user"), "WON"),
+    # its own children, whose memory the machine's kernel never lets it touch,
+    **dict.fromkeys(("ptrace-child", "ptrace-me", "process-vm-read", "process-vm-write"), "WON"),
+    # settings, a log and devices of that kernel,
+    **dict.fromkeys((
+        "kernel-log", "ip-forward", "sysrq", "priority", "never-killed", "device-fuse", "device-tun",
+    ), "WON"),
+    # the empty directory that its root is mounted on,
+    "chroot-out": "WON",
+    # and more of its own memory, which ends where the instance's does.
+    **dict.fromkeys(("device-folder", "terminals", "inotify", "message-queues"), "WON|held|died SIGALRM"),
+}
 # Harmless as root in namespaces of its own, and winning there.
 CONTROL = (
     "mount-tmpfs", "mount-bind", "mount-proc", "mount-fsopen", "mount-open-tree", "mount-setattr", "remount-root",
@@ -72,9 +88,13 @@ def attacks(tmp_path_factory):
     return program
 
 
+# The instance type that has the class gvisor; with as much memory as the other one.
+GVISOR = "eco-small"
+
+
 @pytest.fixture(scope="module")
 def cloud():
-    cloud = Cloud().start()
+    cloud = Cloud(isolation=f"{GVISOR}=gvisor").start()
     yield cloud
     cloud.remove()
 
@@ -82,11 +102,11 @@ def cloud():
 class Place:
     """A service with the program in it."""
 
-    def __init__(self, cloud, registry, program, kind):
-        self.cloud, self.name = cloud, f"attacked-{kind.lower()}"
+    def __init__(self, cloud, registry, program, kind, instance_type="small"):
+        self.cloud, self.name = cloud, f"attacked-{kind.lower()}-{instance_type}"
         _, reply = cloud.call("POST", "/v1/apps", {"name": self.name})
         definition = {
-            "name": self.name, "type": kind, "regions": ["local"], "instance_types": [{"type": "small"}],
+            "name": self.name, "type": kind, "regions": ["local"], "instance_types": [{"type": instance_type}],
             "docker": {"image": registry.image("hello", "1"), "entrypoint": ["/bin/httpd", "-f", "-p", "8000"]},
             "env": [{"key": "SANDBOX_SECRET", "value": "of the attacked"}] if kind == "SANDBOX" else [],
             "ports": [{"port": 8000, "protocol": "http"}], "routes": [{"port": 8000, "path": "/"}],
@@ -121,10 +141,15 @@ def web(cloud, registry, attacks):
     return Place(cloud, registry, attacks, "WEB")
 
 
-def wrong(said, differently):
+@pytest.fixture(scope="module")
+def gvisor(cloud, registry, attacks):
+    return Place(cloud, registry, attacks, "SANDBOX", GVISOR)
+
+
+def wrong(said, differently, refused=REFUSED):
     return {
         name: outcome for name, outcome in said.items()
-        if not re.fullmatch(differently.get(name, OUTCOMES.get(name, REFUSED)), outcome[0])
+        if not re.fullmatch(differently.get(name, OUTCOMES.get(name, refused)), outcome[0])
     }
 
 
@@ -149,6 +174,56 @@ def test_no_attack_wins_in_a_service_but_what_it_needs(web):
     said = web.attack("--all")
     assert len(said) >= 100, sorted(said)
     assert not wrong(said, SHARED_IDS)
+
+
+def test_no_attack_wins_in_gvisor(gvisor):
+    said = gvisor.attack("--all", "threads")
+    assert len(said) >= 100, sorted(said)
+    assert not wrong(said, {**dict.fromkeys(said, "held|(refused|died) .*"), **IN_GVISOR})
+    # The machine was not told what its kernel was told.
+    for sentry in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if Footprint(gvisor.cloud).cgroup in (sentry / "cgroup").read_text():
+                assert int((sentry / "oom_score_adj").read_text()) >= 0
+                assert os.getpriority(os.PRIO_PROCESS, int(sentry.name)) >= 0
+
+
+@pytest.mark.parametrize("address", METADATA)
+def test_the_metadata_of_a_cloud_is_out_of_reach_in_gvisor(gvisor, address):
+    assert gvisor.attack("tcp", address, "80")["tcp"][0] in UNREACHED
+
+
+def test_machine_and_neighbours_are_out_of_reach_in_gvisor(cloud, gvisor, web):
+    for address, port in ((gateway(gvisor), cloud.api_port), (web.address, 8000)):
+        assert gvisor.attack("tcp", address, str(port))["tcp"][0] in UNREACHED, address
+        assert gvisor.attack("scan", address)["scan"][0] == "held", address
+    assert web.attack("tcp", gvisor.address, "8000")["tcp"][0] in UNREACHED
+    assert gvisor.attack("forge", web.address, gateway(gvisor))["forge"][0].startswith("refused")
+
+
+def test_a_command_on_its_way_into_gvisor_is_no_way_out(gvisor):
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        attack = threads.submit(gvisor.attack, "catch-exec", "5")
+        while not attack.done():
+            gvisor.cloud.tram("exec", gvisor.name, "--", "true")
+        outcome, detail = attack.result()["catch-exec"]
+    assert outcome == "held", (outcome, detail)
+    assert cloud_answers(gvisor)
+
+
+def test_too_many_threads_end_the_instance_in_gvisor_and_no_other(cloud, gvisor, sandbox):
+    """The limit on processes is the machine's, and gVisor's kernel does not go on without a thread that it asked for."""
+    before = cloud.instances(gvisor.service, "HEALTHY")[0]["id"]
+    said = gvisor.attack("threads")
+    if said:
+        assert said["threads"][0] == "held"
+    else:
+        wait_for("it ended", lambda: before not in [one["id"] for one in cloud.instances(gvisor.service, "HEALTHY")])
+    assert cloud_answers(sandbox)
+
+
+def cloud_answers(place):
+    return place.cloud.tram("exec", place.name, "--", "echo", "still here").stdout == "still here\n"
 
 
 def test_the_instance_outlives_the_attacks_and_leaves_nothing(cloud, sandbox):

@@ -6,6 +6,7 @@
 //! unknown `TRAM_` variables are refused: a setting that silently does nothing is worse than a start that fails.
 
 mod checkpoint;
+mod isolation;
 mod resolve;
 mod scaling;
 mod value;
@@ -18,6 +19,7 @@ use std::{
 
 pub use self::{
     checkpoint::{CheckpointAfter, CheckpointSpace},
+    isolation::Isolations,
     resolve::{DEFAULT_FILE, Error},
     scaling::Scaling,
     value::{
@@ -177,6 +179,11 @@ settings! {
     /// Which instances get user and group ids of their own, so that root inside is nobody on this machine: `sandboxes`,
     /// `all`, or `none`. A program whose user id is above 65535 does not start with them.
     user_namespaces: UserNamespaces = UserNamespaces::Sandboxes;
+    /// What stands between instances and this machine, by instance type, such as `small=gvisor`; in the file also a table
+    /// of names. Classes are `container`, which is meant where nothing is said, and `gvisor`, for code one trusts less.
+    isolation: Isolations = Isolations::default();
+    /// gVisor's program `runsc`; empty uses the one that `scripts/runsc` installs, or the system's.
+    gvisor_program: PathBuf = PathBuf::new();
     /// How quickly services follow their load, such as `down_window=60`; in the file also a table of names. What is
     /// left out is built in: see the page on autoscaling.
     scaling: Scaling = Scaling::default();

@@ -228,6 +228,12 @@ impl Subject<'_> {
                     self.catalog.instance_type_ids()
                 ))
             })?;
+        if let Some(reason) = &kind.unusable {
+            return Err(Problem::Wrong(format!(
+                "instance type `{}` cannot be used: {reason}",
+                kind.id
+            )));
+        }
         let public_domain = domains.first().map_or("", |domain| domain.name.as_str());
         let env = environment::build(self, instance, kind, &organization.name, public_domain, &secrets)?;
         let files = definition
@@ -265,6 +271,7 @@ impl Subject<'_> {
                 memory_bytes: kind.memory_bytes,
                 disk_bytes: kind.disk_bytes,
             },
+            isolation: kind.isolation,
             volumes: self.volumes().await?,
             mesh: mesh(definition),
             egress_allow: egress(definition),

@@ -12,6 +12,7 @@ use std::{
 use serde_json::{Value, json};
 use tram_cli::{Printer, Settings, settings::UserNamespaces};
 use tram_sandbox::checkpoint::Missing;
+use tram_types::Isolation;
 
 use crate::{paths::Paths, processes::DirectoryLock, roles, up};
 
@@ -145,6 +146,7 @@ async fn look(settings: &Settings, is_root: bool) -> Vec<Check> {
     ];
     let facts = tram_sandbox::probe::facts();
     checks.push(container_class(&facts, settings, is_root));
+    checks.push(gvisor_class(settings, is_root));
     checks.extend(facts.into_iter().map(|fact| sandbox(fact, is_root)));
     checks.push(checkpoints(settings, is_root));
     checks.push(names(&settings.base_domain).await);
@@ -209,6 +211,34 @@ fn container_class(facts: &[tram_sandbox::probe::Fact], settings: &Settings, is_
         )
     };
     Check::new("isolation class container", Weight::Wanted, finding)
+}
+
+/// Whether the class for code one trusts less works here, and what is of it.
+fn gvisor_class(settings: &Settings, is_root: bool) -> Check {
+    let finding = match crate::isolation::find(&settings.gvisor_program) {
+        _ if !is_root => Finding::Unknown("it is tried as root".to_owned()),
+        Ok(runsc) => {
+            let of = settings.isolation.0.iter();
+            let of: Vec<&str> = of
+                .filter(|(_, class)| **class == Isolation::Gvisor)
+                .map(|(id, _)| id.as_str())
+                .collect();
+            Finding::Good(format!(
+                "works: a kernel of its own in user space, which to the machine is nobody with few system calls; runsc \
+                 {}; {}",
+                runsc.version,
+                match of.as_slice() {
+                    [] => "no instance type has it (`isolation`)".to_owned(),
+                    of => format!("instance types {}", of.join(", ")),
+                }
+            ))
+        }
+        Err(error) => bad(
+            error.to_string(),
+            "run `scripts/runsc`, which puts gVisor beside the system; without it no instance type can have this class",
+        ),
+    };
+    Check::new("isolation class gvisor", Weight::Wanted, finding)
 }
 
 fn sandbox(fact: tram_sandbox::probe::Fact, is_root: bool) -> Check {

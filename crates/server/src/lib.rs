@@ -22,6 +22,7 @@ pub mod helper_logs;
 pub mod host;
 pub mod images;
 pub mod invoker;
+pub mod isolation;
 pub mod leadership;
 pub mod logging;
 pub mod members;

@@ -30,16 +30,17 @@ use tram_controller::{
 use tram_site::{Site, Sites};
 use tram_site_local::{LocalSite, config::DEFAULT_LOGS_RETENTION as LOGS_KEPT};
 use tram_store::{Options, Store, keyring};
-use tram_types::{Clock, SystemClock, catalog::Catalog};
+use tram_types::{Clock, SystemClock};
 use uuid::Uuid;
 
+use crate::isolation::Classes;
 use crate::{
     admin::{self, Admin},
     bootstrap, collector,
     data_plane::EdgeLink,
     engine, engine_image,
     figures::{Figures, KEPT},
-    helper_logs, host, invoker,
+    helper_logs, invoker,
     leadership::{self, Leader},
     logging::{self, LogSettings},
     members::Members,
@@ -236,15 +237,16 @@ impl Inside {
             door,
         } = self;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        // Side by side: CRIU takes tens of milliseconds to say what it can here.
+        // Side by side: CRIU takes tens of milliseconds to say what it can here, gVisor some hundred.
         let opening = async {
             tokio::join!(
                 open_store(settings, paths, Arc::clone(&clock)),
-                crate::checkpoint::program(settings)
+                crate::checkpoint::program(settings),
+                Classes::find(settings)
             )
         };
-        let (opened, checkpoint) = tokio::select! {
-            both = opening => both,
+        let (opened, checkpoint, classes) = tokio::select! {
+            all = opening => all,
             () = asked.cancelled() => return Err(ToldToStop.into()),
         };
         let (store, leader) = opened?;
@@ -269,6 +271,7 @@ impl Inside {
             UserNamespaces::Sandboxes => tram_site_local::UserNamespaces::Untrusted,
             UserNamespaces::All => tram_site_local::UserNamespaces::Always,
         };
+        site_config.gvisor.clone_from(&classes.gvisor);
         site_config.checkpoint = checkpoint;
         site_config.checkpoints_max_bytes = settings.checkpoints_max.bytes();
         site_config.secrets = Some(Arc::new(crate::secret_values::StoreValues(store.clone())));
@@ -293,12 +296,7 @@ impl Inside {
             }
         };
         let sites = Sites::single(settings.region.clone(), Arc::clone(&site) as Arc<dyn Site>);
-        let catalog = Arc::new(Catalog::local(
-            &settings.region,
-            &settings.region,
-            host::cpu_millis(),
-            host::memory_bytes(),
-        ));
+        let catalog = Arc::new(classes.catalog(settings));
 
         let figures = Arc::new(Figures::default());
         let metrics = Arc::new(Metrics::new(store.clone()));

@@ -69,6 +69,8 @@ pub struct Config {
     pub reclaim_frozen: bool,
     /// Which instances get user and group ids of their own.
     pub user_namespaces: UserNamespaces,
+    /// gVisor's `runsc`, for instances of the class `gvisor`; `None`: such ones are not started.
+    pub gvisor: Option<PathBuf>,
     /// CRIU, with which frozen instances are moved to disk; `None`: they stay in memory.
     pub checkpoint: Option<PathBuf>,
     /// How much room all checkpoints may take together, in bytes; `None`: what the disk has.
@@ -97,6 +99,7 @@ impl Config {
             open_files_max: DEFAULT_OPEN_FILES_MAX,
             reclaim_frozen: false,
             user_namespaces: UserNamespaces::Untrusted,
+            gvisor: None,
             checkpoint: None,
             checkpoints_max_bytes: None,
             volumes_overcommit: false,

@@ -12,6 +12,7 @@ use tram_sandbox::protocol::{
     User,
 };
 use tram_site::InstanceSpec;
+use tram_types::Isolation;
 
 use crate::config::{Config, UserNamespaces};
 use crate::{dns, executor, guard};
@@ -45,6 +46,8 @@ pub(crate) enum Error {
     NoLayers,
     #[error("this machine has no executor for sandboxes: its `tram` was built without one")]
     NoExecutor,
+    #[error("this machine has no isolation class `gvisor` (any more): `tram doctor` says why")]
+    NoGvisor,
     #[error("the definition cannot be run: {0}")]
     Invalid(#[from] InvalidSpec),
 }
@@ -109,11 +112,15 @@ pub(crate) fn launch_spec(
         relative => format!("/{relative}"),
     };
     launch.user = account.user.clone();
-    if wants_own_ids(spec, config) {
+    if spec.isolation == Isolation::Gvisor {
+        // Its ids are those of a kernel of its own; to the machine, that kernel is nobody.
+        launch.gvisor = Some(config.gvisor.clone().ok_or(Error::NoGvisor)?);
+        if spec.untrusted {
+            without_useless(&mut launch);
+        }
+    } else if wants_own_ids(spec, config) {
         launch.ids = Some(IdRange::numbered(place.number));
-        launch
-            .capabilities
-            .retain(|capability| !USELESS_ALONE.contains(capability));
+        without_useless(&mut launch);
     }
     launch.hostname = spec.id.short();
     launch.files = files(spec, place, &account.user);
@@ -141,6 +148,12 @@ pub(crate) fn launch_spec(
     ]);
     launch.validate()?;
     Ok(launch)
+}
+
+fn without_useless(launch: &mut LaunchSpec) {
+    launch
+        .capabilities
+        .retain(|capability| !USELESS_ALONE.contains(capability));
 }
 
 fn wants_own_ids(spec: &InstanceSpec, config: &Config) -> bool {

@@ -33,6 +33,7 @@ pub(crate) fn instance_spec(app: &str, service: &str) -> InstanceSpec {
         files: Vec::new(),
         ports: Vec::new(),
         health_checks: Vec::new(),
+        isolation: Default::default(),
         volumes: Vec::new(),
         limits: Limits {
             cpu_millis: 500,

@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tram_types::{
-    AppId, DeploymentId, InstanceId, InstanceSnapshotId, OrganizationId, RegionalDeploymentId, ServiceId,
+    AppId, DeploymentId, InstanceId, InstanceSnapshotId, Isolation, OrganizationId, RegionalDeploymentId,
+    ServiceId,
     effective::{HealthCheck, Port},
 };
 
@@ -100,6 +101,10 @@ pub struct InstanceSpec {
     pub health_checks: Vec<HealthCheck>,
     /// What it may use.
     pub limits: Limits,
+    /// What stands between it and the machine. A site that does not have this class fails the start and says so; it never
+    /// takes a weaker one.
+    #[serde(default)]
+    pub isolation: Isolation,
     /// Volumes it is shown. A site that has one of them in use elsewhere waits a while and then fails the start.
     #[serde(default)]
     pub volumes: Vec<crate::volumes::MountSpec>,

@@ -3,7 +3,10 @@
 //! The ids are upstream's, because clients send `micro`, `nano` or `was` without asking. An installation publishes
 //! only what it can run; [`Catalog`] is that selection, made once from the settings and passed on.
 
-use crate::units::{GIB, MIB};
+use crate::{
+    isolation::Isolation,
+    units::{GIB, MIB},
+};
 
 /// How large an instance is.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +23,10 @@ pub struct InstanceType {
     pub disk_bytes: u64,
     /// Which family it belongs to.
     pub family: Family,
+    /// What stands between its instances and the machine.
+    pub isolation: Isolation,
+    /// Why no instance of it can be started here, in words for whoever asks for one; `None`: it can.
+    pub unusable: Option<String>,
 }
 
 /// A family of instance types.
@@ -47,6 +54,7 @@ macro_rules! instance_types {
         pub const INSTANCE_TYPES: &[InstanceType] = &[$(InstanceType {
             id: $id, display_name: $display, family: Family::$family, cpu_millis: $cpu_millis,
             memory_bytes: $memory_mib * MIB, disk_bytes: $disk_mib * MIB,
+            isolation: Isolation::Container, unusable: None,
         }),+];
     };
 }
@@ -125,6 +133,17 @@ impl Catalog {
         }
     }
 
+    /// Gives an instance type, if it is on offer, another class. `unusable`: why that class does not work here, if it does
+    /// not.
+    pub fn isolate(&mut self, id: &str, class: Isolation, unusable: Option<&str>) {
+        for kind in self.instance_types.iter_mut().filter(|kind| kind.id == id) {
+            kind.isolation = class;
+            kind.unusable = unusable.map(|reason| {
+                format!("its isolation class `{class}` does not work on this machine: {reason}")
+            });
+        }
+    }
+
     /// The region that `id` leads to, if it can be used here.
     #[must_use]
     pub fn region(&self, id: &str) -> Option<&Region> {
@@ -186,6 +205,21 @@ mod tests {
         let catalog = Catalog::local("fra", "Frankfurt", 2000, 4 * GIB);
         assert!(catalog.instance_type("medium").is_some());
         assert!(catalog.instance_type("xlarge").is_none());
+    }
+
+    #[test]
+    fn a_class_belongs_to_an_instance_type_and_says_why_it_cannot_be_had() {
+        let mut catalog = unlimited();
+        catalog.isolate("small", Isolation::Gvisor, None);
+        catalog.isolate("micro", Isolation::Gvisor, Some("it is not installed"));
+        let kind = |id| catalog.instance_type(id).unwrap();
+        assert_eq!(kind("small").isolation, Isolation::Gvisor);
+        assert_eq!(kind("small").unusable, None);
+        assert_eq!(kind("nano").isolation, Isolation::Container);
+        assert_eq!(
+            kind("micro").unusable.as_deref(),
+            Some("its isolation class `gvisor` does not work on this machine: it is not installed")
+        );
     }
 
     #[test]

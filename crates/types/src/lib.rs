@@ -18,6 +18,7 @@ pub mod egress;
 pub mod ids;
 pub mod inference;
 pub mod interpolate;
+pub mod isolation;
 pub mod machine;
 pub mod message;
 pub mod names;
@@ -32,6 +33,7 @@ pub use ids::{
     InstanceSnapshotId, OrganizationId, ProjectId, RegionalDeploymentId, SecretId, ServiceId, ServicePoolId,
     SnapshotId, VolumeId,
 };
+pub use isolation::Isolation;
 pub use message::{FieldViolation, Int64};
 pub use time::{Clock, SystemClock, Timestamp};
 pub use units::Generation;

@@ -215,12 +215,21 @@ impl Check<'_> {
         if self.bounded("instance_types", definition.instance_types.len()) {
             for (index, kind) in definition.instance_types.iter().enumerate() {
                 let id = &kind.r#type;
-                if !id.is_empty() && self.context.catalog.instance_type(id).is_none() {
-                    let known = self.context.catalog.instance_type_ids();
-                    self.wrong(
-                        format!("instance_types.{index}.type"),
-                        format!("there is no instance type `{id}` here: use one of {known}"),
-                    );
+                let field = format!("instance_types.{index}.type");
+                match self.context.catalog.instance_type(id) {
+                    None if id.is_empty() => {}
+                    None => {
+                        let known = self.context.catalog.instance_type_ids();
+                        self.wrong(
+                            field,
+                            format!("there is no instance type `{id}` here: use one of {known}"),
+                        );
+                    }
+                    Some(kind) => {
+                        if let Some(reason) = &kind.unusable {
+                            self.wrong(field, format!("instance type `{id}` cannot be used: {reason}"));
+                        }
+                    }
                 }
                 self.scopes(&format!("instance_types.{index}.scopes"), &kind.scopes);
             }

@@ -197,7 +197,11 @@ fn instance(api: &ApiState, kind: &InstanceType) -> CatalogInstance {
         price_hourly: zero(),
         price_monthly: zero(),
         regions: catalog.regions.iter().map(|region| region.id.clone()).collect(),
-        status: "AVAILABLE".to_owned(),
+        status: match kind.unusable {
+            None => "AVAILABLE",
+            Some(_) => "UNAVAILABLE",
+        }
+        .to_owned(),
         require_plan: Vec::new(),
         vcpu_shares: shares(kind),
         display_name: kind.display_name.to_owned(),
@@ -212,6 +216,7 @@ fn instance(api: &ApiState, kind: &InstanceType) -> CatalogInstance {
         service_types: ["WEB", "WORKER", "SANDBOX"].map(str::to_owned).to_vec(),
         volumes_enabled: catalog.regions.iter().all(|region| has_volumes(api, &region.id)),
         light_sleep_enabled,
+        isolation: kind.isolation.to_string(),
     }
 }
 
@@ -236,6 +241,7 @@ fn item(kind: CatalogInstance) -> CatalogInstanceListItem {
         service_types: kind.service_types,
         volumes_enabled: kind.volumes_enabled,
         light_sleep_enabled: kind.light_sleep_enabled,
+        isolation: kind.isolation,
     }
 }
 

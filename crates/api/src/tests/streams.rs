@@ -102,6 +102,7 @@ pub(super) fn spec_of(instance: &Instance) -> spec::InstanceSpec {
         files: Vec::new(),
         ports: Vec::new(),
         health_checks: Vec::new(),
+        isolation: Default::default(),
         volumes: Vec::new(),
         limits: spec::Limits {
             cpu_millis: 100,

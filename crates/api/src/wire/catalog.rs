@@ -78,6 +78,8 @@ tram_types::message! {
         pub service_types: Vec<String>,
         pub volumes_enabled: bool,
         pub light_sleep_enabled: bool,
+        /// What stands between its instances and the machine: `container` or `gvisor` (beyond Koyeb).
+        pub isolation: String,
     }
 
     /// An instance type as lists show it.
@@ -101,6 +103,8 @@ tram_types::message! {
         pub service_types: Vec<String>,
         pub volumes_enabled: bool,
         pub light_sleep_enabled: bool,
+        /// What stands between its instances and the machine: `container` or `gvisor` (beyond Koyeb).
+        pub isolation: String,
     }
 
     /// The accelerators of an instance type.

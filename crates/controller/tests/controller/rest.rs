@@ -43,6 +43,7 @@ fn stray() -> InstanceSpec {
         files: Vec::new(),
         ports: Vec::new(),
         health_checks: Vec::new(),
+        isolation: Default::default(),
         volumes: Vec::new(),
         limits: Limits {
             cpu_millis: 1,

@@ -205,6 +205,41 @@ fn signals_are_read_as_docker_writes_them() {
 }
 
 #[test]
+fn the_class_gvisor_takes_its_program_and_no_ids() {
+    let mut spec = instance_spec("app", "web");
+    spec.isolation = Isolation::Gvisor;
+    spec.untrusted = true;
+    let launched = |gvisor: Option<&str>| {
+        let mut config = Config::new("/nowhere");
+        config.user_namespaces = UserNamespaces::Always;
+        config.gvisor = gvisor.map(Into::into);
+        let place = Place {
+            address: Ipv4Addr::new(10, 201, 0, 7),
+            gateway: Ipv4Addr::new(10, 201, 0, 1),
+            namespace: "/run/x".into(),
+            number: 7,
+        };
+        let account = Account {
+            user: User {
+                uid: 0,
+                gid: 0,
+                groups: Vec::new(),
+            },
+            home: None,
+        };
+        let view = ImageView {
+            config: &image(&[], &["/bin/sh"]),
+            layers: &["/layers/1".into()],
+        };
+        launch_spec(&spec, 3, view, &account, &place, &config)
+    };
+    let launch = launched(Some("/opt/runsc")).unwrap();
+    assert_eq!((launch.gvisor, launch.ids), (Some("/opt/runsc".into()), None));
+    let refused = launched(None).unwrap_err().to_string();
+    assert!(refused.contains("isolation class `gvisor`"), "{refused}");
+}
+
+#[test]
 fn code_that_nobody_vouches_for_gets_ids_of_its_own() {
     use tram_sandbox::protocol::{Capability, IdRange};
     let launched = |untrusted: bool, user_namespaces| {

@@ -159,6 +159,13 @@ async fn prepare(
     }
     launch.disk_from = from.disk;
     launch.memory_from = match from.memory {
+        Some(_) if launch.gvisor.is_some() => {
+            return Err(Failure::Message(
+                "the snapshot holds processes, which go on in the isolation class `container` alone: use an instance \
+                 type of that class, or a FILESYSTEM snapshot"
+                    .to_owned(),
+            ));
+        }
         Some(memory) => Some(
             shared
                 .go_on(spec, memory, &mut launch)

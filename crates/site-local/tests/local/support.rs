@@ -230,6 +230,7 @@ impl Machine {
                 protocol: PortProtocol::Http,
             }],
             health_checks: vec![tcp_check(8000)],
+            isolation: Default::default(),
             volumes: Vec::new(),
             limits: Limits {
                 cpu_millis: 1000,

@@ -33,6 +33,7 @@ fn spec(image: &str) -> InstanceSpec {
         files: Vec::new(),
         ports: Vec::new(),
         health_checks: Vec::new(),
+        isolation: Default::default(),
         volumes: Vec::new(),
         limits: tram_site::spec::Limits {
             cpu_millis: 250,
