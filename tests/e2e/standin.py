@@ -102,14 +102,14 @@ Server((host, int(port)), Handler).serve_forever()
 '''
 
 
-def archive(directory):
-    """The stand-in's image as an archive that `tram images import` takes."""
+def archive(directory, source=PROGRAM):
+    """The stand-in's image, or that of another program, as an archive that `tram images import` takes."""
     cache = pathlib.Path(os.environ.get("TRAM_IMAGE_CACHE", pathlib.Path.home() / ".cache/tram/images"))
     subprocess.run([IMAGES / "build", "fastapi"], check=True)
     layout = directory / "layout"
     shutil.copytree(cache / "fastapi", layout)
     program = directory / "engine.py"
-    program.write_text(PROGRAM)
+    program.write_text(source)
     program.chmod(0o755)
     image = f"{layout}:latest"
     subprocess.run(["umoci", "insert", "--image", image, program, "/engine.py"], check=True, capture_output=True)

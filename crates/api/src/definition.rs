@@ -231,10 +231,18 @@ fn uses_secrets(definition: &DeploymentDefinition) -> bool {
                     || policy.api_keys.iter().any(|key| in_template(key))
             })
     };
-    let registry = definition
+    let docker = definition
         .docker
         .as_ref()
-        .is_some_and(|docker| !docker.image_registry_secret.is_empty());
+        .map(|docker| &docker.image_registry_secret);
+    let model = definition
+        .model
+        .as_ref()
+        .map(|model| &model.image_registry_secret);
+    let registry = [docker, model]
+        .into_iter()
+        .flatten()
+        .any(|secret| !secret.is_empty());
     registry || env || files() || policies()
 }
 
@@ -459,6 +467,7 @@ mod tests {
             r#"{"env":[{"key":"A","value":"{{ secret.x }}"}]}"#,
             r#"{"env":[{"key":"A","secret":"x"}]}"#,
             r#"{"docker":{"image":"i","image_registry_secret":"x"}}"#,
+            r#"{"model":{"source":"m","image_registry_secret":"x"}}"#,
             r#"{"config_files":[{"content":"{{secret.x}}"}]}"#,
             r#"{"routes":[{"security_policies":{"api_keys":["{{secret.x}}"]}}]}"#,
         ] {

@@ -91,7 +91,17 @@ async fn try_ask(api: &ApiState, request: Request) -> Result<Response, Refusal> 
     let held = front.0.read(&parts, incoming).await?;
     let asked = body::Asked::read(held.bytes())?;
     let target = find::find(api, &caller, asked.model()).await?;
-    let bytes = asked.for_engine(&target.service_name)?;
+    let facts = target.engine.facts();
+    if facts.lacks.contains(&parts.uri.path()) {
+        let message = format!(
+            "model `{}` is served by `{}`, which does not have {}",
+            asked.model(),
+            facts.name,
+            parts.uri.path()
+        );
+        return Err(Refusal::bad(message).of("model").coded("not_served"));
+    }
+    let bytes = asked.for_engine(&target.served_name)?;
     let asker = Asker {
         organization: caller.organization,
         credential: caller.credential,

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use tram_planner as planner;
 use tram_site::{
-    ImageSpec, InstanceSpec, MountSpec,
+    ImageSpec, InstanceSpec, MountSpec, RegistryCredentials,
     secrets::BoundSecret,
     spec::{EXECUTOR_PORT, EXECUTOR_PROXY_PORT, ExecutorAccess, ExecutorSpec, FileSpec, Limits},
 };
@@ -168,39 +168,42 @@ impl Subject<'_> {
     /// The image, with what its registry asks for.
     pub(crate) async fn image(&self) -> Result<ImageSpec, Problem> {
         if let Some(source) = &self.definition.model {
-            return Ok(model::image(source, self.deployment.id));
+            let credentials = self.registry(&source.image_registry_secret).await?;
+            return Ok(model::image(source, credentials, self.deployment.id));
         }
         let docker = self.definition.docker.as_ref().ok_or_else(|| {
             Problem::Wrong("only images and models can be deployed here: set `docker` or `model`".to_owned())
         })?;
-        let name = &docker.image_registry_secret;
-        let credentials = if name.is_empty() {
-            None
-        } else {
-            let found = self
-                .store
-                .reveal_secrets_by_name(
-                    self.service.organization_id,
-                    self.service.project_id,
-                    std::slice::from_ref(name),
-                )
-                .await
-                .map_err(|source| Problem::Passing(Error::store("read a registry's secret")(source)))?;
-            let found = found
-                .get(name)
-                .ok_or_else(|| Problem::from(UnknownName::Secret(name.clone())))?;
-            if found.secret.kind != SecretType::Registry {
-                let wrong = format!("secret `{name}` is not of type REGISTRY: choose one that is");
-                return Err(Problem::Wrong(wrong));
-            }
-            Some(credentials::read(name, &found.value)?)
-        };
         Ok(ImageSpec {
             reference: docker.image.clone(),
-            credentials,
+            credentials: self.registry(&docker.image_registry_secret).await?,
             model: None,
             deployment: self.deployment.id,
         })
+    }
+
+    /// What the registry of an image asks for, by the name of its secret; empty: nothing.
+    async fn registry(&self, name: &String) -> Result<Option<RegistryCredentials>, Problem> {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let found = self
+            .store
+            .reveal_secrets_by_name(
+                self.service.organization_id,
+                self.service.project_id,
+                std::slice::from_ref(name),
+            )
+            .await
+            .map_err(|source| Problem::Passing(Error::store("read a registry's secret")(source)))?;
+        let found = found
+            .get(name)
+            .ok_or_else(|| Problem::from(UnknownName::Secret(name.clone())))?;
+        if found.secret.kind != SecretType::Registry {
+            let wrong = format!("secret `{name}` is not of type REGISTRY: choose one that is");
+            return Err(Problem::Wrong(wrong));
+        }
+        Ok(Some(credentials::read(name, &found.value)?))
     }
 
     /// The whole description of one instance.
@@ -242,9 +245,12 @@ impl Subject<'_> {
             .map(|file| config_file(file, &secrets, &env))
             .collect::<Result<Vec<_>, _>>()?;
         let docker = definition.docker.clone().unwrap_or_default();
-        let args = match &definition.model {
-            Some(source) => model::args(source, definition, &self.service.name, kind),
-            None => docker.args,
+        let (entrypoint, args) = match &definition.model {
+            Some(source) => (
+                model::entrypoint(source),
+                model::args(source, definition, &self.service.name, kind),
+            ),
+            None => (docker.entrypoint, docker.args),
         };
         Ok(InstanceSpec {
             id: instance.id,
@@ -257,7 +263,7 @@ impl Subject<'_> {
             regional_deployment_id: self.regional.id,
             replica_index: instance.replica_index,
             image,
-            entrypoint: docker.entrypoint,
+            entrypoint,
             command: docker.command,
             args,
             executor: executor(definition, &env)?,

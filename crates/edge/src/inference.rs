@@ -8,11 +8,13 @@
 //! - [`question`]: the body, read whole so that it can be asked again, and the asking;
 //! - [`place`]: the replica, by estimated time to the first token ([`load`]), or the wait for one;
 //! - [`told`]: what the engine says to us beside the answer;
-//! - [`answer`]: the answer on its way to the client, and [`streamed`], which has it go on elsewhere;
+//! - [`answer`]: the answer on its way to the client, and [`streamed`], which has it go on elsewhere, or [`hidden`], which
+//!   takes out what we asked of a foreign engine;
 //! - [`receipt`]: the record of what it cost, written before the last byte goes out.
 
 mod answer;
 mod caller;
+mod hidden;
 mod load;
 mod place;
 mod question;
@@ -77,9 +79,14 @@ impl Asks {
         }
     }
 
-    /// Whether engines tell what another needs to go on with a streamed answer. The others pass as they are, and what they
-    /// cost is read off them.
+    /// Whether the platform's engine tells what another needs to go on with a streamed answer. The others pass as they are,
+    /// and what they cost is read off them.
     fn can_move(self) -> bool {
+        matches!(self.0, Endpoint::ChatCompletions | Endpoint::Completions)
+    }
+
+    /// Whether an engine must be asked to say what a streamed answer costs.
+    fn has_stream_options(self) -> bool {
         matches!(self.0, Endpoint::ChatCompletions | Endpoint::Completions)
     }
 }

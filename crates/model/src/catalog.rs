@@ -59,8 +59,6 @@ impl Purpose {
     }
 }
 
-/// What serves all of them here.
-pub const ENGINE: &str = "tram-engine";
 const MEGABYTE: u64 = 1_000_000;
 const KIB: u64 = 1024;
 

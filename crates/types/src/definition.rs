@@ -408,10 +408,20 @@ crate::message! {
 
     /// A model, served by an engine. Zeros mean the default.
     pub struct ModelSource {
-        /// A model of this installation: its name, `sha256:` and its digest, or the place it was fetched from.
+        /// A model of this installation: its name, `sha256:` and its digest, or the place it was fetched from. With an
+        /// image of one's own also an absolute path in it, or on a volume.
         pub source: String,
-        /// What serves it; empty means the platform's own engine, `tram-engine`.
+        /// What serves it: `tram-engine`, the platform's own, which is meant when it is empty; `llama-server`, `vllm`,
+        /// `sglang`, or `openai` for whatever else speaks OpenAI's contract.
         pub engine: String,
+        /// The image with the engine; empty for the platform's own.
+        pub image: String,
+        /// Name of a secret of type REGISTRY, for that image.
+        pub image_registry_secret: String,
+        /// What else the engine is told, after what it is told anyway.
+        pub args: Vec<String>,
+        /// What an engine of type `openai` calls its model; empty means the service's name.
+        pub served_name: String,
         /// Tokens that a prompt and its answer have together, at most; all that one instance works on share as many.
         pub context_length: i64,
         /// Answers that one instance writes at once; more wait.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     catalog::DEFAULT_INSTANCE_TYPE,
     definition::{DeploymentDefinition, DeploymentHealthCheck, DeploymentScaling, scoped_to},
+    engine::Engine,
     status::{DefinitionType, DeploymentStrategyType},
 };
 
@@ -269,8 +270,10 @@ impl DeploymentDefinition {
         if !declared.is_empty() {
             return declared;
         }
-        if self.model.is_some() {
-            return self.main_port().map(model_check).into_iter().collect();
+        if let Some(model) = &self.model {
+            let engine = Engine::named(&model.engine).unwrap_or(Engine::OpenAi);
+            let check = |port| model_check(port, engine.facts().ready_path);
+            return self.main_port().map(check).into_iter().collect();
         }
         self.effective_ports()
             .iter()
@@ -296,8 +299,8 @@ impl DeploymentDefinition {
     }
 }
 
-/// An engine answers 503 on this path while it loads its model.
-fn model_check(port: u16) -> HealthCheck {
+/// An engine does not answer with 200 on this path while it loads its model.
+fn model_check(port: u16, path: &str) -> HealthCheck {
     HealthCheck {
         grace_period: MODEL_GRACE_PERIOD,
         interval: DEFAULT_INTERVAL,
@@ -305,7 +308,7 @@ fn model_check(port: u16) -> HealthCheck {
         timeout: DEFAULT_TIMEOUT,
         probe: Probe::Http {
             port,
-            path: "/health".to_owned(),
+            path: path.to_owned(),
             method: "GET".to_owned(),
             headers: Vec::new(),
         },

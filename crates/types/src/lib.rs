@@ -15,6 +15,7 @@ pub mod catalog;
 pub mod definition;
 pub mod effective;
 pub mod egress;
+pub mod engine;
 pub mod ids;
 pub mod inference;
 pub mod interpolate;

@@ -16,7 +16,7 @@ mod volumes;
 
 use std::collections::BTreeSet;
 
-pub use self::model::{CONTEXT_LENGTH_MAX, CONTEXT_LENGTH_MIN, ENGINE, KnownModel, PARALLEL_MAX};
+pub use self::model::{CONTEXT_LENGTH_MAX, CONTEXT_LENGTH_MIN, KnownModel, PARALLEL_MAX};
 pub use self::volumes::check_mount_path;
 use crate::{
     catalog::Catalog,
@@ -176,22 +176,24 @@ impl Check<'_> {
                     "privileged instances are not allowed on this installation",
                 );
             }
-            let secret = &docker.image_registry_secret;
-            if !secret.is_empty() {
-                match (self.context.secret_type)(secret) {
-                    Some(SecretType::Registry) => {}
-                    Some(_) => self.wrong(
-                        "docker.image_registry_secret",
-                        format!("secret `{secret}` is not of type REGISTRY"),
-                    ),
-                    None => self.wrong(
-                        "docker.image_registry_secret",
-                        format!("there is no secret named `{secret}`: create one of type REGISTRY first"),
-                    ),
-                }
-            }
+            self.registry_secret("docker.image_registry_secret", &docker.image_registry_secret);
             self.bounded("docker.entrypoint", docker.entrypoint.len());
             self.bounded("docker.args", docker.args.len());
+        }
+    }
+
+    /// The secret of an image's registry; empty: it asks for none.
+    fn registry_secret(&mut self, field: &str, secret: &str) {
+        if secret.is_empty() {
+            return;
+        }
+        match (self.context.secret_type)(secret) {
+            Some(SecretType::Registry) => {}
+            Some(_) => self.wrong(field, format!("secret `{secret}` is not of type REGISTRY")),
+            None => self.wrong(
+                field,
+                format!("there is no secret named `{secret}`: create one of type REGISTRY first"),
+            ),
         }
     }
 

@@ -10,6 +10,7 @@ use tram_store::{
 use tram_types::{
     AppId, ProjectId,
     definition::DeploymentDefinition,
+    engine::Engine,
     status::{DefinitionType, ServiceType},
 };
 
@@ -32,7 +33,9 @@ pub(super) struct Target {
     /// What comes before the path of the question, without a slash at the end.
     pub(super) prefix: String,
     /// What the engine calls its model.
-    pub(super) service_name: String,
+    pub(super) served_name: String,
+    /// What answers.
+    pub(super) engine: Engine,
     /// The service's project.
     pub(super) project: Option<ProjectId>,
 }
@@ -153,6 +156,24 @@ impl ModelService {
             .map_or("", |model| model.source.as_str())
     }
 
+    /// What serves it.
+    pub(super) fn engine(&self) -> Engine {
+        let named = self.definition.model.as_ref().map(|model| model.engine.as_str());
+        Engine::named(named.unwrap_or_default()).unwrap_or(Engine::OpenAi)
+    }
+
+    /// What its engine calls its model.
+    fn served_name(&self) -> &str {
+        let named = self
+            .definition
+            .model
+            .as_ref()
+            .map(|model| model.served_name.as_str());
+        named
+            .filter(|name| !name.is_empty())
+            .unwrap_or(&self.service.name)
+    }
+
     async fn target(&self, api: &ApiState) -> Result<Target, Refusal> {
         let Some(host) = host(api, self.app.id).await? else {
             let message = format!("model `{}` has no domain by which it is reached", self.path());
@@ -168,7 +189,8 @@ impl ModelService {
         Ok(Target {
             host,
             prefix: route.path.trim_end_matches('/').to_owned(),
-            service_name: self.service.name.clone(),
+            served_name: self.served_name().to_owned(),
+            engine: self.engine(),
             project: self.service.project_id,
         })
     }

@@ -8,6 +8,7 @@ use axum::{
 };
 use serde::Serialize;
 use tram_model::memory::{DEFAULT_CONTEXT_LENGTH, context_length};
+use tram_types::engine::Engine;
 
 use super::{
     error::Refusal,
@@ -114,7 +115,8 @@ fn shown(api: &ApiState, it: &ModelService, id: String) -> Shown {
         root: it.source().to_owned(),
         capabilities: Capabilities {
             completion_chat: chats,
-            completion_fim: known.as_ref().is_some_and(|model| model.gguf.fills_in),
+            completion_fim: it.engine() == Engine::Tram
+                && known.as_ref().is_some_and(|model| model.gguf.fills_in),
             function_calling: chats,
             fine_tuning: false,
             vision: false,

@@ -6,12 +6,15 @@ use tram_model::{
     catalog::{self, Entry},
     memory,
 };
-use tram_types::Int64;
+use tram_types::{Int64, engine::Engine};
 
 use crate::{
     endpoint::{Call, Endpoint, get},
     error::Error,
-    wire::model::{CatalogModel, ListModelCatalogReply, ListStoredModelsReply, StoredModel},
+    wire::model::{
+        CatalogModel, ListModelCatalogReply, ListModelEnginesReply, ListStoredModelsReply, ModelEngine,
+        StoredModel,
+    },
 };
 
 pub(crate) fn endpoints() -> Vec<Endpoint> {
@@ -19,6 +22,7 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
     vec![
         get("/v1/stored_models", "ListStoredModels", list),
         get("/v1/model_catalog", "ListModelCatalog", catalog),
+        get("/v1/model_engines", "ListModelEngines", engines),
     ]
 }
 
@@ -44,12 +48,32 @@ async fn catalog(call: Call) -> Result<ListModelCatalogReply, Error> {
         context_length: whole(entry.context_length),
         size_bytes: whole(entry.size_bytes()),
         needed_bytes: whole(entry.needed_bytes()),
-        engine: catalog::ENGINE.to_owned(),
+        engine: Engine::Tram.facts().name.to_owned(),
         source: entry.source.to_owned(),
         is_stored: here.iter().any(|model| model.origin == entry.source),
     };
     Ok(ListModelCatalogReply {
         models: catalog::ENTRIES.iter().map(entry).collect(),
+    })
+}
+
+async fn engines(_: Call) -> Result<ListModelEnginesReply, Error> {
+    let shown = |engine: Engine| {
+        let facts = engine.facts();
+        ModelEngine {
+            name: facts.name.to_owned(),
+            image_example: facts.image_example.to_owned(),
+            ready_path: facts.ready_path.to_owned(),
+            metrics_path: facts.metrics_path.to_owned(),
+            streams_survive: facts.streams_survive,
+            tells_cached_tokens: facts.tells_cached_tokens,
+            separates_callers: facts.separates_callers,
+            takes_adapters: facts.takes_adapters,
+            lacks: facts.lacks.iter().map(|path| (*path).to_owned()).collect(),
+        }
+    };
+    Ok(ListModelEnginesReply {
+        engines: Engine::ALL.into_iter().map(shown).collect(),
     })
 }
 

@@ -221,10 +221,11 @@ const NAMING: [&str; 5] = [
 ];
 
 /// What upstream does not have.
-const OURS: [&str; 6] = [
+const OURS: [&str; 7] = [
     "ListStoredModels",
     "VerifyInstanceSnapshot",
     "ListModelCatalog",
+    "ListModelEngines",
     "ListModelLimits",
     "SetModelLimit",
     "DeleteModelLimit",

@@ -58,6 +58,33 @@ tram_types::message! {
         pub is_stored: bool,
     }
 
+    /// What may serve models, and what is known of it.
+    pub struct ModelEngine {
+        /// What `definition.model.engine` says.
+        pub name: String,
+        /// An image that has it; empty: the platform carries it.
+        pub image_example: String,
+        /// Answers with 200 once the model is loaded.
+        pub ready_path: String,
+        /// Where Prometheus reads it, on the service's own URL; empty: not known.
+        pub metrics_path: String,
+        /// Whether a streamed answer goes on at another instance when the one that writes it dies.
+        pub streams_survive: bool,
+        /// Whether answers say how much of a prompt was read before.
+        pub tells_cached_tokens: bool,
+        /// Whether nothing of one caller's prompts hurries another's.
+        pub separates_callers: bool,
+        /// Whether it takes adapters, asked for by their names.
+        pub takes_adapters: bool,
+        /// Paths of the platform's own address that it does not serve.
+        pub lacks: Vec<String>,
+    }
+
+    /// The answer of `list model engines`.
+    pub struct ListModelEnginesReply {
+        pub engines: Vec<ModelEngine>,
+    }
+
     /// The answer of `list model catalog`.
     pub struct ListModelCatalogReply {
         pub models: Vec<CatalogModel>,

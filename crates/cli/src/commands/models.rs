@@ -3,6 +3,7 @@
 
 mod catalog;
 mod deploy;
+mod engines;
 mod list;
 
 use std::path::PathBuf;
@@ -47,6 +48,8 @@ pub enum RemoteAction {
     Show(list::Show),
     /// List well-known models that `pull` knows by their names
     Catalog,
+    /// List what may serve models, and what each can do
+    Engines,
 }
 
 /// What is done on the store itself.
@@ -159,6 +162,7 @@ pub(crate) async fn run(session: Session, action: RemoteAction) -> Result<u8, Er
     match action {
         RemoteAction::Deploy(arguments) => return Box::pin(deploy::run(session, *arguments)).await,
         RemoteAction::Catalog => catalog::run(&session).await?,
+        RemoteAction::Engines => engines::run(&session).await?,
         RemoteAction::List => list::run(&session).await?,
         RemoteAction::Show(show) => list::show(&session, &show).await?,
     }

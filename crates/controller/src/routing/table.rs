@@ -15,9 +15,9 @@ use tram_types::{
     AppId, DeploymentId, InstanceId, ServiceId, Timestamp,
     definition::DeploymentDefinition,
     effective::PortProtocol,
+    engine::Engine,
     routing::{Endpoint, Protocol, Route, RoutingKey, Service, State, TcpPort},
     status::{DeploymentStatus, InstanceStatus},
-    validate::ENGINE,
 };
 
 use super::security::{self, Hasher};
@@ -100,7 +100,7 @@ pub(super) async fn entry(service: &RoutedService, hasher: &Hasher, store: &Stor
         .model
         .as_ref()
         .map(|model| match model.engine.as_str() {
-            "" => ENGINE.to_owned(),
+            "" => Engine::Tram.facts().name.to_owned(),
             other => other.to_owned(),
         });
     let secrets = security::secrets(service, &definition, store).await?;

@@ -1,14 +1,16 @@
 //! A model as the source: the engine's image, with the model shown to it, and the words it is started with.
 //!
 //! An engine is an image like any other to a site. The platform's own is in the store of images under
-//! [`ENGINE_IMAGE`], where the composition root puts it; its entrypoint is the engine, which takes these words.
+//! [`ENGINE_IMAGE`], where the composition root puts it; of the others the definition names the image. What is known of
+//! each beside its words is in `tram_types::engine`.
 
-use tram_site::{ImageSpec, spec::MODEL_PATH};
+use tram_site::{ImageSpec, RegistryCredentials, spec::MODEL_PATH};
 use tram_types::{
     DeploymentId,
     catalog::InstanceType,
     definition::{DeploymentDefinition, ModelSource},
     effective::DEFAULT_WEB_PORT,
+    engine::Engine,
 };
 
 /// The name of the image with the platform's own engine.
@@ -16,44 +18,131 @@ pub const ENGINE_IMAGE: &str = "tramontane.internal/engine";
 
 /// Thousandths of a processor in a whole one.
 const MILLIS_OF_ONE: u32 = 1000;
+/// Context of an engine that would else take memory for all that the model was trained for; the default of our own.
+const CONTEXT_LENGTH: i64 = 8192;
 
-pub(super) fn image(source: &ModelSource, deployment: DeploymentId) -> ImageSpec {
+/// What validation has let through is known; what was stored by a newer version is started as it is.
+fn engine(source: &ModelSource) -> Engine {
+    Engine::named(&source.engine).unwrap_or(Engine::OpenAi)
+}
+
+/// A model that the engine's image or a volume holds.
+fn is_path(source: &ModelSource) -> bool {
+    source.source.starts_with('/')
+}
+
+pub(super) fn image(
+    source: &ModelSource,
+    credentials: Option<RegistryCredentials>,
+    deployment: DeploymentId,
+) -> ImageSpec {
+    let reference = match engine(source) {
+        Engine::Tram => ENGINE_IMAGE.to_owned(),
+        _ => source.image.trim().to_owned(),
+    };
     ImageSpec {
-        reference: ENGINE_IMAGE.to_owned(),
-        credentials: None,
-        model: Some(source.source.clone()),
+        reference,
+        credentials,
+        model: Some(source.source.clone()).filter(|_| !is_path(source)),
         deployment,
     }
 }
 
-/// What the engine is told. It answers to the service's name, and to any other name that a request gives.
+/// What is started, where the images of an engine do not agree on it; empty: what the image says.
+pub(super) fn entrypoint(source: &ModelSource) -> Vec<String> {
+    let words: &[&str] = match engine(source) {
+        Engine::Tram | Engine::LlamaServer | Engine::OpenAi => &[],
+        Engine::Vllm => &["vllm", "serve"],
+        Engine::Sglang => &["python3", "-m", "sglang.launch_server"],
+    };
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+/// What the engine is told. It answers to the service's name; ours to any other name that a request gives as well.
 pub(super) fn args(
     source: &ModelSource,
     definition: &DeploymentDefinition,
     service_name: &str,
     kind: &InstanceType,
 ) -> Vec<String> {
-    let port = definition.main_port().unwrap_or(DEFAULT_WEB_PORT);
-    let mut words = vec![
-        "serve".to_owned(),
-        "--model".to_owned(),
-        MODEL_PATH.to_owned(),
-        "--listen".to_owned(),
-        format!("0.0.0.0:{port}"),
-        "--name".to_owned(),
-        service_name.to_owned(),
-        // More threads than processors wait for each other at every layer.
-        "--threads".to_owned(),
-        kind.cpu_millis.div_ceil(MILLIS_OF_ONE).to_string(),
-    ];
-    for (flag, value) in [
-        ("--context-length", source.context_length),
-        ("--parallel", source.parallel),
-    ] {
-        if value > 0 {
+    let port = definition.main_port().unwrap_or(DEFAULT_WEB_PORT).to_string();
+    let model = match is_path(source) {
+        true => source.source.as_str(),
+        false => MODEL_PATH,
+    };
+    // More threads than processors wait for each other at every layer.
+    let threads = kind.cpu_millis.div_ceil(MILLIS_OF_ONE).to_string();
+    let listen = format!("0.0.0.0:{port}");
+    let given = |value: i64| Some(value).filter(|value| *value > 0);
+    let (context, parallel) = (given(source.context_length), given(source.parallel));
+    let context_or_usual = context.unwrap_or(CONTEXT_LENGTH).to_string();
+    let words: &[&str] = match engine(source) {
+        Engine::Tram => &[
+            "serve",
+            "--model",
+            model,
+            "--listen",
+            &listen,
+            "--name",
+            service_name,
+            "--threads",
+            &threads,
+        ],
+        // One cache for all answers, as the fit was reckoned with.
+        Engine::LlamaServer => &[
+            "--model",
+            model,
+            "--host",
+            "0.0.0.0",
+            "--port",
+            &port,
+            "--alias",
+            service_name,
+            "--threads",
+            &threads,
+            "--metrics",
+            "--kv-unified",
+            "--ctx-size",
+            &context_or_usual,
+        ],
+        Engine::Vllm => &[
+            model,
+            "--host",
+            "0.0.0.0",
+            "--port",
+            &port,
+            "--served-model-name",
+            service_name,
+            "--enable-prompt-tokens-details",
+        ],
+        Engine::Sglang => &[
+            "--model-path",
+            model,
+            "--host",
+            "0.0.0.0",
+            "--port",
+            &port,
+            "--served-model-name",
+            service_name,
+            "--enable-metrics",
+            "--enable-cache-report",
+        ],
+        Engine::OpenAi => &[],
+    };
+    let (context_flag, parallel_flag) = match engine(source) {
+        Engine::Tram => ("--context-length", "--parallel"),
+        Engine::LlamaServer => ("", "--parallel"),
+        Engine::Vllm => ("--max-model-len", "--max-num-seqs"),
+        Engine::Sglang => ("--context-length", "--max-running-requests"),
+        Engine::OpenAi => ("", ""),
+    };
+    let mut words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+    for (flag, value) in [(context_flag, context), (parallel_flag, parallel)] {
+        if let (false, Some(value)) = (flag.is_empty(), value) {
             words.extend([flag.to_owned(), value.to_string()]);
         }
     }
+    words.extend(source.args.iter().cloned());
     words
 }
 
@@ -63,28 +152,68 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn the_engine_is_told_what_the_definition_says() {
-        let definition: DeploymentDefinition = serde_json::from_str(
-            r#"{"type":"WEB","ports":[{"port":9000,"protocol":"http"}],
-                "model":{"source":"smollm2","context_length":2048}}"#,
-        )
+    fn started(model: &str, kind: &str) -> (String, ImageSpec) {
+        let definition: DeploymentDefinition = serde_json::from_str(&format!(
+            r#"{{"type":"WEB","ports":[{{"port":9000,"protocol":"http"}}],"model":{model}}}"#
+        ))
         .unwrap();
         let source = definition.model.clone().unwrap();
         let catalog = unlimited();
-        let words = |kind: &str| {
-            let kind = catalog.instance_type(kind).unwrap();
-            args(&source, &definition, "chat", kind).join(" ")
-        };
+        let kind = catalog.instance_type(kind).unwrap();
+        let mut words = entrypoint(&source);
+        words.extend(args(&source, &definition, "chat", kind));
+        (words.join(" "), image(&source, None, DeploymentId::random()))
+    }
+
+    #[test]
+    fn our_engine_is_told_what_the_definition_says() {
+        let (words, spec) = started(r#"{"source":"smollm2","context_length":2048}"#, "medium");
         assert_eq!(
-            words("medium"),
+            words,
             "serve --model /.tramontane/model.gguf --listen 0.0.0.0:9000 --name chat --threads 2 --context-length 2048"
         );
-        assert!(words("nano").contains("--threads 1 "));
-        let spec = image(&source, DeploymentId::random());
         assert_eq!(
             (spec.reference.as_str(), spec.model.as_deref()),
             (ENGINE_IMAGE, Some("smollm2"))
         );
+        assert!(
+            started(r#"{"source":"smollm2"}"#, "nano")
+                .0
+                .contains("--threads 1")
+        );
+    }
+
+    #[test]
+    fn others_are_told_the_same_in_their_own_words() {
+        let (words, spec) = started(
+            r#"{"source":"smollm2","engine":"llama-server","image":"x/y:1","parallel":2,"args":["--jinja"]}"#,
+            "medium",
+        );
+        assert_eq!(
+            words,
+            "--model /.tramontane/model.gguf --host 0.0.0.0 --port 9000 --alias chat --threads 2 --metrics --kv-unified \
+             --ctx-size 8192 --parallel 2 --jinja"
+        );
+        assert_eq!(
+            (spec.reference.as_str(), spec.model.as_deref()),
+            ("x/y:1", Some("smollm2"))
+        );
+        let (words, spec) = started(
+            r#"{"source":"/models/a","engine":"vllm","image":"v","context_length":512,"parallel":3}"#,
+            "medium",
+        );
+        assert_eq!(
+            words,
+            "vllm serve /models/a --host 0.0.0.0 --port 9000 --served-model-name chat \
+             --enable-prompt-tokens-details --max-model-len 512 --max-num-seqs 3"
+        );
+        assert_eq!((spec.reference.as_str(), spec.model), ("v", None));
+        let (words, _) = started(r#"{"source":"m","engine":"sglang","image":"s"}"#, "medium");
+        assert!(words.starts_with("python3 -m sglang.launch_server --model-path /.tramontane/model.gguf "));
+        let (words, _) = started(
+            r#"{"source":"m","engine":"openai","image":"s","context_length":512,"args":["run"]}"#,
+            "medium",
+        );
+        assert_eq!(words, "run");
     }
 }

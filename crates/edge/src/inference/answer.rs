@@ -6,7 +6,7 @@
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
@@ -15,6 +15,7 @@ use tram_types::inference::Outcome;
 
 use crate::pipeline::Exchange;
 
+use super::hidden::Hidden;
 use super::question::Question;
 use super::streamed::Streamed;
 use super::told::Usage;
@@ -51,14 +52,18 @@ impl Followed {
                 question, incoming, exchange,
             ))));
         }
+        let question_hides = question.hides_usage;
         Self(Kind::Passed(Passed {
             incoming: Some(incoming),
             question,
             exchange: Some(exchange),
+            // An answer of a stated length keeps it.
+            hidden: (events && question_hides && !headers.contains_key(CONTENT_LENGTH)).then(Hidden::default),
             events,
             status,
             counted: false,
             pieces: 0,
+            bytes: 0,
             head: None,
             tail: BytesMut::new(),
         }))
@@ -87,8 +92,12 @@ struct Passed {
     status: StatusCode,
     /// What it cost is known, or it cost nothing.
     counted: bool,
+    /// Takes out what the caller did not ask for.
+    hidden: Option<Hidden>,
     /// Events that came: each is a token at least.
     pieces: u64,
+    /// Bytes that came.
+    bytes: usize,
     /// What the first events say it costs, as far as they do.
     head: Option<Usage>,
     tail: BytesMut,
@@ -96,20 +105,43 @@ struct Passed {
 
 impl Passed {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Some(incoming) = &mut self.incoming else {
-            return Poll::Ready(None);
-        };
-        let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
-        let ends = incoming.is_end_stream();
-        match &frame {
+        loop {
+            let Some(incoming) = &mut self.incoming else {
+                return Poll::Ready(None);
+            };
+            let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+            let ends = incoming.is_end_stream();
+            let passed = self.pass(frame, ends);
+            // Of an event that is not whole nothing is shown yet.
+            let shows = |frame: &Frame<Bytes>| frame.data_ref().is_none_or(|data| !data.is_empty());
+            match passed {
+                Some(Ok(frame)) if !shows(&frame) => {}
+                passed => return Poll::Ready(passed),
+            }
+        }
+    }
+
+    /// Takes a frame in; what of it goes on. `ends`: it is the last.
+    fn pass(
+        &mut self,
+        mut frame: Option<Result<Frame<Bytes>, hyper::Error>>,
+        ends: bool,
+    ) -> Option<Result<Frame<Bytes>, hyper::Error>> {
+        match &mut frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     self.question.receipt.first_byte();
                     self.look(data);
                     self.keep(data);
+                    let shown = match &mut self.hidden {
+                        Some(hidden) if ends => [hidden.pass(data), hidden.rest().freeze()].concat().into(),
+                        Some(hidden) => hidden.pass(data),
+                        None => data.clone(),
+                    };
                     if let Some(exchange) = &mut self.exchange {
-                        exchange.bytes_out += u64::try_from(data.len()).unwrap_or_default();
+                        exchange.bytes_out += u64::try_from(shown.len()).unwrap_or_default();
                     }
+                    *frame = Frame::data(shown);
                 }
                 if ends {
                     self.finish();
@@ -122,18 +154,25 @@ impl Passed {
                 self.count_so_far();
                 self.question.receipt.write(Outcome::Failed);
                 if self.events {
-                    return Poll::Ready(Some(Ok(Frame::data(super::streamed::broken(
+                    return Some(Ok(Frame::data(super::streamed::broken(
                         "the instance that wrote this answer is gone, and its engine cannot have another go on",
-                    )))));
+                    ))));
                 }
             }
-            None => self.finish(),
+            None => {
+                self.finish();
+                let rest = self.hidden.as_mut().map(Hidden::rest).unwrap_or_default();
+                if !rest.is_empty() {
+                    return Some(Ok(Frame::data(rest.freeze())));
+                }
+            }
         }
-        Poll::Ready(frame)
+        frame
     }
 
     /// Counts what passes.
     fn look(&mut self, data: &[u8]) {
+        self.bytes = self.bytes.saturating_add(data.len());
         if !self.events {
             return;
         }
@@ -156,7 +195,11 @@ impl Passed {
             prompt: u64::try_from(bytes).unwrap_or(u64::MAX),
             ..Usage::default()
         });
-        cost.completion = cost.completion.max(self.pieces);
+        let written = match self.events || self.question.embeds {
+            true => self.pieces,
+            false => u64::try_from(self.bytes.div_ceil(BYTES_OF_A_TOKEN)).unwrap_or(u64::MAX),
+        };
+        cost.completion = cost.completion.max(written);
         self.question.counted_so_far(cost);
     }
 
@@ -179,9 +222,8 @@ impl Passed {
             self.question.counted(usage);
         }
         let broke = self.events && says_error(&self.tail);
-        if broke {
-            self.count_so_far();
-        }
+        // A foreign engine may say nothing at all, and costs all the same.
+        self.count_so_far();
         self.counted = true;
         let outcome = if broke {
             Outcome::Failed

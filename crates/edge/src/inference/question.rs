@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -16,6 +16,7 @@ use hyper::body::{Body as _, Incoming};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
+use tram_types::engine::Engine;
 use tram_types::inference::{Outcome, TokenRecord};
 use tram_types::{DeploymentId, ServiceId};
 
@@ -33,7 +34,7 @@ use super::load::{BLOCK_BYTES, Prompt, Reading, Router};
 use super::place::{Missing, Place, Search};
 use super::receipt::{Receipt, model_name};
 use super::told::{self, RESUME, TELL, TOKENS};
-use super::{Asks, Caller, PAGE_BYTES};
+use super::{Asks, Caller, PAGE_BYTES, hidden};
 
 /// Largest body of a question, the same as at the platform's own address.
 pub(crate) const BODY_MAX_BYTES: usize = 32 * 1024 * 1024;
@@ -64,6 +65,8 @@ struct Peek<'b> {
     system: Option<&'b RawValue>,
     #[serde(borrow)]
     instructions: Option<&'b RawValue>,
+    #[serde(borrow, deserialize_with = "hidden::present")]
+    stream_options: Option<&'b RawValue>,
 }
 
 /// One question, for as long as its answer may have to be asked for again.
@@ -77,6 +80,10 @@ pub(crate) struct Question {
     pub(super) prompt: Prompt,
     /// Its answer comes as events.
     pub(super) streams: bool,
+    /// The engine is asked to say what it costs, and the caller did not ask.
+    pub(super) hides_usage: bool,
+    /// Its answer is vectors, and no text.
+    pub(super) embeds: bool,
     /// Answers to the one prompt.
     pub(super) answers: u32,
     pub(super) receipt: Receipt,
@@ -210,6 +217,16 @@ impl Question {
             finished_at: super::receipt::now(),
         };
         let (streams, answers) = (peek.stream == Some(true), peek.n.unwrap_or(1));
+        let engine = Engine::named(route.service.spec.engine.as_deref().unwrap_or_default());
+        let facts = engine.unwrap_or(Engine::OpenAi).facts();
+        let asks_for_usage = match streams && !facts.tells_usage && asks.has_stream_options() {
+            true => hidden::ask(&body, peek.stream_options),
+            false => None,
+        };
+        let hides_usage = asks_for_usage.is_some();
+        if let Some(asking) = asks_for_usage {
+            body = asking;
+        }
         let prompt = Prompt {
             chain,
             bytes: prompt_bytes,
@@ -218,9 +235,11 @@ impl Question {
         parts.headers.remove(CONTENT_LENGTH);
         parts.headers.remove(TRANSFER_ENCODING);
         parts.extensions.clear();
-        if asks.can_move() {
+        if asks.can_move() && facts.streams_survive {
             parts.headers.insert(TELL, TOKENS);
         }
+        // What it costs must be readable here.
+        parts.headers.remove(ACCEPT_ENCODING);
         Ok(Box::new(Self {
             receipt: Receipt::new(worker.shared.usage.clone(), record, started),
             worker: Arc::clone(worker),
@@ -230,6 +249,8 @@ impl Question {
             _memory: memory,
             prompt,
             streams,
+            hides_usage,
+            embeds: asks.0 == tram_types::inference::Endpoint::Embeddings,
             answers,
             reading: None,
             endpoint: None,

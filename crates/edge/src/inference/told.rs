@@ -21,7 +21,7 @@ const STATE: &str = "x-tram-engine-state";
 /// What a line for us begins with.
 const MARK: &[u8] = b": tram ";
 /// Longest event: a call of a tool is one, and may be as long as an answer. Stops an engine that never ends one.
-const EVENT_MAX_BYTES: usize = 8 * 1024 * 1024;
+pub(super) const EVENT_MAX_BYTES: usize = 8 * 1024 * 1024;
 
 /// What an answer cost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]

@@ -2,12 +2,12 @@
 
 use super::Check;
 use crate::{
+    definition::ModelSource,
+    engine::Engine,
     status::DefinitionType,
     units::{GIB, MIB},
 };
 
-/// The engine of the platform, and the one that is meant when none is named.
-pub const ENGINE: &str = "tram-engine";
 /// Longest source, in bytes: places on the web are shorter.
 const SOURCE_MAX_BYTES: usize = 1024;
 /// Most tokens of context: ten times what any model was trained for, and stops a number that would overflow an engine.
@@ -33,15 +33,7 @@ impl Check<'_> {
         if definition.r#type != DefinitionType::Web {
             self.wrong("type", "a model is served by a service of type WEB");
         }
-        if !matches!(model.engine.as_str(), "" | ENGINE) {
-            self.wrong(
-                "model.engine",
-                format!(
-                    "there is no engine `{}` here: use `{ENGINE}`",
-                    shown(&model.engine)
-                ),
-            );
-        }
+        self.engine(model);
         let lengths = CONTEXT_LENGTH_MIN..=CONTEXT_LENGTH_MAX;
         if model.context_length != 0 && !lengths.contains(&model.context_length) {
             self.wrong(
@@ -62,6 +54,17 @@ impl Check<'_> {
                 "model.source",
                 "must name a model of this installation, such as `smollm2`; `tram models list` shows them",
             );
+            return;
+        }
+        if model.source.starts_with('/') {
+            if Engine::named(&model.engine) == Some(Engine::Tram) {
+                self.wrong(
+                    "model.source",
+                    "a path is one in the engine's own image, and `tram-engine` has no models in its: name a model of \
+                     this installation; `tram models list` shows them",
+                );
+            }
+            // What it needs is not known before it is started.
             return;
         }
         let Some(known) = (self.context.model)(model) else {
@@ -86,6 +89,44 @@ impl Check<'_> {
             );
         }
         self.model_fits(known);
+    }
+
+    /// Which engine, and out of which image.
+    fn engine(&mut self, model: &ModelSource) {
+        let Some(engine) = Engine::named(&model.engine) else {
+            let message = format!(
+                "there is no engine `{}` here: use one of {}",
+                shown(&model.engine),
+                Engine::names()
+            );
+            self.wrong("model.engine", message);
+            return;
+        };
+        let facts = engine.facts();
+        match (facts.image_example, model.image.trim()) {
+            ("", "") => {}
+            ("", _) => self.wrong(
+                "model.image",
+                format!("`{}` is carried by the platform: leave `image` empty", facts.name),
+            ),
+            (example, "") => self.wrong(
+                "model.image",
+                format!("must name an image with `{}`, such as `{example}`", facts.name),
+            ),
+            _ => {}
+        }
+        self.registry_secret("model.image_registry_secret", &model.image_registry_secret);
+        self.bounded("model.args", model.args.len());
+        if !model.served_name.is_empty() && engine != Engine::OpenAi {
+            let message = format!("`{}` is told what to call its model: leave it empty", facts.name);
+            self.wrong("model.served_name", message);
+        }
+        if model.served_name.len() > SOURCE_MAX_BYTES {
+            self.wrong(
+                "model.served_name",
+                format!("may have at most {SOURCE_MAX_BYTES} bytes"),
+            );
+        }
     }
 
     /// Every size of instance that the definition asks for must hold the model.

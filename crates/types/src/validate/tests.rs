@@ -384,10 +384,31 @@ fn a_model_must_be_here_and_fit() {
         ),
         none
     );
+    for foreign in [
+        r#"{"source":"here","engine":"llama-server","image":"x","args":["--jinja"]}"#,
+        // What is in the image is not weighed.
+        r#"{"source":"/models/a","engine":"vllm","image":"x"}"#,
+        r#"{"source":"/models/a","engine":"openai","image":"x","served_name":"a"}"#,
+    ] {
+        assert_eq!(check(foreign, small), none, "{foreign}");
+    }
     for (model, rest, field) in [
         (r#"{"source":"gone"}"#, small, "model.source"),
         (r#"{"source":" "}"#, small, "model.source"),
-        (r#"{"source":"here","engine":"vllm"}"#, small, "model.engine"),
+        (r#"{"source":"here","engine":"ollama"}"#, small, "model.engine"),
+        (r#"{"source":"here","engine":"vllm"}"#, small, "model.image"),
+        (r#"{"source":"here","image":"x"}"#, small, "model.image"),
+        (r#"{"source":"/models/a"}"#, small, "model.source"),
+        (
+            r#"{"source":"here","engine":"vllm","image":"x","served_name":"a"}"#,
+            small,
+            "model.served_name",
+        ),
+        (
+            r#"{"source":"here","engine":"openai","image":"x","image_registry_secret":"none"}"#,
+            small,
+            "model.image_registry_secret",
+        ),
         (
             r#"{"source":"here","context_length":-1}"#,
             small,

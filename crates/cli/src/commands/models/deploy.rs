@@ -21,7 +21,7 @@ const PORT: i64 = 8000;
 /// Arguments of `models deploy`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// The model, as `tram models list` shows it
+    /// The model, as `tram models list` shows it; or, with an engine's image of your own, an absolute path in it
     #[arg(value_name = "MODEL")]
     pub model: String,
     /// Name of the service; without it the model's
@@ -37,6 +37,18 @@ pub struct Arguments {
     /// Answers that one instance writes at once; more wait
     #[arg(long, value_name = "N")]
     pub parallel: Option<u16>,
+    /// What serves it: one of `tram models engines`; the platform's own when nothing is said
+    #[arg(long, value_name = "ENGINE")]
+    pub engine: Option<String>,
+    /// The image with that engine
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+    /// What else the engine is told; can be given several times
+    #[arg(long = "engine-arg", value_name = "WORD", allow_hyphen_values = true)]
+    pub engine_args: Vec<String>,
+    /// What an engine of type `openai` calls its model; the service's name when nothing is said
+    #[arg(long, value_name = "NAME")]
+    pub served_name: Option<String>,
     /// Size of an instance; the smallest that holds the model when nothing is said
     #[arg(long, value_name = "TYPE")]
     pub instance_type: Option<String>,
@@ -53,14 +65,21 @@ pub struct Arguments {
 
 pub(super) async fn run(session: Session, arguments: Arguments) -> Result<u8, Error> {
     let client = session.client()?;
-    let model = list::find(&client, &arguments.model).await?;
     let name = arguments
         .name
         .clone()
         .unwrap_or_else(|| service_name(&arguments.model));
-    let fitting = match &arguments.instance_type {
-        Some(_) => None,
-        None => smallest(&client, number(&model, "needed_bytes")).await?,
+    // What an image of one's own holds is not known here.
+    let needed_bytes = match arguments.model.starts_with('/') {
+        true => None,
+        false => Some(number(
+            &list::find(&client, &arguments.model).await?,
+            "needed_bytes",
+        )),
+    };
+    let fitting = match (&arguments.instance_type, needed_bytes) {
+        (None, Some(bytes)) => smallest(&client, bytes).await?,
+        _ => None,
     };
     let place = deploy::Place {
         app: arguments.app.clone().unwrap_or_else(|| name.clone()),
@@ -99,6 +118,18 @@ fn build(
     ) = (None, None, None, None);
     let model = definition.model.get_or_insert_with(ModelSource::default);
     model.source.clone_from(&arguments.model);
+    for (member, given) in [
+        (&mut model.engine, &arguments.engine),
+        (&mut model.image, &arguments.image),
+        (&mut model.served_name, &arguments.served_name),
+    ] {
+        if let Some(given) = given {
+            member.clone_from(given);
+        }
+    }
+    if !arguments.engine_args.is_empty() {
+        model.args.clone_from(&arguments.engine_args);
+    }
     if let Some(tokens) = arguments.context_length {
         model.context_length = tokens.into();
     }
@@ -192,6 +223,15 @@ mod tests {
             ("other", 2, 2048)
         );
         assert_eq!(second.scalings, first.scalings);
+        let foreign = built(
+            Some(second.clone()),
+            "other --engine llama-server --image x --engine-arg --jinja",
+        );
+        let model = foreign.model.unwrap();
+        assert_eq!(
+            (model.engine.as_str(), model.image.as_str(), model.args),
+            ("llama-server", "x", vec!["--jinja".to_owned()])
+        );
         let sized = built(Some(second), "other --instance-type large");
         assert_eq!(sized.instance_types[0].r#type, "large");
     }
