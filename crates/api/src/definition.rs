@@ -105,10 +105,28 @@ fn credentials(definition: &DeploymentDefinition) -> impl Iterator<Item = &str> 
 
 /// What is known of the model that a definition means.
 fn known_model(api: &ApiState, source: &ModelSource) -> Option<validate::KnownModel> {
-    let model = api.models.as_ref()?.find(&source.source)?;
+    let models = api.models.as_ref()?;
+    let model = models.find(&source.source)?;
     let context_length = u64::try_from(source.context_length).unwrap_or(0);
+    let mut needed_bytes = memory::needed_bytes(&model, context_length);
+    let mut adapters = Vec::with_capacity(source.adapters.len());
+    for adapter in &source.adapters {
+        adapters.push(match models.find(&adapter.source) {
+            None => validate::KnownAdapter::Missing,
+            Some(found) if !found.gguf.is_adapter => validate::KnownAdapter::Model,
+            Some(found) if found.gguf.architecture != model.gguf.architecture => {
+                validate::KnownAdapter::Other(found.gguf.architecture)
+            }
+            Some(found) => {
+                needed_bytes = needed_bytes.saturating_add(found.size_bytes);
+                validate::KnownAdapter::Fits
+            }
+        });
+    }
     Some(validate::KnownModel {
-        needed_bytes: memory::needed_bytes(&model, context_length),
+        needed_bytes,
+        is_adapter: model.gguf.is_adapter,
+        adapters,
         context_length: model.gguf.context_length,
     })
 }

@@ -178,6 +178,7 @@ impl Subject<'_> {
             reference: docker.image.clone(),
             credentials: self.registry(&docker.image_registry_secret).await?,
             model: None,
+            adapters: Vec::new(),
             deployment: self.deployment.id,
         })
     }

@@ -41,6 +41,9 @@ pub struct Gguf {
     /// in their vocabulary are asked all the same, and are not seen here.
     #[serde(default)]
     pub fills_in: bool,
+    /// Whether it is a change of another model's weights.
+    #[serde(default)]
+    pub is_adapter: bool,
 }
 
 /// Why a file is no GGUF that can be served. The texts are for users.
@@ -118,6 +121,7 @@ impl Gguf {
             cache_bytes_per_token: cache_bytes_per_token(&keys, &architecture),
             has_chat_template: keys.contains_key("tokenizer.chat_template"),
             is_embedding: pooled,
+            is_adapter: text("general.type") == "adapter",
             // The newer name and the older one.
             fills_in: ["fim_pre_token_id", "prefix_token_id"]
                 .iter()

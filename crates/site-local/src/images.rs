@@ -257,6 +257,7 @@ impl Images {
             pinned: spec.reference.clone(),
             manifest_digest: image.manifest_digest.to_string(),
             model: None,
+            adapters: Vec::new(),
         };
         // Kept under its digest too, so that a tag that moves takes nothing away. Nobody moves the name of an imported
         // image but the operator, and no registry need hear of it.

@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 
 use tram_model::Digest;
 use tram_sandbox::protocol::BindMount;
-use tram_site::{ImageSpec, spec::MODEL_PATH};
+use tram_site::{
+    ImageSpec,
+    spec::{MODEL_PATH, adapter_path},
+};
 
 use crate::images::Images;
 use crate::record::Store;
@@ -45,49 +48,70 @@ impl Images {
                 retryable: true,
             });
         };
-        if let Some(known) = &pinned.model {
-            if models.path(known).exists() {
-                return Ok(());
+        let gone = |source: &str| lasting(format!("the file of model `{source}` is gone from this machine"));
+        match &pinned.model {
+            Some(known) if models.path(known).exists() => {}
+            Some(_) => return Err(gone(source)),
+            None => {
+                let held = models.hold(source, |model| {
+                    pinned.model = Some(model.digest.clone());
+                    self.records.pin_image(spec.deployment, &pinned)
+                });
+                held.map_err(not_held)?;
             }
-            return Err(lasting(format!(
-                "the file of model `{source}` is gone from this machine"
-            )));
         }
-        let held = models.hold(source, |model| {
-            pinned.model = Some(model.digest.clone());
-            self.records.pin_image(spec.deployment, &pinned)
-        });
-        match held {
-            Ok(_) => Ok(()),
-            Err(error @ tram_model::Error::Io { .. }) => Err(Trouble {
-                message: format!("the machine cannot hold a model: {}", crate::chain(&error)),
-                retryable: true,
-            }),
-            Err(error) => Err(lasting(error.to_string())),
+        for (index, adapter) in spec.adapters.iter().enumerate() {
+            match pinned.adapters.get(index) {
+                Some(known) if models.path(known).exists() => continue,
+                Some(_) => return Err(gone(&adapter.source)),
+                None => {}
+            }
+            let held = models.hold(&adapter.source, |model| {
+                pinned.adapters.push(model.digest.clone());
+                self.records.pin_image(spec.deployment, &pinned)
+            });
+            held.map_err(not_held)?;
         }
+        Ok(())
     }
 
-    /// The mount that shows an instance its model. The error is for the user.
-    pub(crate) fn model_mount(&self, spec: &ImageSpec) -> Result<Option<BindMount>, String> {
+    /// The mounts that show an instance its model and its adapters. The error is for the user.
+    pub(crate) fn model_mounts(&self, spec: &ImageSpec) -> Result<Vec<BindMount>, String> {
         let Some(source) = &spec.model else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
+        let missing = |source: &str| format!("the model {source} is not on this machine yet");
         let pinned = self.records.pinned_image(spec.deployment);
-        let file = pinned
-            .and_then(|pinned| pinned.model)
-            .zip(self.models.as_ref())
-            .map(|(digest, models)| models.path(&digest));
-        match file {
-            Some(source) => Ok(Some(mount(source))),
-            None => Err(format!("the model {source} is not on this machine yet")),
+        let (Some(pinned), Some(models)) = (pinned, &self.models) else {
+            return Err(missing(source));
+        };
+        let model = pinned.model.as_ref().ok_or_else(|| missing(source))?;
+        let mut mounts = vec![mount(models.path(model), MODEL_PATH.into())];
+        for (index, adapter) in spec.adapters.iter().enumerate() {
+            let file = pinned
+                .adapters
+                .get(index)
+                .ok_or_else(|| missing(&adapter.source))?;
+            mounts.push(mount(models.path(file), adapter_path(&adapter.name).into()));
         }
+        Ok(mounts)
     }
 }
 
-fn mount(source: PathBuf) -> BindMount {
+fn not_held(error: tram_model::Error) -> Trouble {
+    match error {
+        tram_model::Error::Io { .. } => Trouble {
+            message: format!("the machine cannot hold a model: {}", crate::chain(&error)),
+            retryable: true,
+        },
+        _ => lasting(error.to_string()),
+    }
+}
+
+fn mount(source: PathBuf, target: PathBuf) -> BindMount {
     BindMount {
         source,
-        target: MODEL_PATH.into(),
+        target,
         readonly: true,
     }
 }
@@ -95,10 +119,7 @@ fn mount(source: PathBuf) -> BindMount {
 /// How many deployments a site keeps a model for.
 pub(crate) fn uses(records: &Store, model: &Digest) -> io::Result<usize> {
     let pinned = records.pinned_images()?;
-    Ok(pinned
-        .values()
-        .filter(|pinned| pinned.model.as_ref() == Some(model))
-        .count())
+    Ok(pinned.values().filter(|pinned| pinned.uses(model)).count())
 }
 
 /// As [`crate::LocalSite::model_uses`], for a site that is not open.

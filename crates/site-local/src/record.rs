@@ -255,6 +255,16 @@ pub(crate) struct PinnedImage {
     /// What the name of its model stood for.
     #[serde(default)]
     pub(crate) model: Option<tram_model::Digest>,
+    /// What the names of its adapters stood for, in their order.
+    #[serde(default)]
+    pub(crate) adapters: Vec<tram_model::Digest>,
+}
+
+impl PinnedImage {
+    /// Whether it needs this file.
+    pub(crate) fn uses(&self, file: &tram_model::Digest) -> bool {
+        self.model.as_ref() == Some(file) || self.adapters.contains(file)
+    }
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {

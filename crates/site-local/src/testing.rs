@@ -24,6 +24,7 @@ pub(crate) fn instance_spec(app: &str, service: &str) -> InstanceSpec {
             reference: "test".to_owned(),
             credentials: None,
             model: None,
+            adapters: Vec::new(),
             deployment: deployment_id,
         },
         entrypoint: Vec::new(),

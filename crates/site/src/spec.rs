@@ -21,8 +21,20 @@ pub struct ImageSpec {
     /// the instances read-only at [`MODEL_PATH`].
     #[serde(default)]
     pub model: Option<String>,
+    /// Changes of its weights, each shown to the instances at [`adapter_path`].
+    #[serde(default)]
+    pub adapters: Vec<AdapterSpec>,
     /// Which deployment wants it: a moved tag is looked up once for each deployment, and then pinned to a digest.
     pub deployment: DeploymentId,
+}
+
+/// A change of a model's weights.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdapterSpec {
+    /// How requests ask for it; can be a file's name.
+    pub name: String,
+    /// The file, by any of its names.
+    pub source: String,
 }
 
 /// How to be let into a registry.
@@ -182,6 +194,12 @@ pub const EXECUTOR_PROXY_PORT: u16 = 3031;
 
 /// Where an instance finds the model it serves.
 pub const MODEL_PATH: &str = "/.tramontane/model.gguf";
+
+/// Where an instance finds an adapter of it.
+#[must_use]
+pub fn adapter_path(name: &str) -> String {
+    format!("/.tramontane/adapters/{name}.gguf")
+}
 
 /// A file laid into the root file system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

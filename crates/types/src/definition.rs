@@ -406,6 +406,14 @@ crate::message! {
         pub docker: Option<DockerBuilder>,
     }
 
+    /// A change of a model's weights (LoRA, in a GGUF file).
+    pub struct ModelAdapter {
+        /// How requests ask for it: `SERVICE:NAME` as `model`.
+        pub name: String,
+        /// A file of this installation, named as models are.
+        pub source: String,
+    }
+
     /// A model, served by an engine. Zeros mean the default.
     pub struct ModelSource {
         /// A model of this installation: its name, `sha256:` and its digest, or the place it was fetched from. With an
@@ -422,6 +430,8 @@ crate::message! {
         pub args: Vec<String>,
         /// What an engine of type `openai` calls its model; empty means the service's name.
         pub served_name: String,
+        /// Changes of the model's weights that a request may ask for.
+        pub adapters: Vec<ModelAdapter>,
         /// Tokens that a prompt and its answer have together, at most; all that one instance works on share as many.
         pub context_length: i64,
         /// Answers that one instance writes at once; more wait.

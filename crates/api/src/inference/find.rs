@@ -1,7 +1,7 @@
 //! Which service a model's name means: one of the caller's organization that serves a model.
 //!
 //! A name is the service's, the service's with its app before it (`app/service`), or the model's own where one service
-//! serves it. A name that can mean several is refused with all of them, never guessed.
+//! serves it; an adapter of it stands behind a colon (`service:adapter`). A name that can mean several is refused with all of them, never guessed.
 
 use tram_store::{
     filter::{self, Page},
@@ -23,6 +23,8 @@ pub(super) struct ModelService {
     pub(super) app: App,
     pub(super) service: Service,
     pub(super) definition: DeploymentDefinition,
+    /// Which of its adapters is meant; none: the model as it is.
+    pub(super) adapter: Option<String>,
 }
 
 /// Where a question goes.
@@ -72,6 +74,13 @@ pub(super) async fn named(
     if found.is_empty() {
         found = services(api, caller, None).await?;
         found.retain(|it| it.source() == model);
+    }
+    if let (true, Some((model, adapter))) = (found.is_empty(), model.rsplit_once(':')) {
+        found = Box::pin(named(api, caller, model)).await?;
+        found.retain(|it| it.adapter.is_none() && it.adapters().any(|known| known == adapter));
+        for it in &mut found {
+            it.adapter = Some(adapter.to_owned());
+        }
     }
     Ok(found)
 }
@@ -136,6 +145,7 @@ async fn of_model(
             app,
             service,
             definition,
+            adapter: None,
         })),
         Err(tram_store::Error::NotFound { .. }) => Ok(None),
         Err(error) => Err(error.into()),
@@ -143,9 +153,23 @@ async fn of_model(
 }
 
 impl ModelService {
-    /// `app/service`.
+    /// `app/service`, with the adapter behind it.
     pub(super) fn path(&self) -> String {
-        format!("{}/{}", self.app.name, self.service.name)
+        let adapter = self.adapter.as_ref().map(|name| format!(":{name}"));
+        format!(
+            "{}/{}{}",
+            self.app.name,
+            self.service.name,
+            adapter.unwrap_or_default()
+        )
+    }
+
+    /// The names of its adapters.
+    pub(super) fn adapters(&self) -> impl Iterator<Item = &str> {
+        let model = self.definition.model.as_ref();
+        model
+            .into_iter()
+            .flat_map(|model| model.adapters.iter().map(|adapter| adapter.name.as_str()))
     }
 
     /// The model, as its definition names it.
@@ -164,6 +188,9 @@ impl ModelService {
 
     /// What its engine calls its model.
     fn served_name(&self) -> &str {
+        if let Some(adapter) = &self.adapter {
+            return adapter;
+        }
         let named = self
             .definition
             .model

@@ -34,6 +34,9 @@ struct Shown {
     max_context_length: u64,
     /// The model that the service serves.
     root: String,
+    /// Of an adapter: what it changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent: Option<String>,
     /// Mistral's.
     capabilities: Capabilities,
 }
@@ -69,7 +72,17 @@ pub(super) async fn all(api: &ApiState, caller: &Caller) -> Result<Response, Ref
         Some(1) => it.service.name.clone(),
         _ => it.path(),
     };
-    let data: Vec<Shown> = found.iter().map(|it| shown(api, it, id(it))).collect();
+    let mut data: Vec<Shown> = Vec::with_capacity(found.len());
+    for it in &found {
+        data.push(shown(api, it, id(it)));
+        for adapter in it.adapters() {
+            let it = ModelService {
+                adapter: Some(adapter.to_owned()),
+                ..it.clone()
+            };
+            data.push(shown(api, &it, format!("{}:{adapter}", id(&it))));
+        }
+    }
     let id = |model: Option<&Shown>| model.map(|model| model.id.clone());
     Ok(Json(List {
         object: "list",
@@ -113,6 +126,7 @@ fn shown(api: &ApiState, it: &ModelService, id: String) -> Shown {
             .as_ref()
             .map_or(DEFAULT_CONTEXT_LENGTH, |model| context_length(&model.gguf, asked)),
         root: it.source().to_owned(),
+        parent: it.adapter.as_ref().map(|_| it.service.name.clone()),
         capabilities: Capabilities {
             completion_chat: chats,
             completion_fim: it.engine() == Engine::Tram

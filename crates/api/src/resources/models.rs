@@ -94,6 +94,7 @@ fn shown(model: &Model) -> StoredModel {
         context_length: whole(gguf.context_length),
         needed_bytes: whole(memory::needed_bytes(model, 0)),
         is_embedding: gguf.is_embedding,
+        is_adapter: gguf.is_adapter,
     }
 }
 

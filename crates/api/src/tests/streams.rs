@@ -93,6 +93,7 @@ pub(super) fn spec_of(instance: &Instance) -> spec::InstanceSpec {
             reference: "nginx".to_owned(),
             credentials: None,
             model: None,
+            adapters: Vec::new(),
             deployment: instance.deployment_id,
         },
         entrypoint: Vec::new(),

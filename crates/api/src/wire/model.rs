@@ -27,6 +27,8 @@ tram_types::message! {
         pub needed_bytes: Int64,
         /// Whether it makes vectors of texts and does not write.
         pub is_embedding: bool,
+        /// Whether it is a change of another model's weights, to be given to one among its `adapters`.
+        pub is_adapter: bool,
     }
 
     /// A well-known model that could be fetched.

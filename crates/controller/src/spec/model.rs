@@ -4,7 +4,10 @@
 //! [`ENGINE_IMAGE`], where the composition root puts it; of the others the definition names the image. What is known of
 //! each beside its words is in `tram_types::engine`.
 
-use tram_site::{ImageSpec, RegistryCredentials, spec::MODEL_PATH};
+use tram_site::{
+    AdapterSpec, ImageSpec, RegistryCredentials,
+    spec::{MODEL_PATH, adapter_path},
+};
 use tram_types::{
     DeploymentId,
     catalog::InstanceType,
@@ -44,6 +47,14 @@ pub(super) fn image(
         reference,
         credentials,
         model: Some(source.source.clone()).filter(|_| !is_path(source)),
+        adapters: source
+            .adapters
+            .iter()
+            .map(|adapter| AdapterSpec {
+                name: adapter.name.clone(),
+                source: adapter.source.clone(),
+            })
+            .collect(),
         deployment,
     }
 }
@@ -142,6 +153,10 @@ pub(super) fn args(
             words.extend([flag.to_owned(), value.to_string()]);
         }
     }
+    for adapter in &source.adapters {
+        let path = adapter_path(&adapter.name);
+        words.extend(["--adapter".to_owned(), format!("{}={path}", adapter.name)]);
+    }
     words.extend(source.args.iter().cloned());
     words
 }
@@ -176,6 +191,15 @@ mod tests {
             (spec.reference.as_str(), spec.model.as_deref()),
             (ENGINE_IMAGE, Some("smollm2"))
         );
+        let (words, spec) = started(
+            r#"{"source":"smollm2","adapters":[{"name":"tone","source":"polite"}]}"#,
+            "medium",
+        );
+        assert!(
+            words.ends_with(" --adapter tone=/.tramontane/adapters/tone.gguf"),
+            "{words}"
+        );
+        assert_eq!(spec.adapters[0].source, "polite");
         assert!(
             started(r#"{"source":"smollm2"}"#, "nano")
                 .0

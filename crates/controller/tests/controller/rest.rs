@@ -34,6 +34,7 @@ fn stray() -> InstanceSpec {
             reference: "v1".to_owned(),
             credentials: None,
             model: None,
+            adapters: Vec::new(),
             deployment: DeploymentId::random(),
         },
         entrypoint: Vec::new(),

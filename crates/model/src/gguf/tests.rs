@@ -100,6 +100,7 @@ fn a_model_says_what_it_is() {
         has_chat_template: true,
         is_embedding: false,
         fills_in: false,
+        is_adapter: false,
     };
     assert_eq!(found, expected);
 }

@@ -20,6 +20,7 @@ pub(crate) fn model(name: &str, size_bytes: u64, context_length: u64, cache_byte
             has_chat_template: true,
             is_embedding: false,
             fills_in: false,
+            is_adapter: false,
         },
     }
 }

@@ -173,8 +173,11 @@ async fn prepare(
         ),
         None => None,
     };
-    let model = shared.images.model_mount(&spec.image).map_err(Failure::Message)?;
-    launch.binds.extend(model);
+    let models = shared
+        .images
+        .model_mounts(&spec.image)
+        .map_err(Failure::Message)?;
+    launch.binds.extend(models);
     launch.volumes = shared
         .volumes
         .mounts(spec)

@@ -218,6 +218,7 @@ impl Machine {
                 reference: self.image.clone(),
                 credentials: None,
                 model: None,
+                adapters: Vec::new(),
                 deployment: deployment_id,
             },
             entrypoint: Vec::new(),

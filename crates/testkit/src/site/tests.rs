@@ -24,6 +24,7 @@ fn spec(image: &str) -> InstanceSpec {
             reference: image.to_owned(),
             credentials: None,
             model: None,
+            adapters: Vec::new(),
             deployment: DeploymentId::random(),
         },
         entrypoint: Vec::new(),

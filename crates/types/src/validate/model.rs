@@ -4,6 +4,7 @@ use super::Check;
 use crate::{
     definition::ModelSource,
     engine::Engine,
+    names::check_secret_name,
     status::DefinitionType,
     units::{GIB, MIB},
 };
@@ -17,13 +18,33 @@ pub const CONTEXT_LENGTH_MIN: i64 = 16;
 /// Most answers at once of one instance: beyond, a step of the engine takes longer than a reader waits.
 pub const PARALLEL_MAX: i64 = 128;
 
+/// Most adapters of one model: each is in the memory of every instance all the time.
+const ADAPTERS_MAX: usize = 32;
+
 /// What validation must know of a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownModel {
-    /// Memory that an instance needs to serve it as the definition asks.
+    /// Memory that an instance needs to serve it as the definition asks, its adapters included.
     pub needed_bytes: u64,
+    /// Whether it is a change of another model's weights.
+    pub is_adapter: bool,
+    /// What is known of the adapters that the definition gives it, in their order.
+    pub adapters: Vec<KnownAdapter>,
     /// Tokens it was trained to look back on; 0 when that is not known.
     pub context_length: u64,
+}
+
+/// What validation must know of an adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KnownAdapter {
+    /// It may be one of the model; whether its weights fit, the engine sees.
+    Fits,
+    /// There is no such file.
+    Missing,
+    /// It is a whole model.
+    Model,
+    /// It is made for models of another kind, which is named.
+    Other(String),
 }
 
 impl Check<'_> {
@@ -34,6 +55,7 @@ impl Check<'_> {
             self.wrong("type", "a model is served by a service of type WEB");
         }
         self.engine(model);
+        self.adapters(model);
         let lengths = CONTEXT_LENGTH_MIN..=CONTEXT_LENGTH_MAX;
         if model.context_length != 0 && !lengths.contains(&model.context_length) {
             self.wrong(
@@ -78,6 +100,30 @@ impl Check<'_> {
             );
             return;
         };
+        if known.is_adapter {
+            self.wrong(
+                "model.source",
+                "is an adapter and no whole model: name the model it is made for, and this one among its `adapters`",
+            );
+        }
+        for (index, (adapter, what)) in model.adapters.iter().zip(&known.adapters).enumerate() {
+            let source = shown(&adapter.source);
+            let message = match what {
+                KnownAdapter::Fits => continue,
+                KnownAdapter::Missing => format!(
+                    "there is no adapter `{source}` on this installation: take it in with `tram models import` or \
+                     `tram models pull` first"
+                ),
+                KnownAdapter::Model => format!("`{source}` is a whole model and no adapter"),
+                KnownAdapter::Other(kind) => {
+                    format!(
+                        "`{source}` is an adapter of models of the kind `{}`, which this is not",
+                        shown(kind)
+                    )
+                }
+            };
+            self.wrong(format!("model.adapters.{index}.source"), message);
+        }
         let asked = u64::try_from(model.context_length).unwrap_or(0);
         if known.context_length > 0 && asked > known.context_length {
             self.wrong(
@@ -88,7 +134,29 @@ impl Check<'_> {
                 ),
             );
         }
-        self.model_fits(known);
+        self.model_fits(&known);
+    }
+
+    /// The names of its adapters.
+    fn adapters(&mut self, model: &ModelSource) {
+        let engine = Engine::named(&model.engine).unwrap_or(Engine::OpenAi).facts();
+        if !model.adapters.is_empty() && !engine.takes_adapters {
+            let message = format!("`{}` takes no adapters here: leave them out", engine.name);
+            self.wrong("model.adapters", message);
+            return;
+        }
+        if model.adapters.len() > ADAPTERS_MAX {
+            self.wrong("model.adapters", format!("may be at most {ADAPTERS_MAX}"));
+            return;
+        }
+        let mut names = std::collections::BTreeSet::new();
+        for (index, adapter) in model.adapters.iter().enumerate() {
+            if let Err(rule) = check_secret_name(&adapter.name) {
+                self.wrong(format!("model.adapters.{index}.name"), rule);
+            } else if !names.insert(adapter.name.as_str()) {
+                self.wrong(format!("model.adapters.{index}.name"), "is given twice");
+            }
+        }
     }
 
     /// Which engine, and out of which image.
@@ -130,7 +198,7 @@ impl Check<'_> {
     }
 
     /// Every size of instance that the definition asks for must hold the model.
-    fn model_fits(&mut self, known: KnownModel) {
+    fn model_fits(&mut self, known: &KnownModel) {
         let definition = self.definition;
         for region in &definition.regions {
             let id = definition.effective_instance_type(region);

@@ -17,6 +17,8 @@ fn violations(json: &str) -> Vec<String> {
         volume: &|_| None,
         model: &|source| {
             (source.source == "here").then(|| KnownModel {
+                is_adapter: false,
+                adapters: source.adapters.iter().map(|_| KnownAdapter::Fits).collect(),
                 needed_bytes: 600 * crate::units::MIB
                     + source.context_length.unsigned_abs() * crate::units::MIB,
                 context_length: 8192,
@@ -398,6 +400,21 @@ fn a_model_must_be_here_and_fit() {
         (r#"{"source":"here","engine":"ollama"}"#, small, "model.engine"),
         (r#"{"source":"here","engine":"vllm"}"#, small, "model.image"),
         (r#"{"source":"here","image":"x"}"#, small, "model.image"),
+        (
+            r#"{"source":"here","engine":"llama-server","image":"x","adapters":[{"name":"tone","source":"a"}]}"#,
+            small,
+            "model.adapters",
+        ),
+        (
+            r#"{"source":"here","adapters":[{"name":"a/b","source":"a"}]}"#,
+            small,
+            "model.adapters.0.name",
+        ),
+        (
+            r#"{"source":"here","adapters":[{"name":"tone","source":"a"},{"name":"tone","source":"b"}]}"#,
+            small,
+            "model.adapters.1.name",
+        ),
         (r#"{"source":"/models/a"}"#, small, "model.source"),
         (
             r#"{"source":"here","engine":"vllm","image":"x","served_name":"a"}"#,

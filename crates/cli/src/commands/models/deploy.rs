@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use tram_types::{
-    definition::{DeploymentDefinition, DeploymentPort, DeploymentRoute, ModelSource},
+    definition::{DeploymentDefinition, DeploymentPort, DeploymentRoute, ModelAdapter, ModelSource},
     status::DefinitionType,
 };
 
@@ -30,6 +30,10 @@ pub struct Arguments {
     /// Name of its app; without it the service's name
     #[arg(long, value_name = "APP")]
     pub app: Option<String>,
+    /// A change of the model's weights (LoRA) and how requests ask for it: NAME=SOURCE, where SOURCE is shown by
+    /// `tram models list`; can be given several times
+    #[arg(long = "adapter", value_name = "NAME=SOURCE", value_parser = adapter)]
+    pub adapters: Vec<(String, String)>,
     /// Tokens that a prompt and its answer have together, at most; 8192 when nothing is said, or what the model was
     /// trained for
     #[arg(long, value_name = "TOKENS")]
@@ -63,6 +67,16 @@ pub struct Arguments {
     pub waiting: wait::Waiting,
 }
 
+/// Reads `NAME=SOURCE`.
+fn adapter(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, source)) if !name.is_empty() && !source.is_empty() => {
+            Ok((name.to_owned(), source.to_owned()))
+        }
+        _ => Err("give a name and a file: NAME=SOURCE".to_owned()),
+    }
+}
+
 pub(super) async fn run(session: Session, arguments: Arguments) -> Result<u8, Error> {
     let client = session.client()?;
     let name = arguments
@@ -72,10 +86,13 @@ pub(super) async fn run(session: Session, arguments: Arguments) -> Result<u8, Er
     // What an image of one's own holds is not known here.
     let needed_bytes = match arguments.model.starts_with('/') {
         true => None,
-        false => Some(number(
-            &list::find(&client, &arguments.model).await?,
-            "needed_bytes",
-        )),
+        false => {
+            let mut bytes = number(&list::find(&client, &arguments.model).await?, "needed_bytes");
+            for (_, source) in &arguments.adapters {
+                bytes = bytes.saturating_add(number(&list::find(&client, source).await?, "size_bytes"));
+            }
+            Some(bytes)
+        }
     };
     let fitting = match (&arguments.instance_type, needed_bytes) {
         (None, Some(bytes)) => smallest(&client, bytes).await?,
@@ -126,6 +143,13 @@ fn build(
         if let Some(given) = given {
             member.clone_from(given);
         }
+    }
+    if !arguments.adapters.is_empty() {
+        let adapter = |(name, source): &(String, String)| ModelAdapter {
+            name: name.clone(),
+            source: source.clone(),
+        };
+        model.adapters = arguments.adapters.iter().map(adapter).collect();
     }
     if !arguments.engine_args.is_empty() {
         model.args.clone_from(&arguments.engine_args);
@@ -232,6 +256,9 @@ mod tests {
             (model.engine.as_str(), model.image.as_str(), model.args),
             ("llama-server", "x", vec!["--jinja".to_owned()])
         );
+        let adapted = built(Some(second.clone()), "other --adapter tone=polite --adapter b=hf://x/y/z.gguf");
+        let adapters = adapted.model.unwrap().adapters;
+        assert_eq!((adapters[0].name.as_str(), adapters[1].source.as_str()), ("tone", "hf://x/y/z.gguf"));
         let sized = built(Some(second), "other --instance-type large");
         assert_eq!(sized.instance_types[0].r#type, "large");
     }
