@@ -47,6 +47,7 @@ pub(crate) fn verb(method: &Method, path: &str) -> Option<Verb> {
         "claim" => "claim",
         "organizations" => "organization",
         "model_limits" => "model_limit",
+        "model_routes" => "model_route",
         // Tokens that are made without a credential of their own.
         "account" => {
             return match (method.as_str(), parts.next()) {
@@ -217,6 +218,11 @@ mod tests {
                 Method::PUT,
                 "/v1/model_limits/{id}",
                 Some(("model_limit", "updated")),
+            ),
+            (
+                Method::PUT,
+                "/v1/model_routes/{id}",
+                Some(("model_route", "updated")),
             ),
             (
                 Method::DELETE,

@@ -1,8 +1,8 @@
 //! Models on the platform's own address, by OpenAI's contract: one base URL and one token for all of them.
 //!
 //! ```text
-//! authenticate -> read (bounded) -> find the service that `model` means -> admit by its budgets -> send to the edge
-//!   -> pass the answer on
+//! authenticate -> read (bounded) -> find the ways that `model` leads -> admit by the budgets -> send to the edge
+//!   -> the next way if that one refused -> pass the answer on
 //! ```
 //!
 //! This is a client of the edge, and keeps nothing: waking, holding, balancing and accounting are the edge's, computing is
@@ -19,6 +19,7 @@ mod error;
 mod find;
 mod forward;
 mod list;
+mod ways;
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -32,7 +33,8 @@ use axum::{
 use http::request::Parts;
 
 pub use self::budget::Budgets;
-use self::{budget::Asker, error::Refusal, forward::Edge};
+pub(crate) use self::ways::{FALLBACKS_MAX, TARGETS_MAX, WEIGHT_MAX, leads_to};
+use self::{budget::Asker, error::Refusal, find::Target, forward::Edge};
 use crate::{
     auth::{Access, Caller, authenticate},
     state::ApiState,
@@ -90,7 +92,40 @@ async fn try_ask(api: &ApiState, request: Request) -> Result<Response, Refusal> 
     };
     let held = front.0.read(&parts, incoming).await?;
     let asked = body::Asked::read(held.bytes())?;
-    let target = find::find(api, &caller, asked.model()).await?;
+    let ways = ways::ways(api, &caller, asked.model()).await?;
+    let last = ways.targets.len().saturating_sub(1);
+    for target in ways.targets.iter().take(last) {
+        let went = send(api, front, &parts, &caller, &asked, target, ways.asked.as_deref()).await;
+        let status = match &went {
+            Ok(response) => response.status(),
+            // What the caller may spend is the same everywhere.
+            Err(refusal) if refusal.limited.is_some() => return went,
+            Err(refusal) => refusal.status,
+        };
+        if !tram_planner::model_route::goes_on(status.as_u16()) {
+            return went;
+        }
+        tracing::debug!(service = %target.served_name, %status, "a question goes on to a fallback");
+    }
+    let Some(target) = ways.targets.get(last) else {
+        return Err(Refusal::no_such_model(asked.model()));
+    };
+    // The body's memory is held until the answer begins, as it may be asked for again until then.
+    let answer = send(api, front, &parts, &caller, &asked, target, ways.asked.as_deref()).await;
+    drop(held);
+    answer
+}
+
+/// Sends a question to one service. `recorded`: what records call the model.
+async fn send(
+    api: &ApiState,
+    front: &Front,
+    parts: &Parts,
+    caller: &Caller,
+    asked: &body::Asked<'_>,
+    target: &Target,
+    recorded: Option<&str>,
+) -> Result<Response, Refusal> {
     let facts = target.engine.facts();
     if facts.lacks.contains(&parts.uri.path()) {
         let message = format!(
@@ -113,7 +148,7 @@ async fn try_ask(api: &ApiState, request: Request) -> Result<Response, Refusal> 
         .await?;
     front
         .0
-        .send(&parts, &target, caller.credential, admitted, bytes, held)
+        .send(parts, target, caller.credential, admitted, bytes, recorded)
         .await
 }
 

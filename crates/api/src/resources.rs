@@ -14,6 +14,7 @@ pub(crate) mod helpers;
 pub(crate) mod instance_snapshots;
 pub(crate) mod instances;
 pub(crate) mod model_limits;
+pub(crate) mod model_routes;
 pub(crate) mod models;
 pub(crate) mod neutral;
 pub(crate) mod organizations;
@@ -42,6 +43,7 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
         helpers::endpoints(),
         instances::endpoints(),
         model_limits::endpoints(),
+        model_routes::endpoints(),
         models::endpoints(),
         neutral::endpoints(),
         organizations::endpoints(),

@@ -19,6 +19,7 @@ pub mod instance;
 pub mod instance_snapshot;
 pub mod model;
 pub mod model_limit;
+pub mod model_route;
 pub mod organization;
 pub mod pool;
 pub mod project;

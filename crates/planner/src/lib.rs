@@ -35,6 +35,7 @@ mod handover;
 mod in_place;
 pub mod inference;
 mod lifecycle;
+pub mod model_route;
 mod observe;
 mod orders;
 mod plan;

@@ -179,7 +179,8 @@ impl ModelMetrics {
     fn count(&self, it: &Attributed) {
         let record = &it.record;
         let labels = Labels {
-            model_name: it.model.clone(),
+            // Not as it was asked: there are as many series as models that serve.
+            model_name: it.served.clone(),
             service: it.service_path.clone(),
             service_id: record.service_id.to_string(),
         };

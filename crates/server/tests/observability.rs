@@ -324,6 +324,7 @@ fn question(service: ServiceId) -> Attributed {
             tenant: None,
             endpoint: inference::Endpoint::ChatCompletions,
             model: "chat".to_owned(),
+            asked: None,
             prompt_tokens: 7,
             completion_tokens: 11,
             cached_tokens: 4,
@@ -339,6 +340,7 @@ fn question(service: ServiceId) -> Attributed {
         app: None,
         service_path: "ai/chat".to_owned(),
         model: "small".to_owned(),
+        served: "small".to_owned(),
     }
 }
 

@@ -48,6 +48,7 @@ fn record(service: ServiceId) -> TokenRecord {
         tenant: None,
         endpoint: Endpoint::ChatCompletions,
         model: "chat".to_owned(),
+        asked: None,
         prompt_tokens: 3,
         completion_tokens: 2,
         cached_tokens: 1,

@@ -32,6 +32,7 @@ pub mod keyring;
 mod leadership;
 mod limits;
 mod migrate;
+mod model_routes;
 mod pools;
 mod ports;
 pub mod record;

@@ -114,6 +114,7 @@ migrations! {
     92 "0092_forget_sizes_of_removed_instance_snapshots",
     97 "0097_create_secret_hosts",
     98 "0098_index_secret_hosts_organization_id",
+    100 "0100_create_model_routes",
 }
 
 /// Brings the database up to date.

@@ -114,8 +114,10 @@ pub struct Attributed {
     pub app: Option<AppId>,
     /// `app/service`; empty when it is gone.
     pub service_path: String,
-    /// The model, as the deployment names it; else as the edge does.
+    /// The model, as the question named it where that was an alias or an adapter; else as `served`.
     pub model: String,
+    /// The model, as the deployment names it; else as the edge does.
+    pub served: String,
 }
 
 /// By what usage is told apart.
@@ -478,11 +480,7 @@ async fn attribute(
     let attributed = records.into_iter().map(|record| {
         let known = services.get(&record.service_id);
         let model = deployment(&record, &services).and_then(|id| models.get(&id).cloned());
-        let mut model = model.unwrap_or_else(|| record.model.clone());
-        let end = (0..=MODEL_MAX_BYTES.min(model.len()))
-            .rev()
-            .find(|end| model.is_char_boundary(*end));
-        model.truncate(end.unwrap_or(0));
+        let served = name(model.unwrap_or_else(|| record.model.clone()));
         Attributed {
             organization: known
                 .map(|known| known.organization)
@@ -491,12 +489,22 @@ async fn attribute(
             project: known.and_then(|known| known.project),
             app: known.map(|known| known.app),
             service_path: known.map(|known| known.path.clone()).unwrap_or_default(),
-            // A text of a database may not have it.
-            model: model.replace('\0', ""),
+            model: record.asked.clone().map_or_else(|| served.clone(), name),
+            served,
             record,
         }
     });
     Ok(attributed.collect())
+}
+
+/// A model's name as it is kept.
+fn name(mut model: String) -> String {
+    let end = (0..=MODEL_MAX_BYTES.min(model.len()))
+        .rev()
+        .find(|end| model.is_char_boundary(*end));
+    model.truncate(end.unwrap_or(0));
+    // A text of a database may not have it.
+    model.replace('\0', "")
 }
 
 /// The deployment that answered, as far as one can know.

@@ -15,6 +15,9 @@ pub const QUESTION_HEADER: &str = "x-tram-question";
 pub const TENANT_HEADER: &str = "x-tram-tenant";
 /// By which our own front says how urgent a question is: a [`Priority`].
 pub const PRIORITY_HEADER: &str = "x-tram-priority";
+/// By which our own front says what a question called the model, where the engine has another name for it: an alias, an
+/// adapter. It becomes [`TokenRecord::asked`]. Of anybody else the edge takes it off.
+pub const MODEL_HEADER: &str = "x-tram-model";
 
 /// One finished question to a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +43,10 @@ pub struct TokenRecord {
     pub endpoint: Endpoint,
     /// The model, as the service calls it. At most [`MODEL_MAX_BYTES`], longer ones cut.
     pub model: String,
+    /// What the question called it, where our own front says that it is another name: an alias, an adapter. As long as
+    /// `model` at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<String>,
     /// Tokens of the prompt, those of [`TokenRecord::cached_tokens`] among them.
     pub prompt_tokens: u64,
     /// Tokens of the answer.
@@ -196,6 +203,7 @@ mod tests {
             tenant: Some(CredentialId::random()),
             endpoint: Endpoint::ChatCompletions,
             model: "chat".to_owned(),
+            asked: None,
             prompt_tokens: 7,
             completion_tokens: 5,
             cached_tokens: 0,

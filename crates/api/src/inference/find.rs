@@ -43,20 +43,19 @@ pub(super) struct Target {
 }
 
 /// The service that `model` means.
-pub(super) async fn find(api: &ApiState, caller: &Caller, model: &str) -> Result<Target, Refusal> {
+pub(super) async fn find(api: &ApiState, caller: &Caller, model: &str) -> Result<ModelService, Refusal> {
     let mut found = named(api, caller, model).await?;
-    let service = match (found.pop(), found.is_empty()) {
-        (Some(only), true) => only,
-        (None, _) => return Err(Refusal::no_such_model(model)),
+    match (found.pop(), found.is_empty()) {
+        (Some(only), true) => Ok(only),
+        (None, _) => Err(Refusal::no_such_model(model)),
         (Some(last), false) => {
             found.push(last);
             let mut names: Vec<String> = found.iter().map(ModelService::path).collect();
             names.sort_unstable();
             let message = format!("`model` can mean {}: give one of these", names.join(", "));
-            return Err(Refusal::bad(message).of("model").coded("ambiguous_model"));
+            Err(Refusal::bad(message).of("model").coded("ambiguous_model"))
         }
-    };
-    service.target(api).await
+    }
 }
 
 /// Every service that a name can mean.
@@ -201,7 +200,7 @@ impl ModelService {
             .unwrap_or(&self.service.name)
     }
 
-    async fn target(&self, api: &ApiState) -> Result<Target, Refusal> {
+    pub(super) async fn target(&self, api: &ApiState) -> Result<Target, Refusal> {
         let Some(host) = host(api, self.app.id).await? else {
             let message = format!("model `{}` has no domain by which it is reached", self.path());
             return Err(Refusal::bad(message).of("model"));

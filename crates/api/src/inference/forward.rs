@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use tram_types::{
     CredentialId,
-    inference::{PRIORITY_HEADER, QUESTION_HEADER, TENANT_HEADER},
+    inference::{MODEL_HEADER, PRIORITY_HEADER, QUESTION_HEADER, TENANT_HEADER},
 };
 
 use super::{budget::Admitted, error::Refusal, find::Target};
@@ -53,6 +53,8 @@ const TENANT: HeaderName = HeaderName::from_static(TENANT_HEADER);
 const FRONT: HeaderName = HeaderName::from_static("x-tram-front");
 /// What the edge calls the question when it says what it cost.
 const QUESTION: HeaderName = HeaderName::from_static(QUESTION_HEADER);
+/// What records call its model.
+const MODEL: HeaderName = HeaderName::from_static(MODEL_HEADER);
 /// How urgent it is.
 const PRIORITY: HeaderName = HeaderName::from_static(PRIORITY_HEADER);
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -132,8 +134,8 @@ impl Edge {
         })
     }
 
-    /// Sends a question to a service, and gives back the answer as it comes. The memory of the body is free again when
-    /// the answer begins.
+    /// Sends a question to a service, and gives back the answer as it comes. `recorded`: what records call the model, where
+    /// that is not what the engine does.
     pub(super) async fn send(
         &self,
         parts: &Parts,
@@ -141,7 +143,7 @@ impl Edge {
         tenant: CredentialId,
         admitted: Admitted,
         body: Bytes,
-        _held: Held,
+        recorded: Option<&str>,
     ) -> Result<Response, Refusal> {
         let internal = |_| {
             Refusal::new(
@@ -174,6 +176,9 @@ impl Edge {
             if let Ok(value) = HeaderValue::from_str(&value) {
                 headers.insert(name, value);
             }
+        }
+        if let Some(Ok(value)) = recorded.map(HeaderValue::from_str) {
+            headers.insert(MODEL, value);
         }
         headers.insert(FRONT, self.proof.clone());
         headers.insert(PRIORITY, HeaderValue::from_static(admitted.priority.as_str()));

@@ -8,11 +8,13 @@ use axum::{
 };
 use serde::Serialize;
 use tram_model::memory::{DEFAULT_CONTEXT_LENGTH, context_length};
+use tram_store::record;
 use tram_types::engine::Engine;
 
 use super::{
     error::Refusal,
     find::{ModelService, named, services},
+    ways,
 };
 use crate::{auth::Caller, state::ApiState};
 
@@ -83,6 +85,9 @@ pub(super) async fn all(api: &ApiState, caller: &Caller) -> Result<Response, Ref
             data.push(shown(api, &it, format!("{}:{adapter}", id(&it))));
         }
     }
+    for route in api.store.model_routes(caller.organization).await? {
+        data.extend(of_route(api, caller, &route).await?);
+    }
     let id = |model: Option<&Shown>| model.map(|model| model.id.clone());
     Ok(Json(List {
         object: "list",
@@ -94,7 +99,33 @@ pub(super) async fn all(api: &ApiState, caller: &Caller) -> Result<Response, Ref
     .into_response())
 }
 
+/// A route is shown as the first model that it leads to, under its own name; one that leads nowhere is not there.
+async fn of_route(
+    api: &ApiState,
+    caller: &Caller,
+    route: &record::ModelRoute,
+) -> Result<Option<Shown>, Refusal> {
+    let ways = ways::read(route);
+    for model in ways
+        .targets
+        .iter()
+        .map(|target| &target.model)
+        .chain(&ways.fallbacks)
+    {
+        if let [only] = named(api, caller, model).await?.as_slice() {
+            return Ok(Some(shown(api, only, route.name.clone())));
+        }
+    }
+    Ok(None)
+}
+
 pub(super) async fn one(api: &ApiState, caller: &Caller, name: &str) -> Result<Response, Refusal> {
+    if let Some(route) = api.store.model_route(caller.organization, name).await? {
+        return match of_route(api, caller, &route).await? {
+            Some(shown) => Ok(Json(shown).into_response()),
+            None => Err(Refusal::no_such_model(name)),
+        };
+    }
     let found = named(api, caller, name).await?;
     match found.as_slice() {
         [only] => Ok(Json(shown(api, only, name.to_owned())).into_response()),

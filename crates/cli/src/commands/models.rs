@@ -5,6 +5,7 @@ mod catalog;
 mod deploy;
 mod engines;
 mod list;
+mod route;
 
 use std::path::PathBuf;
 
@@ -50,6 +51,9 @@ pub enum RemoteAction {
     Catalog,
     /// List what may serve models, and what each can do
     Engines,
+    /// Names that lead to one model or to several
+    #[command(subcommand)]
+    Route(route::Action),
 }
 
 /// What is done on the store itself.
@@ -162,6 +166,7 @@ pub(crate) async fn run(session: Session, action: RemoteAction) -> Result<u8, Er
     match action {
         RemoteAction::Deploy(arguments) => return Box::pin(deploy::run(session, *arguments)).await,
         RemoteAction::Catalog => catalog::run(&session).await?,
+        RemoteAction::Route(action) => route::run(&session, action).await?,
         RemoteAction::Engines => engines::run(&session).await?,
         RemoteAction::List => list::run(&session).await?,
         RemoteAction::Show(show) => list::show(&session, &show).await?,

@@ -11,7 +11,7 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use sha2::{Digest, Sha256};
 use tram_types::CredentialId;
-use tram_types::inference::{PRIORITY_HEADER, QUESTION_HEADER, TENANT_HEADER};
+use tram_types::inference::{MODEL_HEADER, PRIORITY_HEADER, QUESTION_HEADER, TENANT_HEADER};
 use tram_types::routing::SecretHash;
 use uuid::Uuid;
 
@@ -65,6 +65,8 @@ pub(crate) struct Caller {
     /// As our front vouches for it.
     pub(super) credential: Option<CredentialId>,
     pub(super) question_id: Uuid,
+    /// What the question called the model, where the engine has another name for it.
+    pub(super) model: Option<String>,
 }
 
 impl Caller {
@@ -81,6 +83,7 @@ impl Caller {
         let tenant = said(headers, TENANT_HEADER).filter(|_| proved);
         let priority = said(headers, PRIORITY_HEADER).filter(|_| proved);
         let question = said(headers, QUESTION_HEADER).filter(|_| proved);
+        let model = said(headers, MODEL_HEADER).filter(|_| proved);
         said(headers, TELL);
         said(headers, RESUME);
         let text = |value: &HeaderValue| value.to_str().ok().map(str::to_owned);
@@ -91,6 +94,7 @@ impl Caller {
                 .and_then(text)
                 .and_then(|text| text.parse().ok())
                 .unwrap_or_else(Uuid::new_v4),
+            model: model.as_ref().and_then(text),
             tenant: tenant.unwrap_or_else(|| seen(headers, address, security)),
             priority,
         }
@@ -161,6 +165,7 @@ mod tests {
                 (PRIORITY_HEADER, "high"),
                 (QUESTION_HEADER, id),
                 (X_TRAM_FRONT.as_str().to_owned().leak(), proof),
+                (MODEL_HEADER, "alias"),
                 (TELL, "tokens"),
                 (RESUME, "1"),
                 ("accept", "a"),
@@ -170,6 +175,7 @@ mod tests {
         let caller = Caller::take(&fronts, &mut own, address("127.0.0.1"), None);
         assert_eq!(own.len(), 1, "{own:?}");
         assert_eq!(caller.credential, id.parse().ok());
+        assert_eq!(caller.model.as_deref(), Some("alias"));
         assert_eq!(caller.question_id, id.parse::<Uuid>().expect("a UUID"));
         caller.tell(&mut own);
         assert_eq!(
@@ -182,6 +188,7 @@ mod tests {
         assert_eq!(forged.len(), 1, "{forged:?}");
         assert_eq!((caller.credential, caller.priority.is_none()), (None, true));
         assert_ne!(caller.question_id.to_string(), id);
+        assert_eq!(caller.model, None);
         assert_eq!(caller.tenant, "address:10.1.2.3");
     }
 

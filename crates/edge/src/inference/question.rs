@@ -206,6 +206,7 @@ impl Question {
             tenant: caller.credential,
             endpoint: asks.0,
             model: model_name(peek.model.as_deref().unwrap_or_default()),
+            asked: caller.model.as_deref().map(model_name),
             prompt_tokens: 0,
             completion_tokens: 0,
             cached_tokens: 0,

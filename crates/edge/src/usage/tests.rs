@@ -27,6 +27,7 @@ fn record(number: u64) -> TokenRecord {
         tenant: None,
         endpoint: Endpoint::ChatCompletions,
         model: "chat".to_owned(),
+        asked: None,
         prompt_tokens: number,
         completion_tokens: 1,
         cached_tokens: 0,

@@ -13,8 +13,8 @@ use crate::{
     migrate::{self, MIGRATIONS},
     record::{
         Activity, App, Claim, Credential, Deployment, Domain, Event, Instance, InstanceSnapshot, ModelLimit,
-        Organization, Project, ProxyPort, Record, RegionalDeployment, Secret, Service, ServicePool, Snapshot,
-        Volume,
+        ModelRoute, Organization, Project, ProxyPort, Record, RegionalDeployment, Secret, Service,
+        ServicePool, Snapshot, Volume,
     },
     sql::{Sql, read},
 };
@@ -84,6 +84,7 @@ pub(super) async fn records_match_their_tables(fixture: &Fixture) {
         Claim,
         InstanceSnapshot,
         ModelLimit,
+        ModelRoute,
     );
     check(Secret::TABLE, Secret::COLUMNS, &["key_id", "ciphertext"]);
 }

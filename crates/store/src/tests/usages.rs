@@ -27,6 +27,7 @@ fn record(service: ServiceId, tenant: Option<CredentialId>, at: Timestamp) -> To
         tenant,
         endpoint: Endpoint::ChatCompletions,
         model: "as the edge says".to_owned(),
+        asked: None,
         prompt_tokens: 10,
         completion_tokens: 5,
         cached_tokens: 4,
@@ -80,6 +81,7 @@ pub(super) async fn usage_is_told_apart(fixture: &Fixture) {
     let mut deployed = record(service, None, now.plus(Duration::from_secs(3600)));
     let state = store.load_service_state(service).await.unwrap();
     deployed.deployment_id = state.service.latest_deployment_id;
+    deployed.asked = Some("assistant".to_owned());
     let records = vec![record(service, Some(one), now), failed, gone, deployed];
     let journal = Uuid::new_v4();
     let start = store.usage_position(journal).await.unwrap();
@@ -91,7 +93,10 @@ pub(super) async fn usage_is_told_apart(fixture: &Fixture) {
     assert_eq!(attributed[0].organization, Some(organization));
     assert!(attributed[0].service_path.ends_with("/chat"));
     assert_eq!(attributed[2].organization, None);
-    assert_eq!(attributed[3].model, "small");
+    assert_eq!(
+        (attributed[3].model.as_str(), attributed[3].served.as_str()),
+        ("assistant", "small")
+    );
 
     let span = (
         now.minus(Duration::from_secs(3600)),

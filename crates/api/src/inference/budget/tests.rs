@@ -106,6 +106,7 @@ impl House {
                 tenant: Some(self.asker.credential),
                 endpoint: Endpoint::ChatCompletions,
                 model: "chat".to_owned(),
+                asked: None,
                 prompt_tokens: tokens,
                 completion_tokens: 0,
                 cached_tokens: 0,
@@ -121,6 +122,7 @@ impl House {
             app: None,
             service_path: "ai/chat".to_owned(),
             model: "small".to_owned(),
+            served: "small".to_owned(),
         }
     }
 

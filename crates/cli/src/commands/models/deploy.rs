@@ -256,9 +256,15 @@ mod tests {
             (model.engine.as_str(), model.image.as_str(), model.args),
             ("llama-server", "x", vec!["--jinja".to_owned()])
         );
-        let adapted = built(Some(second.clone()), "other --adapter tone=polite --adapter b=hf://x/y/z.gguf");
+        let adapted = built(
+            Some(second.clone()),
+            "other --adapter tone=polite --adapter b=hf://x/y/z.gguf",
+        );
         let adapters = adapted.model.unwrap().adapters;
-        assert_eq!((adapters[0].name.as_str(), adapters[1].source.as_str()), ("tone", "hf://x/y/z.gguf"));
+        assert_eq!(
+            (adapters[0].name.as_str(), adapters[1].source.as_str()),
+            ("tone", "hf://x/y/z.gguf")
+        );
         let sized = built(Some(second), "other --instance-type large");
         assert_eq!(sized.instance_types[0].r#type, "large");
     }
