@@ -182,12 +182,15 @@ def test_tokens_a_month(cloud, model, token):
     wait_for("it is counted", lambda: counted(cloud, token)[0] == 1, seconds=10)
     cloud.tram("limits", "set", "--token", token["name"], "--tokens-per-month", str(spent + 40))
     with pytest.raises(openai.RateLimitError) as refused:
-        ask(asker, tokens=100)
+        ask(asker, tokens=50)
     error = refused.value
     assert (error.code, error.type) == ("insufficient_quota", "insufficient_quota")
     assert error.response.headers["x-should-retry"] == "false"
     assert error.response.headers["x-ratelimit-remaining-tokens-month"] == "40"
     assert int(error.response.headers["retry-after"]) > 0
+    with pytest.raises(openai.RateLimitError, match="fits into no month") as refused:
+        ask(asker, tokens=100)
+    assert "retry-after" not in refused.value.response.headers, "waiting is of no use"
     # The client does not hammer: it gives up at once.
     hasty = openai.OpenAI(base_url=f"{cloud.api_url}/v1", api_key=token["token"], max_retries=5)
     began = time.monotonic()

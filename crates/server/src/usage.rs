@@ -22,6 +22,11 @@ pub trait Counted: Send + Sync + Debug {
     /// These were counted.
     fn counted(&self, records: &[Attributed]);
 
+    /// Held from before records are counted until this heard of them.
+    fn counting(&self) -> Option<Arc<tokio::sync::Mutex<()>>> {
+        None
+    }
+
     /// So many lines of a journal cannot be read, and what they stood for is not counted.
     fn damaged(&self, _lines: u64) {}
 }
@@ -29,6 +34,10 @@ pub trait Counted: Send + Sync + Debug {
 impl Counted for tram_api::Budgets {
     fn counted(&self, records: &[Attributed]) {
         self.settle(records);
+    }
+
+    fn counting(&self) -> Option<Arc<tokio::sync::Mutex<()>>> {
+        Some(Self::counting(self))
     }
 }
 
@@ -115,6 +124,10 @@ impl Counter {
     }
 
     async fn count(&self, batch: Batch, from: JournalPosition) -> Result<(), Error> {
+        let mut held = Vec::new();
+        for counting in self.listeners.iter().filter_map(|listener| listener.counting()) {
+            held.push(counting.lock_owned().await);
+        }
         let attributed = self.store.add_usage(batch.records, from, batch.next).await?;
         if batch.damaged > 0 {
             tracing::error!(
@@ -128,6 +141,7 @@ impl Counter {
             listener.counted(&attributed);
             listener.damaged(batch.damaged);
         }
+        drop(held);
         Ok(())
     }
 

@@ -54,6 +54,9 @@ pub struct Budgets {
     store: Store,
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
+    /// Held while the store counts questions until they are settled here, and while a month is read: else a question that
+    /// is counted in between would be in both, or in neither.
+    counting: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +65,7 @@ struct State {
     accounts: HashMap<Key, Account>,
     aside: HashMap<Uuid, Aside>,
     swept_at: Option<Timestamp>,
+    evicted_at: Option<Timestamp>,
 }
 
 /// What is set aside for a question.
@@ -131,7 +135,14 @@ impl Budgets {
             store,
             clock,
             state: Mutex::default(),
+            counting: Arc::default(),
         }
+    }
+
+    /// To be held by whoever counts questions, from before the store has them until after [`Budgets::settle`].
+    #[must_use]
+    pub fn counting(&self) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(&self.counting)
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -271,6 +282,7 @@ impl Budgets {
         if is_known {
             return Ok(());
         }
+        let counting = self.counting.lock().await;
         let spent = self
             .store
             .tokens_spent(limit.organization_id, limit.scope, &limit.subject_id, month)
@@ -284,6 +296,7 @@ impl Budgets {
         account.month_spent = spent;
         account.month_read_at = Some(now);
         drop(state);
+        drop(counting);
         Ok(())
     }
 }
@@ -312,6 +325,12 @@ impl State {
             return;
         }
         self.swept_at = Some(now);
+        if self.evicted_at.is_none_or(|at| now.since(at) >= MONTH_AGE) {
+            self.evicted_at = Some(now);
+            // One that is not known begins full, and its month is read anew: nothing is lost with these.
+            self.accounts
+                .retain(|_, account| !account.is_idle(now, MONTH_AGE));
+        }
         let Self { aside, accounts, .. } = self;
         aside.retain(|_, it| {
             let over = it

@@ -176,6 +176,17 @@ impl Account {
         }
     }
 
+    /// Whether nothing is known of it that a new one would not know: its levels are full, nothing is under way, and what its
+    /// month has cost was read longer than `age` ago.
+    pub(super) fn is_idle(&mut self, now: Timestamp, age: Duration) -> bool {
+        self.fill(now);
+        let full = |bucket: &Bucket, a_minute| bucket.wait(a_minute, a_minute).is_zero();
+        self.aside == 0
+            && full(&self.requests, self.requests_a_minute)
+            && full(&self.tokens, self.tokens_a_minute)
+            && self.month_read_at.is_none_or(|read_at| now.since(read_at) >= age)
+    }
+
     fn fill(&mut self, now: Timestamp) {
         self.requests.fill(self.requests_a_minute, now);
         self.tokens.fill(self.tokens_a_minute, now);

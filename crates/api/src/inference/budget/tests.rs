@@ -274,3 +274,37 @@ async fn a_limit_that_changes_holds_at_once() {
     house.wait(LIMITS_AGE);
     house.ask(50).await.unwrap();
 }
+
+#[tokio::test]
+async fn accounts_of_those_who_left_are_given_up() {
+    let house = House::build().await;
+    house.limit(LimitScope::Credential, [10, 1000, 5000]).await;
+    let admitted = house.ask(100).await.unwrap();
+    let accounts = || house.budgets.state().accounts.len();
+    assert_eq!(accounts(), 1);
+    // It is under way: that is not forgotten.
+    house.wait(MONTH_AGE * 2);
+    house.budgets.settle(&[]);
+    assert_eq!(accounts(), 1);
+    let question = admitted.question;
+    drop(admitted);
+    house.budgets.settle(&[house.record(question, 40)]);
+    house.wait(MONTH_AGE * 2);
+    house.budgets.settle(&[]);
+    assert_eq!(accounts(), 0);
+}
+
+#[tokio::test]
+async fn a_month_is_not_read_while_it_is_counted() {
+    let house = House::build().await;
+    house.limit(LimitScope::Credential, [0, 0, 5000]).await;
+    let counting = house.budgets.counting();
+    let held = counting.lock().await;
+    let asked = house.ask(100);
+    tokio::pin!(asked);
+    // Everything but the lock is ready.
+    let waits = tokio::time::timeout(Duration::from_millis(200), &mut asked).await;
+    assert!(waits.is_err(), "it is read between the store and the account");
+    drop(held);
+    assert!(asked.await.is_ok());
+}

@@ -122,6 +122,14 @@ pub(super) fn refusal(shortage: &Shortage, told: &Told) -> Refusal {
             "tokens",
             "rate_limit_exceeded",
         ),
+        What::TokensAMonth if wanted > limit => (
+            format!(
+                "{whose} may use {limit} tokens a month, and this question may need {wanted}: it fits into no month; ask \
+                 for less, or have the limit raised"
+            ),
+            "insufficient_quota",
+            "insufficient_quota",
+        ),
         What::TokensAMonth => (
             format!(
                 "{whose} may use {limit} tokens a month, {left} are left and this question may need {wanted}: have \
@@ -132,15 +140,18 @@ pub(super) fn refusal(shortage: &Shortage, told: &Told) -> Refusal {
         ),
     };
     let mut refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, message).coded(code);
-    let seconds = shortage.wait.as_micros().div_ceil(1_000_000).max(1);
-    refusal.retry_after = HeaderValue::from_str(&seconds.to_string()).ok();
     let mut headers = HeaderMap::new();
     told.write(&mut headers);
-    let ms = shortage.wait.as_micros().div_ceil(1000).max(1);
-    if let Ok(value) = HeaderValue::from_str(&ms.to_string()) {
-        headers.insert(HeaderName::from_static("retry-after-ms"), value);
+    let never = matches!(shortage.what, What::TokensAMonth) && wanted > limit;
+    if !never {
+        let seconds = shortage.wait.as_micros().div_ceil(1_000_000).max(1);
+        refusal.retry_after = HeaderValue::from_str(&seconds.to_string()).ok();
+        let ms = shortage.wait.as_micros().div_ceil(1000).max(1);
+        if let Ok(value) = HeaderValue::from_str(&ms.to_string()) {
+            headers.insert(HeaderName::from_static("retry-after-ms"), value);
+        }
     }
-    if shortage.wait > RETRIED_MAX {
+    if never || shortage.wait > RETRIED_MAX {
         // OpenAI's clients would try again at once, and in vain.
         headers.insert(
             HeaderName::from_static("x-should-retry"),
@@ -154,6 +165,28 @@ pub(super) fn refusal(shortage: &Shortage, told: &Told) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_fits_into_no_month_is_not_put_off() {
+        let of = |wanted| {
+            let shortage = Shortage {
+                scope: LimitScope::Credential,
+                what: What::TokensAMonth,
+                limit: 100,
+                left: 40,
+                wanted,
+                wait: Duration::from_secs(3600),
+            };
+            refusal(&shortage, &Told::default())
+        };
+        let (later, never) = (of(100), of(101));
+        assert!(later.message.contains("wait for the next month") && later.retry_after.is_some());
+        assert!(never.message.contains("fits into no month"), "{}", never.message);
+        assert_eq!(never.retry_after, None);
+        let headers = &never.limited.as_ref().expect("a limit").headers;
+        assert_eq!(headers["x-should-retry"], "false");
+        assert!(!headers.contains_key("retry-after-ms"));
+    }
 
     #[test]
     fn spans_are_written_as_clients_know_them() {
