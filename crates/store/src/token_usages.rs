@@ -395,6 +395,36 @@ impl Store {
         Ok(spent.unwrap_or(0))
     }
 
+    /// The same of an organization, its projects and its tokens, by their ids; who spent nothing is not there.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn tokens_spent_by_all(
+        &self,
+        organization: OrganizationId,
+        since: Timestamp,
+    ) -> Result<BTreeMap<String, u64>> {
+        const DOING: &str = "reading what was spent";
+        let mut connection = self.database().read(DOING).await?;
+        let mut spent = BTreeMap::new();
+        for column in ["organization_id", "project_id", "credential_id"] {
+            let sql = Sql::new(format!(
+                "SELECT COALESCE({column}, '') AS subject, \
+                 CAST(SUM(prompt_tokens + completion_tokens) AS BIGINT) AS spent FROM token_usages"
+            ))
+            .with(" WHERE organization_id = ", &organization)
+            .with(" AND hour_at >= ", &since);
+            let sql = sql.with_text(&format!(" GROUP BY {column}"));
+            for row in sql.rows(&mut connection, DOING).await? {
+                let subject: String = read(&row, "subject", DOING)?;
+                if !subject.is_empty() {
+                    spent.insert(subject, read(&row, "spent", DOING)?);
+                }
+            }
+        }
+        Ok(spent)
+    }
+
     /// Removes what is too old, and limits of tokens and projects that are gone; tells how many.
     pub(crate) async fn prune_usages(&self, before: Timestamp) -> Result<u64> {
         const DOING: &str = "pruning usage";

@@ -55,18 +55,8 @@ async fn names<Q, B>(call: &Call<Q, B>) -> Result<Names, Error> {
     Ok(names)
 }
 
-async fn shown<Q, B>(
-    call: &Call<Q, B>,
-    limit: &record::ModelLimit,
-    name: String,
-) -> Result<ModelLimit, Error> {
-    let month = month(call.api.clock.now());
-    let spent = call
-        .api
-        .store
-        .tokens_spent(limit.organization_id, limit.scope, &limit.subject_id, month)
-        .await?;
-    Ok(ModelLimit {
+fn shown(limit: &record::ModelLimit, name: String, spent: u64) -> ModelLimit {
+    ModelLimit {
         id: limit.subject_id.clone(),
         scope: limit.scope.to_string(),
         name,
@@ -77,7 +67,7 @@ async fn shown<Q, B>(
         tokens_this_month: count(spent),
         created_at: Some(limit.created_at),
         updated_at: Some(limit.updated_at),
-    })
+    }
 }
 
 /// The first moment of the month, in UTC.
@@ -90,11 +80,19 @@ fn month(at: Timestamp) -> Timestamp {
 async fn list(call: Call) -> Result<ListModelLimitsReply, Error> {
     let kept = call.api.store.model_limits(call.caller.organization).await?;
     let names = names(&call).await?;
-    let mut limits = Vec::with_capacity(kept.len());
-    for limit in &kept {
-        let name = names.get(&limit.subject_id).cloned().unwrap_or_default();
-        limits.push(shown(&call, limit, name).await?);
-    }
+    let spent = call
+        .api
+        .store
+        .tokens_spent_by_all(call.caller.organization, month(call.api.clock.now()))
+        .await?;
+    let limits: Vec<ModelLimit> = kept
+        .iter()
+        .map(|limit| {
+            let name = names.get(&limit.subject_id).cloned().unwrap_or_default();
+            let spent = spent.get(&limit.subject_id).copied().unwrap_or(0);
+            shown(limit, name, spent)
+        })
+        .collect();
     Ok(ListModelLimitsReply {
         count: count(limits.len() as u64),
         limits,
@@ -170,8 +168,14 @@ async fn set(call: Call<Nothing, SetModelLimit>) -> Result<SetModelLimitReply, E
         .into_iter()
         .find(|kept| kept.scope == scope && kept.subject_id == limit.subject_id)
         .unwrap_or(limit);
+    let month = month(now);
+    let spent = call
+        .api
+        .store
+        .tokens_spent(kept.organization_id, kept.scope, &kept.subject_id, month)
+        .await?;
     Ok(SetModelLimitReply {
-        limit: Some(shown(&call, &kept, name).await?),
+        limit: Some(shown(&kept, name, spent)),
     })
 }
 
