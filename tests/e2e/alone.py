@@ -66,6 +66,13 @@ class Edge:
             if answer in message:
                 return message[answer]
 
+    def under_way(self):
+        """Requests that are there, as the edge reports next."""
+        while True:
+            message = json.loads(self.read(struct.unpack(">I", self.read(4))[0]))
+            if "report" in message:
+                return sum(service["in_flight"] for service in message["report"]["services"])
+
     def serve(self, replicas, state=None, **service):
         """Puts a table into force with these replicas, which have an `instance_id` and a `port`."""
         self.version += 1

@@ -1,10 +1,12 @@
 """Streams of models that outlive the replicas that write them, with real replicas that are killed."""
 
+import concurrent.futures
 import hashlib
 import json
 import random
 import signal
 import threading
+import urllib.request
 import uuid
 
 import pytest
@@ -301,6 +303,20 @@ def test_nothing_said_twice_and_no_header_leads_past_the_accounts(edge, replicas
     assert counted == 2 * [("complete", 5)]
 
 
+def test_the_role_comes_with_what_another_needs_to_go_on(replicas):
+    """Whoever has the one has the other, wherever the engine dies."""
+    (replica,) = replicas(1)
+    body = {**GREEDY, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+    request = urllib.request.Request(
+        f"{replica.url}/v1/chat/completions", json.dumps(body).encode(),
+        {"content-type": "application/json", "x-tram-tell": "tokens"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        first = answer.read().decode().split("\n\n")[0].split("\n")
+    assert first[0].startswith(': tram {"begin":') and first[1].startswith("data: "), first
+    assert json.loads(first[1][6:])["choices"][0]["delta"]["role"] == "assistant"
+
+
 def test_nobody_but_our_front_says_who_asks(edge, replicas):
     (replica,) = replicas(1)
     edge.serve([replica])
@@ -311,8 +327,9 @@ def test_nobody_but_our_front_says_who_asks(edge, replicas):
     assert cached(edge.post("/v1/completions", body)) == 0
     # The same address is the same tenant, whatever it says it is.
     assert cached(edge.post("/v1/completions", body, forged)) > 0
-    assert cached(edge.post("/v1/completions", body, {**forged, "x-tram-front": "guess"})) > 0
-    assert [record.get("tenant") for record in edge.records()] == 3 * [None]
+    unknown = edge.post("/v1/completions", body, {**forged, "x-tram-front": "guess"})
+    assert (unknown.status, unknown.headers["x-tram-error"]) == (503, "unknown_front"), "a stranger is not believed"
+    assert [record.get("tenant") for record in edge.records()] == 2 * [None]
     salt, secret = "00" * 16, "sesame"
     digest = hashlib.sha256(bytes.fromhex(salt) + secret.encode()).hexdigest()
     edge.link.close()
@@ -320,4 +337,22 @@ def test_nobody_but_our_front_says_who_asks(edge, replicas):
     edge.ask({"hello": {"protocol": 1, "front": {"salt": salt, "sha256": digest}}}, "hello")
     proved = {**forged, "x-tram-front": secret}
     assert cached(edge.post("/v1/completions", body, proved)) == 0, "another tenant shares nothing"
+    assert edge.records()[-1]["tenant"] == tenant
+
+
+def test_a_front_that_is_not_introduced_yet_is_waited_for(edge, replicas):
+    (replica,) = replicas(1)
+    edge.serve([replica])
+    tenant, salt, secret = str(uuid.uuid4()), "11" * 16, "late"
+    headers = {"x-tram-tenant": tenant, "x-tram-front": secret}
+    body = {**completion(tokens=1), "stream": False}
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        early = pool.submit(edge.post, "/v1/completions", body, headers)
+        # It has come and waits.
+        wait_for("the edge has the question", lambda: edge.under_way() > 0)
+        digest = hashlib.sha256(bytes.fromhex(salt) + secret.encode()).hexdigest()
+        edge.link.close()
+        edge.link = edge.connect()
+        edge.ask({"hello": {"protocol": 1, "front": {"salt": salt, "sha256": digest}}}, "hello")
+        assert early.result().status == 200
     assert edge.records()[-1]["tenant"] == tenant

@@ -70,6 +70,8 @@ pub(crate) enum Refusal {
     BodiesBusy,
     /// A question's body did not come whole.
     BodyBroken,
+    /// Somebody vouches for whose question it is whom this edge does not know.
+    UnknownFront,
     /// No first byte in time.
     TimedOut { name: String, waited_ms: u64 },
 }
@@ -92,6 +94,7 @@ impl Refusal {
             Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             Self::Busy { .. }
             | Self::BodiesBusy
+            | Self::UnknownFront
             | Self::QueueFull { .. }
             | Self::Stopping { .. }
             | Self::StartFailed { .. }
@@ -119,9 +122,11 @@ impl Refusal {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::QueueFull { retry_after, .. } => Some(*retry_after),
-            Self::Busy { .. } | Self::BodiesBusy | Self::NoHealthyInstance { .. } | Self::Stopping { .. } => {
-                Some(BUSY_RETRY_AFTER)
-            }
+            Self::Busy { .. }
+            | Self::BodiesBusy
+            | Self::UnknownFront
+            | Self::NoHealthyInstance { .. }
+            | Self::Stopping { .. } => Some(BUSY_RETRY_AFTER),
             Self::Deploying { .. } | Self::StillStarting { .. } => Some(DEPLOYING_RETRY_AFTER),
             _ => None,
         }
@@ -223,6 +228,11 @@ impl Refusal {
                 "body_too_large",
                 format!("A question to a model may have at most {most} bytes."),
                 "Send less at once.".to_owned(),
+            ),
+            Self::UnknownFront => (
+                "unknown_front",
+                "This edge does not know yet who asks.".to_owned(),
+                "Try again. Only the platform's own address sends `x-tram-front`: leave it out elsewhere.".to_owned(),
             ),
             Self::BodiesBusy => (
                 "busy",

@@ -19,7 +19,7 @@ use crate::access_log::Entry;
 use crate::account::{InFlight, Live};
 use crate::alarm::Alarm;
 use crate::body::{EdgeBody, Progress, RequestBody};
-use crate::forwarded::{self, Client, X_REQUEST_ID, X_ROUTING_KEY};
+use crate::forwarded::{self, Client, X_REQUEST_ID, X_ROUTING_KEY, X_TRAM_FRONT};
 use crate::inference::{Asked, Asks, Caller, Followed, Question};
 use crate::page::{self, Refusal};
 use crate::pool::{Http1, Seat, SharedStream};
@@ -197,6 +197,12 @@ async fn serve(
     let started = trace.started;
     let admitted = admit(context, &request, html, trace).await?;
     let route = admitted.route;
+    if route.service.spec.engine.is_some()
+        && let Some(proof) = request.headers().get(X_TRAM_FRONT)
+        && !Box::pin(context.worker.shared.inference.fronts.know_soon(proof.as_bytes())).await
+    {
+        return Err(Refusal::UnknownFront);
+    }
     let caller = route.service.spec.engine.as_ref().map(|_| {
         let fronts = &context.worker.shared.inference.fronts;
         let security = route.security.as_deref();

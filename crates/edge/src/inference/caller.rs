@@ -26,6 +26,10 @@ use super::told::{RESUME, TELL};
 /// before may still be on its way.
 const FRONTS_MAX: usize = 4;
 
+/// How long a front that is not known is waited for: a control plane introduces itself within a fraction of a second after
+/// an edge has begun.
+const INTRODUCTION: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Bytes of a hash that name a credential: enough to be the only one with it.
 const NAME_BYTES: usize = 12;
 
@@ -34,7 +38,11 @@ const NETWORK_V6: u128 = !0 << 64;
 
 /// The fronts that are believed.
 #[derive(Debug, Default)]
-pub(crate) struct Fronts(Mutex<Vec<Compiled>>);
+pub(crate) struct Fronts {
+    known: Mutex<Vec<Compiled>>,
+    /// Another one is believed.
+    more: tokio::sync::Notify,
+}
 
 impl Fronts {
     /// From now on whoever has this secret is believed.
@@ -43,15 +51,33 @@ impl Fronts {
             tracing::warn!("a front's secret that is no salted SHA-256 was passed over");
             return;
         };
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= FRONTS_MAX {
             known.remove(0);
         }
         known.push(secret);
+        drop(known);
+        self.more.notify_waiters();
+    }
+
+    /// Whether whoever shows this secret is believed, now or within [`INTRODUCTION`]: an edge that began anew gets requests
+    /// before it is told whom to believe, and our own front must not pass for a stranger.
+    pub(crate) async fn know_soon(&self, secret: &[u8]) -> bool {
+        let until = tokio::time::Instant::now() + INTRODUCTION;
+        loop {
+            let mut more = std::pin::pin!(self.more.notified());
+            more.as_mut().enable();
+            if self.know(secret) {
+                return true;
+            }
+            if tokio::time::timeout_at(until, more).await.is_err() {
+                return false;
+            }
+        }
     }
 
     fn know(&self, secret: &[u8]) -> bool {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.iter().any(|front| front.matches(secret))
     }
 }
@@ -190,6 +216,20 @@ mod tests {
         assert_ne!(caller.question_id.to_string(), id);
         assert_eq!(caller.model, None);
         assert_eq!(caller.tenant, "address:10.1.2.3");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_front_that_introduces_itself_late_is_waited_for() {
+        let fronts = Fronts::default();
+        let late = async {
+            tokio::time::sleep(INTRODUCTION / 2).await;
+            fronts.trust(&crate::secret::hash("other"));
+            tokio::task::yield_now().await;
+            fronts.trust(&crate::secret::hash("s3cret"));
+        };
+        let (known, ()) = tokio::join!(fronts.know_soon(b"s3cret"), late);
+        assert!(known);
+        assert!(!fronts.know_soon(b"forged").await, "and a stranger not for ever");
     }
 
     #[test]
