@@ -39,6 +39,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if asked["model"] != "its-own-name":
             return self.reply(404, {"error": {"message": "no such model"}})
+        if asked["messages"][-1]["content"] == "never mind":
+            # Reads and reads, until whoever asked is gone.
+            return self.rfile.read(1)
         head = {"id": "x", "created": 1, "model": "its-own-name", "object": "chat.completion.chunk"}
         if not asked.get("stream"):
             seen = {"words": sys.argv[1:], "options": asked.get("stream_options")}
@@ -174,6 +177,15 @@ def test_a_strange_engine_is_asked_in_its_own_words(cloud, client, strange):
     wait_for("what it said is counted, and the answer that said nothing by its length", lambda: (
         cost(cloud, "strange")[0] > 7 and cost(cloud, "strange")[1] > 5
     ))
+
+
+def test_a_caller_who_leaves_before_the_answer_has_spent_the_prompt(cloud, client, strange):
+    seen = cost(cloud, "strange")
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=1).chat.completions.create(
+            model=strange, messages=[{"role": "user", "content": "x" * 4000}, {"role": "user", "content": "never mind"}]
+        )
+    wait_for("the prompt is counted by its length", lambda: cost(cloud, "strange")[0] >= seen[0] + 1000)
 
 
 def test_a_stream_that_cannot_go_on_says_so(client, strange):

@@ -22,7 +22,7 @@ use super::told::Usage;
 
 /// How much of an answer's end is kept to read what it cost, which comes last: a few hundred bytes.
 const TAIL_BYTES: usize = 4096;
-/// Bytes of a prompt that count as a token where its reader left before the engine said what it cost.
+/// Bytes of an answer that count as a token where its engine says nothing of what it cost.
 const BYTES_OF_A_TOKEN: usize = 4;
 
 /// A body of an answer.
@@ -190,11 +190,9 @@ impl Passed {
         if std::mem::replace(&mut self.counted, true) || !self.status.is_success() {
             return;
         }
-        let bytes = self.question.prompt.bytes.div_ceil(BYTES_OF_A_TOKEN);
-        let mut cost = usage(&self.tail).or_else(|| self.head.take()).unwrap_or(Usage {
-            prompt: u64::try_from(bytes).unwrap_or(u64::MAX),
-            ..Usage::default()
-        });
+        let mut cost = usage(&self.tail)
+            .or_else(|| self.head.take())
+            .unwrap_or_else(|| self.question.estimate());
         let written = match self.events || self.question.embeds {
             true => self.pieces,
             false => u64::try_from(self.bytes.div_ceil(BYTES_OF_A_TOKEN)).unwrap_or(u64::MAX),

@@ -45,6 +45,9 @@ const BODY_PATIENCE: Duration = Duration::from_secs(60);
 /// Times a question is sent before any answer: one that kills the instance that reads it must not kill all of them.
 const ASKED_MAX: usize = 2;
 
+/// Bytes of a prompt that count as a token where its reader left before the engine said what it cost.
+const BYTES_OF_A_TOKEN: usize = 4;
+
 /// What is looked at.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -166,7 +169,9 @@ impl Question {
         progress: &Progress,
         started: Instant,
     ) -> Result<Box<Self>, Refusal> {
+        let upload = Instant::now();
         let (mut body, memory) = read(&worker.shared.inference, incoming).await?;
+        let upload = upload.elapsed();
         progress.add(body.len());
         if serde_json::from_slice::<Peek<'_>>(&body).is_err()
             && let Ok(serde_json::Value::Object(whole)) = serde_json::from_slice(&body)
@@ -242,7 +247,7 @@ impl Question {
         // What it costs must be readable here.
         parts.headers.remove(ACCEPT_ENCODING);
         Ok(Box::new(Self {
-            receipt: Receipt::new(worker.shared.usage.clone(), record, started),
+            receipt: Receipt::new(worker.shared.usage.clone(), record, started, upload),
             worker: Arc::clone(worker),
             route: Arc::clone(route),
             parts,
@@ -443,10 +448,29 @@ impl Question {
         self.receipt.counted(usage);
     }
 
+    /// What the prompt costs as long as no engine has said so: a token for so many bytes.
+    pub(super) fn estimate(&self) -> told::Usage {
+        let tokens = self.prompt.bytes.div_ceil(BYTES_OF_A_TOKEN);
+        told::Usage {
+            prompt: u64::try_from(tokens).unwrap_or(u64::MAX),
+            ..told::Usage::default()
+        }
+    }
+
     fn deployment(&self, instance: uuid::Uuid) -> Option<DeploymentId> {
         let endpoints = &self.route.service.spec.endpoints;
         let endpoint = endpoints.iter().find(|it| it.instance_id == instance)?;
         endpoint.deployment_id.map(DeploymentId::from_uuid)
+    }
+}
+
+impl Drop for Question {
+    /// The client left while an engine read the prompt: that was computed.
+    fn drop(&mut self) {
+        if self.reading.is_some() && self.receipt.is_open() {
+            let estimate = self.estimate();
+            self.counted_so_far(estimate);
+        }
     }
 }
 

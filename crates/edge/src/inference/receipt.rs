@@ -1,6 +1,6 @@
 //! What a question cost, written down once: before the last byte of its answer goes out, or when it ends otherwise.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use tram_types::inference::{MODEL_MAX_BYTES, Outcome, TokenRecord};
@@ -19,6 +19,8 @@ pub(super) struct Receipt {
     journal: Journal,
     record: Option<Box<TokenRecord>>,
     started: Instant,
+    /// How long the question took to come.
+    upload: Duration,
 }
 
 fn ms(started: Instant) -> u64 {
@@ -31,11 +33,13 @@ pub(super) fn now() -> Timestamp {
 
 impl Receipt {
     /// `record` is complete but for what is not known before the end.
-    pub(super) fn new(journal: Journal, record: TokenRecord, started: Instant) -> Self {
+    /// `upload`: how long its body took to come.
+    pub(super) fn new(journal: Journal, record: TokenRecord, started: Instant, upload: Duration) -> Self {
         Self {
             journal,
             record: Some(Box::new(record)),
             started,
+            upload,
         }
     }
 
@@ -45,9 +49,15 @@ impl Receipt {
         }
     }
 
-    /// An instance could take it.
+    /// An instance could take it. That it came slowly is no wait of ours.
     pub(super) fn sent(&mut self) {
-        self.change(|record, started| record.queue_ms = ms(started));
+        let upload = u64::try_from(self.upload.as_millis()).unwrap_or(u64::MAX);
+        self.change(|record, started| record.queue_ms = ms(started).saturating_sub(upload));
+    }
+
+    /// Nobody has answered yet, nor refused.
+    pub(super) fn is_open(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.status == 0)
     }
 
     /// An answer began.
