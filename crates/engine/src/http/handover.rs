@@ -5,7 +5,7 @@
 //! again: what a client reads is the same, byte by byte, whether an edge asked or not.
 //!
 //! ```text
-//! : tram {"begin":{"id":…,"created":…,"seed":…,"cached":…,"model":…}}
+//! : tram {"begin":{"id":…,"created":…,"seed":…,"cached":…,"model":…}}   with the first chunk, if there is one
 //! : tram {"tokens":[…]}      before the text that they gave free; alone where they gave none
 //! : tram {"end":{…}}         nothing that follows is to be shown before all of it is there
 //! : tram {"stopping":true}   the engine ends: go on elsewhere
@@ -146,7 +146,7 @@ pub(super) fn begin(head: &Head, seed: u64, usage: Usage, model: &Model) -> Byte
         cached: usage.cached,
         model: model.identity.clone(),
     };
-    Bytes::from(format!("{MARK}{}\n\n", json!({ "begin": begin })))
+    Bytes::from(format!("{MARK}{}\n", json!({ "begin": begin })))
 }
 
 /// The line for tokens; what they gave free follows it, or an empty line.

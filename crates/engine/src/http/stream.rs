@@ -141,6 +141,11 @@ impl Answers {
             stream.tokens.clear();
         }
         if let Some(told) = told {
+            // One event with the first chunk: an edge that has one has both, and the role is not lost with the engine.
+            let told = match stream.lines.pop_front() {
+                Some(opening) => [told, opening].concat().into(),
+                None => [&told[..], b"\n"].concat().into(),
+            };
             stream.lines.push_front(told);
         }
         stream
