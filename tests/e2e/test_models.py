@@ -216,6 +216,10 @@ class Files(http.server.BaseHTTPRequestHandler):
     tag = '"one"'
     cut_after = 2**40
     asked = []
+    # What it must be shown, and what it was shown.
+    wanted = None
+    shown = []
+    leads_to = None
 
     def log_message(self, *words):
         pass
@@ -225,7 +229,17 @@ class Files(http.server.BaseHTTPRequestHandler):
         if self.headers.get("range") and self.headers.get("if-range") == self.tag:
             start = int(self.headers["range"].removeprefix("bytes=").rstrip("-"))
         type(self).asked.append((self.path, start))
+        type(self).shown.append(self.headers.get("authorization"))
+        if self.wanted and self.shown[-1] != f"Bearer {self.wanted}":
+            self.send_response(401)
+            self.send_header("content-length", "0")
+            return self.end_headers()
         rest = self.content[start:]
+        if self.leads_to:
+            self.send_response(302)
+            self.send_header("location", self.leads_to)
+            self.send_header("content-length", "0")
+            return self.end_headers()
         if self.path.startswith("/missing"):
             self.send_response(404)
             self.send_header("content-length", "0")
@@ -245,7 +259,17 @@ class Files(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def files():
-    handler = type("Served", (Files,), {"asked": []})
+    yield from served()
+
+
+# Another host: the hub leads to it.
+@pytest.fixture
+def store_of_files():
+    yield from served()
+
+
+def served():
+    handler = type("Served", (Files,), {"asked": [], "shown": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         handler.url = f"http://127.0.0.1:{server.server_port}"
@@ -278,6 +302,21 @@ def test_a_model_is_pulled_and_goes_on_where_it_was_cut_off(cloud, files):
     files.content = b"<html>not a model</html>" * 100
     refused = pull(f"{files.url}/page.gguf", check=False)
     assert refused.returncode == 1 and "does not start with `GGUF`" in refused.stderr
+
+
+def test_a_token_of_the_hub_is_shown_to_the_hub_alone(cloud, files, store_of_files, monkeypatch):
+    files.wanted, files.leads_to = "hf_secret", f"{store_of_files.url}/a-blob"
+    store_of_files.content = gguf.tiny(salt=13)
+    words = ("models", "pull", "--data-dir", cloud.data, "hf://acme/private/model.gguf", "--hub", files.url, "--name", "private")
+    refused = cloud.tram(*words, check=False)
+    assert refused.returncode == 1 and "set HF_TOKEN" in refused.stderr
+    monkeypatch.setitem(cloud.environment, "HF_TOKEN", "hf_secret")
+    cloud.tram(*words)
+    assert (files.shown, store_of_files.shown) == ([None, "Bearer hf_secret"], [None])
+    cloud.tram("models", "pull", "--data-dir", cloud.data, f"{store_of_files.url}/web.gguf")
+    assert store_of_files.shown == [None, None], "a place on the web is not the hub"
+    plain = cloud.tram(*words[:-3], "http://hub.example.org", "--name", "plain", check=False)
+    assert plain.returncode == 1 and "asked without TLS" in plain.stderr
 
 
 def test_a_name_of_the_catalog_is_pulled(cloud, files):

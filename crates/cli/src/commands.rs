@@ -42,7 +42,10 @@ use std::ffi::OsString;
 use clap::Subcommand;
 
 pub use self::{
-    admin::AdminAction, images::ImagesAction, models::ModelsAction, simulate::Arguments as SimulateArguments,
+    admin::AdminAction,
+    images::ImagesAction,
+    models::{HubToken, ModelsAction},
+    simulate::Arguments as SimulateArguments,
     trust::TrustAction,
 };
 use crate::{EXIT_SUCCESS, error::Error, host::Host, session::Session, settings::Flags, settings::Settings};

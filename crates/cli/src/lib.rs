@@ -30,7 +30,9 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 
 pub use crate::{
     arguments::Arguments,
-    commands::{AdminAction, ImagesAction, ModelsAction, ServerCommand, SimulateArguments, TrustAction},
+    commands::{
+        AdminAction, HubToken, ImagesAction, ModelsAction, ServerCommand, SimulateArguments, TrustAction,
+    },
     error::Error,
     host::{Host, Interrupt},
     printer::{Output, Printer, columns},

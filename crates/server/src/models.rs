@@ -19,6 +19,7 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 use tram_cli::{ModelsAction, Printer, Settings};
 use tram_model::{
     Digest, Error, Model, ModelStore, catalog,
+    source::Source,
     store::{DIGEST_PREFIX, NewModel, check_name},
 };
 
@@ -51,6 +52,7 @@ pub async fn run(settings: &Settings, action: ModelsAction, printer: &Printer) -
             name,
             sha256,
             hub,
+            token,
         } => {
             let (place, known_as, origin) = catalog::place(&source).map_err(anyhow::Error::msg)?;
             let digest = sha256.map(|sum| Digest::parse(&format!("{DIGEST_PREFIX}{sum}")));
@@ -59,10 +61,13 @@ pub async fn run(settings: &Settings, action: ModelsAction, printer: &Printer) -
                 origin,
                 digest: digest.transpose().map_err(anyhow::Error::msg)?,
             };
+            // Nobody but the hub is shown it.
+            let is_of_hub = matches!(place, Source::Hub { .. });
+            let token = token.filter(|_| is_of_hub).map(|token| token.0);
             // Before gigabytes come that have no name.
             check_name(&new.name)
                 .map_err(|rule| anyhow::anyhow!("`{}` cannot be the name of a model: it {rule}", new.name))?;
-            let file = pull::fetch(&paths, &place.url(&hub), printer).await?;
+            let file = pull::fetch(&paths, &place.url(&hub), token.as_deref(), printer).await?;
             let taken = take_in(&paths, running, new, &file).await;
             // What was refused would be refused again.
             pull::forget(&file);

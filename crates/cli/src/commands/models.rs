@@ -75,8 +75,8 @@ pub enum ServerAction {
     },
     /// Fetch a model and take it in
     ///
-    /// A download that was cut off goes on where it stood when the command is given again. Needs root, as the store is the
-    /// operator's.
+    /// A download that was cut off goes on where it stood when the command is given again. A token of the hub, for what it
+    /// does not show everybody, is read from the environment variable HF_TOKEN. Needs root, as the store is the operator's.
     Pull {
         /// A name of `tram models catalog`, or where it is: https://HOST/FILE.gguf or hf://ORGANIZATION/REPOSITORY/FILE.gguf[@REVISION]
         #[arg(value_name = "SOURCE")]
@@ -107,6 +107,19 @@ pub enum ServerAction {
     },
 }
 
+/// The variable that holds the hub's token, as the hub's own tools have it.
+const HUB_TOKEN: &str = "HF_TOKEN";
+
+/// A token of the hub. Not shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HubToken(pub String);
+
+impl std::fmt::Debug for HubToken {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("HubToken")
+    }
+}
+
 /// What to do on the store of models, with the settings apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelsAction {
@@ -127,6 +140,8 @@ pub enum ModelsAction {
         sha256: Option<String>,
         /// The hub.
         hub: String,
+        /// What the hub is shown.
+        token: Option<HubToken>,
     },
     /// Remove a model.
     Rm {
@@ -152,6 +167,10 @@ pub(crate) fn resolve(action: ServerAction, host: &Host) -> Result<ServerCommand
                 name,
                 sha256,
                 hub,
+                token: host
+                    .variable(HUB_TOKEN)
+                    .filter(|token| !token.is_empty())
+                    .map(|token| HubToken(token.to_owned())),
             },
         ),
         ServerAction::Rm { name, place } => (place, ModelsAction::Rm { name }),

@@ -45,6 +45,7 @@ const LOOK_EVERY_BYTES: u64 = 4 * 1024 * 1024;
 struct Download<'p> {
     client: reqwest::Client,
     url: &'p str,
+    token: Option<&'p str>,
     path: PathBuf,
     tag_path: PathBuf,
     printer: &'p Printer,
@@ -55,11 +56,19 @@ struct Download<'p> {
     look_at: u64,
 }
 
-/// The file at `url`, whole.
+/// The file at `url`, whole. `token` is shown to its host, and to none that it leads to.
 ///
 /// # Errors
 /// With what is wrong, for the user.
-pub(super) async fn fetch(paths: &Paths, url: &str, printer: &Printer) -> anyhow::Result<PathBuf> {
+pub(super) async fn fetch(
+    paths: &Paths,
+    url: &str,
+    token: Option<&str>,
+    printer: &Printer,
+) -> anyhow::Result<PathBuf> {
+    if token.is_some() && !url.starts_with("https://") && !is_of_this_machine(url) {
+        bail!("a token is not shown to {url}, which is asked without TLS");
+    }
     let directory = paths.models().join("downloads");
     std::fs::create_dir_all(&directory)
         .with_context(|| format!("cannot make {}: are you root?", directory.display()))?;
@@ -67,6 +76,7 @@ pub(super) async fn fetch(paths: &Paths, url: &str, printer: &Printer) -> anyhow
     let mut download = Download {
         client: client(url)?,
         url,
+        token,
         tag_path: path.with_extension("tag"),
         path,
         printer,
@@ -144,6 +154,10 @@ impl Download<'_> {
         // Without a tag nobody can say that the rest belongs to the same file.
         let have = if tag.is_empty() { 0 } else { self.have() };
         let mut request = self.client.get(self.url);
+        if let Some(token) = self.token {
+            // The client takes it off where a redirect leads to another host.
+            request = request.bearer_auth(token);
+        }
         if have > 0 {
             request = request
                 .header(RANGE, format!("bytes={have}-"))
@@ -170,7 +184,7 @@ impl Download<'_> {
                 Err(Failure::Passing(anyhow::anyhow!("the server answered {status}")))
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Failure::Lasting(anyhow::anyhow!(
-                "{} is not open to everybody: download it by hand, and use `tram models import`",
+                "{} is not open to everybody: of the hub, set HF_TOKEN to a token that may read it; else download it by hand, and use `tram models import`",
                 self.url
             ))),
             StatusCode::NOT_FOUND => Err(Failure::Lasting(anyhow::anyhow!("there is no {}", self.url))),
