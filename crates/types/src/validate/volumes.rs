@@ -164,6 +164,7 @@ mod tests {
         let context = Context {
             catalog: &catalog,
             secret_type: &|_| None,
+            is_bound: &|_| false,
             volume: &|id| {
                 let known = |region: &str, obstacle: Option<&str>| KnownVolume {
                     name: "data".to_owned(),
