@@ -21,6 +21,7 @@ OURS = {
     "decisions": "GetDeploymentScalingReply: how many instances there should be, and why",
     "stored_bytes": "InstanceSnapshot: what a snapshot takes on the disk",
     "isolation": "CatalogInstance and its list item: what stands between its instances and the machine",
+    "model": "DeploymentDefinition: a model in place of an image",
     "role": "CreateCredential and Credential: whether a token only reads",
 }
 
