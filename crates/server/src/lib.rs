@@ -7,6 +7,7 @@
 //!
 //! Start reading at [`up`].
 
+mod addresses;
 pub mod admin;
 pub mod bootstrap;
 pub mod checkpoint;

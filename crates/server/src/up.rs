@@ -9,11 +9,7 @@
 //! end of the terminal stop in the reverse order and leave nothing running; kill -9 leaves the edge and the instances
 //! running, and the next start adopts them.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use tokio::net::TcpListener;
@@ -35,6 +31,7 @@ use uuid::Uuid;
 
 use crate::isolation::Classes;
 use crate::{
+    addresses::{edge_address, port_suffix, reachable},
     admin::{self, Admin},
     bootstrap, collector,
     data_plane::EdgeLink,
@@ -667,31 +664,6 @@ fn api_settings(settings: &Settings, api_url: &str) -> tram_api::Settings {
             .filter_map(|origin| origin.parse().ok())
             .collect(),
     }
-}
-
-/// Where this process reaches the edge, in the clear.
-fn edge_address(settings: &Settings) -> SocketAddr {
-    let ip = settings.http_listen.first().copied();
-    let ip = ip.unwrap_or(IpAddr::from(std::net::Ipv4Addr::LOCALHOST));
-    reachable(SocketAddr::new(ip, settings.http_port))
-}
-
-fn port_suffix(port: u16, usual: u16) -> String {
-    if port == usual {
-        String::new()
-    } else {
-        format!(":{port}")
-    }
-}
-
-/// An address that a client on this machine can use.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from(std::net::Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from(std::net::Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    SocketAddr::new(ip, address.port())
 }
 
 fn serve_api(
