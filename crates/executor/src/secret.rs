@@ -36,7 +36,7 @@ impl Digest {
         digest
     }
 
-    /// What [`Self::to_string`] wrote.
+    /// Reads what [`fmt::Display`] wrote.
     pub(crate) fn read(text: &str) -> Option<Self> {
         let text = text.strip_prefix(PREFIX)?.as_bytes();
         let mut bytes = [0; BYTES];
