@@ -90,7 +90,12 @@ impl Client {
     /// then on record as ended, until removed.
     pub fn launch(&self, spec: LaunchSpec) -> Result<i32, Error> {
         let patience = launch_patience(&spec);
-        match self.call(&Request::Launch { spec: Box::new(spec) }, patience)? {
+        let spec = Box::new(spec);
+        let request = match spec.gvisor {
+            Some(_) => Request::LaunchGvisor { spec },
+            None => Request::Launch { spec },
+        };
+        match self.call(&request, patience)? {
             Reply::Launched { pid } => Ok(pid),
             other => Err(unexpected(other)),
         }

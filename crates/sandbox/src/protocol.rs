@@ -37,6 +37,9 @@ pub enum Request {
     Ping { version: u32 },
     /// Start an instance. Answered once its program was exec'd, or could not be.
     Launch { spec: Box<LaunchSpec> },
+    /// The same in gVisor's kernel. A request of its own, so that a supervisor from before there was such a class refuses
+    /// it, where it would overlook a member of the spec and start the instance with less between it and the machine.
+    LaunchGvisor { spec: Box<LaunchSpec> },
     /// Send the spec's stop signal now, and kill what is left when the grace has passed. Answered at
     /// once; the end arrives as [`Event::Exited`]. A frozen instance is thawed first.
     Stop { id: InstanceId, grace_ms: u64 },

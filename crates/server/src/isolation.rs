@@ -1,12 +1,16 @@
 //! Which classes of isolation this machine can give, and which the instance types have.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tram_cli::settings::Settings;
 use tram_sandbox::gvisor::{Missing, Runsc};
 use tram_types::{Isolation, catalog::Catalog};
 
 use crate::host;
+
+/// A try takes some tenths of a second; the start waits for it.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the settings ask for, as far as this machine can.
 #[derive(Debug, Default)]
@@ -27,7 +31,17 @@ impl Classes {
             // Instances of it may run from before: they need nothing but a program, and that only if they start again.
             return Self::default();
         }
-        let found = tokio::task::spawn_blocking(move || find(&named)).await;
+        let trying = tokio::task::spawn_blocking(move || find(&named));
+        let Ok(found) = tokio::time::timeout(PATIENCE, trying).await else {
+            tracing::warn!("gVisor's runsc does not end: its instance types cannot be used");
+            return Self {
+                gvisor: None,
+                why_not: Some(format!(
+                    "runsc took longer than {} s to be tried",
+                    PATIENCE.as_secs()
+                )),
+            };
+        };
         match found {
             Ok(Ok(runsc)) => {
                 tracing::info!(version = runsc.version, program = %runsc.program.display(), "the isolation class gvisor works");

@@ -119,6 +119,16 @@ impl Admitted {
     }
 }
 
+impl Admitted {
+    /// It was refused, and another is about to be asked in its place: what was set aside goes back now. What it cost, if
+    /// it did, is taken with its record.
+    pub(super) fn give_back(&mut self) {
+        if std::mem::take(&mut self.is_limited) {
+            self.budgets.undo(self.question);
+        }
+    }
+}
+
 impl Drop for Admitted {
     fn drop(&mut self) {
         if self.is_limited {
@@ -273,16 +283,22 @@ impl Budgets {
         let now = self.clock.now();
         let key = Key::of(limit);
         let month = account::month(now);
-        let is_known = self.state().accounts.get(&key).is_some_and(|account| {
-            account.month == month
-                && account
-                    .month_read_at
-                    .is_some_and(|read_at| now.since(read_at) < MONTH_AGE)
-        });
-        if is_known {
+        let is_known = |now: Timestamp| {
+            self.state().accounts.get(&key).is_some_and(|account| {
+                account.month == month
+                    && account
+                        .month_read_at
+                        .is_some_and(|read_at| now.since(read_at) < MONTH_AGE)
+            })
+        };
+        if is_known(now) {
             return Ok(());
         }
         let counting = self.counting.lock().await;
+        // Whoever waited with us may have read it.
+        if is_known(self.clock.now()) {
+            return Ok(());
+        }
         let spent = self
             .store
             .tokens_spent(limit.organization_id, limit.scope, &limit.subject_id, month)
@@ -327,9 +343,10 @@ impl State {
         self.swept_at = Some(now);
         if self.evicted_at.is_none_or(|at| now.since(at) >= MONTH_AGE) {
             self.evicted_at = Some(now);
-            // One that is not known begins full, and its month is read anew: nothing is lost with these.
+            // One that is not known begins full, and its month is read anew: nothing is lost with these. Not as soon as its
+            // month may be read anew: a question may have looked at it and be about to use it.
             self.accounts
-                .retain(|_, account| !account.is_idle(now, MONTH_AGE));
+                .retain(|_, account| !account.is_idle(now, MONTH_AGE * 2));
         }
         let Self { aside, accounts, .. } = self;
         aside.retain(|_, it| {

@@ -17,6 +17,9 @@ use tram_types::{
 use super::error::Refusal;
 use crate::{auth::Caller, state::ApiState};
 
+/// Longest name that is looked for: sources of models are paths and URLs.
+const NAME_MAX_BYTES: usize = 4096;
+
 /// A service that serves a model.
 #[derive(Debug, Clone)]
 pub(super) struct ModelService {
@@ -64,6 +67,23 @@ pub(super) async fn named(
     caller: &Caller,
     model: &str,
 ) -> Result<Vec<ModelService>, Refusal> {
+    let found = without_adapter(api, caller, model).await?;
+    let Some((base, adapter)) = model.rsplit_once(':').filter(|_| found.is_empty()) else {
+        return Ok(found);
+    };
+    let mut found = without_adapter(api, caller, base).await?;
+    found.retain(|it| it.adapters().any(|known| known == adapter));
+    for it in &mut found {
+        it.adapter = Some(adapter.to_owned());
+    }
+    Ok(found)
+}
+
+/// The same of a name that means no adapter.
+async fn without_adapter(api: &ApiState, caller: &Caller, model: &str) -> Result<Vec<ModelService>, Refusal> {
+    if model.len() > NAME_MAX_BYTES {
+        return Ok(Vec::new());
+    }
     let (app, name) = match model.split_once('/') {
         Some((app, name)) if !name.contains('/') => (Some(app), name),
         _ => (None, model),
@@ -73,13 +93,6 @@ pub(super) async fn named(
     if found.is_empty() {
         found = services(api, caller, None).await?;
         found.retain(|it| it.source() == model);
-    }
-    if let (true, Some((model, adapter))) = (found.is_empty(), model.rsplit_once(':')) {
-        found = Box::pin(named(api, caller, model)).await?;
-        found.retain(|it| it.adapter.is_none() && it.adapters().any(|known| known == adapter));
-        for it in &mut found {
-            it.adapter = Some(adapter.to_owned());
-        }
     }
     Ok(found)
 }

@@ -141,7 +141,7 @@ impl Edge {
         parts: &Parts,
         target: &Target,
         tenant: CredentialId,
-        admitted: Admitted,
+        mut admitted: Admitted,
         body: Bytes,
         recorded: Option<&str>,
     ) -> Result<Response, Refusal> {
@@ -196,6 +196,9 @@ impl Edge {
         if head.headers.contains_key(EDGE_ERROR) {
             admitted.undo();
             return Err(refused(head.status, &head.headers, answer).await);
+        }
+        if tram_planner::model_route::goes_on(head.status.as_u16()) {
+            admitted.give_back();
         }
         for name in [CONNECTION, TRANSFER_ENCODING] {
             head.headers.remove(name);

@@ -67,7 +67,12 @@ pub(super) async fn ways(api: &ApiState, caller: &Caller, model: &str) -> Result
     let mut targets = Vec::new();
     for at in model_route::order(&weights, fallbacks, draw) {
         if let Some(service) = services.get(at) {
-            targets.push(service.target(api).await?);
+            match service.target(api).await {
+                Ok(target) => targets.push(target),
+                // The others can be asked all the same.
+                Err(refusal) if refusal.status.is_client_error() => why = refusal.message,
+                Err(refusal) => return Err(refusal),
+            }
         }
     }
     if targets.is_empty() {

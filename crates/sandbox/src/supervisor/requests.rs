@@ -62,7 +62,9 @@ impl Supervisor {
                 version: PROTOCOL_VERSION,
                 pid: rustix::process::getpid().as_raw_nonzero().get(),
             },
-            Request::Launch { spec } => return self.launch(client, &spec).map(|()| Answer::Later),
+            Request::Launch { spec } | Request::LaunchGvisor { spec } => {
+                return self.launch(client, &spec).map(|()| Answer::Later);
+            }
             Request::Exec { id, exec } => return self.exec(client, &id, &exec).map(|()| Answer::Later),
             Request::Stop { id, grace_ms } => done(self.stop(&id, StopKind::Stop, grace_ms))?,
             Request::Kill { id } => done(self.stop(&id, StopKind::Kill, 0))?,

@@ -449,6 +449,8 @@ fn what_was_replaced_on_the_machine_meanwhile_wakes_as_it_was() {
         world.client().checkpoint(&id, checkpoint.clone()).unwrap();
         world.client().thaw(&id).unwrap();
         world.ask(&id, round);
+        // One that still reads its memory back is not written down again.
+        until("the image is gone", || !world.image(&id).exists());
     }
     world.client().kill(&id).unwrap();
     world.wait_exit(&id);
