@@ -70,14 +70,17 @@ pub struct FirstProgram {
 /// supervisor's.
 ///
 /// # Errors
-/// [`io::ErrorKind::NotFound`] when the instance does not run.
+/// [`io::ErrorKind::NotFound`] when the instance does not run, [`io::ErrorKind::WouldBlock`] while it wakes.
 pub fn first_program(state_dir: &Path, id: &InstanceId) -> io::Result<Option<FirstProgram>> {
-    let run = StateDir::ensure(state_dir)?
-        .instance(id)
-        .run()?
-        .ok_or(io::ErrorKind::NotFound)?;
+    let instance = StateDir::ensure(state_dir)?.instance(id);
+    // Before the record, which is written while it is still on its errand.
+    let is_busy = instance.on_errand();
+    let run = instance.run()?.ok_or(io::ErrorKind::NotFound)?;
     if run.checkpointed {
-        return Ok(None);
+        return match is_busy {
+            true => Err(io::ErrorKind::WouldBlock.into()),
+            false => Ok(None),
+        };
     }
     let process = format!("/proc/{}", run.init.pid);
     let program = FirstProgram {

@@ -31,7 +31,11 @@ pub(crate) fn digest_of(secret: &str) -> String {
 /// Whether an executor that was started with these words, each followed by a zero byte, takes digests. One of an earlier
 /// version does not, and goes on in copies of what it runs in.
 pub(crate) fn takes_digests(words: &[u8]) -> bool {
-    let words: Vec<&[u8]> = words.split(|byte| *byte == 0).collect();
+    // What stands behind `--` is the sandbox's own.
+    let words: Vec<&[u8]> = words
+        .split(|byte| *byte == 0)
+        .take_while(|word| *word != b"--")
+        .collect();
     words
         .windows(SECRET_FORM.len())
         .any(|pair| pair == SECRET_FORM.map(str::as_bytes))

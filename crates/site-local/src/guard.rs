@@ -24,7 +24,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::crypto::CryptoProvider;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_util::sync::CancellationToken;
 use tram_site::secrets::SecretValues;
@@ -32,7 +32,7 @@ use tram_site::secrets::SecretValues;
 use self::authority::Authority;
 use self::forward::Conversation;
 pub(crate) use self::outside::{Outside, own_roots};
-use crate::dns::{Directory, Guarded, Shares};
+use crate::dns::{Directory, Guarded, Share, Shares};
 use crate::network::Network;
 
 /// Connections at once: each holds some tens of KiB.
@@ -127,6 +127,9 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
+/// A connection's places: among all, and among those of its instance.
+type Held = (OwnedSemaphorePermit, Share);
+
 async fn listen(shared: Arc<Shared>, listener: TcpListener, end: CancellationToken) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let each = Shares::new(CONNECTIONS_PER_INSTANCE_MAX);
@@ -155,9 +158,9 @@ async fn listen(shared: Arc<Shared>, listener: TcpListener, end: CancellationTok
         let over = guarded.over.clone();
         let end = end.child_token();
         tokio::spawn(async move {
-            let _held = (permit, share);
+            let held = Arc::new((permit, share));
             // Boxed: with its buffers for a head it is large.
-            let conversation = Box::pin(converse(&shared, stream, asker, &guarded));
+            let conversation = Box::pin(converse(&shared, stream, asker, &guarded, held, end.clone()));
             let work = over.run_until_cancelled(conversation);
             if let Some(Some(Err(error))) = end.run_until_cancelled(work).await {
                 tracing::debug!(%asker, %error, "a connection to a host of bound secrets ended badly");
@@ -171,6 +174,8 @@ async fn converse(
     mut stream: TcpStream,
     asker: Ipv4Addr,
     guarded: &Guarded,
+    held: Arc<Held>,
+    end: CancellationToken,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let port = wanted_port(&stream)?;
@@ -193,7 +198,8 @@ async fn converse(
     }
     let config = shared.parts.authority.server(&host).map_err(io::Error::other)?;
     let stream = timed(start.into_stream(config)).await?;
-    let conversation = Arc::new(Conversation::new(Arc::clone(shared), asker, host, port));
+    let conversation = Conversation::new(Arc::clone(shared), asker, (host, port), held, end);
+    let conversation = Arc::new(conversation);
     let service = hyper::service::service_fn(move |request| {
         let conversation = Arc::clone(&conversation);
         async move { Ok::<_, std::convert::Infallible>(conversation.answer(request).await) }

@@ -147,7 +147,7 @@ async fn update(call: Call<Mask, Secret>) -> Result<UpdateSecretReply, Error> {
     };
     let hosts = match &wanted.hosts {
         Some(hosts) => bound_to(hosts, &mut wrong),
-        None => were,
+        None => were.clone(),
     };
     let mut edit = SecretEdit {
         name: Some(wanted.name),
@@ -198,7 +198,8 @@ async fn update(call: Call<Mask, Secret>) -> Result<UpdateSecretReply, Error> {
             id,
             &edit,
             chosen.as_deref().map(str::as_bytes),
-            Some(&hosts),
+            // What did not change is not written: another call may be binding it.
+            (hosts != were).then_some(hosts.as_slice()),
         )
         .await?;
     Ok(UpdateSecretReply {

@@ -126,7 +126,16 @@ pub(crate) async fn run(mut session: Session, action: Action) -> Result<(), Erro
             content,
         } => {
             let existing = resolve::one(&client, SECRET, &secret).await?;
-            let mut body = content.body(&mut session.host, &printer).await?;
+            let is_about_hosts = unbind || !content.hosts.is_empty();
+            let mut body = if is_about_hosts && content.value.is_none() && content.from_file.is_none() {
+                // The value stays what it is, and is not asked for.
+                let mut body = serde_json::Map::new();
+                body.insert("type".to_owned(), json!(text(&existing, "type")));
+                body.insert("hosts".to_owned(), json!(content.hosts));
+                body
+            } else {
+                content.body(&mut session.host, &printer).await?
+            };
             if unbind {
                 body.insert("hosts".to_owned(), json!([]));
             }

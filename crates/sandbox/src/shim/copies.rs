@@ -88,17 +88,19 @@ impl Keeper<'_> {
         let image = Image::kept_at(&spec.memory)?;
         let held = Held::of(self.run.init.pid)?;
         let freezer = driver.freezer(name)?;
+        // Asked before the limits are lifted: nothing may fail between that and their return.
+        let (processes, memory_bytes) = (driver.processes(name)?, driver.stats(name)?.memory_bytes);
         driver.lift_limits(name)?;
         let dumped = checkpoint::dump(&Dump {
             program: &spec.checkpoint.program,
             image: &image,
             facts: &self.order.dir.criu_facts(self.order.boot_id),
             init: self.run.init.pid,
-            processes: driver.processes(name)?,
+            processes,
             peers: &spec.checkpoint.peers,
             freezer: &freezer,
             pipes: self.pump.pipes().collect(),
-            memory_bytes: driver.stats(name)?.memory_bytes,
+            memory_bytes,
             held: &held,
             purpose: Purpose::Copies,
         });

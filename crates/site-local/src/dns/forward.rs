@@ -22,6 +22,8 @@ const RESOLV_CONF_AGE: Duration = Duration::from_secs(5);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// As many as the C library uses.
 const NAME_SERVERS_MAX: usize = 3;
+/// The bit of a header's third byte that says that the answer was cut to fit a datagram.
+const TRUNCATED: u8 = 0b10;
 /// Id and flags; shorter is no message.
 const HEADER_BYTES: usize = 12;
 
@@ -47,7 +49,11 @@ impl Resolver {
         let Ok(question) = question.to_vec() else {
             return Vec::new();
         };
-        let answer = self.0.ask(&question, Transport::Udp).await;
+        let mut answer = self.0.ask(&question, Transport::Udp).await;
+        let is_cut = |answer: &Vec<u8>| answer.get(2).is_some_and(|flags| flags & TRUNCATED != 0);
+        if answer.as_ref().is_some_and(is_cut) {
+            answer = self.0.ask(&question, Transport::Tcp).await.or(answer);
+        }
         let found = super::outside::addresses(&answer.unwrap_or_default());
         found.into_iter().map(|(address, _)| address).collect()
     }

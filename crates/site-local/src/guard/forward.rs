@@ -16,10 +16,11 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 use tram_types::bound;
 
 use super::head::{self, Refusal, Replacement};
-use super::{HEAD_BYTES_MAX, Shared};
+use super::{HEAD_BYTES_MAX, Held, Shared};
 use crate::dns::Guarded;
 
 type Body = BoxBody<Bytes, hyper::Error>;
@@ -32,17 +33,29 @@ pub(super) struct Conversation {
     /// By which the connection was opened, in lower case.
     host: String,
     port: u16,
+    /// Its places among all connections, for as long as anything of it is open.
+    held: Arc<Held>,
+    /// Cancelled when the guard ends.
+    end: CancellationToken,
     /// The connection to the real host, between two requests.
     kept: Mutex<Option<SendRequest<Incoming>>>,
 }
 
 impl Conversation {
-    pub(super) fn new(shared: Arc<Shared>, asker: Ipv4Addr, host: String, port: u16) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        asker: Ipv4Addr,
+        (host, port): (String, u16),
+        held: Arc<Held>,
+        end: CancellationToken,
+    ) -> Self {
         Self {
             shared,
             asker,
             host,
             port,
+            held,
+            end,
             kept: Mutex::default(),
         }
     }
@@ -108,12 +121,18 @@ impl Conversation {
         let theirs = websocket.then(|| hyper::upgrade::on(&mut request));
         let (sender, mut answer) = self.send(&guarded, request).await?;
         head::hide(answer.headers_mut(), &replacements);
+        // Some servers repeat the request's first line in it.
+        answer.extensions_mut().remove::<hyper::ext::ReasonPhrase>();
         if let Some(theirs) = theirs
             && answer.status() == StatusCode::SWITCHING_PROTOCOLS
         {
             let ours = hyper::upgrade::on(&mut answer);
-            let over = guarded.over.clone();
-            tokio::spawn(over.run_until_cancelled_owned(join(theirs, ours)));
+            let (over, held, end) = (guarded.over.clone(), Arc::clone(&self.held), self.end.clone());
+            tokio::spawn(async move {
+                let _held = held;
+                end.run_until_cancelled(over.run_until_cancelled(join(theirs, ours)))
+                    .await;
+            });
             let (parts, _) = answer.into_parts();
             let nothing = Full::new(Bytes::new()).map_err(|never| match never {});
             return Ok(Response::from_parts(parts, nothing.boxed()));
@@ -197,11 +216,13 @@ impl Conversation {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(failed)?;
-        let over = guarded.over.clone();
-        tokio::spawn(over.run_until_cancelled_owned(async move {
-            // How it ended is seen by whoever reads the answer.
-            drop(connection.with_upgrades().await);
-        }));
+        let (over, end) = (guarded.over.clone(), self.end.clone());
+        tokio::spawn(
+            end.run_until_cancelled_owned(over.run_until_cancelled_owned(async move {
+                // How it ended is seen by whoever reads the answer.
+                drop(connection.with_upgrades().await);
+            })),
+        );
         let answer = sender.send_request(request).await.map_err(failed)?;
         Ok((sender, answer))
     }

@@ -10,6 +10,8 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, StatusCode, Uri};
 
+use super::HEAD_BYTES_MAX;
+
 /// Headers that speak of one connection and not of the request.
 const HOP_BY_HOP: [HeaderName; 10] = [
     header::CONNECTION,
@@ -146,33 +148,70 @@ pub(super) fn fill(
     replacements: &[Replacement],
 ) -> Result<PathAndQuery, Refusal> {
     let unfit = || Refusal::new(StatusCode::BAD_GATEWAY, "the secret does not fit into a request");
+    let too_large = || {
+        Refusal::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "with the values of its secrets the request's head is too large",
+        )
+    };
+    let pairs: Vec<(&[u8], &[u8])> = replacements
+        .iter()
+        .map(|one| (one.placeholder.as_bytes(), one.value.as_bytes()))
+        .collect();
+    let is_named = |text: &[u8]| pairs.iter().any(|(placeholder, _)| contains(text, placeholder));
+    let mut left = HEAD_BYTES_MAX;
     for (name, value) in headers.iter_mut() {
         if *name == header::HOST {
             continue;
         }
-        for one in replacements {
-            if let Some(text) = basic(value).filter(|text| text.contains(&one.placeholder)) {
-                let filled = STANDARD.encode(text.replace(&one.placeholder, &one.value));
-                *value = HeaderValue::from_str(&format!("{BASIC}{filled}")).map_err(|_| unfit())?;
-                value.set_sensitive(true);
-            } else if contains(value.as_bytes(), one.placeholder.as_bytes()) {
-                let filled = replace(value.as_bytes(), one.placeholder.as_bytes(), one.value.as_bytes());
-                // Refuses line ends and other control characters, whatever was stored.
-                *value = HeaderValue::from_bytes(&filled).map_err(|_| unfit())?;
-                value.set_sensitive(true);
-            }
+        if let Some(text) = basic(value).filter(|text| is_named(text.as_bytes())) {
+            let filled = put(text.as_bytes(), &pairs, &mut left).ok_or_else(too_large)?;
+            let filled = STANDARD.encode(filled);
+            *value = HeaderValue::from_str(&format!("{BASIC}{filled}")).map_err(|_| unfit())?;
+            value.set_sensitive(true);
+        } else if is_named(value.as_bytes()) {
+            let filled = put(value.as_bytes(), &pairs, &mut left).ok_or_else(too_large)?;
+            // Refuses line ends and other control characters, whatever was stored.
+            *value = HeaderValue::from_bytes(&filled).map_err(|_| unfit())?;
+            value.set_sensitive(true);
         }
     }
-    let mut target = uri.path_and_query().map_or("/", PathAndQuery::as_str).to_owned();
-    for one in replacements {
-        target = target.replace(&one.placeholder, &escaped(&one.value));
+    let target = uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    if !is_named(target.as_bytes()) {
+        return target.parse().map_err(|_| unfit());
     }
-    target.parse().map_err(|_| unfit())
+    let values: Vec<String> = replacements.iter().map(|one| escaped(&one.value)).collect();
+    let pairs: Vec<(&[u8], &[u8])> = replacements
+        .iter()
+        .zip(&values)
+        .map(|(one, value)| (one.placeholder.as_bytes(), value.as_bytes()))
+        .collect();
+    let filled = put(target.as_bytes(), &pairs, &mut left).ok_or_else(too_large)?;
+    PathAndQuery::try_from(filled).map_err(|_| unfit())
+}
+
+/// Puts the second of each pair where the first stands, in one pass, so that what was put in is not looked at again; one
+/// value that names another would grow without end. `left`: bytes that may be written in all, `None` when they are more.
+fn put(text: &[u8], pairs: &[(&[u8], &[u8])], left: &mut usize) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    let mut rest = text;
+    while let Some(first) = rest.first() {
+        let hit = pairs.iter().find(|(from, _)| rest.starts_with(from));
+        let (add, skip) = hit.map_or((std::slice::from_ref(first), 1), |(from, to)| (*to, from.len()));
+        *left = left.checked_sub(add.len())?;
+        out.extend_from_slice(add);
+        rest = rest.get(skip.max(1)..)?;
+    }
+    Some(out)
 }
 
 /// Takes values out of the head of an answer, where servers repeat what they were asked, as in a redirect.
 pub(super) fn hide(headers: &mut HeaderMap, replacements: &[Replacement]) {
-    for value in headers.values_mut() {
+    for (name, value) in headers.iter_mut() {
+        // A number that frames the answer, whatever it looks like.
+        if *name == header::CONTENT_LENGTH {
+            continue;
+        }
         for one in replacements {
             for form in [one.value.clone(), escaped(&one.value)] {
                 if contains(value.as_bytes(), form.as_bytes()) {
@@ -366,5 +405,33 @@ mod tests {
             (&socket["connection"], &socket["upgrade"]),
             (&"upgrade".parse().unwrap(), &"websocket".parse().unwrap())
         );
+    }
+
+    #[test]
+    fn values_that_name_other_secrets_do_not_grow() {
+        let other = "tram-secret-11ff";
+        let replacements = [
+            Replacement {
+                placeholder: PLACEHOLDER.to_owned(),
+                value: other.repeat(90),
+            },
+            Replacement {
+                placeholder: other.to_owned(),
+                value: "x".repeat(4096),
+            },
+        ];
+        let mut headers = HeaderMap::new();
+        headers.insert("x-one", HeaderValue::from_static(PLACEHOLDER));
+        headers.insert("x-two", HeaderValue::from_static(other));
+        fill(&Uri::from_static("/"), &mut headers, &replacements).unwrap();
+        assert_eq!(
+            headers["x-one"],
+            other.repeat(90),
+            "what was put in stays as it is"
+        );
+        let many = HeaderValue::from_str(&other.repeat(1000)).unwrap();
+        headers.insert("x-three", many);
+        let refused = fill(&Uri::from_static("/"), &mut headers, &replacements).unwrap_err();
+        assert_eq!(refused.status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
     }
 }

@@ -150,7 +150,8 @@ impl Outside {
 
 /// Nobody can listen on an address of another machine.
 fn is_this_machines(address: Ipv4Addr) -> bool {
-    UdpSocket::bind((address, 0)).is_ok()
+    // Any other failure says nothing of whose it is, and then it is not gone to.
+    !matches!(UdpSocket::bind((address, 0)), Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable)
 }
 
 fn away(host: &str, why: &str) -> Refusal {

@@ -540,7 +540,7 @@ table inet {table} {{
         iifname != {{ "lo", {ours} }} ip daddr {gateway} drop
     }}
     chain to_guard {{
-        type nat hook prerouting priority dstnat; policy accept;
+        type nat hook prerouting priority dstnat - 5; policy accept;
         iifname {ours} ip saddr @guarded ip daddr {gateway} tcp dport != 53 dnat ip to {gateway}:{guard_port}
     }}
     chain input {{

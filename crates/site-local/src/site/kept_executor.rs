@@ -5,10 +5,12 @@
 //! platform would start. A sandbox that was started before an upgrade, or is itself a copy, goes on with its own.
 
 use std::fs::{self, File, Permissions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+/// An executor has a few MiB.
+const BYTES_MAX: u64 = 256 << 20;
 /// Whoever the sandbox's user is may run it, and nobody changes it.
 const MODE: u32 = 0o555;
 
@@ -31,7 +33,14 @@ pub(super) fn keep(running: &File, installed: &Path, to: &Path) -> io::Result<()
     }
     let beside = beside(to);
     super::instance_snapshots::ignore_missing(fs::remove_file(&beside))?;
-    let mut from = running.try_clone()?;
+    // The sandbox may have made its first process another program, of any length.
+    if running.metadata()?.len() > BYTES_MAX {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "its first process is no executor",
+        ));
+    }
+    let mut from = running.try_clone()?.take(BYTES_MAX);
     let mut file = File::create_new(&beside)?;
     io::copy(&mut from, &mut file)?;
     file.set_permissions(Permissions::from_mode(MODE))?;
