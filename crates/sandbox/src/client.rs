@@ -32,7 +32,7 @@ pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A program in an instance is started without reading much, on a machine that may be busy.
 pub const EXEC_TIMEOUT: Duration = Duration::from_secs(30);
 /// After this, whoever waits for what depends on the size of an instance asks how large it is, and waits as long as that
-/// may take ([`patience`]). A thaw takes a millisecond and a restore some fifty.
+/// may take. A thaw takes a millisecond and a restore some fifty.
 pub const FIRST_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Why a call did not give what was asked.
