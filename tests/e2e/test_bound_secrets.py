@@ -479,7 +479,7 @@ def test_a_network_policy_holds_for_bound_hosts(cloud, outside, allow):
         assert len(outside.requests()) == before
 
 
-@pytest.mark.parametrize("allow", [HOST, f"{API}/32"])
+@pytest.mark.parametrize("allow", [HOST, f"{API}/32"], ids=["by-name", "by-address"])
 def test_a_list_that_holds_the_host_or_its_address_lets_it_through(cloud, outside, allow):
     app = "byname" if allow == HOST else "byaddress"
     with policed(cloud, app, [allow]) as inside:
