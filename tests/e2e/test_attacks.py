@@ -259,7 +259,8 @@ def test_the_machine_is_out_of_reach_on_every_address(cloud, sandbox):
         for address in {gateway(sandbox), *own_addresses()}:
             for reached in (port, cloud.api_port, cloud.http_port, cloud.https_port):
                 outcome = sandbox.attack("tcp", address, str(reached))["tcp"][0]
-                assert outcome in UNREACHED, (address, reached, outcome)
+                # One that is no longer the machine's, as when another cloud on it ended, is nobody's.
+                assert outcome in UNREACHED or address not in own_addresses(), (address, reached, outcome)
     # Its own loopback is not the machine's.
     assert sandbox.attack("tcp", "127.0.0.1", str(cloud.api_port))["tcp"][0] == "refused ECONNREFUSED"
 

@@ -295,7 +295,7 @@ def test_an_instance_that_sleeps_lightly_wakes_under_the_new_policy(cloud, regis
 
 V6 = """
 import socket
-print([one[4][0] for one in socket.getaddrinfo("listed.example.org", 80)])
+print([one[4][0] for one in socket.getaddrinfo("other.example.org", 80)])
 for address in ("2001:db8::1", "fe80::1", "::ffff:%s", "ff02::1"):
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
         try:
@@ -312,11 +312,11 @@ print(open("/proc/net/if_inet6").read().count("eth0"), "addresses")
 
 
 def test_ipv6_is_closed_altogether_and_entries_of_a_list_say_so(cloud, name, names, deploy):
-    service = deploy(["2001:db8::/32", "2001:db8::1", "::/0", "listed.example.org"])
-    done = cloud.tram("exec", name, "--", "python3", "-c", V6 % OTHER).stdout
+    service = deploy(["2001:db8::/32", "2001:db8::1", "::/0", "other.example.org"])
+    done = cloud.tram("exec", name, "--", "python3", "-c", V6 % NAMED).stdout
     assert "open" not in done and done.endswith("0 addresses\n"), done
-    assert done.startswith(f"['{NAMED}'"), "a listed name is found by IPv4"
-    assert reaches(cloud, name, "listed.example.org") and not reaches(cloud, name, OTHER), "::/0 is not everything"
+    assert done.startswith(f"['{OTHER}'"), "a listed name is found by IPv4"
+    assert reaches(cloud, name, "other.example.org") and not reaches(cloud, name, NAMED), "::/0 is not everything"
     said = "open nothing: 2001:db8::/32, 2001:db8::1, ::/0"
     wait_for("the owner is told", lambda: said in log(cloud, name))
     change(cloud, service, deploy, ["2001:db8::2"])

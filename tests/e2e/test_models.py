@@ -366,7 +366,7 @@ def test_a_definition_must_name_a_model_that_is_here_and_fits(cloud, model, name
         return {re.sub(r"^.*definition\.", "", field["field"]): field["description"] for field in reply["fields"]}
 
     assert "there is no model `gone`" in refused({"source": "gone"})["model.source"]
-    assert "there is no engine `vllm`" in refused({"source": model, "engine": "vllm"})["model.engine"]
+    assert "there is no engine `steam` here" in refused({"source": model, "engine": "steam"})["model.engine"]
     assert "trained for 4096 tokens" in refused({"source": model, "context_length": 5000})["model.context_length"]
     done = cloud.tram("models", "deploy", "no-such-model", check=False)
     assert done.returncode == 1 and "there is no model `no-such-model`" in done.stderr

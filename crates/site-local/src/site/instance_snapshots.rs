@@ -27,10 +27,10 @@ use tram_image::Image;
 use tram_sandbox::protocol::{CheckpointSpec, ConfigFile, KeepSpec, LaunchSpec, MemoryFrom, Refusal};
 use tram_site::{Error, InstanceSpec, Verdict};
 use tram_types::units::{MIB, SLOWEST_DISK_BYTES_PER_SECOND, time_to_move};
-use tram_types::{InstanceId, InstanceSnapshotId, status::InstanceSnapshotType};
+use tram_types::{InstanceId, InstanceSnapshotId, Isolation, status::InstanceSnapshotType};
 
 use super::Shared;
-use super::entries::Live;
+use super::entries::{Entry, Live};
 use super::kept_executor;
 use crate::checksums::{self, Bounds, Checksums, Files};
 use crate::executor::SECRET_VARIABLE;
@@ -240,6 +240,12 @@ impl Shared {
 
     /// Keeps the executor that is the first process of an instance; whether it takes digests of secrets.
     async fn keep_executor(&self, instance: InstanceId, to: PathBuf) -> Result<bool, Error> {
+        let in_gvisor = |entry: &Entry| entry.record.spec.isolation == Isolation::Gvisor;
+        if self.lock().get(&instance).is_some_and(in_gvisor) {
+            return Err(refused(
+                "it runs in the isolation class gvisor, whose processes cannot be written down: take a FILESYSTEM snapshot",
+            ));
+        }
         let (directory, name) = (self.config.supervisor_dir.clone(), super::wire_id(instance)?);
         let installed = self.config.executor.clone().unwrap_or_default();
         let kept = blocking(move || {
