@@ -34,6 +34,7 @@ mod cgroup;
 mod clone;
 mod disk;
 mod init;
+mod installed;
 mod pages;
 mod patience;
 mod sealed;

@@ -16,7 +16,7 @@ use rustix::fs::{CWD, Gid, Uid};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags};
 use rustix::thread::CapabilitySet;
 
-use crate::sys;
+use crate::{installed, sys};
 
 /// The first that dumps TCP sockets on Linux 6.16 and later.
 pub const VERSION_MIN: (u32, u32) = (4, 2);
@@ -77,20 +77,8 @@ impl Criu {
     /// # Errors
     /// Why there is none.
     pub fn find(named: Option<&Path>) -> Result<Self, Missing> {
-        if let Some(program) = named {
-            return Self::examine(program);
-        }
-        let places = [INSTALLED].into_iter().chain(SYSTEM).map(Path::new);
-        let mut reason = Missing::NotInstalled;
-        for program in places.filter(|program| program.exists()) {
-            match Self::examine(program) {
-                Ok(found) => return Ok(found),
-                // The first is the most telling: what was installed for us.
-                Err(why) if matches!(reason, Missing::NotInstalled) => reason = why,
-                Err(_) => {}
-            }
-        }
-        Err(reason)
+        let places = [INSTALLED].into_iter().chain(SYSTEM);
+        installed::find(named, places, Self::examine, Missing::NotInstalled)
     }
 
     fn examine(program: &Path) -> Result<Self, Missing> {
@@ -98,12 +86,7 @@ impl Criu {
             program: program.to_owned(),
             source,
         };
-        let said = Command::new(program)
-            .arg("--version")
-            .stdin(Stdio::null())
-            .output()
-            .map_err(broken)?;
-        let text = String::from_utf8_lossy(&said.stdout);
+        let text = installed::said_version(program).map_err(broken)?;
         let Some(version) = version(&text) else {
             return Err(broken(io::Error::other("it does not say its version")));
         };

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::config;
+use crate::installed;
 
 /// The day of the oldest release that is known to work, as releases are named.
 pub const VERSION_MIN: u32 = 20_240_729;
@@ -65,20 +66,8 @@ impl Runsc {
     /// # Errors
     /// Why there is none.
     pub fn find(named: Option<&Path>) -> Result<Self, Missing> {
-        if let Some(program) = named {
-            return Self::examine(program);
-        }
-        let places = [INSTALLED].into_iter().chain(SYSTEM).map(Path::new);
-        let mut reason = Missing::NotInstalled;
-        for program in places.filter(|program| program.exists()) {
-            match Self::examine(program) {
-                Ok(found) => return Ok(found),
-                // The first is the most telling: what was installed for us.
-                Err(why) if matches!(reason, Missing::NotInstalled) => reason = why,
-                Err(_) => {}
-            }
-        }
-        Err(reason)
+        let places = [INSTALLED].into_iter().chain(SYSTEM);
+        installed::find(named, places, Self::examine, Missing::NotInstalled)
     }
 
     fn examine(program: &Path) -> Result<Self, Missing> {
@@ -88,12 +77,7 @@ impl Runsc {
         };
         // It is shown to instances by this name, and a symlink would be followed elsewhere.
         let program = std::fs::canonicalize(program).map_err(broken)?;
-        let said = Command::new(&program)
-            .arg("--version")
-            .stdin(Stdio::null())
-            .output()
-            .map_err(broken)?;
-        let text = String::from_utf8_lossy(&said.stdout);
+        let text = installed::said_version(&program).map_err(broken)?;
         let Some(version) = version(&text) else {
             return Err(broken(io::Error::other("it does not say its version")));
         };
