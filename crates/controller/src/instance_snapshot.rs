@@ -172,25 +172,36 @@ impl Reconciler {
         Ok(Some(no_room(taken, bytes, max, &largest)))
     }
 
-    /// Takes what is wanted, and removes what is not, until nothing is being taken. After an error nothing more is begun, and
-    /// what is under way is seen to its end: the site would go on with it anyway.
+    /// Takes what is wanted, and removes what is not, until nothing is being taken. After an error the next look is a moment
+    /// later, and what is under way is seen to its end.
     async fn work(&self, report: &mut Report) -> Result<(), Error> {
         let mut taking = Taking::default();
         let mut failed = Ok(());
+        let mut rest_until: Option<Instant> = None;
         loop {
-            if failed.is_ok() {
+            if rest_until.is_none_or(|until| Instant::now() >= until) {
                 failed = self.look(&mut taking, report).await;
+                rest_until = failed.is_err().then(|| Instant::now() + RETRY);
             }
             if taking.under_way.is_empty() {
                 break;
             }
             let again = taking.again_at();
+            let again = rest_until.map_or(again, |until| until.min(again));
             tokio::select! {
                 Some((snapshot, outcome)) = taking.under_way.next() => {
                     match self.record(&snapshot, outcome, report).await {
                         Ok(Recorded::ForGood) => {}
                         Ok(Recorded::Later) => taking.wait_for(&snapshot),
-                        Err(error) => failed = failed.and(Err(error)),
+                        // The site has it, and says so again when it is asked.
+                        Err(error) => {
+                            tracing::warn!(
+                                snapshot = %snapshot.id,
+                                error = &error as &dyn std::error::Error,
+                                "what became of a snapshot cannot be recorded, trying again"
+                            );
+                            taking.wait_for(&snapshot);
+                        }
                     }
                     taking.done(&snapshot);
                 }
