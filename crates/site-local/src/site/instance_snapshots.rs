@@ -104,33 +104,7 @@ impl Shared {
         kind: InstanceSnapshotType,
     ) -> Result<u64, Error> {
         let full = kind == InstanceSnapshotType::Full;
-        let (image, executor) = {
-            let entries = self.lock();
-            let entry = entries.get(&instance).ok_or(Error::NoSuchInstance(instance))?;
-            if !matches!(entry.live, Live::Up(_)) {
-                return Err(Error::NoSuchInstance(instance));
-            }
-            let image = entry.image.as_ref();
-            (
-                image.map(|image| image.manifest_digest.to_string()),
-                full && entry.record.spec.executor.is_some(),
-            )
-        };
-        let Some(image) = image else {
-            return Err(Error::Unavailable {
-                message: "the image of the instance is not known yet".to_owned(),
-                source: None,
-            });
-        };
-        let path = self.snapshot_path(snapshot);
-        let note = Note {
-            image,
-            full,
-            executor,
-            digests: false,
-            checked: true,
-        };
-        let taken = self.try_take(instance, &path, note).await;
+        let taken = self.try_take(instance, &self.snapshot_path(snapshot), full).await;
         match &taken {
             Ok(_) => {}
             // Whoever was asked may still be writing; it begins anew when it is asked again.
@@ -140,15 +114,18 @@ impl Shared {
         taken
     }
 
-    async fn try_take(&self, instance: InstanceId, path: &Path, mut note: Note) -> Result<u64, Error> {
+    async fn try_take(&self, instance: InstanceId, path: &Path, full: bool) -> Result<u64, Error> {
         let failed = |error| explain(instance, error);
         let taken = path.to_owned();
         // Asked again after a restart: what is there is whole, and the instance may be over.
-        if let Some(Ok(before)) = blocking(move || read_note(&taken)).await?.map_err(failed)? {
-            note = before;
-        } else {
-            self.take_anew(instance, path, &mut note).await?;
-        }
+        let note = match blocking(move || read_note(&taken)).await?.map_err(failed)? {
+            Some(Ok(before)) => before,
+            _ => {
+                let mut note = self.first_note(instance, full)?;
+                self.take_anew(instance, path, &mut note).await?;
+                note
+            }
+        };
         let path = path.to_owned();
         blocking(move || {
             let files = files(&path, &note);
@@ -160,6 +137,28 @@ impl Shared {
         })
         .await?
         .map_err(failed)
+    }
+
+    /// What is noted of a snapshot of an instance that runs, before it is taken.
+    fn first_note(&self, instance: InstanceId, full: bool) -> Result<Note, Error> {
+        let entries = self.lock();
+        let entry = entries.get(&instance).ok_or(Error::NoSuchInstance(instance))?;
+        if !matches!(entry.live, Live::Up(_)) {
+            return Err(Error::NoSuchInstance(instance));
+        }
+        let Some(image) = &entry.image else {
+            return Err(Error::Unavailable {
+                message: "the image of the instance is not known yet".to_owned(),
+                source: None,
+            });
+        };
+        Ok(Note {
+            image: image.manifest_digest.to_string(),
+            full,
+            executor: full && entry.record.spec.executor.is_some(),
+            digests: false,
+            checked: true,
+        })
     }
 
     /// Writes the note, then all else, and the disk last of all.

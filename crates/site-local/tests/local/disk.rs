@@ -1,6 +1,6 @@
-//! A full disk, as the owner of an instance sees it.
+//! The disk of an instance: full, as its owner sees it, and kept as a snapshot.
 
-use tram_types::units::MIB;
+use tram_types::{InstanceSnapshotId, status::InstanceSnapshotType, units::MIB};
 
 use crate::support::*;
 
@@ -31,5 +31,34 @@ async fn a_full_disk_is_refused_inside_and_explained_in_the_log() {
         tokio::task::yield_now().await;
     }
     assert!(get(address).await.contains("it works"), "it goes on");
+    machine.finish(site).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_whole_outlives_its_instance() {
+    let Some(machine) = Machine::new().await else {
+        return;
+    };
+    if machine.lacks("disk limits") {
+        return;
+    }
+    let site = machine.open().await;
+    let first = machine.spec("shop", "first");
+    up(&site, &first).await;
+    let snapshot = InstanceSnapshotId::random();
+    let filesystem = InstanceSnapshotType::Filesystem;
+    let bytes = site.take_snapshot(first.id, snapshot, filesystem).await.unwrap();
+    site.stop(first.id, Duration::ZERO, NEWEST).await.unwrap();
+    ended(&site, first.id).await;
+    // Whoever took it may have ended before it was recorded, and asks again.
+    let again = site.take_snapshot(first.id, snapshot, filesystem).await.unwrap();
+    assert_eq!(again, bytes);
+    site.take_snapshot(first.id, InstanceSnapshotId::random(), filesystem)
+        .await
+        .expect_err("another one of what is over");
+    site.remove_snapshot(snapshot).await.unwrap();
+    site.take_snapshot(first.id, snapshot, filesystem)
+        .await
+        .expect_err("it was removed");
     machine.finish(site).await;
 }
