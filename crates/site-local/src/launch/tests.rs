@@ -79,27 +79,7 @@ fn a_file_of_the_definition_replaces_the_platforms() {
         content: "mine".to_owned(),
         mode: 0o600,
     }];
-    let place = Place {
-        address: Ipv4Addr::new(10, 201, 0, 7),
-        gateway: Ipv4Addr::new(10, 201, 0, 1),
-        namespace: "/run/x".into(),
-        number: 7,
-    };
-    let config = image(&[], &["/bin/sh"]);
-    let layers = ["/layers/1".into()];
-    let account = Account {
-        user: User {
-            uid: 0,
-            gid: 0,
-            groups: Vec::new(),
-        },
-        home: None,
-    };
-    let view = ImageView {
-        config: &config,
-        layers: &layers,
-    };
-    let launch = launch_spec(&spec, 3, view, &account, &place, &Config::new("/nowhere")).unwrap();
+    let launch = launched_by_root(&spec, &Config::new("/nowhere")).unwrap();
     let content = |path: &str| {
         let found: Vec<_> = launch
             .files
@@ -204,6 +184,29 @@ fn signals_are_read_as_docker_writes_them() {
     }
 }
 
+/// The specification as an image whose program runs as root gets it, in the seventh place.
+fn launched_by_root(spec: &InstanceSpec, config: &Config) -> Result<LaunchSpec, Error> {
+    let place = Place {
+        address: Ipv4Addr::new(10, 201, 0, 7),
+        gateway: Ipv4Addr::new(10, 201, 0, 1),
+        namespace: "/run/x".into(),
+        number: 7,
+    };
+    let account = Account {
+        user: User {
+            uid: 0,
+            gid: 0,
+            groups: Vec::new(),
+        },
+        home: None,
+    };
+    let view = ImageView {
+        config: &image(&[], &["/bin/sh"]),
+        layers: &["/layers/1".into()],
+    };
+    launch_spec(spec, 3, view, &account, &place, config)
+}
+
 #[test]
 fn the_class_gvisor_takes_its_program_and_no_ids() {
     let mut spec = instance_spec("app", "web");
@@ -213,25 +216,7 @@ fn the_class_gvisor_takes_its_program_and_no_ids() {
         let mut config = Config::new("/nowhere");
         config.user_namespaces = UserNamespaces::Always;
         config.gvisor = gvisor.map(Into::into);
-        let place = Place {
-            address: Ipv4Addr::new(10, 201, 0, 7),
-            gateway: Ipv4Addr::new(10, 201, 0, 1),
-            namespace: "/run/x".into(),
-            number: 7,
-        };
-        let account = Account {
-            user: User {
-                uid: 0,
-                gid: 0,
-                groups: Vec::new(),
-            },
-            home: None,
-        };
-        let view = ImageView {
-            config: &image(&[], &["/bin/sh"]),
-            layers: &["/layers/1".into()],
-        };
-        launch_spec(&spec, 3, view, &account, &place, &config)
+        launched_by_root(&spec, &config)
     };
     let launch = launched(Some("/opt/runsc")).unwrap();
     assert_eq!((launch.gvisor, launch.ids), (Some("/opt/runsc".into()), None));
@@ -247,25 +232,7 @@ fn code_that_nobody_vouches_for_gets_ids_of_its_own() {
         spec.untrusted = untrusted;
         let mut config = Config::new("/nowhere");
         config.user_namespaces = user_namespaces;
-        let place = Place {
-            address: Ipv4Addr::new(10, 201, 0, 7),
-            gateway: Ipv4Addr::new(10, 201, 0, 1),
-            namespace: "/run/x".into(),
-            number: 7,
-        };
-        let account = Account {
-            user: User {
-                uid: 0,
-                gid: 0,
-                groups: Vec::new(),
-            },
-            home: None,
-        };
-        let view = ImageView {
-            config: &image(&[], &["/bin/sh"]),
-            layers: &["/layers/1".into()],
-        };
-        launch_spec(&spec, 3, view, &account, &place, &config).unwrap()
+        launched_by_root(&spec, &config).unwrap()
     };
     for (untrusted, setting, own) in [
         (true, UserNamespaces::Never, false),
