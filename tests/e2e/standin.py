@@ -11,8 +11,34 @@ from cloud import IMAGES
 
 ENGINE_IMAGE = "tramontane.internal/engine"
 
-PROGRAM = r'''
-import argparse, hashlib, http.server, json, os, socketserver, sys, time
+# What every program here begins with: a server whose answers are JSON.
+SERVER = r'''
+import http.server, json, socketserver
+
+
+class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    daemon_threads = True
+
+
+class Json(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *words):
+        pass
+
+    def reply(self, status, value):
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+'''
+
+PROGRAM = SERVER + r'''
+import argparse, hashlib, os, sys, time
 
 arguments = argparse.ArgumentParser()
 arguments.add_argument("command", choices=["serve"])
@@ -30,20 +56,7 @@ print("serving", digest, flush=True)
 ready_at = time.monotonic() + 0.3
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *words):
-        pass
-
-    def reply(self, status, value):
-        body = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
+class Handler(Json):
     def do_GET(self):
         if self.path == "/health":
             return self.reply(200 if time.monotonic() > ready_at else 503, {})
@@ -91,10 +104,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         data = f"data: {text}\n\n".encode()
         self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
         self.wfile.flush()
-
-
-class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
-    daemon_threads = True
 
 
 host, port = given.listen.rsplit(":", 1)

@@ -14,24 +14,11 @@ from engine import WEIGHTS
 FOREIGN = "engines.test/strange"
 
 # Speaks OpenAI's contract without a word about what an answer cost, unless it is asked to.
-STRANGE = r'''
-import http.server, json, os, socketserver, sys
+STRANGE = standin.SERVER + r'''
+import os, sys
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *words):
-        pass
-
-    def reply(self, status, value):
-        body = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
+class Handler(Json):
     def do_GET(self):
         self.reply(200 if self.path == "/v1/models" else 404, {"object": "list", "data": []})
 
@@ -68,10 +55,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         data = f"data: {value if isinstance(value, str) else json.dumps(value)}\r\n\r\n".encode()
         self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
         self.wfile.flush()
-
-
-class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
-    daemon_threads = True
 
 
 Server(("0.0.0.0", int(os.environ["PORT"])), Handler).serve_forever()

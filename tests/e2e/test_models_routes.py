@@ -14,26 +14,13 @@ from cloud import wait_for
 
 IMAGE = "routes.test/engine"
 
-PROGRAM = r'''
-import http.server, json, os, socketserver
+PROGRAM = standin.SERVER + r'''
+import os
 
 NAME = os.environ["KOYEB_SERVICE_NAME"]
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *words):
-        pass
-
-    def reply(self, status, value):
-        body = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
+class Handler(Json):
     def do_GET(self):
         self.reply(200, {"object": "list", "data": []})
 
@@ -49,10 +36,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         self.reply(200, {"id": "x", "object": "chat.completion", "created": 1, "model": asked["model"],
                          "choices": [choice], "usage": usage})
-
-
-class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
-    daemon_threads = True
 
 
 Server(("0.0.0.0", int(os.environ["PORT"])), Handler).serve_forever()
