@@ -33,11 +33,11 @@ http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Handler).serve_forever()
 """
 
 
-def deploy(cloud, image, name, heap_mib, delay):
+def deploy(cloud, image, name, heap_mib, delay, server=SERVER):
     _, reply = cloud.call("POST", "/v1/apps", {"name": name})
     definition = {
         "name": name, "type": "WEB", "regions": ["fra"], "instance_types": [{"type": "medium"}],
-        "docker": {"image": image, "entrypoint": ["python3", "-c"], "command": SERVER % heap_mib},
+        "docker": {"image": image, "entrypoint": ["python3", "-c"], "command": server % heap_mib},
         "ports": [{"port": 8000, "protocol": "http"}], "routes": [{"port": 8000, "path": "/"}],
         "scalings": [{"min": 0, "max": 1, "targets": [{"sleep_idle_delay": delay}]}],
     }

@@ -16,7 +16,7 @@ import tempfile
 import time
 
 from cloud import Cloud, Registry, wait_for
-from light_checkpointed import LIGHT_SECONDS, NEVER_SECONDS
+from light_checkpointed import LIGHT_SECONDS, NEVER_SECONDS, deploy
 from wake_deep import first_byte_ms
 
 HEAP_MIB, ROUNDS = 256, 7
@@ -114,28 +114,13 @@ def away(cloud, service):
     return asleep and in_memory(asleep) < LEFT_MIB << 20
 
 
-def deploy(cloud, image):
-    _, reply = cloud.call("POST", "/v1/apps", {"name": "paged"})
-    delay = {"light_sleep_value": LIGHT_SECONDS, "deep_sleep_value": NEVER_SECONDS}
-    definition = {
-        "name": "paged", "type": "WEB", "regions": ["fra"], "instance_types": [{"type": "medium"}],
-        "docker": {"image": image, "entrypoint": ["python3", "-c"], "command": SERVER % HEAP_MIB},
-        "ports": [{"port": 8000, "protocol": "http"}], "routes": [{"port": 8000, "path": "/"}],
-        "scalings": [{"min": 0, "max": 1, "targets": [{"sleep_idle_delay": delay}]}],
-    }
-    status, reply = cloud.call("POST", "/v1/services", {"app_id": reply["app"]["id"], "definition": definition})
-    if status != 200:
-        raise AssertionError(f"it was not accepted: {reply}")
-    cloud.wait_deployment(reply["service"]["latest_deployment_id"], "HEALTHY")
-    return cloud.host("paged"), reply["service"]
-
-
 def one(registry, device):
     """Medians in milliseconds: back from swap, and the same bytes from the device."""
     with device() as beside:
         cloud = Cloud(light_sleep_memory="reclaim", light_sleep_checkpoint_after="never").start()
         try:
-            host, service = deploy(cloud, registry.image("fastapi"))
+            delay = {"light_sleep_value": LIGHT_SECONDS, "deep_sleep_value": NEVER_SECONDS}
+            host, service = deploy(cloud, registry.image("fastapi"), "paged", HEAP_MIB, delay, SERVER)
             back, read = [], []
             for _ in range(ROUNDS):
                 wait_for("its memory is away", lambda: away(cloud, service), 120)
