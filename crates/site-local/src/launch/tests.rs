@@ -95,20 +95,8 @@ fn a_file_of_the_definition_replaces_the_platforms() {
         (launch.cwd.as_str(), launch.generation, launch.stop_signal),
         ("/", 3, 15)
     );
-    assert!(
-        launch_spec(
-            &spec,
-            3,
-            ImageView {
-                config: &config,
-                layers: &[]
-            },
-            &account,
-            &place,
-            &Config::new("/")
-        )
-        .is_err()
-    );
+    let without_layers = launched_from(&[], &spec, &Config::new("/"));
+    assert!(without_layers.is_err());
 }
 
 #[test]
@@ -186,6 +174,11 @@ fn signals_are_read_as_docker_writes_them() {
 
 /// The specification as an image whose program runs as root gets it, in the seventh place.
 fn launched_by_root(spec: &InstanceSpec, config: &Config) -> Result<LaunchSpec, Error> {
+    launched_from(&["/layers/1".into()], spec, config)
+}
+
+/// The same from these layers.
+fn launched_from(layers: &[PathBuf], spec: &InstanceSpec, config: &Config) -> Result<LaunchSpec, Error> {
     let place = Place {
         address: Ipv4Addr::new(10, 201, 0, 7),
         gateway: Ipv4Addr::new(10, 201, 0, 1),
@@ -202,7 +195,7 @@ fn launched_by_root(spec: &InstanceSpec, config: &Config) -> Result<LaunchSpec, 
     };
     let view = ImageView {
         config: &image(&[], &["/bin/sh"]),
-        layers: &["/layers/1".into()],
+        layers,
     };
     launch_spec(spec, 3, view, &account, &place, config)
 }

@@ -1,5 +1,8 @@
 //! The disk of an instance: full, as its owner sees it, and kept as a snapshot.
 
+use std::time::Duration;
+
+use tram_site::Site as _;
 use tram_types::{InstanceSnapshotId, status::InstanceSnapshotType, units::MIB};
 
 use crate::support::*;
