@@ -21,7 +21,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tram_store::record::{Credential, Role};
 use tram_types::{CredentialId, FieldViolation, OrganizationId, ProjectId, Timestamp};
 
-use crate::{error::Error, state::ApiState};
+use crate::{error::Error, known::Reading, state::ApiState};
 
 /// Name of the WebSocket sub-protocol that carries a token.
 pub(crate) const WEBSOCKET_PROTOCOL: &str = "Bearer";
@@ -146,7 +146,7 @@ pub(crate) async fn authenticate(api: &ApiState, parts: &Parts, access: Access) 
     };
     let hash = tram_store::token_sha256(token);
     api.failures.admit(&address, &hash, now)?;
-    let Some(credential) = api.store.credential_by_token(token).await? else {
+    let Some(credential) = credential(api, token, &hash, now).await? else {
         api.failures.failed(&address, now);
         return Err(Error::Unauthenticated(
             "this API token is not known or has expired: make a new one, or correct it",
@@ -160,6 +160,28 @@ pub(crate) async fn authenticate(api: &ApiState, parts: &Parts, access: Access) 
         return Err(refusal(caller.role));
     }
     Ok(caller)
+}
+
+/// What is kept of a token, while it is good.
+async fn credential(
+    api: &ApiState,
+    token: &str,
+    hash: &str,
+    now: Timestamp,
+) -> Result<Option<Credential>, Error> {
+    let reading = Reading::begin(api.store.revision());
+    let known = api.known.credentials.get(reading, hash);
+    let is_good = |credential: &Credential| credential.expires_at.is_none_or(|end| end > now);
+    if let Some(known) = known.filter(is_good) {
+        return Ok(Some(known));
+    }
+    let found = api.store.credential_by_token(token).await?;
+    if let Some(found) = &found {
+        api.known
+            .credentials
+            .keep(reading, hash.to_owned(), found.clone());
+    }
+    Ok(found)
 }
 
 /// The token of a request, wherever it stands.

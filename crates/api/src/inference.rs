@@ -5,6 +5,9 @@
 //!   -> the next way if that one refused -> pass the answer on
 //! ```
 //!
+//! Who asks, and where a name leads, is what the store said at this very state of it, not read anew for each question:
+//! [`crate::known`].
+//!
 //! This is a client of the edge, and keeps nothing: waking, holding, balancing and accounting are the edge's, computing is
 //! the engine's. The answer passes through byte by byte, so a stream is a stream; a caller that leaves takes the request
 //! to the engine along. The caller's token ends here: an engine never sees it.
@@ -33,7 +36,7 @@ use axum::{
 use http::request::Parts;
 
 pub use self::budget::Budgets;
-pub(crate) use self::ways::{FALLBACKS_MAX, TARGETS_MAX, WEIGHT_MAX, leads_to};
+pub(crate) use self::ways::{FALLBACKS_MAX, Places, TARGETS_MAX, WEIGHT_MAX, leads_to};
 use self::{budget::Asker, error::Refusal, find::Target, forward::Edge};
 use crate::{
     auth::{Access, Caller, authenticate},

@@ -14,6 +14,7 @@ mod definition;
 mod endpoint;
 mod error;
 mod inference;
+mod known;
 mod mask;
 mod merge;
 mod openapi;

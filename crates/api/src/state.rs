@@ -10,12 +10,18 @@ use async_trait::async_trait;
 use http::HeaderValue;
 use tram_model::ModelStore;
 use tram_site::{RegistryCredentials, Sites};
-use tram_store::{Store, record::Domain};
-use tram_types::{Clock, InstanceId, ServiceId, Timestamp, catalog::Catalog, status::MetricName};
+use tram_store::{
+    Store,
+    record::{Credential, Domain},
+};
+use tram_types::{
+    Clock, InstanceId, OrganizationId, ProjectId, ServiceId, Timestamp, catalog::Catalog, status::MetricName,
+};
 
 use crate::{
     auth::FailureLimit,
-    inference::{Budgets, Front},
+    inference::{Budgets, Front, Places},
+    known::Known,
     scaling::{NoScaling, ScalingSource},
     turns::Turns,
     wire::helper::VerifyDockerImageReplyErrCode,
@@ -52,6 +58,17 @@ pub struct ApiState {
     pub failures: Arc<FailureLimit>,
     /// Whose turn it is to change an app's services.
     pub(crate) turns: Arc<Turns>,
+    /// What was read of the store a moment ago.
+    pub(crate) known: Arc<KnownOfStore>,
+}
+
+/// What each question to a model needs of the store.
+#[derive(Debug, Default)]
+pub(crate) struct KnownOfStore {
+    /// Good tokens, by their hashes.
+    pub(crate) credentials: Known<String, Credential>,
+    /// Where names of models lead, for whom.
+    pub(crate) places: Known<(OrganizationId, Option<ProjectId>, String), Arc<Places>>,
 }
 
 impl ApiState {
@@ -86,6 +103,7 @@ impl ApiState {
             front: None,
             failures: Arc::new(FailureLimit::default()),
             turns: Arc::default(),
+            known: Arc::default(),
         }
     }
 }

@@ -5,7 +5,6 @@ use tram_types::{ServiceId, Timestamp};
 
 use crate::{
     Store,
-    database::commit,
     error::Result,
     sql::{Sql, read},
 };
@@ -61,6 +60,6 @@ impl Store {
             .run(&mut transaction, DOING)
             .await?;
         }
-        commit(transaction, DOING).await
+        self.commit(transaction, DOING).await
     }
 }

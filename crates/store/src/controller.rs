@@ -152,7 +152,7 @@ impl Store {
             apply_one(&mut transaction, service, update, now, &mut events).await?;
         }
         insert_events(&mut transaction, events, now, DOING).await?;
-        commit(transaction, DOING).await
+        self.commit(transaction, DOING).await
     }
 
     /// Records what was confirmed of an app, if it still has the status that was seen.
@@ -180,7 +180,7 @@ impl Store {
             expected.as_str(),
         )?;
         insert_events(&mut transaction, events, now, DOING).await?;
-        commit(transaction, DOING).await
+        self.commit(transaction, DOING).await
     }
 
     /// Ids of services that a sweep should look at, in order, after one of them: those on their way somewhere, those

@@ -5,7 +5,6 @@ use tram_types::{ActivityId, EventId, OrganizationId, Timestamp};
 
 use crate::{
     Store,
-    database::commit,
     error::Result,
     filter::{self, Listed, Order, Page},
     intent::{NewActivity, NewEvent},
@@ -22,7 +21,7 @@ impl Store {
         const DOING: &str = "adding events";
         let mut transaction = self.database().write(DOING).await?;
         insert_events(&mut transaction, events, self.now(), DOING).await?;
-        commit(transaction, DOING).await
+        self.commit(transaction, DOING).await
     }
 
     /// Events, in the order asked for.

@@ -10,7 +10,7 @@ use sqlx::{AnyConnection, Connection as _};
 
 use crate::{
     Store,
-    database::{Kind, commit},
+    database::Kind,
     error::{Error, Result},
     settings,
     sql::Sql,
@@ -120,7 +120,7 @@ impl Store {
         .bind(&epoch.to_string())
         .run(&mut transaction, DOING)
         .await?;
-        commit(transaction, DOING).await?;
+        self.commit(transaction, DOING).await?;
         self.set_epoch(epoch);
         Ok(Some(Leadership { epoch, guard }))
     }

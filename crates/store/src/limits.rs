@@ -5,7 +5,6 @@ use tram_types::OrganizationId;
 use crate::{
     Store,
     column::Column as _,
-    database::commit,
     error::{Error, Result},
     record::{LimitScope, ModelLimit},
     sql::Sql,
@@ -68,7 +67,7 @@ impl Store {
             };
             Sql::insert(&new).run(&mut transaction, DOING).await?;
         }
-        commit(transaction, DOING).await
+        self.commit(transaction, DOING).await
     }
 
     /// Removes a limit.

@@ -6,7 +6,6 @@ use tram_types::OrganizationId;
 use crate::{
     Store,
     column::Column as _,
-    database::commit,
     error::{Error, Result},
     record::ModelRoute,
     sql::Sql,
@@ -81,7 +80,7 @@ impl Store {
             };
             Sql::insert(&new).run(&mut transaction, DOING).await?;
         }
-        commit(transaction, DOING).await?;
+        self.commit(transaction, DOING).await?;
         self.model_route(organization, &name)
             .await?
             .ok_or_else(|| Error::not_found("model route", &name))

@@ -6,7 +6,6 @@ use tram_types::{DeploymentId, InstanceId, Timestamp};
 
 use crate::{
     Store,
-    database::commit,
     error::Result,
     sql::{Sql, read},
 };
@@ -239,7 +238,7 @@ impl Store {
                 rows = sql.run(&mut transaction, DOING).await?;
             }
         }
-        commit(transaction, DOING).await?;
+        self.commit(transaction, DOING).await?;
         Ok(rows)
     }
 

@@ -10,7 +10,6 @@ use tram_types::{OrganizationId, ProjectId, SecretId};
 use crate::{
     Change, Store,
     column::Column as _,
-    database::commit,
     error::{Error, Result},
     filter::{self, Listed, Page},
     intent::{NewSecret, SecretEdit},
@@ -326,7 +325,7 @@ impl Store {
                 .run(&mut transaction, DOING)
                 .await?;
             }
-            commit(transaction, DOING).await?;
+            self.commit(transaction, DOING).await?;
         };
         Ok(Rotated {
             key_id,

@@ -3,7 +3,7 @@
 use sqlx::AnyConnection;
 use uuid::Uuid;
 
-use crate::{Store, database::commit, error::Result, sql::Sql};
+use crate::{Store, error::Result, sql::Sql};
 
 /// The setting that holds the installation's id.
 const INSTALLATION_ID: &str = "installation_id";
@@ -22,7 +22,7 @@ impl Store {
             .run(&mut transaction, DOING)
             .await?;
         let id = value::<Uuid>(&mut transaction, INSTALLATION_ID, DOING).await?;
-        commit(transaction, DOING).await?;
+        self.commit(transaction, DOING).await?;
         Ok(id.unwrap_or_default())
     }
 

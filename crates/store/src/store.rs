@@ -5,7 +5,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
 };
 
@@ -61,6 +61,17 @@ struct Inner {
     listener: Option<AbortHandle>,
     /// The epoch of the leadership that this process took; 0: it never led.
     epoch: AtomicI64,
+    /// See [`Store::revision`].
+    revision: AtomicU64,
+}
+
+/// Counts a write when it is over.
+struct Counted<'c>(&'c AtomicU64);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 impl Drop for Inner {
@@ -109,6 +120,7 @@ impl Store {
                 replica,
                 listener,
                 epoch: AtomicI64::new(0),
+                revision: AtomicU64::new(0),
             }),
         })
     }
@@ -126,6 +138,25 @@ impl Store {
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<Change> {
         self.inner.changes.subscribe()
+    }
+
+    /// Counts what this process wrote, whatever it was. What was read after this was asked, and is kept under the answer,
+    /// still holds as long as the answer is the same, but for what others wrote: other replicas, and commands that open
+    /// the same database.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.inner.revision.load(Ordering::SeqCst)
+    }
+
+    /// Commits. Whoever waits for it finds the next revision.
+    pub(crate) async fn commit(
+        &self,
+        transaction: Transaction<'static, Any>,
+        doing: &'static str,
+    ) -> Result<()> {
+        // Also when whoever waits for it goes away, or the answer of the database is lost: it may have happened.
+        let _counted = Counted(&self.inner.revision);
+        commit(transaction, doing).await
     }
 
     /// That the database answers.
@@ -184,7 +215,7 @@ impl Store {
         if self.database().is_postgres() {
             change::announce(&mut transaction, changes, self.inner.replica, doing).await?;
         }
-        commit(transaction, doing).await?;
+        self.commit(transaction, doing).await?;
         for change in changes {
             // Nobody listening is fine.
             let _ = self.inner.changes.send(*change);

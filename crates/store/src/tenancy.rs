@@ -63,7 +63,7 @@ impl Store {
         let mut transaction = self.database().write(DOING).await?;
         Sql::insert(&organization).run(&mut transaction, DOING).await?;
         Sql::insert(&project).run(&mut transaction, DOING).await?;
-        commit(transaction, DOING).await?;
+        self.commit(transaction, DOING).await?;
         Ok(organization)
     }
 
@@ -244,7 +244,7 @@ impl Store {
             .bind(&id)
             .run(&mut transaction, DOING)
             .await?;
-        commit(transaction, DOING).await
+        self.commit(transaction, DOING).await
     }
 
     /// Makes a token.

@@ -17,7 +17,6 @@ use uuid::Uuid;
 use crate::{
     Store,
     column::Column,
-    database::commit,
     error::{Error, Result},
     record::LimitScope,
     sql::{Sql, read},
@@ -251,7 +250,7 @@ impl Store {
         for (key, tokens) in &sums {
             add_row(&mut transaction, key, tokens, DOING).await?;
         }
-        commit(transaction, DOING).await?;
+        self.commit(transaction, DOING).await?;
         Ok(attributed)
     }
 

@@ -16,7 +16,6 @@ use tram_types::{
 use crate::{
     Change, Store,
     column::Column as _,
-    database::commit,
     error::{Error, Result},
     filter::{self, Listed, Page},
     history::insert_events,
@@ -178,7 +177,7 @@ impl Store {
             ));
         }
         insert_events(&mut transaction, events, now, DOING).await?;
-        commit(transaction, DOING).await
+        self.commit(transaction, DOING).await
     }
 
     /// Forgets a volume whose site has confirmed that it is gone.
@@ -195,7 +194,7 @@ impl Store {
         if sql.run(&mut transaction, DOING).await? == 0 {
             return Err(Error::conflict("volume", id, "nobody asked to delete it"));
         }
-        commit(transaction, DOING).await
+        self.commit(transaction, DOING).await
     }
 
     /// Takes volumes from services that do not name them any more and whose instances are gone, of every organization.
@@ -207,7 +206,7 @@ impl Store {
         const DOING: &str = "letting volumes go";
         let mut transaction = self.database().write(DOING).await?;
         let released = release_in(&mut transaction, None, self.now(), DOING).await?;
-        commit(transaction, DOING).await?;
+        self.commit(transaction, DOING).await?;
         Ok(released)
     }
 
@@ -349,7 +348,7 @@ impl Store {
             return Err(Error::conflict("snapshot", id, "it is not wanted any more"));
         }
         insert_events(&mut transaction, vec![event], now, DOING).await?;
-        commit(transaction, DOING).await
+        self.commit(transaction, DOING).await
     }
 
     /// Forgets a snapshot that is gone, or that could not be made.
@@ -367,7 +366,7 @@ impl Store {
             .run(&mut transaction, DOING)
             .await?;
         insert_events(&mut transaction, events, now, DOING).await?;
-        commit(transaction, DOING).await
+        self.commit(transaction, DOING).await
     }
 }
 
