@@ -6,7 +6,9 @@
 //! The one design choice to know: a start from a snapshot must not wait for all of it to be read. Every write, and every
 //! exchange of a file, changes what the kernel notes about it (length, number, times), so where that is as it was when the
 //! checksum was taken, the file was not written to. Only otherwise is it read ([`Checksums::hold_as_noted`]). What a disk
-//! loses by itself changes no note: [`Checksums::verify`] finds it, by reading.
+//! loses by itself changes no note: [`Checksums::verify`] finds it, by reading. For the same reason nobody waits for a
+//! checksum to be taken: the kernel's notes are kept first ([`Checksums::note`]), and the sums are added when all has been
+//! read ([`Checksums::complete`]), provided that the notes are still the same.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -57,8 +59,19 @@ pub(crate) struct Checksums {
 /// A file as it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Noted {
-    sha256: String,
+    /// Absent until the file has been read.
+    sha256: Option<String>,
     stamp: Stamp,
+}
+
+impl Noted {
+    /// Whether the file has the bytes it had, by reading it. Nobody can tell of one that was never read.
+    fn is_sum_of(&self, file: &File, bounds: Option<&Bounds>) -> io::Result<bool> {
+        match &self.sha256 {
+            Some(sha256) => Ok(*sha256 == sum(file, bounds)?),
+            None => Ok(false),
+        }
+    }
 }
 
 /// What the kernel notes about a file, and changes with every write. Not when its status changed: a copy that borrows the
@@ -129,19 +142,52 @@ impl Files {
 }
 
 impl Checksums {
-    /// Takes them.
+    /// Notes the files as they are, unread.
     ///
     /// # Errors
-    /// When a file cannot be read.
-    pub(crate) fn take(files: &Files) -> io::Result<Self> {
-        let mut taken = Self::default();
+    /// When a file cannot be looked at.
+    pub(crate) fn note(files: &Files) -> io::Result<Self> {
+        let mut noted = Self::default();
         for (name, path) in files.all()? {
-            let file = open(&path)?;
-            let stamp = Stamp::of(&file.metadata()?);
-            let sha256 = sum(&file, None)?;
-            taken.files.insert(name, Noted { sha256, stamp });
+            let stamp = Stamp::of(&open(&path)?.metadata()?);
+            noted.files.insert(name, Noted { sha256: None, stamp });
         }
-        Ok(taken)
+        Ok(noted)
+    }
+
+    /// Whether every file has been read.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.files.values().all(|noted| noted.sha256.is_some())
+    }
+
+    /// Reads the files that have not been read yet; or what is wrong, when one is not what was noted.
+    ///
+    /// # Errors
+    /// Those of [`Self::verify`].
+    pub(crate) fn complete(
+        mut self,
+        files: &Files,
+        bounds: Option<&Bounds>,
+    ) -> io::Result<Result<Self, String>> {
+        let sums = std::cell::RefCell::new(BTreeMap::new());
+        let wrong = self.compare(files, |name, noted, file| {
+            if noted.sha256.is_some() {
+                return Ok(true);
+            }
+            let sha256 = sum(file, bounds)?;
+            sums.borrow_mut().insert(name.to_owned(), sha256);
+            // Looked at last: nothing was written all the while.
+            Ok(Stamp::of(&file.metadata()?) == noted.stamp)
+        })?;
+        if let Some(wrong) = wrong {
+            return Ok(Err(wrong));
+        }
+        for (name, sha256) in sums.into_inner() {
+            if let Some(noted) = self.files.get_mut(&name) {
+                noted.sha256 = Some(sha256);
+            }
+        }
+        Ok(Ok(self))
     }
 
     /// Whether the files are what they were, as far as the kernel's notes tell; where they do not, by reading. What is
@@ -150,9 +196,9 @@ impl Checksums {
     /// # Errors
     /// When they cannot be looked at.
     pub(crate) fn hold_as_noted(&self, files: &Files) -> io::Result<Option<String>> {
-        self.compare(files, |noted, file| {
+        self.compare(files, |_, noted, file| {
             let as_noted = Stamp::of(&file.metadata()?) == noted.stamp;
-            Ok(as_noted || sum(file, None)? == noted.sha256)
+            Ok(as_noted || noted.is_sum_of(file, None)?)
         })
     }
 
@@ -162,13 +208,13 @@ impl Checksums {
     /// When a file cannot be read, which may be for want of a working disk; [`io::ErrorKind::TimedOut`] and
     /// [`io::ErrorKind::Interrupted`] at a bound.
     pub(crate) fn verify(&self, files: &Files, bounds: &Bounds) -> io::Result<Option<String>> {
-        self.compare(files, |noted, file| Ok(sum(file, Some(bounds))? == noted.sha256))
+        self.compare(files, |_, noted, file| noted.is_sum_of(file, Some(bounds)))
     }
 
     fn compare(
         &self,
         files: &Files,
-        same: impl Fn(&Noted, &File) -> io::Result<bool>,
+        same: impl Fn(&str, &Noted, &File) -> io::Result<bool>,
     ) -> io::Result<Option<String>> {
         let found = match files.all() {
             Err(error) if is_no_such(&error) => return Ok(Some("its memory is gone".to_owned())),
@@ -193,7 +239,7 @@ impl Checksums {
                     noted.stamp.bytes
                 )));
             }
-            if !same(noted, &file)? {
+            if !same(name, noted, &file)? {
                 return Ok(Some(format!("its {name} has other bytes than when it was taken")));
             }
         }
@@ -267,6 +313,14 @@ mod tests {
 
     use super::*;
 
+    fn taken(files: &Files) -> Checksums {
+        let noted = Checksums::note(files).unwrap();
+        assert!(!noted.is_complete());
+        let taken = noted.complete(files, None).unwrap().unwrap();
+        assert!(taken.is_complete());
+        taken
+    }
+
     fn unbounded() -> Bounds {
         Bounds {
             until: Instant::now() + Duration::from_secs(600),
@@ -292,7 +346,7 @@ mod tests {
     fn a_single_bit_is_noticed_wherever_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let files = snapshot(dir.path());
-        let sums = Checksums::take(&files).unwrap();
+        let sums = taken(&files);
         assert_eq!(sums.verify(&files, &unbounded()).unwrap(), None);
         assert_eq!(sums.hold_as_noted(&files).unwrap(), None);
         let memory = files.memory.clone().unwrap().join("pages-1.img");
@@ -314,10 +368,32 @@ mod tests {
     }
 
     #[test]
+    fn what_was_written_before_it_was_read_is_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = snapshot(dir.path());
+        let noted = Checksums::note(&files).unwrap();
+        assert_eq!(
+            noted.hold_as_noted(&files).unwrap(),
+            None,
+            "as it was, though unread"
+        );
+        let file = File::options().write(true).open(&files.disk).unwrap();
+        file.write_all_at(b"other", 40 << 20).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        for said in [
+            noted.hold_as_noted(&files).unwrap(),
+            noted.clone().complete(&files, None).unwrap().err(),
+            noted.verify(&files, &unbounded()).unwrap(),
+        ] {
+            assert!(said.unwrap().contains("its disk has other bytes"));
+        }
+    }
+
+    #[test]
     fn what_is_cut_off_gone_or_new_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let files = snapshot(dir.path());
-        let sums = Checksums::take(&files).unwrap();
+        let sums = taken(&files);
         let memory = files.memory.clone().unwrap();
         fs::write(memory.join("core-9.img"), "").unwrap();
         assert!(
@@ -366,7 +442,7 @@ mod tests {
     fn memory_that_is_gone_or_elsewhere_is_damage() {
         let dir = tempfile::tempdir().unwrap();
         let files = snapshot(dir.path());
-        let sums = Checksums::take(&files).unwrap();
+        let sums = taken(&files);
         let memory = files.memory.clone().unwrap();
         let elsewhere = dir.path().join("elsewhere");
         fs::rename(&memory, &elsewhere).unwrap();
@@ -385,7 +461,7 @@ mod tests {
     fn reading_ends_in_time_and_with_who_asked() {
         let dir = tempfile::tempdir().unwrap();
         let files = snapshot(dir.path());
-        let sums = Checksums::take(&files).unwrap();
+        let sums = taken(&files);
         let late = Bounds {
             until: Instant::now() - Duration::from_millis(1),
             ..unbounded()

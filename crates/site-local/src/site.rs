@@ -12,6 +12,7 @@ mod entries;
 mod instance_snapshots;
 mod kept_executor;
 mod news;
+mod snapshot_sums;
 mod start;
 mod volumes;
 
@@ -119,6 +120,8 @@ struct Shared {
     checkpoints: Semaphore,
     /// Snapshots that are being read.
     verifications: Arc<Semaphore>,
+    /// Snapshots that were taken and not read yet.
+    unread: Arc<snapshot_sums::Unread>,
     /// The machine's memory is short.
     memory_short: AtomicBool,
     /// Something of an instance's view changed; for waiting inside the site.
@@ -218,6 +221,7 @@ impl LocalSite {
             returns: Arc::new(Semaphore::new(RETURNS_MAX)),
             checkpoints: Semaphore::new(1),
             verifications: Arc::new(Semaphore::new(instance_snapshots::VERIFICATIONS_MAX)),
+            unread: Arc::default(),
             memory_short: AtomicBool::new(false),
             viewed: watch::channel(()).0,
             tasks: TaskTracker::new(),
@@ -241,6 +245,10 @@ impl LocalSite {
         tokio::spawn(
             end.clone()
                 .run_until_cancelled_owned(watch_memory(Arc::downgrade(&shared))),
+        );
+        tokio::spawn(
+            end.clone()
+                .run_until_cancelled_owned(snapshot_sums::read_all(Arc::downgrade(&shared))),
         );
         tokio::spawn(end.run_until_cancelled_owned(remove_old_logs(Arc::downgrade(&shared))));
         shared.first_probes().await;

@@ -5,12 +5,12 @@
 //! <state>/local/instance-snapshots/<id>.memory/  processes and memory, of a full one
 //! <state>/local/instance-snapshots/<id>.executor the executor that is one of these processes
 //! <state>/local/instance-snapshots/<id>          the disk; there is a snapshot when this is there
-//! <state>/local/instance-snapshots/<id>.sums     checksums of all of it (see `checksums`)
+//! <state>/local/instance-snapshots/<id>.sums     what the kernel notes of all of it, and checksums (see `checksums`)
 //! ```
 //!
 //! The one design choice to know: the disk comes last and appears whole (see `tram_sandbox::snapshot`), so a note, or
 //! memory without a disk, is all that a crash can leave; the order is given again then, or the snapshot removed. Nobody
-//! is told of a snapshot before its checksums are on the disk too.
+//! is told of a snapshot before what the kernel notes of it is on the disk too; its checksums follow (see `snapshot_sums`).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -31,7 +31,7 @@ use tram_types::{InstanceId, InstanceSnapshotId, Isolation, status::InstanceSnap
 
 use super::Shared;
 use super::entries::{Entry, Live};
-use super::kept_executor;
+use super::{kept_executor, snapshot_sums};
 use crate::checksums::{self, Bounds, Checksums, Files};
 use crate::executor::SECRET_VARIABLE;
 use crate::record::INSTANCE_SNAPSHOTS;
@@ -46,11 +46,11 @@ const FREE_BYTES_MIN: u64 = 1 << 30;
 /// meanwhile.
 pub(super) const VERIFICATIONS_MAX: usize = 2;
 /// What a verification takes beside reading, on a machine in trouble.
-const VERIFY_BASE: Duration = Duration::from_secs(30);
+pub(super) const VERIFY_BASE: Duration = Duration::from_secs(30);
 
 /// What is known of a snapshot beside its disk.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Note {
+pub(super) struct Note {
     /// The manifest of the image below: the disk holds what differs from it.
     image: String,
     /// It has processes and memory.
@@ -127,16 +127,19 @@ impl Shared {
             }
         };
         let path = path.to_owned();
-        blocking(move || {
+        let (bytes, unread) = blocking(move || {
             let files = files(&path, &note);
-            let sums = path.with_extension("sums");
-            if !sums.try_exists()? {
-                write_whole(&sums, &Checksums::take(&files)?)?;
-            }
-            files.bytes()
+            Ok((
+                files.bytes()?,
+                snapshot_sums::note(&path, &files)?.then_some(path),
+            ))
         })
         .await?
-        .map_err(failed)
+        .map_err(failed)?;
+        if let Some(path) = unread {
+            self.unread.add(path);
+        }
+        Ok(bytes)
     }
 
     /// What is noted of a snapshot of an instance that runs, before it is taken.
@@ -406,13 +409,15 @@ fn go_on(
     Ok(MemoryFrom { program, image })
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|error| Error::unavailable("cannot look after a snapshot", error))
 }
 
-fn files(path: &Path, note: &Note) -> Files {
+pub(super) fn files(path: &Path, note: &Note) -> Files {
     Files {
         disk: path.to_owned(),
         memory: note.full.then(|| path.with_extension("memory")),
@@ -440,12 +445,21 @@ fn verify(path: &Path, gone: CancellationToken) -> io::Result<Option<Verdict>> {
         until: Instant::now() + VERIFY_BASE + time_to_move(files.bytes().unwrap_or(0)),
         gone,
     };
+    if !sums.is_complete() {
+        return Ok(Some(match sums.complete(&files, Some(&bounds))? {
+            Ok(sums) => {
+                snapshot_sums::keep(path, &sums)?;
+                Verdict::Whole
+            }
+            Err(wrong) => Verdict::Damaged(wrong),
+        }));
+    }
     let found = sums.verify(&files, &bounds)?;
     Ok(Some(found.map_or(Verdict::Whole, Verdict::Damaged)))
 }
 
 /// The note of a snapshot that is there, or what is wrong with it.
-fn read_note(path: &Path) -> io::Result<Option<Result<Note, String>>> {
+pub(super) fn read_note(path: &Path) -> io::Result<Option<Result<Note, String>>> {
     let note = match fs::read(path.with_extension("json")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         note => serde_json::from_slice(&note?),
@@ -459,7 +473,7 @@ fn read_note(path: &Path) -> io::Result<Option<Result<Note, String>>> {
 }
 
 /// The checksums of a snapshot, or what is wrong with them; absent where it was taken by a version without.
-fn read_sums(path: &Path, note: &Note) -> io::Result<Result<Option<Checksums>, String>> {
+pub(super) fn read_sums(path: &Path, note: &Note) -> io::Result<Result<Option<Checksums>, String>> {
     let mut bytes = Vec::new();
     match checksums::open(&path.with_extension("sums")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && !note.checked => return Ok(Ok(None)),
@@ -478,7 +492,7 @@ fn read_sums(path: &Path, note: &Note) -> io::Result<Result<Option<Checksums>, S
 }
 
 /// Durably, and never in parts.
-fn write_whole(path: &Path, value: &impl Serialize) -> io::Result<()> {
+pub(super) fn write_whole(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let mut file = File::options()
@@ -548,9 +562,12 @@ mod tests {
         fs::write(memory.join("pages-1.img"), "pages").unwrap();
         let write_note = |note: &Note| write_whole(&path.with_extension("json"), note).unwrap();
         write_note(&note);
-        let taken = Checksums::take(&files(&path, &note)).unwrap();
-        write_whole(&sums, &taken).unwrap();
+        assert!(snapshot_sums::note(&path, &files(&path, &note)).unwrap());
+        let is_complete = || read_sums(&path, &note).unwrap().unwrap().unwrap().is_complete();
+        assert!(!is_complete());
         let verdict = || verify(&path, CancellationToken::new()).unwrap().unwrap();
+        assert_eq!(verdict(), Verdict::Whole);
+        assert!(is_complete(), "it was read, and is not again for that");
         let says = |words: &str| {
             let found = verdict();
             assert!(
