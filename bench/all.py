@@ -22,7 +22,7 @@ NAMES = ["edge", "edge-latency", "connection-memory", "wake-deep", "light-frozen
          "pool-claim", "exec", "file-transfer", "snapshot", "fork", "fork-processes", "neighbour",
          "thousand-services", "sleepers-10000", "wake-storm", "launch", "keepalive-azure", "autoscale-llm", "planner-million",
          "engine", "engine-mixed", "engine-prefix", "engine-copy", "fairness", "model-wake", "stream-survival", "routing-mooncake",
-         "routing-choice"]
+         "routing-choice", "gateway", "streams-1000"]
 # Two figures of one promise: who asks for the first gets the other before it.
 ALONG = {"edge": ["edge-latency"]}
 BEGIN, END = "<!-- figures: made by `make bench` -->", "<!-- end of figures -->"
