@@ -31,11 +31,11 @@ class Engine:
     """One engine with SmolLM2. One thread of kernels: with more, each waits for the others in every layer, which takes
     long on a machine that runs other tests as well."""
 
-    def __init__(self, *arguments, model=WEIGHTS):
+    def __init__(self, *arguments, model=WEIGHTS, name="smollm2"):
         assert WEIGHTS.exists(), f"{WEIGHTS} is missing: run `scripts/setup test`"
         self.url = f"http://127.0.0.1:{(port := free_port())}"
         self.log = tempfile.TemporaryFile()
-        command = [binary(), "serve", "--model", str(model), "--listen", f"127.0.0.1:{port}", "--name", "smollm2"]
+        command = [binary(), "serve", "--model", str(model), "--listen", f"127.0.0.1:{port}", "--name", name]
         self.process = subprocess.Popen([*command, "--threads", "1", *arguments], stderr=self.log)
 
     def start(self):

@@ -29,7 +29,7 @@ use crate::cache::{Cache, SequenceId};
 use crate::logs;
 use crate::model::{Model, Problem};
 use crate::request::{Event, Failure, Request};
-use crate::schedule::{Entry, JobId, Limits, Scheduler, TenantId};
+use crate::schedule::{Entry, JobId, Limits, Names, Scheduler};
 
 use answers::Answer;
 pub(crate) use embed::Embed;
@@ -62,7 +62,7 @@ pub(crate) struct Setup {
 /// What reaches the thread.
 enum Command {
     Generate(Box<Request>),
-    Embed(Embed),
+    Embed(Box<Embed>),
     /// Takes nothing more, finishes what runs; what waits fails.
     Stop,
 }
@@ -75,7 +75,7 @@ struct Worker<'model> {
     scheduler: Scheduler,
     cache: Cache,
     answers: HashMap<JobId, Answer>,
-    tenants: HashMap<Arc<str>, TenantId>,
+    names: Names,
     next: JobId,
     guess: usize,
     price: draft::Price,
@@ -87,9 +87,6 @@ struct Worker<'model> {
     shared: Arc<figures::Shared>,
     stopping: bool,
 }
-
-/// Numbers given to tenants before the table of names is begun anew: names are strangers' text.
-const TENANTS_MAX: usize = 4096;
 
 /// Runs until all handles are gone or it was told to stop. `ready` hears whether the context could be made.
 fn run(
@@ -119,7 +116,7 @@ fn run(
         }),
         cache: Cache::new(setup.cells, sequences, model.shares_prefixes),
         answers: HashMap::new(),
-        tenants: HashMap::new(),
+        names: Names::default(),
         next: 0,
         guess: setup.guess,
         price: draft::Price::default(),
@@ -214,7 +211,7 @@ impl Worker<'_> {
             return;
         }
         let id = self.number();
-        let tenant = self.tenant(&request.tenant);
+        let tenant = self.names.number(&request.tenant);
         self.scheduler.submit(Entry {
             id,
             tenant,
@@ -228,18 +225,6 @@ impl Worker<'_> {
     fn number(&mut self) -> JobId {
         self.next += 1;
         self.next
-    }
-
-    fn tenant(&mut self, name: &Arc<str>) -> TenantId {
-        if self.tenants.len() >= TENANTS_MAX && !self.tenants.contains_key(name) {
-            self.tenants.clear();
-        }
-        let next = self.next;
-        // Numbers of a cleared table do not come again: they are taken from those of the requests.
-        *self
-            .tenants
-            .entry(name.clone())
-            .or_insert_with(|| TenantId::try_from(next & u64::from(TenantId::MAX)).unwrap_or_default())
     }
 
     fn stop(&mut self) {

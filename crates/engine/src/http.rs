@@ -289,7 +289,7 @@ async fn route(front: &Front, request: HttpRequest<Incoming>) -> Result<Response
             front.check_stopping()?;
             let caller = caller(&request)?;
             let body = body(request).await?;
-            Ok(json_body(&embeddings::answer(served, body, caller).await?))
+            Ok(json_bytes(embeddings::answer(served, body, caller).await?))
         }
         _ => match path.strip_prefix("/v1/models/") {
             Some(name) if reads => {
@@ -472,7 +472,11 @@ fn refuse(error: &ApiError, body: &Value) -> Response<Body> {
 }
 
 fn json_body(value: &Value) -> Response<Body> {
-    let mut response = Response::new(Body::Whole(Some(Bytes::from(value.to_string()))));
+    json_bytes(Bytes::from(value.to_string()))
+}
+
+fn json_bytes(bytes: Bytes) -> Response<Body> {
+    let mut response = Response::new(Body::Whole(Some(bytes)));
     response.headers_mut().insert(CONTENT_TYPE, JSON);
     response
 }

@@ -14,6 +14,10 @@ use crate::cache::Token;
 use crate::logs;
 use crate::template::Template;
 
+mod embedding;
+
+pub(crate) use embedding::Embedding;
+
 /// The first bytes of every GGUF file.
 const MAGIC: &[u8; 4] = b"GGUF";
 /// Longest token in bytes that a sane vocabulary has. A longer one only makes the early refusal of long prompts later.
@@ -34,6 +38,8 @@ pub(crate) enum Problem {
     NotGguf { path: PathBuf },
     #[error("the model file `{path}` is damaged, incomplete or of a kind this engine does not know: {why}")]
     Refused { path: PathBuf, why: String },
+    #[error("the model `{path}` cannot be served: {why}")]
+    NotServed { path: PathBuf, why: String },
     #[error("`{path}` is no adapter of this model: {why}")]
     Adapter { path: PathBuf, why: String },
     #[error("cannot read the chat template `{path}`")]
@@ -55,7 +61,11 @@ impl Problem {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Unreadable { .. } | Self::TemplateUnreadable { .. } => 3,
-            Self::NotGguf { .. } | Self::Refused { .. } | Self::Adapter { .. } | Self::Template(_) => 4,
+            Self::NotGguf { .. }
+            | Self::Refused { .. }
+            | Self::NotServed { .. }
+            | Self::Adapter { .. }
+            | Self::Template(_) => 4,
             Self::Context { .. } => 5,
             Self::Backend(_) => 1,
         }
@@ -71,10 +81,8 @@ pub(crate) struct Model {
     pub(crate) template: Option<Template>,
     /// Tokens that prompt and answer have together.
     pub(crate) context_length: usize,
-    /// It makes embeddings and generates nothing: an encoder, or a model that was started so.
-    pub(crate) embeds: bool,
-    /// It says itself how the vectors of a text's tokens become one.
-    pub(crate) pools: bool,
+    /// It makes embeddings and generates nothing: an encoder, a model made for it, or one that was started so.
+    pub(crate) embedding: Option<Embedding>,
     /// Whether a sequence can be cut at any token and shared from its beginning.
     pub(crate) shares_prefixes: bool,
     /// The same for the same file, and hardly for another: engines that serve one model know it by this.
@@ -151,30 +159,31 @@ impl Model {
             .map(|text| Template::new(text, special(vocabulary.bos()), special(vocabulary.eos())))
             .transpose()
             .map_err(Problem::Template)?;
-        let token_bytes_max = vocabulary
-            .tokens()
-            .map(|token| vocabulary.token_to_piece(token, true, None).len())
-            .max()
-            .unwrap_or_default()
-            .max(TOKEN_BYTES_MIN);
+        let token_bytes_max = if embedding::is_unbounded(&llama) {
+            usize::MAX
+        } else {
+            let pieces = vocabulary
+                .tokens()
+                .map(|token| vocabulary.token_to_piece(token, true, None).len());
+            pieces.max().unwrap_or_default().max(TOKEN_BYTES_MIN)
+        };
         let trained = usize::try_from(llama.n_ctx_train()).unwrap_or(usize::MAX);
         let architecture = llama.meta_val_str("general.architecture").unwrap_or_default();
-        let pools = llama
-            .meta_val_str(&format!("{architecture}.pooling_type"))
-            .is_ok();
-        let embeds = embeddings || (pools && architecture.contains("bert"));
-        let default = if embeds {
-            CONTEXT_LENGTH_EMBEDDING
-        } else {
-            CONTEXT_LENGTH_DEFAULT
+        let embedding =
+            embedding::of(&llama, &architecture, embeddings).map_err(|why| Problem::NotServed {
+                path: path.to_owned(),
+                why,
+            })?;
+        let default = match embedding {
+            Some(_) => CONTEXT_LENGTH_EMBEDDING,
+            None => CONTEXT_LENGTH_DEFAULT,
         };
         Ok(Arc::new(Self {
             backend,
             template,
             // Beyond what it was trained on a model talks nonsense.
             context_length: context_length.unwrap_or(default).min(trained),
-            embeds,
-            pools,
+            embedding,
             shares_prefixes: !llama.is_recurrent() && !llama.is_hybrid(),
             llama,
             identity,

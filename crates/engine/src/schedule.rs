@@ -7,16 +7,21 @@
 //! Large Language Models", OSDI 2024). Round robin with deficits needs a request's cost beforehand; that of a
 //! generation is known only as it goes.
 //!
-//! The files: `tenants` (the counters), `share` (who gives way to whom), `budget` (a step's tokens).
+//! The files: `tenants` (the counters), `names` (their numbers), `share` (who gives way to whom), `budget` (a step's tokens),
+//! `texts` (the steps of a model that makes embeddings).
 
 mod budget;
+mod names;
 mod share;
 mod tenants;
+mod texts;
 
 use std::collections::VecDeque;
 
 pub(crate) use budget::Prefill;
+pub(crate) use names::Names;
 use tenants::Tenants;
+pub(crate) use texts::{Text, Texts};
 
 /// One request, from its arrival to its last token.
 pub(crate) type JobId = u64;

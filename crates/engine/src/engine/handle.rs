@@ -45,8 +45,8 @@ impl Engine {
                 let ready = move |outcome| {
                     let _ = ready.send(outcome);
                 };
-                if model.embeds {
-                    super::embed::run(&model, setup, &receiver, &theirs, ready);
+                if let Some(embedding) = model.embedding {
+                    super::embed::run(&model, embedding, setup.threads, receiver, theirs, ready);
                 } else {
                     super::run(&model, setup, receiver, theirs, ready);
                 }
@@ -74,7 +74,7 @@ impl Engine {
     /// Hands texts over to a model that makes embeddings.
     pub(crate) fn embed(&self, request: Embed) -> Result<(), Refusal> {
         let tenant = request.tenant.clone();
-        self.send(&tenant, Command::Embed(request))
+        self.send(&tenant, Command::Embed(Box::new(request)))
     }
 
     fn send(&self, tenant: &Arc<str>, command: Command) -> Result<(), Refusal> {

@@ -86,7 +86,10 @@ pub(super) fn prompt(
     begun: Option<&str>,
 ) -> Result<Vec<Token>, ApiError> {
     let model = &served.model;
-    let Some(template) = model.template.as_ref().filter(|_| !model.embeds) else {
+    if model.embedding.is_some() {
+        return Err(ApiError::embeds_only(&served.name));
+    }
+    let Some(template) = &model.template else {
         return Err(ApiError::bad(
             "This model has no chat template: use /v1/completions, or start it with one.",
         ));

@@ -1,11 +1,13 @@
 //! `POST /v1/embeddings`: from texts to vectors.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
@@ -22,50 +24,87 @@ const FIELD: &str = "input";
 struct Asked {
     texts: Vec<Vec<Token>>,
     base64: bool,
-    dimensions: Option<usize>,
 }
 
-pub(super) async fn answer(served: &Arc<Served>, body: Bytes, caller: Caller) -> Result<Value, ApiError> {
+/// A vector as the caller wants it.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Shown {
+    Numbers(Vec<f32>),
+    Base64(String),
+}
+
+#[derive(Serialize)]
+struct Entry {
+    object: &'static str,
+    index: usize,
+    embedding: Shown,
+}
+
+#[derive(Serialize)]
+struct Usage {
+    prompt_tokens: usize,
+    total_tokens: usize,
+}
+
+#[derive(Serialize)]
+struct Answer<'name> {
+    /// Mistral's clients want one.
+    id: String,
+    object: &'static str,
+    data: Vec<Entry>,
+    model: &'name str,
+    usage: Usage,
+}
+
+/// The body of the answer.
+pub(super) async fn answer(served: &Arc<Served>, body: Bytes, caller: Caller) -> Result<Bytes, ApiError> {
+    let arrived = Instant::now();
     let reader = served.clone();
-    let asked = tokio::task::spawn_blocking(move || read(&reader, &body))
-        .await
-        .map_err(|error| ApiError::internal(format!("The request could not be read: {error}")))??;
+    let asked = super::reading(move || read(&reader, &body)).await?;
     let tokens: usize = asked.texts.iter().map(Vec::len).sum();
     let (sender, vectors) = tokio::sync::oneshot::channel();
     served.engine.embed(Embed {
         texts: asked.texts,
         tenant: caller.tenant,
+        priority: caller.priority,
+        arrived,
         vectors: sender,
     })?;
     let vectors = vectors.await.unwrap_or(Err(Failure::Stopping))?;
-    let data: Vec<Value> = vectors
-        .iter()
-        .enumerate()
-        .map(|(index, vector)| {
-            if let Some(wanted) = asked.dimensions.filter(|wanted| *wanted != vector.len()) {
-                let message = format!(
-                    "This model makes vectors of {} dimensions, not of {wanted}.",
-                    vector.len()
-                );
-                return Err(ApiError::field("dimensions", message));
-            }
-            let vector: Value = if asked.base64 {
-                let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
-                STANDARD.encode(bytes).into()
-            } else {
-                json!(vector)
-            };
-            Ok(json!({"object": "embedding", "index": index, "embedding": vector}))
-        })
-        .collect::<Result<_, _>>()?;
-    Ok(json!({
-        // Mistral's clients want one.
-        "id": format!("embd-{}", uuid::Uuid::new_v4().simple()),
-        "object": "list",
-        "data": data,
-        "model": served.name,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-    }))
+    let writer = served.clone();
+    // Two thousand vectors are tens of megabytes of digits.
+    super::reading(move || write(&writer.name, vectors, asked.base64, tokens)).await
+}
+
+fn write(name: &str, vectors: Vec<Vec<f32>>, base64: bool, tokens: usize) -> Result<Bytes, ApiError> {
+    let shown = |vector: Vec<f32>| {
+        if base64 {
+            let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+            Shown::Base64(STANDARD.encode(bytes))
+        } else {
+            Shown::Numbers(vector)
+        }
+    };
+    let data = vectors.into_iter().enumerate().map(|(index, vector)| Entry {
+        object: "embedding",
+        index,
+        embedding: shown(vector),
+    });
+    let answer = Answer {
+        id: format!("embd-{}", uuid::Uuid::new_v4().simple()),
+        object: "list",
+        data: data.collect(),
+        model: name,
+        usage: Usage {
+            prompt_tokens: tokens,
+            total_tokens: tokens,
+        },
+    };
+    let written = serde_json::to_vec(&answer);
+    written
+        .map(Bytes::from)
+        .map_err(|error| ApiError::internal(format!("The answer could not be written: {error}")))
 }
 
 fn read(served: &Served, body: &[u8]) -> Result<Asked, ApiError> {
@@ -75,11 +114,12 @@ fn read(served: &Served, body: &[u8]) -> Result<Asked, ApiError> {
     {
         return Err(ApiError::no_such_model(&name));
     }
-    if !served.model.embeds {
+    let Some(embedding) = served.model.embedding else {
         return Err(ApiError::bad(
-            "This model generates text and makes no embeddings: start one with `--embeddings`.",
+            "This model generates text and makes no embeddings: ask a model that was made for them, or start one with \
+             `--embeddings`.",
         ));
-    }
+    };
     let Some(input) = fields.take(FIELD) else {
         return Err(ApiError::field(
             FIELD,
@@ -99,6 +139,13 @@ fn read(served: &Served, body: &[u8]) -> Result<Asked, ApiError> {
         None => fields.count("output_dimension", 1, usize::MAX)?,
         given => given,
     };
+    if let Some(wanted) = dimensions.filter(|wanted| *wanted != embedding.dimensions) {
+        let message = format!(
+            "This model makes vectors of {} dimensions, not of {wanted}: leave 'dimensions' out.",
+            embedding.dimensions
+        );
+        return Err(ApiError::field("dimensions", message));
+    }
     match fields.text("output_dtype")?.as_deref() {
         None | Some("float") => {}
         Some(_) => {
@@ -117,30 +164,40 @@ fn read(served: &Served, body: &[u8]) -> Result<Asked, ApiError> {
         }
         other => return Err(wrong_type(FIELD, "a string or an array of strings", other)),
     };
+    let is_one = texts.len() == 1;
     let texts = texts
         .into_iter()
-        .map(|text| tokens(served, text))
+        .enumerate()
+        .map(|(at, text)| {
+            let field = if is_one {
+                FIELD.to_owned()
+            } else {
+                format!("{FIELD}[{at}]")
+            };
+            tokens(served, text, &field)
+        })
         .collect::<Result<_, _>>()?;
-    Ok(Asked {
-        texts,
-        base64,
-        dimensions,
-    })
+    Ok(Asked { texts, base64 })
 }
 
-fn tokens(served: &Served, text: &Value) -> Result<Vec<Token>, ApiError> {
+/// The tokens of a text; `field` is what to call it when something is wrong.
+fn tokens(served: &Served, text: &Value, field: &str) -> Result<Vec<Token>, ApiError> {
     let most = served.model.context_length;
     let tokens = match text {
+        Value::String(text) if text.is_empty() => Vec::new(),
         Value::String(text) => served
             .model
             .tokens(text, true, false)
-            .ok_or_else(|| ApiError::context_length(FIELD, most, None))?,
+            .ok_or_else(|| ApiError::text_length(field, most, None))?,
+        Value::Array(numbers) if numbers.len() > most => {
+            return Err(ApiError::text_length(field, most, Some(numbers.len())));
+        }
         Value::Array(_) => super::completions::tokens(served, FIELD, text)?,
         other => return Err(wrong_type(FIELD, "a string or an array of strings", other)),
     };
     match tokens.len() {
-        0 => Err(ApiError::field(FIELD, format!("'{FIELD}' may not be empty."))),
-        length if length > most => Err(ApiError::context_length(FIELD, most, Some(length))),
+        0 => Err(ApiError::field(field, format!("'{field}' may not be empty."))),
+        length if length > most => Err(ApiError::text_length(field, most, Some(length))),
         _ => Ok(tokens),
     }
 }

@@ -72,6 +72,26 @@ impl ApiError {
         }
     }
 
+    /// A text of more tokens than a model that makes embeddings reads at once; none when it surely is longer.
+    pub(crate) fn text_length(field: &str, most: usize, tokens: Option<usize>) -> Self {
+        let found = tokens.map_or_else(|| "far more than that".to_owned(), |tokens| tokens.to_string());
+        Self {
+            parameter: Some(field.to_owned()),
+            code: Some("context_length_exceeded"),
+            ..Self::bad(format!(
+                "This model reads texts of at most {most} tokens. However, '{field}' has {found}. Please shorten it or \
+                 cut it into several."
+            ))
+        }
+    }
+
+    /// What a model that makes embeddings is not for.
+    pub(crate) fn embeds_only(name: &str) -> Self {
+        Self::bad(format!(
+            "The model `{name}` makes embeddings of texts and writes none itself: ask it at /v1/embeddings."
+        ))
+    }
+
     /// An answer that another engine began and this one cannot go on with.
     pub(crate) fn cannot_resume(why: &str) -> Self {
         Self {

@@ -19,10 +19,8 @@ pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Ques
     let model = &served.model;
     let mut fields = Fields::parse(body)?;
     let caller = &served.address(&mut fields, caller)?;
-    if model.embeds {
-        return Err(ApiError::bad(
-            "This model makes embeddings and completes no text.",
-        ));
+    if model.embedding.is_some() {
+        return Err(ApiError::embeds_only(&served.name));
     }
     let Some(prompt) = fields.text(FIELD)? else {
         return Err(ApiError::field(
