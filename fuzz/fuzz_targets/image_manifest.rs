@@ -7,6 +7,7 @@ use tram_image::manifest::{self, ACCEPTED};
 
 fuzz_target!(|data: &[u8]| {
     let _as_is = manifest::parse_manifest(data, None);
+    let _as_artifact = manifest::parse_artifact(data, None);
     for content_type in ACCEPTED {
         let _typed = manifest::parse_manifest(data, Some(content_type));
     }

@@ -3,7 +3,7 @@
 //! An image name goes in, a list of directories fit as overlayfs lower directories comes out, with the
 //! configuration of the image beside it. The crate owns one directory on disk and knows nothing of
 //! services, instances or the API. Its callers are the local site (launch) and the API server
-//! (`docker-helper/verify`, `tram images`).
+//! (`docker-helper/verify`, `tram images`); [`artifact`] serves `tram models pull`, without a store.
 //!
 //! ```no_run
 //! use tram_image::{ImageStore, Progress, PullPolicy, PullRequest, Settings};
@@ -32,6 +32,7 @@
 //! - An [`Image`] value keeps its layers from being collected for as long as the value lives.
 //! - Every error says whose fault it is, whether trying again can help, and what to do ([`Error`]).
 
+pub mod artifact;
 pub mod digest;
 pub mod error;
 pub mod limits;
@@ -46,10 +47,11 @@ pub mod user;
 mod flight;
 mod floor;
 
+pub use artifact::{Artifact, Artifacts};
 pub use digest::Digest;
 pub use error::{Error, Fault};
 pub use limits::{Limits, Timeouts};
-pub use manifest::{ExposedPort, ImageConfig, Platform};
+pub use manifest::{ArtifactLayer, ExposedPort, ImageConfig, Platform};
 pub use progress::{BlobProgress, Phase, Progress, ProgressSender};
 pub use reference::{Aliases, Reference};
 pub use registry::{Credentials, RegistryConfig};

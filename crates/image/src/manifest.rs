@@ -10,6 +10,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+mod artifact;
+
+pub use artifact::{ArtifactLayer, ArtifactManifest, parse_artifact};
+
 use crate::digest::Digest;
 use crate::limits::{MAX_CONFIG_BYTES, MAX_INDEX_ENTRIES, MAX_LAYERS, MAX_MANIFEST_BYTES, MAX_PATH_BYTES};
 
@@ -76,6 +80,9 @@ pub enum ManifestError {
     /// A `WORKDIR` that is no path.
     #[error("its working directory {0}: set another WORKDIR and build it again")]
     WorkingDirectory(&'static str),
+    /// An index of several artifacts, none of which is the one for this machine.
+    #[error("its name stands for {0} things at once: name one of them by its digest")]
+    SeveralArtifacts(usize),
     /// A size below zero or beyond reason.
     #[error("its manifest has a layer of impossible size")]
     Size,
@@ -222,51 +229,11 @@ pub struct ExposedPort {
 
 /// Reads a manifest or index. `content_type` is what the transport said, if anything.
 pub fn parse_manifest(bytes: &[u8], content_type: Option<&str>) -> Result<Manifest, ManifestError> {
-    if bytes.len() as u64 > MAX_MANIFEST_BYTES {
-        return Err(ManifestError::TooLarge {
-            what: "manifest",
-            limit_bytes: MAX_MANIFEST_BYTES,
-        });
-    }
-    let document: Document = serde_json::from_slice(bytes).map_err(|source| ManifestError::Json {
-        what: "manifest",
-        source,
-    })?;
-    if document.schema_version == Some(1) {
-        return Err(ManifestError::SchemaOne);
-    }
-    let claims_index = [document.media_type.as_deref(), content_type.map(essence)]
-        .into_iter()
-        .flatten()
-        .filter_map(|media_type| match media_type {
-            OCI_INDEX | DOCKER_INDEX => Some(true),
-            OCI_MANIFEST | DOCKER_MANIFEST => Some(false),
-            _ => None,
-        });
-    let is_index = match (&document.manifests, &document.config, &document.layers) {
-        (Some(_), None, None) => true,
-        (None, Some(_), Some(_)) => false,
-        (None, None, None) => return Err(ManifestError::Kind("neither layers nor manifests".to_owned())),
-        _ => return Err(ManifestError::Kind("both layers and manifests".to_owned())),
-    };
-    if claims_index.into_iter().any(|claim| claim != is_index) {
-        return Err(ManifestError::Kind(
-            "its contents are not of its media type".to_owned(),
-        ));
-    }
+    let document = Document::read(bytes, content_type)?;
     match (document.manifests, document.config, document.layers) {
-        (Some(entries), _, _) => {
-            if entries.len() > MAX_INDEX_ENTRIES {
-                return Err(ManifestError::TooManyEntries(entries.len()));
-            }
-            Ok(Manifest::Index(
-                entries.into_iter().map(IndexEntry::from).collect(),
-            ))
-        }
+        (Some(entries), _, _) => Ok(Manifest::Index(entries_of(entries)?)),
         (None, Some(config), Some(layers)) => {
-            if layers.len() > MAX_LAYERS {
-                return Err(ManifestError::TooManyLayers(layers.len()));
-            }
+            check_layers(&layers)?;
             if !matches!(config.media_type.as_str(), OCI_CONFIG | DOCKER_CONFIG | "") {
                 return Err(ManifestError::Artifact(
                     config.media_type.chars().take(100).collect(),
@@ -278,14 +245,29 @@ pub fn parse_manifest(bytes: &[u8], content_type: Option<&str>) -> Result<Manife
                     limit_bytes: MAX_CONFIG_BYTES,
                 });
             }
-            // A sum of sizes must not overflow later on.
-            if layers.iter().any(|layer| layer.size > u64::MAX >> 10) {
-                return Err(ManifestError::Size);
-            }
+            let layers = layers.into_iter().map(|layer| layer.descriptor).collect();
             Ok(Manifest::Image(ImageManifest { config, layers }))
         }
         _ => Err(ManifestError::Kind("neither layers nor manifests".to_owned())),
     }
+}
+
+fn entries_of(entries: Vec<EntryDocument>) -> Result<Vec<IndexEntry>, ManifestError> {
+    if entries.len() > MAX_INDEX_ENTRIES {
+        return Err(ManifestError::TooManyEntries(entries.len()));
+    }
+    Ok(entries.into_iter().map(IndexEntry::from).collect())
+}
+
+fn check_layers(layers: &[LayerDocument]) -> Result<(), ManifestError> {
+    if layers.len() > MAX_LAYERS {
+        return Err(ManifestError::TooManyLayers(layers.len()));
+    }
+    // A sum of sizes must not overflow later on.
+    if layers.iter().any(|layer| layer.descriptor.size > u64::MAX >> 10) {
+        return Err(ManifestError::Size);
+    }
+    Ok(())
 }
 
 /// Reads an image configuration.
@@ -405,8 +387,58 @@ struct Document {
     #[serde(rename = "mediaType")]
     media_type: Option<String>,
     manifests: Option<Vec<EntryDocument>>,
+    #[serde(rename = "artifactType")]
+    artifact_type: Option<String>,
     config: Option<Descriptor>,
-    layers: Option<Vec<Descriptor>>,
+    layers: Option<Vec<LayerDocument>>,
+}
+
+impl Document {
+    /// A document that is an index or a manifest beyond doubt.
+    fn read(bytes: &[u8], content_type: Option<&str>) -> Result<Self, ManifestError> {
+        if bytes.len() as u64 > MAX_MANIFEST_BYTES {
+            return Err(ManifestError::TooLarge {
+                what: "manifest",
+                limit_bytes: MAX_MANIFEST_BYTES,
+            });
+        }
+        let document: Self = serde_json::from_slice(bytes).map_err(|source| ManifestError::Json {
+            what: "manifest",
+            source,
+        })?;
+        if document.schema_version == Some(1) {
+            return Err(ManifestError::SchemaOne);
+        }
+        let claims_index = [document.media_type.as_deref(), content_type.map(essence)]
+            .into_iter()
+            .flatten()
+            .filter_map(|media_type| match media_type {
+                OCI_INDEX | DOCKER_INDEX => Some(true),
+                OCI_MANIFEST | DOCKER_MANIFEST => Some(false),
+                _ => None,
+            });
+        let is_index = match (&document.manifests, &document.config, &document.layers) {
+            (Some(_), None, None) => true,
+            (None, Some(_), Some(_)) => false,
+            (None, None, None) => {
+                return Err(ManifestError::Kind("neither layers nor manifests".to_owned()));
+            }
+            _ => return Err(ManifestError::Kind("both layers and manifests".to_owned())),
+        };
+        if claims_index.into_iter().any(|claim| claim != is_index) {
+            return Err(ManifestError::Kind(
+                "its contents are not of its media type".to_owned(),
+            ));
+        }
+        Ok(document)
+    }
+}
+
+#[derive(Deserialize)]
+struct LayerDocument {
+    #[serde(flatten)]
+    descriptor: Descriptor,
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Deserialize)]

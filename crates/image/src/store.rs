@@ -35,7 +35,7 @@ use crate::registry::{Client, Credentials, RegistryConfig};
 use crate::unpack::{Budget, LayerReport};
 
 mod collect;
-mod download;
+pub(crate) mod download;
 mod ensure;
 mod import;
 mod layers;

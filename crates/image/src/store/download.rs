@@ -1,4 +1,5 @@
-//! Fetches one layer into `blobs/`, continuing what an earlier attempt or process left in `partial/`.
+//! Fetches one layer to its place, continuing what an earlier attempt or process left beside it. The callers are the store
+//! (`blobs/` and `partial/`) and [`crate::artifact`].
 //!
 //! The file is appended to and hashed by one writer that holds a lock on it; on opening, what is there is read
 //! back into the hash. Whatever the network or a crash did to it, only bytes that give the digest get the final
@@ -14,7 +15,6 @@ use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
-use super::Inner;
 use super::layout;
 use crate::digest::Digest;
 use crate::error::Error;
@@ -27,21 +27,27 @@ use crate::registry::{BlobStream, Retries, Source};
 const BATCH_BYTES: usize = 1 << 20;
 const WHAT: &str = "a layer";
 
+/// Where a blob is kept, and where while it is on its way: on the same disk.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) blob: PathBuf,
+    pub(crate) partial: PathBuf,
+    pub(crate) floor: Arc<Floor>,
+}
+
 /// Fetches `descriptor` unless it is here. Progress counts bytes on disk.
-pub(super) async fn download(
-    inner: Arc<Inner>,
+pub(crate) async fn download(
+    place: Place,
     source: Arc<Source>,
     descriptor: Descriptor,
     bytes_done: watch::Sender<u64>,
 ) -> Result<(), Error> {
-    if inner.layout.has_blob(&descriptor.digest) {
+    if place.blob.exists() {
         return Ok(());
     }
-    let path = inner.layout.partial_path(&descriptor.digest);
-    let size = descriptor.size;
-    let floor = Arc::clone(&inner.floor);
-    let mut partial = blocking(move || Partial::open(path, size, floor)).await?;
-    if inner.layout.has_blob(&descriptor.digest) {
+    let (path, size) = (place.partial, descriptor.size);
+    let mut partial = blocking(move || Partial::open(path, size, place.floor)).await?;
+    if place.blob.exists() {
         // Another writer held the lock and has finished.
         return Ok(());
     }
@@ -71,8 +77,7 @@ pub(super) async fn download(
         if partial.bytes >= size {
             let actual = partial.digest();
             if actual == descriptor.digest {
-                let target = inner.layout.blob_path(&descriptor.digest);
-                return blocking(move || partial.finish(target)).await;
+                return blocking(move || partial.finish(place.blob)).await;
             }
             let expected = descriptor.digest;
             partial = blocking(move || partial.restart()).await?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 
 use super::Inner;
-use super::download::download;
+use super::download::{Place, download};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::manifest::Descriptor;
@@ -45,8 +45,12 @@ pub(super) async fn ensure_layer(
                             bytes_done.send_replace(bytes);
                         };
                         let fetch = |bytes_done| {
-                            let (inner, source) = (Arc::clone(&inner), Arc::clone(source));
-                            download(inner, source, descriptor.clone(), bytes_done).boxed()
+                            let place = Place {
+                                blob: inner.layout.blob_path(&descriptor.digest),
+                                partial: inner.layout.partial_path(&descriptor.digest),
+                                floor: Arc::clone(&inner.floor),
+                            };
+                            download(place, Arc::clone(source), descriptor.clone(), bytes_done).boxed()
                         };
                         inner.downloads.run(descriptor.digest, on_bytes, fetch).await?;
                     }
