@@ -5,6 +5,7 @@
 //! anything is read or kept for it, no value is kept but those asked for, and every tensor must lie within the file.
 //! The engine reads the file again by its own rules, in isolation; a file that is refused here never gets that far.
 
+mod embedding;
 mod limits;
 mod reader;
 mod tensors;
@@ -31,7 +32,8 @@ pub struct Gguf {
     pub quantization: String,
     /// Tokens it was trained to look back on; 0 when it does not say.
     pub context_length: u64,
-    /// Bytes of key and value cache that one token of context takes in 16 bits; 0 when that cannot be told.
+    /// Bytes of key and value cache that one token of context takes in 16 bits; 0 when that cannot be told, and for
+    /// encoders, which keep nothing of what they have read.
     pub cache_bytes_per_token: u64,
     /// Whether it says how a conversation is written for it.
     pub has_chat_template: bool,
@@ -44,6 +46,9 @@ pub struct Gguf {
     /// Whether it is a change of another model's weights.
     #[serde(default)]
     pub is_adapter: bool,
+    /// Bytes that a token of a text takes while the text is read, which such a model does at once; 0 for models that write.
+    #[serde(default)]
+    pub step_bytes_per_token: u64,
 }
 
 /// Why a file is no GGUF that can be served. The texts are for users.
@@ -112,15 +117,23 @@ impl Gguf {
         let alignment = number("general.alignment").unwrap_or(limits::ALIGNMENT_DEFAULT);
         let tensors = tensors::read(&mut reader, tensor_count, alignment, size_bytes)?;
         let of_architecture = |key: &str| format!("{architecture}.{key}");
-        let pooled = number(&of_architecture("pooling_type")).is_some_and(|kind| kind > 0);
+        let encodes = embedding::is_encoder(&architecture);
+        let is_embedding = embedding::is_made_for(&architecture, number(&of_architecture("pooling_type")));
         Ok(Self {
             name: text("general.name").to_owned(),
             parameters: tensors.elements,
             quantization: tensors.main_type,
             context_length: number(&of_architecture("context_length")).unwrap_or(0),
-            cache_bytes_per_token: cache_bytes_per_token(&keys, &architecture),
+            cache_bytes_per_token: match encodes {
+                true => 0,
+                false => cache_bytes_per_token(&keys, &architecture),
+            },
+            step_bytes_per_token: match is_embedding {
+                true => embedding::step_bytes_per_token(&keys, &architecture),
+                false => 0,
+            },
             has_chat_template: keys.contains_key("tokenizer.chat_template"),
-            is_embedding: pooled,
+            is_embedding,
             is_adapter: text("general.type") == "adapter",
             // The newer name and the older one.
             fills_in: ["fim_pre_token_id", "prefix_token_id"]

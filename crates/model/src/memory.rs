@@ -13,12 +13,19 @@ const BUFFERS_SHARE: u64 = 16;
 /// takes: models say 128 thousand and more.
 pub const DEFAULT_CONTEXT_LENGTH: u64 = 8192;
 
-/// Tokens of context that an instance works with; 0 is unset.
+/// The same of a model that makes embeddings, which reads a text as a whole: what that takes grows with its length.
+pub const DEFAULT_EMBEDDING_LENGTH: u64 = 2048;
+
+/// Tokens of context that an instance works with; 0 is unset. Of a model that makes embeddings: tokens of a text.
 #[must_use]
 pub fn context_length(gguf: &Gguf, asked: u64) -> u64 {
+    let usual = match gguf.is_embedding {
+        true => DEFAULT_EMBEDDING_LENGTH,
+        false => DEFAULT_CONTEXT_LENGTH,
+    };
     match (asked, gguf.context_length) {
-        (0, 0) => DEFAULT_CONTEXT_LENGTH,
-        (0, trained) => trained.min(DEFAULT_CONTEXT_LENGTH),
+        (0, 0) => usual,
+        (0, trained) => trained.min(usual),
         (asked, _) => asked,
     }
 }
@@ -33,14 +40,17 @@ pub fn needed_bytes(model: &Model, asked_context_length: u64) -> u64 {
 /// The same of a file that is not in the store.
 #[must_use]
 pub fn needed_by(gguf: &Gguf, size_bytes: u64, asked_context_length: u64) -> u64 {
-    let cache = context_length(gguf, asked_context_length).saturating_mul(gguf.cache_bytes_per_token);
-    needed(size_bytes, cache)
+    let per_token = gguf
+        .cache_bytes_per_token
+        .saturating_add(gguf.step_bytes_per_token);
+    let context = context_length(gguf, asked_context_length).saturating_mul(per_token);
+    needed(size_bytes, context)
 }
 
-/// The same of a file of which only its size and that of its cache are known.
-pub(crate) fn needed(size_bytes: u64, cache: u64) -> u64 {
+/// The same of a file of which only its size and what its context takes are known.
+pub(crate) fn needed(size_bytes: u64, context: u64) -> u64 {
     size_bytes
-        .saturating_add(cache)
+        .saturating_add(context)
         .saturating_add(size_bytes / BUFFERS_SHARE)
         .saturating_add(ENGINE_BYTES)
 }
@@ -60,6 +70,16 @@ mod tests {
             needed_bytes(&model, 0),
             needed_bytes(&model, DEFAULT_CONTEXT_LENGTH)
         );
+    }
+
+    #[test]
+    fn a_model_that_reads_texts_as_a_whole_needs_room_for_one() {
+        let mut model = model("a", 40 * MIB, 8192, 0);
+        model.gguf.is_embedding = true;
+        model.gguf.step_bytes_per_token = 1024;
+        assert_eq!(context_length(&model.gguf, 0), DEFAULT_EMBEDDING_LENGTH);
+        let least = needed_bytes(&model, 1);
+        assert_eq!(needed_bytes(&model, 0), least - 1024 + 2 * MIB);
     }
 
     #[test]

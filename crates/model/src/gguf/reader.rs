@@ -14,6 +14,8 @@ pub(super) enum Value {
     Numbers(Vec<u64>),
     /// A short text.
     Text(String),
+    /// So many texts, none of them kept.
+    Texts(u64),
     /// There, and not kept.
     Skipped,
 }
@@ -29,6 +31,14 @@ impl Value {
     pub(super) fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// How many texts a list has.
+    pub(super) fn count(&self) -> Option<u64> {
+        match self {
+            Self::Texts(count) => Some(*count),
             _ => None,
         }
     }
@@ -156,7 +166,7 @@ impl<R: Read> Reader<R> {
                 let length = self.u64(WHAT)?;
                 self.skip(length, WHAT)?;
             }
-            return Ok(Value::Skipped);
+            return Ok(Value::Texts(count));
         }
         let Some(bytes) = fixed_bytes(kind) else {
             return Err(Error::Invalid(format!("a list has values of kind {kind}")));

@@ -101,6 +101,7 @@ fn a_model_says_what_it_is() {
         is_embedding: false,
         fills_in: false,
         is_adapter: false,
+        step_bytes_per_token: 0,
     };
     assert_eq!(found, expected);
 }
@@ -127,6 +128,46 @@ fn heads_may_differ_from_layer_to_layer() {
     let found = read(&file).unwrap();
     assert_eq!(found.cache_bytes_per_token, (2 + 1) * 16 * 2);
     assert!(found.is_embedding && found.fills_in && !found.has_chat_template);
+}
+
+#[test]
+fn an_encoder_keeps_nothing_and_reads_a_text_at_once() {
+    let mut tokens = 8_u32.to_le_bytes().to_vec();
+    tokens.extend(3_u64.to_le_bytes());
+    for token in ["[CLS]", "[SEP]", "wind"] {
+        put_text(&mut tokens, token);
+    }
+    let encoder = |architecture: &str, pooling: Option<u32>| {
+        let mut file = Builder::default().text("general.architecture", architecture);
+        for (key, number) in [
+            ("context_length", 512),
+            ("block_count", 6),
+            ("embedding_length", 64),
+            ("feed_forward_length", 256),
+            ("attention.head_count", 4),
+        ] {
+            file = file.number(&format!("{architecture}.{key}"), number);
+        }
+        if let Some(kind) = pooling {
+            file = file.number(&format!("{architecture}.pooling_type"), kind);
+        }
+        let file = file.key("tokenizer.ggml.tokens", 9, &tokens);
+        read(&file.tensor("a", &[1], 0, 0).build(4)).unwrap()
+    };
+    let bert = encoder("bert", Some(1));
+    assert!(bert.is_embedding);
+    assert_eq!(bert.cache_bytes_per_token, 0);
+    // A row of the vocabulary, eight vectors and two inner ones, of four bytes each.
+    assert_eq!(bert.step_bytes_per_token, 4 * (3 + 8 * 64 + 2 * 256));
+    for kind in [None, Some(0), Some(2)] {
+        assert!(encoder("nomic-bert", kind).is_embedding, "{kind:?}");
+    }
+    assert!(!encoder("bert", Some(4)).is_embedding, "it ranks");
+    let decoder = encoder("qwen3", Some(3));
+    assert!(decoder.is_embedding && decoder.cache_bytes_per_token > 0 && decoder.step_bytes_per_token > 0);
+    let chat = encoder("qwen3", None);
+    assert!(!chat.is_embedding);
+    assert_eq!(chat.step_bytes_per_token, 0);
 }
 
 #[test]

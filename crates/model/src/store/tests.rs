@@ -21,6 +21,7 @@ pub(crate) fn model(name: &str, size_bytes: u64, context_length: u64, cache_byte
             is_embedding: false,
             fills_in: false,
             is_adapter: false,
+            step_bytes_per_token: 0,
         },
     }
 }
