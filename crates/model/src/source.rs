@@ -1,9 +1,14 @@
-//! Where a model is fetched from: a place on the web, or a file of a repository of the Hugging Face hub.
+//! Where a model is fetched from: a place on the web, a file of a repository of the Hugging Face hub, or a registry of
+//! images that keeps models too.
 
 /// Longest source, in bytes.
 const SOURCE_MAX_BYTES: usize = 1024;
 /// What a file of the hub starts with.
 const HUB_PREFIX: &str = "hf://";
+/// What an artifact of a registry starts with.
+const REGISTRY_PREFIX: &str = "oci://";
+/// The tag that is meant when none is said, which names nothing.
+const LATEST: &str = "latest";
 /// The revision that is meant when none is said.
 const MAIN: &str = "main";
 
@@ -21,6 +26,8 @@ pub enum Source {
         /// A branch, a tag or a commit.
         revision: String,
     },
+    /// `oci://registry/repository[:tag|@digest]`: what stands behind the slashes, as images are named.
+    Registry(String),
 }
 
 impl Source {
@@ -37,11 +44,20 @@ impl Source {
         if let Some(path) = text.strip_prefix(HUB_PREFIX) {
             return Self::of_hub(path);
         }
+        if let Some(reference) = text.strip_prefix(REGISTRY_PREFIX) {
+            if reference.is_empty() {
+                return Err(format!(
+                    "`{text}` names nothing: give `oci://registry/repository:tag`"
+                ));
+            }
+            return Ok(Self::Registry(reference.to_owned()));
+        }
         if text.starts_with("https://") || is_of_this_machine(text) {
             return Ok(Self::Web(text.to_owned()));
         }
         Err(format!(
-            "`{text}` is no source of a model: give `https://…` or `hf://organization/repository/file.gguf`"
+            "`{text}` is no source of a model: give `https://…`, `hf://organization/repository/file.gguf` or \
+             `oci://registry/repository:tag`"
         ))
     }
 
@@ -75,11 +91,12 @@ impl Source {
         })
     }
 
-    /// Where the file is, with the hub at `hub`.
+    /// Where the file is, with the hub at `hub`. Of a registry, what the person wrote: it is asked what that stands for.
     #[must_use]
     pub fn url(&self, hub: &str) -> String {
         match self {
             Self::Web(url) => url.clone(),
+            Self::Registry(reference) => format!("{REGISTRY_PREFIX}{reference}"),
             Self::Hub {
                 repository,
                 file,
@@ -94,16 +111,30 @@ impl Source {
         }
     }
 
-    /// A name for the model: the file's, in small letters, without its ending.
+    /// A name for the model: the file's, in small letters, without its ending; of a registry, the repository's last part and
+    /// the tag.
     #[must_use]
     pub fn name(&self) -> String {
         let path = match self {
+            Self::Registry(reference) => return name_in_registry(reference),
             Self::Web(url) => url.split(['?', '#']).next().unwrap_or_default(),
             Self::Hub { file, .. } => file,
         };
         let file = path.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
         file.strip_suffix(".gguf").unwrap_or(&file).to_owned()
     }
+}
+
+/// `smollm2-360m` for `registry/ai/smollm2:360m`.
+fn name_in_registry(reference: &str) -> String {
+    let named = reference.split('@').next().unwrap_or_default();
+    let last = named.rsplit('/').next().unwrap_or_default();
+    match last.split_once(':') {
+        Some((repository, tag)) if tag != LATEST => format!("{repository}-{tag}"),
+        Some((repository, _)) => repository.to_owned(),
+        None => last.to_owned(),
+    }
+    .to_ascii_lowercase()
 }
 
 /// Whether a URL may do without TLS: what it leads to is this machine, in numbers, which no name server can turn.
@@ -143,6 +174,30 @@ mod tests {
     }
 
     #[test]
+    fn what_a_registry_keeps_is_called_as_it_is_there() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        for (text, name) in [
+            (
+                "oci://registry.example.com:5000/ai/smollm2:360M-Q4_K_M",
+                "smollm2-360m-q4_k_m",
+            ),
+            ("oci://registry.example.com:5000/smollm2", "smollm2"),
+            ("oci://ai/smollm2:latest", "smollm2"),
+            (
+                &format!("oci://registry.example.com/smollm2:v1@{digest}"),
+                "smollm2-v1",
+            ),
+            (&format!("oci://registry.example.com/smollm2@{digest}"), "smollm2"),
+        ] {
+            let source = Source::parse(text).unwrap();
+            assert_eq!(
+                (source.name().as_str(), source.url("https://hub").as_str()),
+                (name, text)
+            );
+        }
+    }
+
+    #[test]
     fn what_is_no_source_is_refused() {
         for text in [
             "",
@@ -152,6 +207,7 @@ mod tests {
             "http://127.0.0.1@example.org/a.gguf",
             "http://127.0.0.1:80@example.org/a.gguf",
             "file:///etc/passwd",
+            "oci://",
             "hf://a/b",
             "hf://a/b/",
             "hf://a/../c.gguf",

@@ -82,18 +82,25 @@ pub async fn run(settings: &Settings, action: ImagesAction, printer: &Printer) -
 /// # Errors
 /// When it cannot be opened.
 pub fn open(settings: &Settings, paths: &Paths) -> anyhow::Result<ImageStore> {
-    let mut wanted = tram_image::Settings {
+    let wanted = tram_image::Settings {
+        registries: registries(settings),
         aliases: aliases(settings)?,
         fallbacks: fallbacks(settings)?,
         ..tram_image::Settings::default()
     };
-    if !settings.registries_dir.as_os_str().is_empty() {
-        wanted.registries = tram_image::RegistryConfig::from_directory(&settings.registries_dir);
-    }
     if let Err((room, source)) = paths.ensure() {
         return Err(source).with_context(|| format!("cannot make {}: are you root?", room.display()));
     }
     ImageStore::open(paths.images(), wanted).map_err(for_user)
+}
+
+/// How registries are reached, and who they are told asks.
+pub(crate) fn registries(settings: &Settings) -> tram_image::RegistryConfig {
+    if settings.registries_dir.as_os_str().is_empty() {
+        tram_image::RegistryConfig::default()
+    } else {
+        tram_image::RegistryConfig::from_directory(&settings.registries_dir)
+    }
 }
 
 /// The names that are taken from elsewhere.

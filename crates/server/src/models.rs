@@ -2,6 +2,7 @@
 //! operator's door's side of it.
 
 mod pull;
+mod registry;
 
 use std::path::Path;
 
@@ -67,7 +68,18 @@ pub async fn run(settings: &Settings, action: ModelsAction, printer: &Printer) -
             // Before gigabytes come that have no name.
             check_name(&new.name)
                 .map_err(|rule| anyhow::anyhow!("`{}` cannot be the name of a model: it {rule}", new.name))?;
-            let file = pull::fetch(&paths, &place.url(&hub), token.as_deref(), printer).await?;
+            let (file, new) = match &place {
+                Source::Registry(reference) => {
+                    let (file, digest) =
+                        registry::fetch(settings, &paths, reference, new.digest.as_ref(), printer).await?;
+                    let digest = Some(digest);
+                    (file, NewModel { digest, ..new })
+                }
+                Source::Web(_) | Source::Hub { .. } => {
+                    let file = pull::fetch(&paths, &place.url(&hub), token.as_deref(), printer).await?;
+                    (file, new)
+                }
+            };
             let taken = take_in(&paths, running, new, &file).await;
             // What was refused would be refused again.
             pull::forget(&file);

@@ -78,7 +78,7 @@ pub enum ServerAction {
     /// A download that was cut off goes on where it stood when the command is given again. A token of the hub, for what it
     /// does not show everybody, is read from the environment variable HF_TOKEN. Needs root, as the store is the operator's.
     Pull {
-        /// A name of `tram models catalog`, or where it is: https://HOST/FILE.gguf or hf://ORGANIZATION/REPOSITORY/FILE.gguf[@REVISION]
+        /// A name of `tram models catalog`, or where it is: https://HOST/FILE.gguf, hf://ORGANIZATION/REPOSITORY/FILE.gguf[@REVISION] or oci://REGISTRY/REPOSITORY[:TAG|@DIGEST]
         #[arg(value_name = "SOURCE")]
         source: String,
         /// What to call it; without it the file's name

@@ -1,4 +1,4 @@
-//! A model's file from the web: fetched once, gone on with where it was cut off, and looked at before it is whole.
+//! A model's file from the web (`registry` has it from elsewhere): fetched once, gone on with where it was cut off, and looked at before it is whole.
 //!
 //! The download lies in `models/downloads`, under a name made of its URL, with the server's tag of it beside. A tag that
 //! changed means another file, and the download begins anew. As soon as the header is there, what the file says of itself
@@ -37,9 +37,9 @@ const REDIRECTS_MAX: usize = 5;
 /// Room on the disk that is left for others.
 const SPARE_BYTES: u64 = 1024 * 1024 * 1024;
 /// How often progress is said.
-const NOTE_INTERVAL: Duration = Duration::from_secs(2);
+pub(super) const NOTE_INTERVAL: Duration = Duration::from_secs(2);
 /// The header is looked for each time so much more has come.
-const LOOK_EVERY_BYTES: u64 = 4 * 1024 * 1024;
+pub(super) const LOOK_EVERY_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A file that is being fetched.
 struct Download<'p> {
@@ -69,9 +69,7 @@ pub(super) async fn fetch(
     if token.is_some() && !url.starts_with("https://") && !is_of_this_machine(url) {
         bail!("a token is not shown to {url}, which is asked without TLS");
     }
-    let directory = paths.models().join("downloads");
-    std::fs::create_dir_all(&directory)
-        .with_context(|| format!("cannot make {}: are you root?", directory.display()))?;
+    let directory = directory(paths)?;
     let path = directory.join(hex::encode(Sha256::digest(url)));
     let mut download = Download {
         client: client(url)?,
@@ -101,6 +99,14 @@ pub(super) async fn fetch(
         printer.note(format_args!("the transfer broke ({error:#}), going on"));
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// Where downloads lie.
+pub(super) fn directory(paths: &Paths) -> anyhow::Result<PathBuf> {
+    let directory = paths.models().join("downloads");
+    std::fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot make {}: are you root?", directory.display()))?;
+    Ok(directory)
 }
 
 /// Forgets a download that was taken in, or that is not wanted.
@@ -235,18 +241,7 @@ impl Download<'_> {
     }
 
     fn check_room(&self, bytes: u64) -> anyhow::Result<()> {
-        let room = nix::sys::statvfs::statvfs(self.path.parent().unwrap_or(&self.path))?;
-        let free = room.blocks_available().saturating_mul(room.fragment_size());
-        if free < bytes.saturating_add(SPARE_BYTES) {
-            bail!(
-                "{} needs {:.0} MiB of the disk, which has {:.0} MiB free and keeps {:.0} MiB for others",
-                self.url,
-                mib(bytes),
-                mib(free),
-                mib(SPARE_BYTES)
-            );
-        }
-        Ok(())
+        check_room(self.path.parent().unwrap_or(&self.path), self.url, bytes)
     }
 
     /// Reads the header when it has come, and refuses what can never be served here.
@@ -255,30 +250,7 @@ impl Download<'_> {
             return Ok(());
         }
         self.look_at = have.saturating_add(LOOK_EVERY_BYTES);
-        let total = total.unwrap_or(u64::MAX);
-        let gguf = match Gguf::read(File::open(&self.path)?, total) {
-            Ok(gguf) => gguf,
-            // Not all of it has come.
-            Err(gguf::Error::Truncated(_)) => return Ok(()),
-            Err(gguf::Error::Magic) if have < 4 => return Ok(()),
-            Err(error) => {
-                forget(&self.path);
-                return Err(error.into());
-            }
-        };
-        self.checked = true;
-        if total == u64::MAX {
-            return Ok(());
-        }
-        let (needed, memory) = (memory::needed_by(&gguf, total, 0), crate::host::memory_bytes());
-        if needed > memory {
-            forget(&self.path);
-            bail!(
-                "the model needs {:.1} GiB of memory, and this machine has {:.1}: choose a smaller one, or one of fewer bits",
-                mib(needed) / 1024.0,
-                mib(memory) / 1024.0
-            );
-        }
+        self.checked = looked_at(&self.path, have, total).inspect_err(|_| forget(&self.path))?;
         Ok(())
     }
 
@@ -294,6 +266,45 @@ impl Download<'_> {
             None => self.printer.note(format_args!("{:.0} MiB", mib(have))),
         }
     }
+}
+
+/// Whether the disk has room for so many bytes more of `what`.
+pub(super) fn check_room(directory: &Path, what: &str, bytes: u64) -> anyhow::Result<()> {
+    let room = nix::sys::statvfs::statvfs(directory)?;
+    let free = room.blocks_available().saturating_mul(room.fragment_size());
+    if free < bytes.saturating_add(SPARE_BYTES) {
+        bail!(
+            "{what} needs {:.0} MiB of the disk, which has {:.0} MiB free and keeps {:.0} MiB for others",
+            mib(bytes),
+            mib(free),
+            mib(SPARE_BYTES)
+        );
+    }
+    Ok(())
+}
+
+/// Reads the header of a file of which so much is there; false when not all of that has come.
+///
+/// # Errors
+/// When it can never be served here.
+pub(super) fn looked_at(path: &Path, have: u64, total: Option<u64>) -> anyhow::Result<bool> {
+    let gguf = match Gguf::read(File::open(path)?, total.unwrap_or(u64::MAX)) {
+        Ok(gguf) => gguf,
+        // Not all of it has come.
+        Err(gguf::Error::Truncated(_)) => return Ok(false),
+        Err(gguf::Error::Magic) if have < 4 => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    let Some(total) = total else { return Ok(true) };
+    let (needed, memory) = (memory::needed_by(&gguf, total, 0), crate::host::memory_bytes());
+    if needed > memory {
+        bail!(
+            "the model needs {:.1} GiB of memory, and this machine has {:.1}: choose a smaller one, or one of fewer bits",
+            mib(needed) / 1024.0,
+            mib(memory) / 1024.0
+        );
+    }
+    Ok(true)
 }
 
 /// Where a part starts, by its `Content-Range: bytes 10-19/20`.
