@@ -7,6 +7,7 @@
 
 mod checkpoint;
 mod isolation;
+mod memory;
 mod resolve;
 mod scaling;
 mod value;
@@ -20,6 +21,7 @@ use std::{
 pub use self::{
     checkpoint::{CheckpointAfter, CheckpointSpace},
     isolation::Isolations,
+    memory::ModelsMemory,
     resolve::{DEFAULT_FILE, Error},
     scaling::Scaling,
     value::{
@@ -172,6 +174,9 @@ settings! {
     snapshot_space_max: CheckpointSpace = CheckpointSpace::Disk;
     /// How many snapshots of instances an organization may have: of those of a disk, and of those with memory too, each.
     snapshots_max: Count = Count(1000);
+    /// How much memory the models of this machine have together, such as `12GiB`: those that rest are put to sleep for
+    /// others to wake. `auto` is three quarters of the machine's memory; `unlimited` bounds nothing.
+    models_memory: ModelsMemory = ModelsMemory::Auto;
     /// How many minutes of an awake service may be spent, on average, so that one caller does not wait for a wake:
     /// services with habits are woken before they are called. 0, as long as nothing else is said, wakes none; 10 is a
     /// good start, 1000 the most.

@@ -2,7 +2,8 @@
 //!
 //! Each call that ends a minute of idleness or more is counted ([`Pattern`]); when a service falls asleep the planner's
 //! rule says whether, and in which minute, it is worth waking although nobody has called. The operator's budget is the
-//! price of that; without one nothing is learned and nobody is woken. Only the data plane's reports count as calls: a
+//! price of that; without one nobody is woken. What was learned also tells which model is worth its memory
+//! ([`crate::packing`]); where neither is asked nothing is learned. Only the data plane's reports count as calls: a
 //! wake of ours must not teach us that somebody called.
 //!
 //! What was learned is kept once a minute and at the end, and read at the start. A crash loses a minute of it at most.
@@ -16,7 +17,7 @@ use std::{
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tram_planner::{
-    ServiceView,
+    ServiceView, packing,
     prewake::{Budget, Pattern},
 };
 use tram_store::CallPattern;
@@ -28,6 +29,8 @@ use crate::{Deps, activity::Activities, data_plane::ServiceActivity, light::Wake
 const MINUTE: Duration = Duration::from_secs(60);
 /// Many services are called at full hours. Their wakes are spread over so long a time before.
 const SPREAD: Duration = Duration::from_secs(30);
+/// How long a service counts as idle of which no call is known.
+const LONG_IDLE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Between two times that what was learned is kept.
 const KEEP_PERIOD: Duration = Duration::from_secs(60);
 
@@ -35,6 +38,8 @@ const KEEP_PERIOD: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Habits {
     budget: Option<Budget>,
+    /// Calls are counted.
+    learns: bool,
     clock: Arc<dyn Clock>,
     services: Mutex<HashMap<ServiceId, Habit>>,
 }
@@ -57,10 +62,12 @@ struct Habit {
 }
 
 impl Habits {
-    /// `budget`: nothing is learned without one.
+    /// `budget`: nobody is woken without one.
     pub(crate) fn new(budget: Option<Budget>, clock: Arc<dyn Clock>) -> Self {
+        let budget = budget.filter(|budget| budget.minutes_per_slow_wake > 0.0);
         Self {
-            budget: budget.filter(|budget| budget.minutes_per_slow_wake > 0.0),
+            budget,
+            learns: budget.is_some(),
             clock,
             services: Mutex::default(),
         }
@@ -70,12 +77,46 @@ impl Habits {
         self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Has the calls of some services counted though nobody is woken before them: see [`Habits::watch`].
+    pub(crate) fn learns(mut self, learns: bool) -> Self {
+        self.learns = learns || self.budget.is_some();
+        self
+    }
+
+    /// Has the calls of a service counted whose memory others may need.
+    pub(crate) fn watch(&self, service: ServiceId) {
+        if self.learns {
+            self.lock().entry(service).or_default();
+        }
+    }
+
+    /// When a service was last called, as far as is known, and the chance that it is called soon. `since`: when it woke.
+    pub(crate) fn outlook(&self, service: ServiceId, since: Option<Timestamp>) -> (Option<Timestamp>, f64) {
+        let services = self.lock();
+        let habit = services.get(&service);
+        let called_at = habit.and_then(|habit| habit.called_at);
+        let now = self.clock.now();
+        let idle = called_at.max(since).map_or(LONG_IDLE, |at| now.since(at));
+        let pattern = habit.and_then(|habit| habit.pattern.as_deref());
+        (called_at, packing::chance(pattern, idle))
+    }
+
+    /// The wake for a call that is expected came to nothing.
+    pub(crate) fn give_up(&self, service: ServiceId) {
+        if let Some(habit) = self.lock().get_mut(&service) {
+            habit.expected = false;
+        }
+    }
+
     /// Takes in what the data plane says of a service. True: the call came for which it was woken.
     pub(crate) fn heard(&self, told: &ServiceActivity) -> bool {
-        let (Some(_), Some(arrivals)) = (self.budget, told.arrivals) else {
+        let Some(arrivals) = told.arrivals.filter(|_| self.learns) else {
             return false;
         };
         let mut services = self.lock();
+        if self.budget.is_none() && !services.contains_key(&told.service) {
+            return false;
+        }
         let habit = services.entry(told.service).or_default();
         let called = habit.arrivals.is_some_and(|before| arrivals > before);
         let was_busy = std::mem::replace(&mut habit.busy, told.in_flight > 0);
@@ -215,7 +256,7 @@ pub(crate) async fn follow(
     activities: Arc<Activities>,
     cancel: CancellationToken,
 ) {
-    if habits.budget.is_none() {
+    if !habits.learns {
         return;
     }
     let deps = &waker.deps;

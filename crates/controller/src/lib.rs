@@ -11,6 +11,7 @@
 //! | [`routing`] | the data plane serves what the store says |
 //! | [`scaling`] | services have as many instances as their load asks for |
 //! | [`orphan`] | sites run nothing that the store does not know |
+//! | [`packing`] | the models of a machine hold no more memory than they have |
 //! | [`light`] | who waits for a frozen service waits for a thaw and nothing else |
 //! | [`domain`] | custom domains are active once they lead here |
 //! | [`volume`] | volumes and their snapshots are what their owners want |
@@ -30,6 +31,7 @@ mod habits;
 pub mod instance_snapshot;
 pub mod light;
 pub mod orphan;
+pub mod packing;
 pub mod pool;
 pub mod queue;
 pub mod retention;
@@ -59,6 +61,7 @@ use crate::{
     driver::drive,
     follow::follow_store,
     light::{Sleepers, Waker},
+    packing::Packing,
     queue::Queue,
     routing::Confirmed,
     scaling::Scaling,
@@ -114,6 +117,8 @@ pub struct Settings {
     pub prewake: Option<tram_planner::prewake::Budget>,
     /// How many bytes the snapshots of instances of one organization may take; `None`: what the disk has.
     pub snapshot_bytes_max: Option<u64>,
+    /// How much memory the models of a machine have together; `None`: nothing is bounded.
+    pub model_memory: Option<packing::ModelMemory>,
 }
 
 impl Default for Settings {
@@ -128,6 +133,7 @@ impl Default for Settings {
             sweep: Duration::from_secs(120),
             prewake: None,
             snapshot_bytes_max: None,
+            model_memory: None,
         }
     }
 }
@@ -145,6 +151,8 @@ pub struct ControllerHandle {
     cancel: CancellationToken,
     queue: Arc<Queue>,
     scaling: Arc<Scaling>,
+    packing: Arc<Packing>,
+    services: Arc<service::Reconciler>,
 }
 
 impl Controller {
@@ -158,17 +166,17 @@ impl Controller {
         let confirmed = Arc::new(Confirmed::default());
         let scaling = Arc::new(Scaling::new(&deps));
         let sleepers = Arc::new(Sleepers::default());
+        let packing = Arc::new(Packing::new(deps.settings.model_memory.clone()));
         let routing_signal = Arc::new(Notify::new());
         let routing = Arc::new(routing::Reconciler::new(
             deps.clone(),
             Arc::clone(&confirmed),
             Arc::clone(&sleepers),
+            Arc::clone(&packing),
             Arc::clone(&queue),
         ));
-        let habits = Arc::new(habits::Habits::new(
-            deps.settings.prewake,
-            Arc::clone(&deps.clock),
-        ));
+        let habits = habits::Habits::new(deps.settings.prewake, Arc::clone(&deps.clock));
+        let habits = Arc::new(habits.learns(packing.memory().is_some()));
         let waker = Arc::new(Waker {
             deps: deps.clone(),
             sleepers,
@@ -182,6 +190,7 @@ impl Controller {
             Arc::clone(&activities),
             Arc::clone(&scaling),
             Arc::clone(&habits),
+            Arc::clone(&packing),
         ));
         let observer = &deps.observer;
         for _ in 0..WORKERS {
@@ -300,6 +309,8 @@ impl Controller {
             cancel,
             queue,
             scaling,
+            packing,
+            services,
         }
     }
 }
@@ -345,6 +356,12 @@ impl ControllerHandle {
     #[must_use]
     pub fn scaling(&self) -> Arc<Scaling> {
         Arc::clone(&self.scaling)
+    }
+
+    /// What the models of a machine hold: figures for metrics.
+    pub async fn packing(&self) -> packing::Totals {
+        self.services.count_models().await;
+        self.packing.totals()
     }
 
     /// How many services and apps wait to be looked at: a figure for metrics.

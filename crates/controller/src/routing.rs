@@ -33,6 +33,7 @@ use crate::{
     Deps, data_plane, driver,
     error::Error,
     light::{self, Sleepers},
+    packing::Packing,
     queue::{Key, Queue},
 };
 
@@ -57,6 +58,7 @@ pub struct Reconciler {
     deps: Deps,
     confirmed: Arc<Confirmed>,
     sleepers: Arc<Sleepers>,
+    packing: Arc<Packing>,
     queue: Arc<Queue>,
     hasher: security::Hasher,
     dirty: Mutex<Dirty>,
@@ -105,12 +107,14 @@ impl Reconciler {
         deps: Deps,
         confirmed: Arc<Confirmed>,
         sleepers: Arc<Sleepers>,
+        packing: Arc<Packing>,
         queue: Arc<Queue>,
     ) -> Self {
         Self {
             deps,
             confirmed,
             sleepers,
+            packing,
             queue,
             hasher: security::Hasher::new(),
             dirty: Mutex::new(Dirty {
@@ -319,7 +323,10 @@ impl Reconciler {
     /// every other one is served.
     async fn take_service(&self, known: &mut Known, service: &RoutedService) -> Result<bool, Error> {
         let entry = match table::entry(service, &self.hasher, &self.deps.store).await {
-            Ok(entry) => {
+            Ok(mut entry) => {
+                if let Some(service) = &mut entry.service {
+                    service.waits_for_memory = self.packing.waits(entry.id).is_some();
+                }
                 known.troubled.remove(&service.id);
                 entry
             }

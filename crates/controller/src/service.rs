@@ -15,6 +15,7 @@ mod execute;
 mod follow;
 mod freeze;
 mod load;
+mod room;
 mod view;
 
 use std::{
@@ -38,6 +39,7 @@ use crate::{
     error::Error,
     habits::Habits,
     light::{Sleepers, Waker},
+    packing::Packing,
     queue::{Key, Queue},
     routing::{self, Confirmed},
     scaling::Scaling,
@@ -79,6 +81,8 @@ pub struct Reconciler {
     routing_signal: Arc<Notify>,
     scaling: Arc<Scaling>,
     habits: Arc<Habits>,
+    packing: Arc<Packing>,
+    queue: Arc<Queue>,
     memory: Mutex<Memory>,
 }
 
@@ -150,6 +154,7 @@ impl Reconciler {
         activities: Arc<Activities>,
         scaling: Arc<Scaling>,
         habits: Arc<Habits>,
+        packing: Arc<Packing>,
     ) -> Self {
         Self {
             deps: waker.deps.clone(),
@@ -160,6 +165,8 @@ impl Reconciler {
             routing_signal: Arc::clone(&waker.routing_signal),
             scaling,
             habits,
+            packing,
+            queue: Arc::clone(&waker.queue),
             memory: Mutex::default(),
         }
     }
@@ -201,7 +208,7 @@ impl Reconciler {
                 Err(error) => return Err(Error::store("read a service")(error)),
             };
             last_app = Some(state.app.id);
-            let seen = self.view(state).await?;
+            let mut seen = self.view(state).await?;
             self.sleepers.note(&seen.view);
             if self.habits.note(&seen.view) {
                 self.deps.observer.prewoken(false);
@@ -209,7 +216,7 @@ impl Reconciler {
             if !matches!(seen.view.activity, Activity::Unknown) && seen.is_waking_or_awake() {
                 self.activities.clear_wake(id);
             }
-            let plan = tram_planner::plan(&seen.view, &self.deps.policy, self.deps.clock.now());
+            let (plan, _turn) = self.plan(&mut seen).await?;
             if plan.waiting.contains(&Reason::EdgeStillRoutes) {
                 // It may be our own table that is behind: the write that took the instance out was a process's last.
                 self.routing.dirty(id);
@@ -226,7 +233,12 @@ impl Reconciler {
             {
                 report.concerns = last_app;
             }
-            match self.execute(&seen, &plan, report).await? {
+            let done = self.execute(&seen, &plan, report).await?;
+            if room::makes_room(&plan) && !matches!(done, execute::Done::Conflict) {
+                tracing::info!(service = %id, "put to sleep to make room for another model");
+                self.packing.slept();
+            }
+            match done {
                 execute::Done::Progress => {}
                 execute::Done::Waits => return Ok(Next::At(plan.look_again_at)),
                 execute::Done::Conflict => report.conflicts += 1,
@@ -246,6 +258,7 @@ impl Reconciler {
         self.scaling.remove(id);
         self.sleepers.remove(id);
         self.habits.remove(id);
+        self.packing.remove(id);
         let mut memory = self.memory();
         memory.stop_waiting(id);
         if let Some(gone) = memory.services.remove(&id) {

@@ -92,6 +92,8 @@ pub(crate) struct Live {
     pub(crate) queue: wake::Queue,
     /// The version of the table under which its sleeping instances answer; zero: none.
     open_under: AtomicU64,
+    /// Its wake waits for memory, as the newest table says.
+    pub(crate) waits_for_memory: AtomicBool,
     /// What is known of who answers first, of a service that serves a model.
     pub(crate) router: OnceLock<Router>,
 }
@@ -113,6 +115,7 @@ impl Live {
             signals,
             in_flight: AtomicU32::new(0),
             listed: AtomicBool::new(false),
+            waits_for_memory: AtomicBool::new(false),
             last_activity_ms: AtomicU64::new(u64::MAX),
             arrivals: AtomicU64::new(0),
             bytes_in: AtomicU64::new(0),

@@ -20,6 +20,9 @@ const DEPLOYING_RETRY_AFTER: Duration = Duration::from_secs(5);
 /// When to come back to a service at its limit: some request will have ended.
 const BUSY_RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// When to come back to a model that found no memory: as long as another stays at least once it is awake.
+const NO_MEMORY_RETRY_AFTER: Duration = Duration::from_secs(10);
+
 /// Tells the edge's own answers from an instance's.
 pub(crate) const X_TRAM_ERROR: HeaderName = HeaderName::from_static("x-tram-error");
 
@@ -46,6 +49,8 @@ pub(crate) enum Refusal {
     QueueFull { name: String, retry_after: Duration },
     /// The caller waited as long as the service allows.
     StillStarting { name: String, waited_ms: u64 },
+    /// The same, and what it waits for is memory that others hold.
+    NoMemory { name: String, waited_ms: u64 },
     /// The edge stops, and nobody will wake the service for this caller.
     Stopping { name: String },
     /// The start or the first deployment failed.
@@ -96,6 +101,7 @@ impl Refusal {
             | Self::BodiesBusy
             | Self::UnknownFront
             | Self::QueueFull { .. }
+            | Self::NoMemory { .. }
             | Self::Stopping { .. }
             | Self::StartFailed { .. }
             | Self::Paused { .. }
@@ -128,6 +134,7 @@ impl Refusal {
             | Self::NoHealthyInstance { .. }
             | Self::Stopping { .. } => Some(BUSY_RETRY_AFTER),
             Self::Deploying { .. } | Self::StillStarting { .. } => Some(DEPLOYING_RETRY_AFTER),
+            Self::NoMemory { .. } => Some(NO_MEMORY_RETRY_AFTER),
             _ => None,
         }
     }
@@ -188,6 +195,14 @@ impl Refusal {
                 "still_starting",
                 format!("{name} is still starting after {} seconds.", waited_ms / 1000),
                 "It will go on starting: try again. `tram logs` shows what it is doing.".to_owned(),
+            ),
+            Self::NoMemory { name, waited_ms } => (
+                "no_memory",
+                format!(
+                    "{name} sleeps, and other models have needed the memory of this machine for the {} seconds that it waited.",
+                    waited_ms / 1000
+                ),
+                "Try again after the time in Retry-After: models that rest make room. The messages of the deployment say what is in the way.".to_owned(),
             ),
             Self::Stopping { name } => (
                 "edge_stopping",
@@ -280,7 +295,12 @@ impl Refusal {
         if let Some(wait) = self.retry_after() {
             headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
         }
-        if html && matches!(self, Self::Deploying { .. } | Self::StillStarting { .. }) {
+        if html
+            && matches!(
+                self,
+                Self::Deploying { .. } | Self::StillStarting { .. } | Self::NoMemory { .. }
+            )
+        {
             headers.insert(REFRESH, HeaderValue::from(DEPLOYING_RETRY_AFTER.as_secs()));
         }
         if let Self::Unauthorized { basic, .. } = self {

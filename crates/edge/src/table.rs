@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -342,6 +343,7 @@ impl Table {
                 || Arc::new(Live::new(spec.id, &spec.name, Arc::clone(&registry.signals))),
                 |known| Arc::clone(&known.live),
             );
+            live.waits_for_memory.store(spec.waits_for_memory, Relaxed);
             entries.services.insert(spec.id, Arc::new(Service { spec, live }));
         }
         let mut endpoints = registry.lock();

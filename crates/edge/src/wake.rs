@@ -165,11 +165,19 @@ pub(crate) async fn hold(
     drop(place);
     match outcome {
         Ok(_) => Ok(()),
+        Err(_) if live.waits_for_memory.load(Relaxed) => Err(Refusal::NoMemory {
+            name: live.name.to_string(),
+            waited_ms: waited_ms(begun),
+        }),
         Err(_) => Err(Refusal::StillStarting {
             name: live.name.to_string(),
-            waited_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            waited_ms: waited_ms(begun),
         }),
     }
+}
+
+fn waited_ms(begun: Instant) -> u64 {
+    u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

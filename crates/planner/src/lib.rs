@@ -20,6 +20,7 @@
 //! | [`autoscale`] | how many the load asks for; called before, since it needs a memory |
 //! | `orders` | what the site is told, and when an instance may really be stopped |
 //! | `prewake` | when a service is worth keeping awake, from its pattern of calls |
+//! | [`packing`] | which models sleep so that another one has room; apart from the others, too |
 //! | [`pool`] | which services a pool makes and gives up; apart from the others, as it decides about several |
 //! | `status` | what deployments and the service are shown as, and what they wait for |
 //!
@@ -38,6 +39,7 @@ mod lifecycle;
 pub mod model_route;
 mod observe;
 mod orders;
+pub mod packing;
 mod plan;
 mod policy;
 pub mod pool;
@@ -57,8 +59,8 @@ pub use policy::Policy;
 pub use reason::Reason;
 pub use sleep::{Rung, rung};
 pub use view::{
-    Activity, AppIntent, Deployment, Drain, Edge, Instance, Intent, Observed, Region, ServiceView, SiteState,
-    Source, Takeover, Tally,
+    Activity, AppIntent, Deployment, Drain, Edge, Instance, Intent, Observed, Region, Room, ServiceView,
+    SiteState, Source, Takeover, Tally,
 };
 
 use draft::Draft;

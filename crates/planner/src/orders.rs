@@ -162,8 +162,8 @@ fn gate(draft: &mut Draft<'_>, at: At) -> Gate {
     }
 }
 
-/// Whether the deployment of an instance that is on its way out goes on without it: there are fewer wanted, and no
-/// other deployment relieves it.
+/// Whether the deployment of an instance that is on its way out goes on without it: there are fewer wanted, or none for
+/// as long as it sleeps, and no other deployment relieves it.
 fn goes_on(draft: &Draft<'_>, at: At) -> bool {
     let view = &draft.view;
     let deployment = &view.deployments[at.deployment];
@@ -172,8 +172,5 @@ fn goes_on(draft: &Draft<'_>, at: At) -> bool {
         .iter()
         .filter_map(|newer| handover::predecessor(view, newer))
         .any(|old| old.id == deployment.id);
-    view.intent == Intent::Run
-        && deployment.status.is_serving()
-        && deployment.status != DeploymentStatus::Sleeping
-        && !relieved
+    view.intent == Intent::Run && deployment.status.is_serving() && !relieved
 }

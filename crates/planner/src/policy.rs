@@ -24,6 +24,9 @@ const PROVISION_RETRY: Duration = Duration::from_secs(3 * 60);
 const IMAGE_LOOK: Duration = Duration::from_secs(5);
 /// Between two looks at anything else that should have come by news: what a lost signal costs at most.
 const LOOK: Duration = Duration::from_secs(10);
+/// Between two looks at a service that waits for memory: news of those that give it back usually come first, but that
+/// one has stayed for long enough is no news.
+const ROOM_LOOK: Duration = Duration::from_secs(1);
 /// How long HEALTHY stays visible before SLEEPING: the slowest official client polls every five seconds
 /// (`koyeb compose`), and waits for ever when it never sees HEALTHY.
 const HEALTHY_VISIBLE: Duration = Duration::from_secs(6);
@@ -66,6 +69,8 @@ pub struct Policy {
     pub image_look: Duration,
     /// Between two looks at anything else that is under way.
     pub look: Duration,
+    /// Between two looks at a service that waits for memory.
+    pub room_look: Duration,
     /// How long HEALTHY stays visible before SLEEPING.
     pub healthy_visible: Duration,
     /// Time an instance without new requests gets to finish those it has.
@@ -96,6 +101,7 @@ impl Default for Policy {
             provision_retry: PROVISION_RETRY,
             image_look: IMAGE_LOOK,
             look: LOOK,
+            room_look: ROOM_LOOK,
             healthy_visible: HEALTHY_VISIBLE,
             drain: DRAIN,
             settle: SETTLE,

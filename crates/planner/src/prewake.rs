@@ -182,6 +182,40 @@ impl Pattern {
         self.wake_at(budget, minutes(asleep).saturating_add(SLEEPS_MIN), minutes(stays))
     }
 
+    /// The chance that a service which has been idle for so long is called within the next `minutes`, from 0 to 1.
+    #[must_use]
+    pub fn chance_within(&self, budget: &Budget, idle: Duration, minutes: u32) -> f64 {
+        let first = idle.as_secs() / MINUTE_SECONDS;
+        let once = self.bins.iter().filter(|count| **count == 1).count() as f64;
+        let doubt = budget.confidence * (1.0 + once);
+        let begun = usize::try_from(first).unwrap_or(BINS).min(BINS);
+        let mut left: f64 = self.bins[begun..].iter().map(|count| f64::from(*count)).sum();
+        // Of the minute that it is in, what is left; and of the last one as much as is missing then.
+        let part = (idle.as_secs_f64() / MINUTE_SECONDS as f64).fract();
+        let last = first.saturating_add(u64::from(minutes));
+        let none: f64 = (first..=last)
+            .map(|minute| {
+                let chance = match usize::try_from(minute) {
+                    Ok(index) if index < BINS => {
+                        let chance = self.chance(index, left, doubt, budget.prior);
+                        left -= self.count(index);
+                        chance
+                    }
+                    // Beyond what is told apart the prior is all there is.
+                    _ => budget.prior / (minute as f64 + 1.0),
+                };
+                let share = match minute {
+                    _ if first == last => 0.0,
+                    _ if minute == first => 1.0 - part,
+                    _ if minute == last => part,
+                    _ => 1.0,
+                };
+                (1.0 - chance.min(1.0)).powf(share)
+            })
+            .product();
+        1.0 - none
+    }
+
     /// What was counted: minutes of idleness, and how often; the last minute stands for all that are longer.
     pub fn counts(&self) -> impl Iterator<Item = (u16, u16)> {
         let counts = (0u16..).zip(self.bins.iter().copied());
@@ -308,7 +342,33 @@ mod tests {
         assert!(pattern.seen() < u64::from(u16::MAX), "{}", pattern.seen());
     }
 
+    #[test]
+    fn the_chance_of_a_call_falls_with_idle_time_and_rises_before_a_habit() {
+        let budget = Budget::default();
+        let none = Pattern::default();
+        let seconds = |idle| none.chance_within(&budget, Duration::from_secs(idle), 10);
+        assert!(seconds(10) > seconds(20), "within a minute too");
+        let within = |pattern: &Pattern, idle| pattern.chance_within(&budget, minutes(idle), 10);
+        assert!(within(&none, 0) > within(&none, 5));
+        assert!(within(&none, 5) > within(&none, 60));
+        assert!(within(&none, 479) > within(&none, 900));
+        let habit = learned([30; 10]);
+        assert!(within(&habit, 25) > 0.9, "{}", within(&habit, 25));
+        assert!(within(&habit, 5) < 0.2, "{}", within(&habit, 5));
+        assert!(within(&habit, 40) > 0.0);
+    }
+
     proptest! {
+        #[test]
+        fn a_chance_is_one(
+            idle in prop::collection::vec(0u64..700, 0..60),
+            been in 0u64..2000,
+            ahead in 0u32..120,
+        ) {
+            let chance = learned(idle).chance_within(&Budget::default(), minutes(been), ahead);
+            prop_assert!((0.0..=1.0).contains(&chance), "{chance}");
+        }
+
         #[test]
         fn a_higher_price_and_a_smaller_share_keep_no_less(
             idle in prop::collection::vec(0u64..700, 0..60),

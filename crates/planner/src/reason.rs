@@ -175,6 +175,20 @@ pub enum Reason {
     CannotFreeze(String),
     /// An instance cannot be moved to disk.
     CannotCheckpoint(String),
+    /// Another model has more use for the memory; which, in words.
+    MadeRoom(String),
+    /// Models hold all the memory that there is for them; how, in words.
+    NoRoom(String),
+    /// It does not fit into the memory that there is for models.
+    NeverRoom(String),
+}
+
+/// How every [`Reason::NoRoom`] begins, by which the message of one that is over is known.
+const NO_ROOM: &str = "waiting for memory";
+
+/// Whether a message says that there was no room.
+pub(crate) fn is_no_room(message: &str) -> bool {
+    message.starts_with(NO_ROOM)
 }
 
 /// `first`, `second`, `third`, then `4th`.
@@ -341,6 +355,9 @@ impl fmt::Display for Reason {
                 f,
                 "light sleep is not to be had, so the service stays awake until deep sleep is due: {why}"
             ),
+            Self::MadeRoom(whose) => write!(f, "put to sleep to make room for {whose}"),
+            Self::NoRoom(why) => write!(f, "{NO_ROOM}: {why}"),
+            Self::NeverRoom(why) => write!(f, "{why}"),
             Self::CannotCheckpoint(why) => write!(
                 f,
                 "light sleep keeps the memory of an instance, which cannot be moved to disk: {why}"

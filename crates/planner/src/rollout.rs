@@ -191,6 +191,10 @@ fn start(draft: &mut Draft<'_>, index: usize) {
         return;
     }
     let answering = |region: &&Region| matches!(region.site, SiteState::Reachable(_));
+    let no_room = draft.view.room.closed();
+    if let Some(Reason::NeverRoom(why)) = no_room {
+        return fail(draft, index, &Reason::Failed(why));
+    }
     let exhausted = deployment
         .regions
         .iter()
@@ -210,7 +214,8 @@ fn start(draft: &mut Draft<'_>, index: usize) {
         }
         let trouble = deployment
             .instances()
-            .find_map(|instance| instance.trouble.clone());
+            .find_map(|instance| instance.trouble.clone())
+            .or_else(|| no_room.as_ref().map(ToString::to_string));
         match trouble {
             Some(cause) => Reason::NeverStarted {
                 within,
@@ -238,6 +243,7 @@ fn start(draft: &mut Draft<'_>, index: usize) {
         messages.push(reason.to_string());
         draft.wait_for(index, reason);
     }
+    messages.extend(no_room.map(|reason| reason.to_string()));
     let status = draft.view.deployments[index].status;
     draft.set_deployment(index, status, messages, &Reason::Seen("its instances say more"));
 }

@@ -16,7 +16,7 @@ use crate::{
     reason::Reason,
     restart::{self, Verdict},
     sleep,
-    view::{Deployment, Instance, Region, ServiceView, SiteState, Takeover},
+    view::{Deployment, Instance, Region, Room, ServiceView, SiteState, Takeover},
 };
 
 /// What the load asks for; `None`: it has no say. While nobody has said, what there is stays.
@@ -219,9 +219,18 @@ fn ensure_replica(
             return;
         }
     };
+    let (id, regional) = (it.id, here.id);
+    if let Some(reason) = draft.view.room.closed() {
+        draft.wait_for(deployment, reason);
+        draft.look_again(draft.now.plus(draft.policy.room_look));
+        return;
+    }
+    if let Room::Only { instances, .. } = &mut draft.view.room {
+        *instances = instances.saturating_sub(1);
+    }
     let write = Write::CreateInstance {
-        deployment: it.id,
-        regional: here.id,
+        deployment: id,
+        regional,
         replica_index: replica,
         reason,
     };

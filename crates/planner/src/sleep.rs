@@ -13,6 +13,9 @@
 //! SLEEPING to HEALTHY: somebody thawed it, be it by our order or beside us, on the data plane's demand. Deep sleep
 //! follows light sleep after its own delay.
 //!
+//! A model that should make room for another ([`crate::packing`]) goes to deep sleep without its delay, and as any other
+//! only when nobody asks it anything.
+//!
 //! What cannot be frozen stays awake until deep sleep is due, and the deployment says so.
 
 use std::time::Duration;
@@ -28,7 +31,7 @@ use crate::{
     checkpoint,
     draft::Draft,
     policy::Policy,
-    reason::Reason,
+    reason::{self, Reason},
     restart::{self, Verdict},
     view::{Activity, Deployment, Instance, Intent, Region, ServiceView, SiteState},
 };
@@ -86,7 +89,23 @@ fn wake(draft: &mut Draft<'_>, index: usize) {
         }
         return;
     }
-    let demanded = demanded || deployment.instances().any(Instance::is_live);
+    let rises = deployment.instances().any(Instance::is_live);
+    if let Some(reason) = draft.view.room.closed().filter(|_| demanded && !rises) {
+        no_room(draft, index, &reason);
+        return;
+    }
+    let over = deployment.messages.iter().any(|it| reason::is_no_room(it));
+    if over && !demanded {
+        let messages = notes(&draft.view, deployment);
+        draft.set_deployment(
+            index,
+            D::Sleeping,
+            messages,
+            &Reason::Seen("nobody waits any more"),
+        );
+    }
+    let deployment = &draft.view.deployments[index];
+    let demanded = demanded || rises;
     let cause = deployment
         .regions
         .iter()
@@ -95,6 +114,18 @@ fn wake(draft: &mut Draft<'_>, index: usize) {
         let reason = Reason::NoneHealthy(format!("it could not be woken: {cause}"));
         draft.set_deployment(index, D::Unhealthy, vec![reason.to_string()], &reason);
         draft.set_sleeping_since(None);
+    }
+}
+
+/// Somebody waits for a deployment that sleeps, and there is no memory for it.
+fn no_room(draft: &mut Draft<'_>, index: usize, reason: &Reason) {
+    match reason {
+        Reason::NeverRoom(why) => {
+            let reason = Reason::NoneHealthy(format!("it could not be woken: {why}"));
+            draft.set_deployment(index, D::Unhealthy, vec![reason.to_string()], &reason);
+            draft.set_sleeping_since(None);
+        }
+        reason => draft.set_deployment(index, D::Sleeping, vec![reason.to_string()], reason),
     }
 }
 
@@ -147,8 +178,13 @@ fn sleep_on(draft: &mut Draft<'_>, index: usize) {
         if draft.now < due && since <= draft.now.plus(further) {
             draft.look_again(due);
         } else {
-            stop = Some(deep);
+            stop = Some(Reason::Idle(deep));
         }
+    }
+    // What is frozen holds its memory; what is not frozen yet may have to answer somebody first.
+    let quiet = matches!(draft.view.activity, Activity::Known { in_flight: 0, .. });
+    if let Some(whose) = draft.view.gives_way.clone().filter(|_| quiet) {
+        stop = Some(Reason::MadeRoom(whose));
     }
     let sick = |instance: &Instance| instance.status == InstanceStatus::Unhealthy;
     for at in draft.places() {
@@ -159,7 +195,7 @@ fn sleep_on(draft: &mut Draft<'_>, index: usize) {
             sick(instance)
         };
         if at.deployment == index && going {
-            let reason = stop.map_or(Reason::ScaledDown { wanted: 0 }, Reason::Idle);
+            let reason = stop.clone().unwrap_or(Reason::ScaledDown { wanted: 0 });
             draft.set_instance(at, InstanceStatus::Stopping, Vec::new(), &reason);
         }
     }
@@ -232,14 +268,16 @@ fn fall_asleep(draft: &mut Draft<'_>, index: usize) {
     let due = idle_since
         .map(|since| since.plus(after))
         .max(healthy.map(|healthy| healthy.plus(visible)));
-    if let Some(due) = due.filter(|due| draft.now < *due) {
+    let gives_way = draft.view.gives_way.clone();
+    if let Some(due) = due.filter(|due| draft.now < *due && gives_way.is_none()) {
         draft.look_again(due.min(draft.now.plus(whole)));
         return;
     }
-    let reason = if light {
-        Reason::IdleLight(after)
-    } else {
-        Reason::Idle(after)
+    let light = light && gives_way.is_none();
+    let reason = match gives_way {
+        Some(whose) => Reason::MadeRoom(whose),
+        None if light => Reason::IdleLight(after),
+        None => Reason::Idle(after),
     };
     let notes = notes(&draft.view, &draft.view.deployments[index]);
     draft.set_deployment(index, D::Sleeping, notes, &reason);
@@ -286,6 +324,11 @@ fn delay(deployment: &Deployment) -> Option<(Duration, bool)> {
         Some(light) => (light, true),
         None => (deep, false),
     })
+}
+
+/// Whether a deployment goes to sleep when nobody calls.
+pub(crate) fn sleeps(deployment: &Deployment) -> bool {
+    delay(deployment).is_some()
 }
 
 /// When the deployment became healthy, at first and after it had not been running.

@@ -78,14 +78,23 @@ fn serving_deployment(draft: &mut Draft<'_>, index: usize) {
         return;
     }
     let tally = tally(draft, deployment);
+    // One that serves with fewer instances than it should have is well, as long as it is only for want of memory.
+    let no_room = draft.view.room.closed().filter(|_| tally.coming > 0);
     let reason = match (tally.healthy, tally.troubles.is_empty()) {
         (1.., true) => Reason::AllHealthy,
         (1.., false) => Reason::SomeInTrouble(tally.troubles.join("; ")),
         (0, false) => Reason::NoneHealthy(tally.troubles.join("; ")),
+        (0, true) if no_room.is_some() => {
+            Reason::NoneHealthy(no_room.as_ref().map(ToString::to_string).unwrap_or_default())
+        }
         (0, true) => Reason::NoneHealthy("its instances are starting".to_owned()),
     };
     let (to, messages) = match &reason {
-        Reason::AllHealthy => (D::Healthy, sleep::notes(&draft.view, deployment)),
+        Reason::AllHealthy => {
+            let mut messages = sleep::notes(&draft.view, deployment);
+            messages.extend(no_room.map(|reason| reason.to_string()));
+            (D::Healthy, messages)
+        }
         Reason::SomeInTrouble(_) => (D::Degraded, vec![reason.to_string()]),
         _ => (D::Unhealthy, vec![reason.to_string()]),
     };

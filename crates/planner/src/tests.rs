@@ -5,6 +5,7 @@ mod handover;
 mod in_place;
 mod light;
 mod load;
+mod packing;
 mod properties;
 mod scenarios;
 mod trouble;

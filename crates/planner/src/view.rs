@@ -60,6 +60,38 @@ pub struct ServiceView {
     pub edge: Edge,
     /// It was woken for a call that is expected and has not come yet.
     pub expected: bool,
+    /// Whether there is memory for more instances of it.
+    pub room: Room,
+    /// What it should make room for, in words, if it rests.
+    pub gives_way: Option<String>,
+}
+
+/// Whether there is memory for more instances of a service.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Room {
+    /// Nothing is in the way.
+    #[default]
+    Open,
+    /// For so many, for now.
+    Only {
+        /// How many may be made.
+        instances: u32,
+        /// Why no more, in words.
+        why: String,
+    },
+    /// For none, ever, as it is; why, in words.
+    Never(String),
+}
+
+impl Room {
+    /// Why an instance that is wanted is not made.
+    pub(crate) fn closed(&self) -> Option<Reason> {
+        match self {
+            Self::Open | Self::Only { instances: 1.., .. } => None,
+            Self::Only { instances: 0, why } => Some(Reason::NoRoom(why.clone())),
+            Self::Never(why) => Some(Reason::NeverRoom(why.clone())),
+        }
+    }
 }
 
 impl ServiceView {

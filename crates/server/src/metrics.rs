@@ -1,5 +1,7 @@
 //! Prometheus metrics of the control plane, with the edge's beside them.
 
+mod packing;
+
 use std::{
     collections::{BTreeMap, HashMap},
     time::Duration,
@@ -21,6 +23,8 @@ use tram_types::{
     ServiceId,
     status::{InstanceStatus, ServiceStatus},
 };
+
+use packing::Packing;
 
 use crate::{data_plane::EdgeLink, model_metrics::ModelMetrics, usage::Counted, wakes};
 
@@ -100,6 +104,7 @@ pub struct Metrics {
     scaled_ready: Gauge,
     scalings: Family<ReasonLabel, Counter>,
     prewakes: Family<WakeLabel, Counter>,
+    packing: Packing,
     refused_packets: Counter,
     refused_names: Counter,
     guarded_filled: Counter,
@@ -222,6 +227,7 @@ impl Metrics {
             "Decisions that changed the number of instances of a deployment in a region",
             scalings.clone(),
         );
+        let packing = Packing::registered(&mut registry);
         let uncounted = Counter::default();
         registry.register(
             "usage_damaged",
@@ -244,6 +250,7 @@ impl Metrics {
             scaled_ready,
             scalings,
             prewakes,
+            packing,
             refused_packets,
             refused_names,
             guarded_filled,
@@ -276,6 +283,11 @@ impl Metrics {
                 status,
             })
             .inc();
+    }
+
+    /// What the models of this machine hold.
+    pub fn set_packing(&self, totals: tram_controller::packing::Totals) {
+        self.packing.set(totals);
     }
 
     /// A wake is over.

@@ -18,6 +18,7 @@ use hyper::Method;
 use serde::Deserialize;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 use tram_cli::{ModelsAction, Printer, Settings};
+use tram_controller::packing::ModelMemory;
 use tram_model::{
     Digest, Error, Model, ModelStore, catalog,
     source::Source,
@@ -136,6 +137,16 @@ fn show(model: &Model, printer: &Printer) -> anyhow::Result<()> {
 }
 
 const MILLION: u64 = 1_000_000;
+
+/// What the models of this machine have together; `None`: nothing is bounded.
+#[must_use]
+pub fn memory(settings: &Settings) -> Option<ModelMemory> {
+    let bytes = settings.models_memory.bytes(crate::host::memory_bytes())?;
+    Some(ModelMemory {
+        region: settings.region.clone(),
+        bytes,
+    })
+}
 
 /// The store of models.
 ///

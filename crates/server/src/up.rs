@@ -331,6 +331,7 @@ impl Inside {
                     settings.prewake_minutes.0,
                 ))),
                 snapshot_bytes_max: settings.snapshot_space_max.bytes(),
+                model_memory: crate::models::memory(settings),
                 ..tram_controller::Settings::default()
             },
             observer: Arc::clone(&metrics) as Arc<dyn tram_controller::Observer>,
@@ -426,6 +427,7 @@ impl Running {
             tick.tick().await;
             self.metrics.set_backlog(self.controller.backlog());
             self.metrics.set_scaling(&self.controller.scaling().totals());
+            self.metrics.set_packing(self.controller.packing().await);
             let refused = self.site.refused();
             self.metrics.set_refused(refused.packets, refused.names);
             let guarded = self.site.guarded();

@@ -75,6 +75,19 @@ impl Images {
         Ok(())
     }
 
+    /// The memory that an instance takes to serve its model and its adapters with so many tokens of context; `None`: the
+    /// store does not have the model. What a deployment serves already is asked for by its digest.
+    pub(crate) fn model_memory_bytes(&self, spec: &ImageSpec, context_length: u64) -> Option<u64> {
+        let models = self.models.as_ref()?;
+        let pinned = self.records.pinned_image(spec.deployment);
+        let by_digest = pinned.as_ref().and_then(|pinned| pinned.model.as_ref());
+        let found = by_digest.and_then(|digest| models.find(&digest.to_string()));
+        let model = found.or_else(|| models.find(spec.model.as_deref()?))?;
+        let adapters = spec.adapters.iter().filter_map(|it| models.find(&it.source));
+        let needed = tram_model::memory::needed_bytes(&model, context_length);
+        Some(adapters.fold(needed, |sum, adapter| sum.saturating_add(adapter.size_bytes)))
+    }
+
     /// The mounts that show an instance its model and its adapters. The error is for the user.
     pub(crate) fn model_mounts(&self, spec: &ImageSpec) -> Result<Vec<BindMount>, String> {
         let Some(source) = &spec.model else {

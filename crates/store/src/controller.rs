@@ -3,7 +3,10 @@
 //! The cost of every method here depends on one service and never on how many there are.
 
 use sqlx::AnyConnection;
-use tram_types::{AppId, DeploymentId, DomainId, InstanceId, ServiceId, Timestamp, status::DeploymentStatus};
+use tram_types::{
+    AppId, DeploymentId, DomainId, InstanceId, ServiceId, Timestamp,
+    status::{DeploymentStatus, InstanceStatus},
+};
 
 use crate::{
     Change, Store,
@@ -53,6 +56,19 @@ pub struct KnownInstance {
     pub id: InstanceId,
     /// Its service.
     pub service_id: ServiceId,
+}
+
+/// Instances of one deployment whose source is a model, with one status, in one region.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelInstances {
+    /// Their service.
+    pub service_id: ServiceId,
+    /// Their deployment.
+    pub deployment_id: DeploymentId,
+    /// What they are shown as; never a final one.
+    pub status: InstanceStatus,
+    /// How many.
+    pub count: u64,
 }
 
 impl Store {
@@ -266,6 +282,35 @@ impl Store {
                 Ok(KnownInstance {
                     id: read(row, "id", DOING)?,
                     service_id: read(row, "service_id", DOING)?,
+                })
+            })
+            .collect()
+    }
+
+    /// The instances in a region that are not over and whose deployment's source is a model, counted: what the models of
+    /// a machine hold.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn model_instances_unscoped(&self, region: &str) -> Result<Vec<ModelInstances>> {
+        const DOING: &str = "counting the instances of models";
+        // Definitions are kept as JSON without blanks, in which a quote within a string never stands alone: where this
+        // stands, a member `model` begins. Whoever reads the definition knows whose member it is.
+        let sql = Sql::new(
+            "SELECT service_id, deployment_id, status, COUNT(*) AS count FROM instances \
+             WHERE forgotten = 0 AND status NOT IN ('STOPPED', 'ERROR') AND EXISTS (SELECT 1 FROM deployments \
+             WHERE deployments.id = instances.deployment_id AND deployments.definition LIKE '%\"model\":{%')",
+        )
+        .with(" AND region = ", &region.to_owned())
+        .with_text(" GROUP BY service_id, deployment_id, status ORDER BY service_id, deployment_id, status");
+        let rows = sql.rows(&mut *self.database().read(DOING).await?, DOING).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(ModelInstances {
+                    service_id: read(row, "service_id", DOING)?,
+                    deployment_id: read(row, "deployment_id", DOING)?,
+                    status: read(row, "status", DOING)?,
+                    count: read(row, "count", DOING)?,
                 })
             })
             .collect()

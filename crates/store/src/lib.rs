@@ -51,7 +51,7 @@ mod volumes;
 
 pub use call_patterns::CallPattern;
 pub use change::Change;
-pub use controller::{KnownInstance, RemovedService, ServiceState};
+pub use controller::{KnownInstance, ModelInstances, RemovedService, ServiceState};
 pub use counts::Counts;
 pub use error::{Error, Result};
 pub use filter::{Listed, Order, Page};

@@ -77,6 +77,7 @@ cases! {
     controlling::a_state_holds_what_may_still_change,
     controlling::a_stashed_deployment_does_not_hide_the_one_before,
     controlling::the_newest_ends_of_every_replica_are_read,
+    controlling::models_are_counted_by_deployment_and_status,
     controlling::a_batch_is_applied_whole_or_not_at_all,
     controlling::a_sweep_sees_what_is_not_settled,
     controlling::a_service_goes_when_its_instances_are_forgotten,

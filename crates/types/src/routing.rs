@@ -194,6 +194,9 @@ pub struct Service {
     /// what is asked of such a service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
+    /// Its wake waits for memory that others hold: whoever has been held for long enough is told so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub waits_for_memory: bool,
 }
 
 fn default_request_timeout_ms() -> u64 {
@@ -223,6 +226,7 @@ impl Service {
             hold_deadline_ms: DEFAULT_HOLD_DEADLINE_MS,
             hold_queue_max: DEFAULT_HOLD_QUEUE_MAX,
             engine: None,
+            waits_for_memory: false,
         }
     }
 }

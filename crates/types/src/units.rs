@@ -22,6 +22,20 @@ pub const MIB: u64 = 1024 * 1024;
 /// Bytes in a gibibyte.
 pub const GIB: u64 = 1024 * MIB;
 
+/// So many bytes of memory in words, such as `376 MiB` or `1.5 GiB`. Rounded up: nothing ever seems to fit where it does
+/// not.
+#[must_use]
+pub fn amount(bytes: u64) -> String {
+    if bytes < GIB {
+        return format!("{} MiB", bytes.div_ceil(MIB));
+    }
+    let tenths = bytes.saturating_mul(10).div_ceil(GIB);
+    match tenths % 10 {
+        0 => format!("{} GiB", tenths / 10),
+        tenth => format!("{}.{tenth} GiB", tenths / 10),
+    }
+}
+
 /// The slowest disk that the platform is patient with, in bytes a second. A gigabyte takes current disks about a second;
 /// rotating ones with other work, and those of the cheapest virtual machines, some twenty.
 pub const SLOWEST_DISK_BYTES_PER_SECOND: u64 = 50 * MIB;

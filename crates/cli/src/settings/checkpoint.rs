@@ -48,8 +48,29 @@ pub enum CheckpointSpace {
     MiB(u64),
 }
 
-/// MiB in a GiB.
-const MIB_PER_GIB: u64 = 1024;
+/// Sizes as people write them, in MiB.
+pub(super) mod mebibytes {
+    /// MiB in a GiB.
+    const PER_GIB: u64 = 1024;
+
+    /// What `512MiB` or `20GiB` means; `None`: it is neither, or nothing.
+    pub(in super::super) fn parse(text: &str) -> Option<u64> {
+        let size = |suffix: &str, mib: u64| {
+            let number: u64 = text.strip_suffix(suffix)?.trim_end().parse().ok()?;
+            number.checked_mul(mib).filter(|whole| *whole > 0)
+        };
+        size("GiB", PER_GIB).or_else(|| size("MiB", 1))
+    }
+
+    /// The same the other way round.
+    pub(in super::super) fn show(mib: u64) -> String {
+        if mib.is_multiple_of(PER_GIB) {
+            format!("{}GiB", mib / PER_GIB)
+        } else {
+            format!("{mib}MiB")
+        }
+    }
+}
 
 impl CheckpointSpace {
     /// The same in bytes; `None`: no limit.
@@ -66,11 +87,7 @@ impl Setting for CheckpointSpace {
     const KIND: &'static str = "SIZE|disk";
 
     fn parse(text: &str) -> Result<Self, String> {
-        let size = |suffix: &str, mib: u64| {
-            let number: u64 = text.strip_suffix(suffix)?.trim_end().parse().ok()?;
-            number.checked_mul(mib).filter(|whole| *whole > 0)
-        };
-        match size("GiB", MIB_PER_GIB).or_else(|| size("MiB", 1)) {
+        match mebibytes::parse(text) {
             _ if text == "disk" => Ok(Self::Disk),
             Some(mib) => Ok(Self::MiB(mib)),
             None => Err(format!(
@@ -82,8 +99,7 @@ impl Setting for CheckpointSpace {
     fn show(&self) -> String {
         match self {
             Self::Disk => quoted("disk"),
-            Self::MiB(mib) if mib.is_multiple_of(MIB_PER_GIB) => quoted(&format!("{}GiB", mib / MIB_PER_GIB)),
-            Self::MiB(mib) => quoted(&format!("{mib}MiB")),
+            Self::MiB(mib) => quoted(&mebibytes::show(*mib)),
         }
     }
 }

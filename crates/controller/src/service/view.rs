@@ -7,7 +7,7 @@ use std::{
 };
 
 use tram_planner::{
-    Deployment, Drain, Instance, Intent, Observed, Region, ServiceView, SiteState, only_policy_differs,
+    Deployment, Drain, Instance, Intent, Observed, Region, Room, ServiceView, SiteState, only_policy_differs,
 };
 use tram_site::{EndCause, InstancePhase, ObservedImage, ObservedInstance};
 use tram_store::{ServiceState, filter, record};
@@ -109,6 +109,8 @@ impl Reconciler {
             activity: freeze::activity(self.activities.of(service.id), over),
             edge: self.confirmed.of(service.id),
             expected: self.habits.is_expected(service.id),
+            room: Room::Open,
+            gives_way: None,
         };
         Ok(Seen {
             state,

@@ -34,7 +34,7 @@ fn is_path(source: &ModelSource) -> bool {
     source.source.starts_with('/')
 }
 
-pub(super) fn image(
+pub(crate) fn image(
     source: &ModelSource,
     credentials: Option<RegistryCredentials>,
     deployment: DeploymentId,

@@ -9,6 +9,7 @@ mod handover;
 mod instance_snapshots;
 mod life;
 mod light;
+mod packing;
 mod policy;
 mod rest;
 mod scale;

@@ -14,6 +14,7 @@ use tram_controller::{
     Controller, ControllerHandle, DataPlane, Deps, NoObserver, Settings,
     data_plane::{Error, Event, ServiceActivity},
     domain::{Resolver, Unanswered},
+    packing::ModelMemory,
 };
 use tram_planner::{Policy, prewake::Budget};
 use tram_site::Sites;
@@ -301,6 +302,8 @@ pub(crate) struct World {
     pub(crate) controller: Option<ControllerHandle>,
     pub(crate) sweep: Duration,
     pub(crate) prewake: Option<Budget>,
+    /// What the models of region `fra` have together, in bytes.
+    pub(crate) model_bytes: Option<u64>,
     options: Options,
     _directory: tempfile::TempDir,
 }
@@ -347,6 +350,7 @@ impl World {
             controller: None,
             sweep: DEADLINE * 100,
             prewake: None,
+            model_bytes: None,
             options,
             _directory: directory,
         };
@@ -368,6 +372,10 @@ impl World {
                 // Signals alone have to do: what only a sweep finds would take two minutes.
                 sweep: self.sweep,
                 prewake: self.prewake,
+                model_memory: self.model_bytes.map(|bytes| ModelMemory {
+                    region: "fra".to_owned(),
+                    bytes,
+                }),
                 ..Settings::default()
             },
             observer: Arc::new(NoObserver),

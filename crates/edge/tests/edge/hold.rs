@@ -148,6 +148,30 @@ async fn a_wait_ends_at_the_services_deadline() {
 }
 
 #[tokio::test]
+async fn who_waited_for_memory_in_vain_is_told_so_and_when_to_come_back() {
+    let edge = Fixture::start();
+    let mut sleeping = service(State::Sleeping, &[]);
+    sleeping.hold_deadline_ms = 200;
+    sleeping.waits_for_memory = true;
+    edge.apply(table(1, sleeping.clone()));
+    let answer = get(edge.http, "/").await;
+    assert_eq!(
+        (answer.status, answer.code()),
+        (StatusCode::SERVICE_UNAVAILABLE, "no_memory")
+    );
+    assert_eq!(answer.headers["retry-after"], "10");
+    assert!(
+        answer.text.contains("needed the memory of this machine"),
+        "{}",
+        answer.text
+    );
+    // What the newest table says counts.
+    sleeping.waits_for_memory = false;
+    edge.apply(table(2, sleeping));
+    assert_eq!(get(edge.http, "/").await.code(), "still_starting");
+}
+
+#[tokio::test]
 async fn a_held_caller_is_answered_when_the_edge_stops() {
     let mut edge = Fixture::start();
     edge.apply(table(1, service(State::Sleeping, &[])));

@@ -7,7 +7,7 @@ use tram_site::EndCause;
 use tram_types::status::{DeploymentStatus, ServiceStatus};
 
 use super::world::{Program, World};
-use crate::{Activity, Intent, Takeover};
+use crate::{Activity, Intent, Room, Takeover};
 
 #[derive(Debug, Clone)]
 enum Event {
@@ -32,6 +32,8 @@ enum Event {
     EdgeSyncs,
     Traffic(u64),
     Wake(bool),
+    GiveWay,
+    Room(Option<u32>),
     Advance(u64),
     SetBack(u64),
     Reconcile,
@@ -79,6 +81,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any::<bool>().prop_map(Event::EdgeUp),
         4 => Just(Event::EdgeSyncs),
         2 => (0u64..3).prop_map(Event::Traffic),
+        2 => Just(Event::GiveWay),
+        2 => prop::option::of(0u32..2).prop_map(Event::Room),
         2 => any::<bool>().prop_map(Event::Wake),
         3 => (0u64..400_000).prop_map(Event::Advance),
         1 => (0u64..4_000_000).prop_map(Event::SetBack),
@@ -157,6 +161,17 @@ fn happen(world: &mut World, event: &Event) {
         }
         Event::EdgeSyncs => world.sync_edge(),
         Event::Traffic(count) => set_traffic(world, *count, false),
+        Event::GiveWay => {
+            world.store.gives_way = Some("another".to_owned());
+            world.reconcile(false);
+            world.store.gives_way = None;
+        }
+        Event::Room(instances) => {
+            world.store.room = instances.map_or(Room::Open, |instances| Room::Only {
+                instances,
+                why: "others hold it".to_owned(),
+            });
+        }
         Event::Wake(wake) => set_traffic(world, 0, *wake),
         Event::Advance(ms) => world.advance(Duration::from_millis(*ms)),
         Event::SetBack(ms) => world.now = world.now.minus(Duration::from_millis(*ms)),
@@ -193,6 +208,7 @@ proptest! {
             happen(&mut world, event);
         }
         world.store.activity = Activity::QUIET;
+        world.store.room = Room::Open;
         world.settle();
         for deployment in &world.store.deployments {
             let status = deployment.status;

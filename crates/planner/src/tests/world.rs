@@ -16,8 +16,8 @@ use tram_types::{
 use uuid::Uuid;
 
 use crate::{
-    Activity, Deployment, Drain, Edge, Instance, Intent, Observed, Order, Plan, Policy, Region, ServiceView,
-    SiteState, Source, Takeover, Tally, Write, plan,
+    Activity, Deployment, Drain, Edge, Instance, Intent, Observed, Order, Plan, Policy, Reason, Region, Room,
+    ServiceView, SiteState, Source, Takeover, Tally, Write, plan,
 };
 
 /// What the instances of a deployment do.
@@ -74,6 +74,8 @@ impl World {
                 messages: Vec::new(),
                 created_at: now,
                 expected: false,
+                room: Room::Open,
+                gives_way: None,
                 sleeping_since: None,
                 active: None,
                 delete_after_create: None,
@@ -426,6 +428,33 @@ impl World {
                 assert!(
                     live.insert(instance.replica_index),
                     "two live instances of one replica"
+                );
+            }
+        }
+        let made_new = made
+            .writes
+            .iter()
+            .filter(|it| matches!(it, Write::CreateInstance { .. }));
+        if let Room::Only { instances, .. } = &before.room {
+            assert!(
+                made_new.count() <= usize::try_from(*instances).unwrap(),
+                "an instance without room"
+            );
+        }
+        let calm = matches!(
+            before.activity,
+            Activity::Known {
+                in_flight: 0,
+                queued: 0,
+                wake: false,
+                ..
+            }
+        );
+        for write in &made.writes {
+            if let Write::Deployment { reason, .. } = write {
+                assert!(
+                    calm || !matches!(reason, Reason::MadeRoom(_)),
+                    "put to sleep under a request"
                 );
             }
         }

@@ -39,6 +39,10 @@ impl Site for LocalSite {
         Some(self)
     }
 
+    fn model_memory_bytes(&self, image: &ImageSpec, context_length: u64) -> Option<u64> {
+        self.shared.images.model_memory_bytes(image, context_length)
+    }
+
     async fn ensure_image(&self, image: &ImageSpec) -> Result<ObservedImage, Error> {
         self.shared.images.ensure(image)
     }

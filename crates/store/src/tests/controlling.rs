@@ -10,7 +10,7 @@ use tram_types::{
 
 use super::fixture::{Fixture, new_app, new_deployment, new_domain, new_instance, new_service};
 use crate::{
-    Change, Error, Order, Page, Store, filter,
+    Change, Error, ModelInstances, Order, Page, Store, filter,
     intent::{
         AppSet, Deployed, DeploymentSet, DomainEdit, InstanceSet, NewDomain, NewEvent, RegionalDeploymentSet,
         ServiceEdit, ServiceSet, Update,
@@ -81,6 +81,60 @@ pub(super) async fn a_state_holds_what_may_still_change(fixture: &Fixture) {
     assert_eq!(known.len(), 1);
     let missing = store.load_service_state(ServiceId::random()).await;
     assert!(matches!(missing, Err(Error::NotFound { .. })));
+}
+
+pub(super) async fn models_are_counted_by_deployment_and_status(fixture: &Fixture) {
+    let store = &fixture.store;
+    let (organization, _) = fixture.organization().await;
+    let region = "models";
+    let make = async |definition: serde_json::Value, count: usize| {
+        let app = fixture.app(organization).await;
+        let mut new = new_service(&app, "chat");
+        new.deployment.definition = definition;
+        let made = store.create_service(new).await.unwrap();
+        let mut instances = Vec::new();
+        for _ in 0..count {
+            let mut instance = new_instance(&made, fixture.clock.now());
+            region.clone_into(&mut instance.region);
+            instances.push(instance);
+        }
+        let inserts = instances
+            .iter()
+            .cloned()
+            .map(|it| Update::InsertInstance(Box::new(it)));
+        store.apply(made.service.id, inserts.collect()).await.unwrap();
+        (made, instances)
+    };
+    let model = serde_json::json!({"name": "chat", "model": {"source": "tiny"}});
+    // What only looks like one: in a text, as another member's, and as none.
+    let text = serde_json::json!({"env": [{"value": "\"model\":{"}], "model": null});
+    let (made, instances) = make(model, 4).await;
+    make(text, 2).await;
+    fixture.end(&instances[0]).await;
+    let stopping = InstanceSet {
+        status: Some(InstanceStatus::Stopping),
+        ..InstanceSet::default()
+    };
+    let update = Update::Instance {
+        id: instances[1].id,
+        expected: InstanceStatus::Allocating,
+        set: Box::new(stopping),
+    };
+    store.apply(made.service.id, vec![update]).await.unwrap();
+    let counted = |status, count| ModelInstances {
+        service_id: made.service.id,
+        deployment_id: made.deployment.id,
+        status,
+        count,
+    };
+    assert_eq!(
+        store.model_instances_unscoped(region).await.unwrap(),
+        [
+            counted(InstanceStatus::Allocating, 2),
+            counted(InstanceStatus::Stopping, 1)
+        ]
+    );
+    assert_eq!(store.model_instances_unscoped("elsewhere").await.unwrap(), []);
 }
 
 pub(super) async fn a_batch_is_applied_whole_or_not_at_all(fixture: &Fixture) {

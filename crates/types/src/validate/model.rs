@@ -2,11 +2,7 @@
 
 use super::Check;
 use crate::{
-    definition::ModelSource,
-    engine::Engine,
-    names::check_secret_name,
-    status::DefinitionType,
-    units::{GIB, MIB},
+    definition::ModelSource, engine::Engine, names::check_secret_name, status::DefinitionType, units::amount,
 };
 
 /// Longest source, in bytes: places on the web are shorter.
@@ -237,16 +233,4 @@ const SHOWN_CHARACTERS: usize = 200;
 
 fn shown(name: &str) -> String {
     name.chars().take(SHOWN_CHARACTERS).collect()
-}
-
-/// Rounded up: a model never seems to fit where it does not.
-fn amount(bytes: u64) -> String {
-    if bytes < GIB {
-        return format!("{} MiB", bytes.div_ceil(MIB));
-    }
-    let tenths = bytes.saturating_mul(10).div_ceil(GIB);
-    match tenths % 10 {
-        0 => format!("{} GiB", tenths / 10),
-        tenth => format!("{}.{tenth} GiB", tenths / 10),
-    }
 }

@@ -7,8 +7,8 @@ use std::{
 };
 
 use tram_planner::{
-    Activity, Deployment, Drain, Edge, Instance, Intent, Observed, Region, ServiceView, SiteState, Source,
-    Takeover, Tally, Write,
+    Activity, Deployment, Drain, Edge, Instance, Intent, Observed, Region, Room, ServiceView, SiteState,
+    Source, Takeover, Tally, Write,
 };
 use tram_site::{Capabilities, EndCause, InstancePhase, ObservedImage, ObservedInstance};
 use tram_types::{
@@ -504,6 +504,8 @@ pub fn asleep(start: Timestamp, deep_sleep: Duration, rng: &mut Rng) -> ServiceV
         messages: Vec::new(),
         created_at: start,
         expected: false,
+        room: Room::Open,
+        gives_way: None,
         sleeping_since: Some(start),
         active: Some(deployment),
         delete_after_create: None,
