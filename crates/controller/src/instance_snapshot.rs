@@ -7,13 +7,14 @@
 //! The one design choice to know: a run goes on for as long as something is being taken, and looks for more work
 //! whenever it is told of some. What was taken is recorded one by one, so that two that fit alone, and not together, are
 //! never both kept. A run that was cut off finds the same work again: the site takes a snapshot once, however often it is
-//! asked.
+//! asked. What is given up is recorded as that first, and then what there is of it is removed: nobody would record it any
+//! more, so whatever the site still had of it would lie there uncounted.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -23,14 +24,15 @@ use tokio::{sync::Notify, time::Instant};
 use tram_site::Sites;
 use tram_store::{Store, record::InstanceSnapshot};
 use tram_types::{
-    Clock, InstanceId, InstanceSnapshotId, status::InstanceSnapshotStatus as Status, units::MIB,
+    Clock, InstanceId, InstanceSnapshotId, Timestamp, status::InstanceSnapshotStatus as Status, units::MIB,
 };
 
 use crate::{Deps, driver, error::Error};
 
 /// Between two looks when nobody says that there is work: finds what waits for a site that was away.
 const PERIOD: Duration = Duration::from_secs(30);
-/// For so long after the order an instance that is starting, or a site that is away, is waited for.
+/// For so long after the first try an instance that is starting, or a site that is away, is waited for. Not after the
+/// order: whoever waits behind others would be given up before it was tried.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two tries.
 const RETRY: Duration = Duration::from_millis(500);
@@ -50,6 +52,10 @@ pub struct Reconciler {
     clock: Arc<dyn Clock>,
     signal: Arc<Notify>,
     bytes_max: Option<u64>,
+    /// When what is not taken yet was first tried. Another process begins to count anew.
+    begun: Mutex<BTreeMap<InstanceSnapshotId, Timestamp>>,
+    /// Those that were given up and of which nothing is left.
+    cleared: Mutex<BTreeSet<InstanceSnapshotId>>,
 }
 
 /// What one run did.
@@ -123,10 +129,19 @@ impl Reconciler {
             clock: Arc::clone(&deps.clock),
             signal,
             bytes_max: deps.settings.snapshot_bytes_max,
+            begun: Mutex::default(),
+            cleared: Mutex::default(),
         }
     }
 
+    /// When this one was first tried; notes that it is tried now if it was not before.
+    fn begun(&self, snapshot: InstanceSnapshotId) -> Timestamp {
+        let now = self.clock.now();
+        *lock(&self.begun).entry(snapshot).or_insert(now)
+    }
+
     async fn take(&self, snapshot: &InstanceSnapshot) -> Outcome {
+        let begun = self.begun(snapshot.id);
         let Some(site) = self.sites.for_region(&snapshot.region) else {
             return Outcome::Failed(format!("there is no region {} any more", snapshot.region));
         };
@@ -137,7 +152,7 @@ impl Reconciler {
             Ok(bytes) => Outcome::Taken(bytes),
             Err(tram_site::Error::Refused { message }) => Outcome::Failed(message),
             Err(error) => {
-                if self.clock.now().since(snapshot.created_at) < PATIENCE {
+                if self.clock.now().since(begun) < PATIENCE {
                     return Outcome::Later;
                 }
                 tracing::warn!(
@@ -231,6 +246,8 @@ impl Reconciler {
             .instance_snapshots_to_take_unscoped()
             .await
             .map_err(Error::store("read the snapshots that are wanted"))?;
+        let ids: BTreeSet<InstanceSnapshotId> = wanted.iter().map(|snapshot| snapshot.id).collect();
+        lock(&self.begun).retain(|id, _| ids.contains(id) || taking.snapshots.contains(id));
         for snapshot in wanted {
             if taking.under_way.len() >= TAKES_MAX {
                 break;
@@ -257,10 +274,7 @@ impl Reconciler {
         let outcome = match outcome {
             Outcome::Taken(bytes) => match self.over_limit(snapshot, bytes).await? {
                 None => Outcome::Taken(bytes),
-                Some(message) => match self.forget(snapshot).await {
-                    true => Outcome::Failed(message),
-                    false => Outcome::Later,
-                },
+                Some(message) => Outcome::Failed(message),
             },
             other => other,
         };
@@ -281,6 +295,10 @@ impl Reconciler {
                     .await
                     .map_err(Error::store("record that a snapshot was not taken"))?;
                 report.failed += usize::from(moved);
+                // Only now: until then it may have been recorded yet. What cannot be removed is removed by a later run.
+                if moved && self.forget(snapshot).await {
+                    lock(&self.cleared).insert(snapshot.id);
+                }
             }
             Outcome::Later => return Ok(Recorded::Later),
         }
@@ -326,6 +344,35 @@ impl Reconciler {
         }
         Ok(())
     }
+
+    /// Removes what there still is of those that were given up: whoever gave them up was cut off, or the site was away or
+    /// still writing.
+    async fn clear(&self) -> Result<(), Error> {
+        let mut after = None;
+        let mut all = BTreeSet::new();
+        loop {
+            let given_up = self
+                .store
+                .instance_snapshots_given_up_unscoped(after)
+                .await
+                .map_err(Error::store("read the snapshots that were given up"))?;
+            let Some(last) = given_up.last() else { break };
+            after = Some(last.id);
+            for snapshot in &given_up {
+                all.insert(snapshot.id);
+                if !lock(&self.cleared).contains(&snapshot.id) && self.forget(snapshot).await {
+                    lock(&self.cleared).insert(snapshot.id);
+                }
+            }
+        }
+        lock(&self.cleared).retain(|id| all.contains(id));
+        Ok(())
+    }
+}
+
+/// What is noted changes in single steps, so what a panic leaves is whole.
+fn lock<T>(noted: &Mutex<T>) -> MutexGuard<'_, T> {
+    noted.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Why there is no room, with what to remove.
@@ -362,6 +409,7 @@ impl driver::Reconciler for Reconciler {
     async fn run(&self) -> Result<Report, Error> {
         let mut report = Report::default();
         self.work(&mut report).await?;
+        self.clear().await?;
         let before = self.clock.now().minus(REMEMBERED);
         self.store
             .forget_instance_snapshots(before)

@@ -196,7 +196,8 @@ pub trait Site: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// [`Error::NoSuchInstance`], [`Error::Refused`] when it can never be, such as for want of room or for what the
-    /// program does, [`Error::Unavailable`]. Nothing is left of a snapshot that failed.
+    /// program does, [`Error::Unavailable`]. Whoever does not ask again has what may be left of it removed
+    /// ([`Site::remove_snapshot`]).
     async fn take_snapshot(
         &self,
         instance: InstanceId,
@@ -217,13 +218,14 @@ pub trait Site: Send + Sync + std::fmt::Debug {
         Err(no_snapshots())
     }
 
-    /// Removes a snapshot. Removing one unknown succeeds.
+    /// Removes a snapshot, or what there is of one that failed. Removing one unknown succeeds.
     ///
     /// # Errors
-    /// [`Error::Unavailable`].
+    /// [`Error::Unavailable`], also while it is still being written.
     async fn remove_snapshot(&self, snapshot: InstanceSnapshotId) -> Result<(), Error> {
         let _ = snapshot;
-        Err(no_snapshots())
+        // A region that keeps none has none.
+        Ok(())
     }
 
     /// Everything the site sees, all of one moment.

@@ -238,6 +238,25 @@ impl Store {
             .await
     }
 
+    /// Snapshots that could not be taken and were given up, whosever they are, in the order of their ids after this one: an
+    /// empty answer ends the list. One that was taken and turned out to be damaged is none of them, since it stays.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn instance_snapshots_given_up_unscoped(
+        &self,
+        after: Option<InstanceSnapshotId>,
+    ) -> Result<Vec<InstanceSnapshot>> {
+        const DOING: &str = "reading the instance snapshots that were given up";
+        let mut sql = Sql::select::<InstanceSnapshot>("")
+            .with("WHERE status = ", &InstanceSnapshotStatus::Error)
+            .with_text(" AND available_at IS NULL");
+        sql.push_some(" AND id > ", after.as_ref());
+        sql.with(" ORDER BY id LIMIT ", &filter::PAGE_ITEMS_MAX)
+            .all(&mut *self.database().read(DOING).await?, DOING)
+            .await
+    }
+
     /// Moves a snapshot from one status to another; tells whether it was in the first.
     ///
     /// # Errors

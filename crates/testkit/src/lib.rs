@@ -11,4 +11,4 @@ pub mod site;
 
 pub use behaviour::{Behaviour, ImageBehaviour, Life};
 pub use clock::FakeClock;
-pub use site::{Calls, FakeSite};
+pub use site::{Calls, Failure, FakeSite, Taking};

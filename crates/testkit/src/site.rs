@@ -30,7 +30,7 @@ use tram_types::{
 
 use crate::behaviour::{Behaviour, ImageBehaviour, Life};
 use instance::FakeInstance;
-pub use instance_snapshots::Taking;
+pub use instance_snapshots::{Failure, Taking};
 
 /// News a slow receiver may miss before it has to observe everything: large enough for a thousand services that
 /// change at once, so that lagging is what a test asks for and not an accident.
@@ -600,8 +600,8 @@ impl Site for FakeSite {
         self.take(snapshot).await
     }
 
-    async fn remove_snapshot(&self, _snapshot: InstanceSnapshotId) -> Result<(), Error> {
-        Ok(())
+    async fn remove_snapshot(&self, snapshot: InstanceSnapshotId) -> Result<(), Error> {
+        self.remove(snapshot)
     }
 
     async fn observe(&self) -> Result<Observation, Error> {

@@ -1,4 +1,4 @@
-//! Snapshots of instances: several at a time, and nobody waits for a stranger's.
+//! Snapshots of instances: several at a time, nobody waits for a stranger's, and nothing is left of what failed.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -10,6 +10,8 @@ use tram_types::{
     Clock as _, DeploymentId, InstanceId, InstanceSnapshotId, RegionalDeploymentId, ServiceId,
     status::{InstanceSnapshotStatus as Status, InstanceSnapshotType},
 };
+
+use tram_testkit::{Failure, Taking};
 
 use crate::world::World;
 
@@ -55,6 +57,26 @@ async fn under_way(world: &World, wanted: &[InstanceSnapshotId]) {
         "{:?}, not {wanted:?}",
         world.site.instance_snapshots().borrow()
     );
+}
+
+/// Runs the reconciler for as long as this is not dropped.
+fn keep_running(world: &World, signal: &Arc<Notify>) -> tokio::task::JoinSet<()> {
+    let reconciler = instance_snapshot::Reconciler::new(&world.deps(), Arc::clone(signal));
+    let signal = Arc::clone(signal);
+    let mut running = tokio::task::JoinSet::new();
+    running.spawn(async move {
+        loop {
+            reconciler.run().await.unwrap();
+            signal.notified().await;
+        }
+    });
+    running
+}
+
+async fn at_the_site(world: &World, is: impl FnMut(&Taking) -> bool) {
+    let mut seen = world.site.instance_snapshots();
+    let found = timeout(DEADLINE, seen.wait_for(is)).await;
+    assert!(found.is_ok(), "{:?}", world.site.instance_snapshots().borrow());
 }
 
 async fn becomes(world: &World, id: InstanceSnapshotId, status: Status) {
@@ -111,4 +133,78 @@ async fn several_are_taken_at_a_time_and_later_ones_join_them() {
     becomes(&world, second, Status::Available).await;
     let report = timeout(DEADLINE, running).await.unwrap().unwrap().unwrap();
     assert_eq!((report.taken, report.failed, report.removed), (7, 0, 1));
+}
+
+#[tokio::test]
+async fn patience_begins_with_the_first_try_and_not_with_the_order() {
+    let world = World::without_controller().await;
+    world.site.keep_instance_snapshots();
+    let mut first = Vec::new();
+    for _ in 0..4 {
+        first.push(want(&world, InstanceId::random()).await);
+    }
+    let last = want(&world, InstanceId::random()).await;
+    world.site.let_fail(last, Failure::Unavailable);
+    let signal = Arc::new(Notify::new());
+    let _running = keep_running(&world, &signal);
+    under_way(&world, &first).await;
+    // It waits for longer than anybody has patience for, and has all of it left then.
+    world.clock.advance(Duration::from_secs(600));
+    for id in &first {
+        world.site.let_be_taken(*id);
+    }
+    at_the_site(&world, |taking| {
+        taking.tries.get(&last).is_some_and(|tries| *tries > 2)
+    })
+    .await;
+    let seen = world.store.instance_snapshot(world.organization, last).await;
+    assert_eq!(seen.unwrap().status, Status::Creating);
+    world.site.let_be_taken(last);
+    becomes(&world, last, Status::Available).await;
+}
+
+#[tokio::test]
+async fn what_is_given_up_is_removed_and_what_is_whole_stays() {
+    let world = World::without_controller().await;
+    world.site.keep_instance_snapshots();
+    let signal = Arc::new(Notify::new());
+    let running = keep_running(&world, &signal);
+    let (away, refused, whole) = (
+        want(&world, InstanceId::random()).await,
+        want(&world, InstanceId::random()).await,
+        want(&world, InstanceId::random()).await,
+    );
+    world.site.let_fail(away, Failure::Unavailable);
+    world.site.let_be_taken(whole);
+    signal.notify_one();
+    becomes(&world, whole, Status::Available).await;
+    // What the site may have whole is not removed between two tries.
+    at_the_site(&world, |taking| {
+        taking.tries.get(&away).is_some_and(|tries| *tries > 1)
+    })
+    .await;
+    at_the_site(&world, |taking| taking.there.contains(&away)).await;
+    world.clock.advance(Duration::from_secs(121));
+    becomes(&world, away, Status::Error).await;
+    at_the_site(&world, |taking| !taking.there.contains(&away)).await;
+    // It cannot be removed now, and whoever knew of it ends.
+    world.site.keep_busy(true);
+    world
+        .site
+        .let_fail(refused, Failure::Refused("no room".to_owned()));
+    becomes(&world, refused, Status::Error).await;
+    drop(running);
+    let store = &world.store;
+    let messages = store.instance_snapshot(world.organization, refused).await;
+    assert_eq!(messages.unwrap().messages, ["no room"]);
+    store
+        .instance_snapshot_damaged(world.organization, whole, "its disk is gone")
+        .await
+        .unwrap();
+    at_the_site(&world, |taking| taking.there.contains(&refused)).await;
+    world.site.keep_busy(false);
+    let _running = keep_running(&world, &signal);
+    at_the_site(&world, |taking| !taking.there.contains(&refused)).await;
+    // One that turned out to be damaged was taken, and counts until its owner removes it.
+    at_the_site(&world, |taking| taking.there.contains(&whole)).await;
 }

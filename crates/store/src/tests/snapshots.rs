@@ -74,3 +74,35 @@ pub(super) async fn a_snapshot_and_its_size_go_together(fixture: &Fixture) {
     assert!(gone().await.unwrap());
     assert_eq!(store.instance_snapshot_bytes(organization).await.unwrap(), 0);
 }
+
+pub(super) async fn what_was_given_up_is_listed_and_what_is_damaged_is_not(fixture: &Fixture) {
+    let store = &fixture.store;
+    let damaged = available(fixture).await;
+    store
+        .instance_snapshot_damaged(damaged.organization_id, damaged.id, "its disk is gone")
+        .await
+        .unwrap();
+    let mut given_up = Vec::new();
+    for _ in 0..3 {
+        let snapshot = InstanceSnapshot {
+            id: InstanceSnapshotId::random(),
+            ..damaged.clone()
+        };
+        store.create_instance_snapshot(&snapshot).await.unwrap();
+        let why = vec!["no room".to_owned()];
+        store
+            .move_instance_snapshot(snapshot.id, Status::Creating, Status::Error, &why)
+            .await
+            .unwrap();
+        given_up.push(snapshot.id);
+    }
+    let listed = async |after| -> Vec<InstanceSnapshotId> {
+        let found = store.instance_snapshots_given_up_unscoped(after).await.unwrap();
+        found.iter().map(|snapshot| snapshot.id).collect()
+    };
+    let all = listed(None).await;
+    given_up.sort();
+    assert_eq!(all, given_up);
+    assert_eq!(listed(Some(all[0])).await, all[1..]);
+    assert_eq!(listed(Some(all[2])).await, Vec::new());
+}
