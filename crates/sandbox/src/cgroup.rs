@@ -221,6 +221,34 @@ fn keyed(text: &str, key: &str) -> u64 {
         .unwrap_or(0)
 }
 
+/// The value of one key of a flat keyed file, if it is there.
+fn keyed_if_there(text: &str, key: &str) -> Option<u64> {
+    let is_it = |line: &str| line.strip_prefix(key).is_some_and(|rest| rest.starts_with(' '));
+    text.lines().any(is_it).then(|| keyed(text, key))
+}
+
+/// What these processes have in swap, in bytes, each with its own: for kernels that do not count it by cgroup.
+fn swapped_by(processes: &[i32]) -> u64 {
+    // Most machines have none: then nobody has anything in it, and nothing is asked of each process.
+    let has_swap = fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().nth(1).is_some());
+    if !has_swap {
+        return 0;
+    }
+    // One that has ended has none.
+    let statuses = processes
+        .iter()
+        .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok());
+    statuses.map(|status| swapped_of(&status)).sum()
+}
+
+/// What a `/proc/PID/status` says is in swap, in bytes.
+fn swapped_of(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmSwap:"));
+    let kibibytes: Option<u64> =
+        line.and_then(|line| line.trim().strip_suffix(" kB")?.trim_end().parse().ok());
+    kibibytes.unwrap_or(0).saturating_mul(1024)
+}
+
 /// The numbers in a `cgroup.procs`.
 fn read_processes(cgroup: &Path) -> io::Result<Vec<i32>> {
     let text = read(&cgroup.join("cgroup.procs"))?;

@@ -221,7 +221,7 @@ impl Client {
         let mut reply = connection.reply(begun + FIRST_PATIENCE, FIRST_PATIENCE);
         if matches!(reply, Err(Error::TimedOut(_))) {
             let bytes = match self.stats(id) {
-                Ok(stats) => stats.memory_bytes.max(stats.checkpoint_bytes),
+                Ok(stats) => stats.held_bytes().max(stats.checkpoint_bytes),
                 // Over by now, which the answer says too, or too busy to say: the least patience is minutes.
                 Err(_) => 0,
             };

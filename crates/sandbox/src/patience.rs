@@ -47,7 +47,7 @@ pub(crate) fn pages(bytes: u64) -> Duration {
     PAGES_BASE + time_to_move(bytes)
 }
 
-/// An instance that has processes with so many bytes of memory is written down, for itself or for others, by its shim.
+/// An instance that has processes with so many bytes of memory, in swap too, is written down, for itself or for others, by its shim.
 pub(crate) fn keeping(bytes: u64) -> Duration {
     let flushed = time_to_move(bytes);
     pages(bytes) + dump(bytes) + DISK_STILL_MAX + flushed + DEATH + TALK

@@ -315,12 +315,22 @@ pub struct Stats {
     pub memory_bytes: u64,
     /// The same without the file cache that could be dropped at once.
     pub memory_working_set_bytes: u64,
+    /// Memory that is in swap, and in none of the others. Unknown to earlier supervisors.
+    #[serde(default)]
+    pub swap_bytes: u64,
     pub pids: u64,
     /// Processes killed by the memory limit since the start.
     pub oom_kills: u64,
     /// On disk, while it is checkpointed and until all of it has been read back.
     #[serde(default)]
     pub checkpoint_bytes: u64,
+}
+
+impl Stats {
+    /// What is to be written when its memory goes to a file, wherever that is now.
+    pub fn held_bytes(&self) -> u64 {
+        self.memory_bytes.saturating_add(self.swap_bytes)
+    }
 }
 
 /// One more program inside a running instance. It gets the instance's namespaces, cgroup,

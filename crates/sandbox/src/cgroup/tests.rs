@@ -121,7 +121,7 @@ fn limits_are_what_the_kernel_then_reports() {
     };
     driver.create("unit-limits", &limits).unwrap();
     let stats = driver.stats("unit-limits").unwrap();
-    assert_eq!((stats.pids, stats.oom_kills), (0, 0));
+    assert_eq!((stats.pids, stats.oom_kills, stats.swap_bytes), (0, 0, 0));
     if let Some(memory) = Layout::detect().unwrap().controller("memory") {
         let own = glob(&memory.join(PARENT), "unit-limits");
         assert_eq!(
@@ -132,6 +132,16 @@ fn limits_are_what_the_kernel_then_reports() {
         );
     }
     driver.remove("unit-limits").unwrap();
+}
+
+#[test]
+fn what_is_in_swap_is_told_by_process_where_the_cgroup_does_not() {
+    let stat = "cache 5\nswap 4096\ntotal_cache 5\ntotal_swap 8192\n";
+    assert_eq!(keyed_if_there(stat, "total_swap"), Some(8192));
+    assert_eq!(keyed_if_there("total_swapcached 7\n", "total_swap"), None);
+    let status = "VmRSS:\t    2048 kB\nVmSwap:\t  262140 kB\nThreads:\t1\n";
+    assert_eq!(swapped_of(status), 262_140 << 10);
+    assert_eq!(swapped_of("Name:\tkthreadd\n"), 0);
 }
 
 #[test]

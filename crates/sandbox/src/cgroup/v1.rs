@@ -16,7 +16,8 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use super::unified::{Unified, open_procs};
 use super::{
     Attach, CPU_PERIOD_USEC, Driver, FREEZE_TIMEOUT, Freezer, Layout, OomWatch, View, bound_processes,
-    child_names, ensure_dir, keyed, named, read, read_number, read_processes, remove_tree, write,
+    child_names, ensure_dir, keyed, keyed_if_there, named, read, read_number, read_processes, remove_tree,
+    swapped_by, write,
 };
 use crate::protocol::{Limits, Stats};
 
@@ -267,12 +268,18 @@ impl Driver for V1 {
     fn stats(&self, name: &str) -> io::Result<Stats> {
         let memory = self.memory.join(name);
         let memory_bytes = read_number(&memory.join("memory.usage_in_bytes"))?;
-        let inactive = keyed(&read(&memory.join("memory.stat"))?, "total_inactive_file");
+        let stat = read(&memory.join("memory.stat"))?;
+        let inactive = keyed(&stat, "total_inactive_file");
+        let swap_bytes = match keyed_if_there(&stat, "total_swap") {
+            Some(bytes) => bytes,
+            None => swapped_by(&self.processes(name)?),
+        };
         Ok(Stats {
             cpu_usec: self.cpu_usec(name)?,
             cpu_throttled_usec: keyed(&read(&self.cpu.join(name).join("cpu.stat"))?, "throttled_time") / 1000,
             memory_bytes,
             memory_working_set_bytes: memory_bytes.saturating_sub(inactive),
+            swap_bytes,
             pids: read_number(&self.pids.join(name).join("pids.current"))?,
             oom_kills: self.oom_kills(name)?,
             checkpoint_bytes: 0,

@@ -12,7 +12,7 @@ use rustix::event::PollFlags;
 use super::unified::Unified;
 use super::{
     Attach, CPU_PERIOD_USEC, Driver, OomWatch, View, bound_processes, child_names, ensure_dir, keyed, read,
-    read_number, read_processes, remove_tree, write,
+    read_number, read_processes, remove_tree, swapped_by, write,
 };
 use crate::protocol::{Limits, Stats};
 
@@ -134,11 +134,17 @@ impl Driver for V2 {
         let cpu = read(&path.join("cpu.stat"))?;
         let memory_bytes = read_number(&path.join("memory.current"))?;
         let inactive = keyed(&read(&path.join("memory.stat"))?, "inactive_file");
+        let swap = path.join("memory.swap.current");
+        let swap_bytes = match swap.exists() {
+            true => read_number(&swap)?,
+            false => swapped_by(&self.processes(name)?),
+        };
         Ok(Stats {
             cpu_usec: keyed(&cpu, "usage_usec"),
             cpu_throttled_usec: keyed(&cpu, "throttled_usec"),
             memory_bytes,
             memory_working_set_bytes: memory_bytes.saturating_sub(inactive),
+            swap_bytes,
             pids: read_number(&path.join("pids.current"))?,
             oom_kills: self.oom_kills(name)?,
             checkpoint_bytes: 0,

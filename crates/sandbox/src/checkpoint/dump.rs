@@ -38,7 +38,7 @@ pub(crate) struct Dump<'a> {
     pub(crate) freezer: &'a Path,
     /// The reading ends of its output.
     pub(crate) pipes: Vec<BorrowedFd<'a>>,
-    /// Memory in use, in bytes.
+    /// Memory in use, in swap too, in bytes.
     pub(crate) memory_bytes: u64,
     pub(crate) held: &'a Held,
     pub(crate) purpose: Purpose,

@@ -89,7 +89,7 @@ impl Keeper<'_> {
         let held = Held::of(self.run.init.pid)?;
         let freezer = driver.freezer(name)?;
         // Asked before the limits are lifted: nothing may fail between that and their return.
-        let (processes, memory_bytes) = (driver.processes(name)?, driver.stats(name)?.memory_bytes);
+        let (processes, memory_bytes) = (driver.processes(name)?, driver.stats(name)?.held_bytes());
         driver.lift_limits(name)?;
         let dumped = checkpoint::dump(&Dump {
             program: &spec.checkpoint.program,

@@ -190,7 +190,7 @@ impl<'a> Keeper<'a> {
         let held = Held::of(self.run.init.pid)?;
         let freezer = driver.freezer(name)?;
         let processes = driver.processes(name)?;
-        let memory_bytes = driver.stats(name)?.memory_bytes;
+        let memory_bytes = driver.stats(name)?.held_bytes();
         driver.lift_limits(name)?;
         let dumped = checkpoint::dump(&Dump {
             program: &spec.program,
