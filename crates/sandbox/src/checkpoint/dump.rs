@@ -104,9 +104,7 @@ pub(crate) fn dump(order: &Dump<'_>) -> io::Result<Dumped> {
             order
                 .image
                 .describe(pipes?, mounts, order.processes.len(), order.memory_bytes)?;
-            if order.purpose == Purpose::Copies {
-                order.image.make_lendable()?;
-            }
+            order.image.close()?;
             Ok(Dumped::Whole)
         }
         Some(ExitStatus::Code(NOT_RUN)) => Err(io::Error::other("CRIU could not be run")),

@@ -17,10 +17,14 @@ use crate::state::ignore_missing;
 
 /// Only root may look: it is the memory of a program.
 const MODE: u32 = 0o700;
-/// Of one that is lent: CRIU reads it as the instance's own root, through a descriptor of the directory. Nobody else
-/// gets there, since the directory above is for root alone.
+const FILE_MODE: u32 = 0o600;
+/// Of one that is lent without being shown as another's (see [`Image::lend`]).
 const LENT_MODE: u32 = 0o755;
 const LENT_FILE_MODE: u32 = 0o644;
+/// Of one that is shown as another's: through it, to a file whose name one knows.
+const SHOWN_MODE: u32 = 0o711;
+/// What the clocks of an image showed.
+const CLOCKS: &str = "timens-";
 /// Left free on the disk beside the image, for logs and whatever else is on it.
 const RESERVE_BYTES: u64 = 1 << 30;
 
@@ -131,18 +135,37 @@ impl Image {
         fs::write(self.beginnings().join(KEPT), bytes)
     }
 
-    /// The files of the one that is being written can be read by whoever gets to them.
-    pub(super) fn make_lendable(&self) -> io::Result<()> {
-        for entry in fs::read_dir(self.beginnings())? {
-            fs::set_permissions(entry?.path(), Permissions::from_mode(LENT_FILE_MODE))?;
+    /// Lets root alone read the one that is being written, whatever CRIU made its files.
+    pub(super) fn close(&self) -> io::Result<()> {
+        set_modes(&self.beginnings(), MODE, FILE_MODE)
+    }
+
+    /// Lets whoever gets to a whole one read it. CRIU reads it as the instance's own root, through a descriptor of the
+    /// directory; nobody else gets there, since the directory above is for root alone. Only where the file system cannot
+    /// show it as that root's own.
+    pub(super) fn lend(&self) -> io::Result<()> {
+        set_modes(&self.path, LENT_MODE, LENT_FILE_MODE)
+    }
+
+    /// Lets CRIU read the one file of a whole one that it reads before it has the ids as whose the image is shown: what
+    /// the clocks showed. It is made anew, since the old one is a link that others have too; nothing of the memory is in
+    /// it.
+    pub(super) fn show_clocks(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(CLOCKS) {
+                let clocks = fs::read(entry.path())?;
+                fs::remove_file(entry.path())?;
+                fs::write(entry.path(), clocks)?;
+                fs::set_permissions(entry.path(), Permissions::from_mode(LENT_FILE_MODE))?;
+            }
         }
-        Ok(())
+        fs::set_permissions(&self.path, Permissions::from_mode(SHOWN_MODE))
     }
 
     /// Becomes the same as `from`, without taking room for it where both are on one file system.
     pub(crate) fn link(&self, from: &Self) -> io::Result<()> {
         let beginnings = self.begin()?;
-        fs::set_permissions(&beginnings, Permissions::from_mode(LENT_MODE))?;
         for entry in fs::read_dir(&from.path)? {
             let entry = entry?;
             let to = beginnings.join(entry.file_name());
@@ -213,6 +236,13 @@ impl Image {
     }
 }
 
+fn set_modes(directory: &Path, mode: u32, file_mode: u32) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        fs::set_permissions(entry?.path(), Permissions::from_mode(file_mode))?;
+    }
+    fs::set_permissions(directory, Permissions::from_mode(mode))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,8 +278,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let kept = Image::kept_at(&dir.path().join("one.memory")).unwrap();
         fs::write(kept.begin().unwrap().join("pages-1.img"), vec![7; 10_000]).unwrap();
+        fs::write(kept.beginnings().join("timens-0.img"), "clocks").unwrap();
         kept.describe(vec!["pipe:[7]".to_owned()], Vec::new(), 1, 9)
             .unwrap();
+        kept.close().unwrap();
         kept.commit().unwrap();
         let instance = dir.path().join("instance");
         fs::create_dir(&instance).unwrap();
@@ -257,6 +289,25 @@ mod tests {
         lent.link(&kept).unwrap();
         assert_eq!(lent.kept().unwrap(), kept.kept().unwrap());
         assert!(lent.kept().unwrap().may_come_lazily(None));
+        let modes = |image: &Image| {
+            let of = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+            (of(image.path()), of(image.path().join("pages-1.img")))
+        };
+        assert_eq!((modes(&kept), modes(&lent)), ((0o700, 0o600), (0o700, 0o600)));
+        let clocks = |image: &Image| {
+            let file = image.path().join("timens-0.img");
+            (
+                fs::read(&file).unwrap(),
+                fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+            )
+        };
+        lent.show_clocks().unwrap();
+        lent.show_clocks().unwrap();
+        assert_eq!((modes(&kept), modes(&lent)), ((0o700, 0o600), (0o711, 0o600)));
+        assert_eq!(clocks(&kept), (b"clocks".to_vec(), 0o600));
+        assert_eq!(clocks(&lent), (b"clocks".to_vec(), 0o644));
+        lent.lend().unwrap();
+        assert_eq!(modes(&lent), (0o755, 0o644));
         let inode = |image: &Image| fs::metadata(image.path().join("pages-1.img")).unwrap().ino();
         assert_eq!(inode(&lent), inode(&kept), "one copy in memory serves all");
         kept.remove().unwrap();

@@ -11,6 +11,9 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 use serde::{Deserialize, Serialize};
 
+use crate::protocol::IdRange;
+use crate::{sys, userns};
+
 /// What CRIU shares with the instance, so that it neither saves nor makes it.
 const SHARED: [(&str, CloneFlags); 4] = [
     ("ipc", CloneFlags::CLONE_NEWIPC),
@@ -116,8 +119,28 @@ impl Held {
     }
 }
 
+/// Shows a mount that is attached nowhere at this name below such a directory.
+pub(super) fn show(mount: BorrowedFd<'_>, at: &Path) -> io::Result<()> {
+    fs::create_dir(at)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(rustix::mount::move_mount(mount, "", CWD, at, flags)?)
+}
+
+/// A directory as the root of a block of ids sees it who owns what the machine's root owns there; attached nowhere.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidInput`] where the file system cannot.
+pub(super) fn shifted(directory: &Path, range: IdRange) -> io::Result<OwnedFd> {
+    let namespace = userns::make(range)?;
+    let mount = Taken::at(directory)?.mount;
+    sys::shift_mount(mount.as_fd(), namespace.as_fd(), false)?;
+    Ok(mount)
+}
+
 /// Where the root is shown.
 pub(super) const ROOT: &str = "root";
+/// Where the image is shown.
+pub(super) const IMAGE: &str = "image";
 /// Some tens of empty files and directories.
 const YARD_BYTES: &str = "1048576";
 

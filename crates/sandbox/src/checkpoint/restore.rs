@@ -24,7 +24,7 @@ use super::mounts::{self, Held};
 use crate::cgroup::Attach;
 use crate::pages;
 use crate::patience;
-use crate::protocol::ExitStatus;
+use crate::protocol::{ExitStatus, IdRange};
 use crate::sys;
 
 const NOT_RUN: i32 = 127;
@@ -51,6 +51,8 @@ pub(crate) struct Restore<'a> {
     pub(crate) lazily: bool,
     /// The memory that the image holds.
     pub(crate) memory_bytes: u64,
+    /// The ids that it gets of its own: CRIU reads the image as their root.
+    pub(crate) ids: Option<IdRange>,
 }
 
 /// An instance that runs again.
@@ -185,7 +187,8 @@ fn listen(directory: &Path) -> io::Result<OwnedFd> {
 /// Runs CRIU.
 fn run(order: Restore<'_>, directory: &Path, pid_file: &Path) -> io::Result<(i32, OwnedFd)> {
     let yard = yard(&[directory, order.program, order.facts])?;
-    let words = words(&order, directory, yard);
+    let shown = shown(&order, directory)?;
+    let words = words(&order, directory, shown.is_some(), yard);
     let Attach {
         born_in,
         mut procs,
@@ -202,6 +205,7 @@ fn run(order: Restore<'_>, directory: &Path, pid_file: &Path) -> io::Result<(i32
             let writing = order.pipes.iter().map(|(_, write)| write.as_fd());
             let mut keep: Vec<_> = writing.clone().chain(order.held.fds()).collect();
             keep.extend(procs.iter().chain(&cpu).map(AsFd::as_fd));
+            keep.extend(shown.as_ref().map(AsFd::as_fd));
             // Until CRIU gives each process what it had.
             sys::hurry_process(true);
             criu::shed(&keep)?;
@@ -210,6 +214,9 @@ fn run(order: Restore<'_>, directory: &Path, pid_file: &Path) -> io::Result<(i32
             }
             criu::prepare(order.facts, &[directory, order.program, order.facts])?;
             order.held.show_at(yard)?;
+            if let Some(image) = &shown {
+                mounts::show(image.as_fd(), &yard.join(mounts::IMAGE))?;
+            }
             order.held.enter_shared()?;
             for pipe in writing {
                 rustix::io::fcntl_setfd(pipe, rustix::io::FdFlags::empty())?;
@@ -241,6 +248,22 @@ fn run(order: Restore<'_>, directory: &Path, pid_file: &Path) -> io::Result<(i32
     Err(io::Error::other(reason))
 }
 
+/// The image as the property of the instance's own root, if it has one and this file system can show that. Root alone may
+/// read it on the disk.
+fn shown(order: &Restore<'_>, directory: &Path) -> io::Result<Option<OwnedFd>> {
+    let Some(range) = order.ids else { return Ok(None) };
+    match mounts::shifted(directory, range) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            order.image.lend()?;
+            Ok(None)
+        }
+        shifted => {
+            order.image.show_clocks()?;
+            shifted.map(Some)
+        }
+    }
+}
+
 /// A directory of the machine to show the mounts at, in a table that nobody else sees. CRIU looks at them as the
 /// instance's own root, to whom this program's directories are closed; what is in it otherwise is hidden meanwhile.
 fn yard(visible: &[&Path]) -> io::Result<&'static Path> {
@@ -255,9 +278,14 @@ fn yard(visible: &[&Path]) -> io::Result<&'static Path> {
         })
 }
 
-fn words(order: &Restore<'_>, directory: &Path, yard: &Path) -> Words {
+fn words(order: &Restore<'_>, directory: &Path, is_shown: bool, yard: &Path) -> Words {
     let mut words = Words::new(order.program, "restore");
-    words.path("--images-dir", directory);
+    match is_shown {
+        true => words.path("--images-dir", &yard.join(mounts::IMAGE)),
+        false => words.path("--images-dir", directory),
+    };
+    // What it writes has this process's own ids, which are none of those shown there.
+    words.path("--work-dir", directory);
     words.path("--root", &yard.join(mounts::ROOT));
     words.path("--pidfile", &directory.join(PID_FILE));
     words.add(&["--restore-detached", "--restore-sibling"]);

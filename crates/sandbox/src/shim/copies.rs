@@ -256,5 +256,6 @@ fn restore(
         pipes,
         lazily,
         memory_bytes: kept.pages_bytes(),
+        ids: order.spec.ids,
     })
 }

@@ -333,6 +333,8 @@ impl<'a> Keeper<'a> {
             pipes,
             lazily,
             memory_bytes: asleep.kept.pages_bytes(),
+            // What has ids of its own is not put to sleep on the disk.
+            ids: None,
         })
     }
 

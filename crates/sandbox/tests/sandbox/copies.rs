@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -73,6 +74,14 @@ fn copy_of(world: &World, kept: &KeepSpec) -> LaunchSpec {
     spec
 }
 
+/// Who may read a directory and what is in it.
+fn modes(directory: &Path) -> BTreeSet<u32> {
+    let files = fs::read_dir(directory).unwrap();
+    let paths = files.map(|entry| entry.unwrap().path());
+    let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    paths.chain([directory.to_owned()]).map(mode).collect()
+}
+
 fn ends(world: &World, id: &InstanceId) {
     world.client().kill(id).unwrap();
     world.wait_exit(id);
@@ -106,6 +115,7 @@ fn go_on(ids: impl Fn(u32) -> Option<IdRange>) {
     world.client().keep(&first, kept.clone()).unwrap();
     assert!(kept.disk.is_file() && kept.memory.join("pages-1.img").is_file());
     assert_eq!(pid(&world, &first), before, "the first one is untouched");
+    assert_eq!(modes(&kept.memory), BTreeSet::from([0o600, 0o700]));
     ask(&world, &first, &format!("count 4 at {first}"));
 
     let mut copies = Vec::new();
@@ -136,6 +146,7 @@ fn go_on(ids: impl Fn(u32) -> Option<IdRange>) {
             .iter()
             .all(|line| !line.text.contains("not started"))
     );
+    assert_eq!(modes(&kept.memory), BTreeSet::from([0o600, 0o700]));
     // What they were made of may go, and whoever looks after them may die.
     fs::remove_dir_all(&kept.memory).unwrap();
     world.kill_supervisor();
