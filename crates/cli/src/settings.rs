@@ -19,7 +19,7 @@ use std::{
 };
 
 pub use self::{
-    checkpoint::{CheckpointAfter, CheckpointSpace},
+    checkpoint::{CheckpointAfter, CheckpointSpace, SnapshotSpace},
     isolation::Isolations,
     memory::ModelsMemory,
     resolve::{DEFAULT_FILE, Error},
@@ -172,11 +172,16 @@ settings! {
     /// How much room the snapshots of instances of one organization may take together, such as `50GiB`. `disk` takes what
     /// there is.
     snapshot_space_max: CheckpointSpace = CheckpointSpace::Disk;
+    /// How much room the snapshots of instances of all organizations may take together, such as `200GiB`, or a share of the
+    /// disk that they are on, such as `50%`. `disk` takes what there is, up to the last GiB.
+    snapshot_space_total_max: SnapshotSpace = SnapshotSpace::Percent(50);
     /// How many snapshots of instances an organization may have: of those of a disk, and of those with memory too, each.
     snapshots_max: Count = Count(1000);
     /// How much memory the models of this machine have together, such as `12GiB`: those that rest are put to sleep for
     /// others to wake. `auto` is three quarters of the machine's memory; `unlimited` bounds nothing.
     models_memory: ModelsMemory = ModelsMemory::Auto;
+    /// How many services all pools of an organization may keep ready together: each of them runs all the time.
+    pool_members_max: Count = Count(1000);
     /// How many minutes of an awake service may be spent, on average, so that one caller does not wait for a wake:
     /// services with habits are woken before they are called. 0, as long as nothing else is said, wakes none; 10 is a
     /// good start, 1000 the most.

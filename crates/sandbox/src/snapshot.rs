@@ -11,9 +11,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use crate::clone::clone_file;
+use crate::clone::{Cloned, clone_file};
 use crate::disk::nameless_file;
 use crate::patience::DISK_STILL_MAX;
 use crate::protocol::InstanceId;
@@ -55,6 +56,51 @@ pub(crate) fn copy(run: &Run, directory: &Path) -> io::Result<File> {
     } else {
         Err(io::ErrorKind::TimedOut.into())
     }
+}
+
+/// What a copy of an instance's disk takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// In all, in bytes.
+    pub bytes: u64,
+    /// Of that what is not shared with the disk, in bytes: all or nothing, by what the file system can.
+    pub written_bytes: u64,
+}
+
+/// What a copy of a running instance's disk in `directory` takes, as the disk is now. `state_dir`: the supervisor's.
+///
+/// # Errors
+/// [`io::ErrorKind::NotFound`] when the instance does not run, [`io::ErrorKind::Unsupported`] when it has no disk of its
+/// own; those of the file system, above all that it is full.
+pub fn size(state_dir: &Path, id: &InstanceId, directory: &Path) -> io::Result<Size> {
+    let run = StateDir::ensure(state_dir)?
+        .instance(id)
+        .run()?
+        .ok_or(io::ErrorKind::NotFound)?;
+    let file = held(&run)?.0.metadata()?;
+    // In blocks of 512 bytes, whatever the file system's own are.
+    let bytes = file.blocks() * 512;
+    let written_bytes = match file.dev() == directory.metadata()?.dev() && shares_blocks(directory)? {
+        true => 0,
+        false => bytes,
+    };
+    Ok(Size { bytes, written_bytes })
+}
+
+/// Whether files in this directory can share their blocks: tried with two that nobody sees.
+fn shares_blocks(directory: &Path) -> io::Result<bool> {
+    let (one, other) = (nameless_file(directory)?, nameless_file(directory)?);
+    one.write_all_at(&[7], 0)?;
+    Ok(clone_file(&one, &other)? == Cloned::Shared)
+}
+
+/// Whether the keeper of an instance is writing its processes down, or reading them back: as long as it is, it may still
+/// make what it was told to. `state_dir`: the supervisor's.
+///
+/// # Errors
+/// When the directory cannot be used.
+pub fn is_kept_busy(state_dir: &Path, id: &InstanceId) -> io::Result<bool> {
+    Ok(StateDir::ensure(state_dir)?.instance(id).on_errand())
 }
 
 /// What an instance's first process executes.

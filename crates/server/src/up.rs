@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tram_api::ApiState;
 use tram_cli::{
     Printer, Settings, context,
-    settings::{OnStop, SleepMemory, UserNamespaces},
+    settings::{OnStop, SleepMemory, SnapshotSpace, UserNamespaces},
 };
 use tram_controller::{
     Controller, ControllerHandle, Deps,
@@ -271,6 +271,13 @@ impl Inside {
         site_config.gvisor.clone_from(&classes.gvisor);
         site_config.checkpoint = checkpoint;
         site_config.checkpoints_max_bytes = settings.checkpoints_max.bytes();
+        site_config.snapshot_space = match settings.snapshot_space_total_max {
+            SnapshotSpace::Size(size) => size.bytes().map_or(
+                tram_site_local::SnapshotSpace::Disk,
+                tram_site_local::SnapshotSpace::Bytes,
+            ),
+            SnapshotSpace::Percent(percent) => tram_site_local::SnapshotSpace::Percent(percent),
+        };
         site_config.secrets = Some(Arc::new(crate::secret_values::StoreValues(store.clone())));
         if !settings.secret_roots.as_os_str().is_empty() {
             site_config.secret_roots = Some(settings.secret_roots.clone());

@@ -26,6 +26,9 @@ pub const DEFAULT_OPEN_FILES_MAX: u64 = 1_048_576;
 /// The supervisor is restarted within this time, or its questions are answered with "not now".
 pub const DEFAULT_SUPERVISOR_PATIENCE: Duration = Duration::from_secs(3);
 
+/// Of the disk, for the snapshots of all instances: what runs, images and volumes have the rest.
+pub const DEFAULT_SNAPSHOT_PERCENT: u8 = 50;
+
 /// How long the logs of an instance are kept after it was forgotten: the service they belong to may live on for years.
 pub const DEFAULT_LOGS_RETENTION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
@@ -38,6 +41,30 @@ pub enum UserNamespaces {
     Untrusted,
     /// All.
     Always,
+}
+
+/// How much room the snapshots of all instances may take together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotSpace {
+    /// What the disk has.
+    Disk,
+    /// So many bytes.
+    Bytes(u64),
+    /// This share of the disk that they are on, in percent.
+    Percent(u8),
+}
+
+impl SnapshotSpace {
+    /// The same in bytes on a disk of `total` bytes; `None`: no limit but what is free.
+    #[must_use]
+    pub fn bytes(self, total: u64) -> Option<u64> {
+        match self {
+            Self::Disk => None,
+            Self::Bytes(bytes) => Some(bytes),
+            // Divided first: a disk may be large, and a percent of it is exact enough.
+            Self::Percent(percent) => Some((total / 100).saturating_mul(percent.into())),
+        }
+    }
 }
 
 /// Everything [`crate::LocalSite::open`] needs beside the image store.
@@ -75,6 +102,8 @@ pub struct Config {
     pub checkpoint: Option<PathBuf>,
     /// How much room all checkpoints may take together, in bytes; `None`: what the disk has.
     pub checkpoints_max_bytes: Option<u64>,
+    /// How much room the snapshots of all instances may take together.
+    pub snapshot_space: SnapshotSpace,
     /// Whether more may be promised to volumes than the disk has: they take their space as it is written.
     pub volumes_overcommit: bool,
     /// How long an order waits for a supervisor that is being restarted.
@@ -102,6 +131,7 @@ impl Config {
             gvisor: None,
             checkpoint: None,
             checkpoints_max_bytes: None,
+            snapshot_space: SnapshotSpace::Percent(DEFAULT_SNAPSHOT_PERCENT),
             volumes_overcommit: false,
             supervisor_patience: DEFAULT_SUPERVISOR_PATIENCE,
         }
@@ -136,6 +166,19 @@ impl Default for NetworkConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_share_of_a_disk_is_some_of_its_bytes() {
+        assert_eq!(
+            SnapshotSpace::Percent(50).bytes(200 << 30),
+            Some((200 << 30) / 100 * 50)
+        );
+        assert_eq!(
+            SnapshotSpace::Percent(100).bytes(u64::MAX),
+            Some(u64::MAX / 100 * 100)
+        );
+        assert_eq!(SnapshotSpace::Disk.bytes(7), None);
+    }
 
     #[test]
     fn the_default_network_is_what_the_documentation_says() {

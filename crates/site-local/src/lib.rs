@@ -41,7 +41,7 @@ mod supervisor;
 mod testing;
 mod volumes;
 
-pub use config::{Config, NetworkConfig, UserNamespaces};
+pub use config::{Config, NetworkConfig, SnapshotSpace, UserNamespaces};
 pub use guard::Guard;
 pub use images::images_in_use_at;
 pub use models::model_uses_at;

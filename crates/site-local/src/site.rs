@@ -13,6 +13,7 @@ mod instance_snapshots;
 mod kept_executor;
 mod news;
 mod snapshot_sums;
+mod snapshot_room;
 mod start;
 mod volumes;
 
@@ -106,6 +107,8 @@ struct Shared {
     supervisor: Supervisor,
     network: Network,
     volumes: Volumes,
+    /// What the snapshots that are being taken will write.
+    snapshot_room: Arc<snapshot_room::Room>,
     directory: Arc<Directory>,
     /// What instances with bound secrets trust.
     authority: Arc<Authority>,
@@ -212,6 +215,7 @@ impl LocalSite {
             supervisor,
             network,
             volumes,
+            snapshot_room: Arc::default(),
             directory,
             authority,
             entries: Mutex::default(),

@@ -1,4 +1,4 @@
-//! When instances in light sleep go to disk, and how much of it they may take.
+//! When instances in light sleep go to disk, and how much of it they and snapshots may take.
 
 use std::time::Duration;
 
@@ -104,6 +104,46 @@ impl Setting for CheckpointSpace {
     }
 }
 
+/// How much room the snapshots of all instances may take together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotSpace {
+    /// A size, or what the disk has.
+    Size(CheckpointSpace),
+    /// A share of the disk, in percent: from 1 to 100.
+    Percent(u8),
+}
+
+impl Setting for SnapshotSpace {
+    const KIND: &'static str = "SIZE|PERCENT|disk";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let percent = text.strip_suffix('%').map(|number| {
+            number
+                .trim_end()
+                .parse()
+                .ok()
+                .filter(|percent| (1..=100).contains(percent))
+        });
+        match percent {
+            Some(percent) => percent.map(Self::Percent),
+            None => CheckpointSpace::parse(text).ok().map(Self::Size),
+        }
+        .ok_or_else(|| {
+            format!(
+                "`{text}` is neither a size above nothing such as 512MiB or 20GiB, nor a share of the disk from 1% to \
+                 100%, nor `disk`"
+            )
+        })
+    }
+
+    fn show(&self) -> String {
+        match self {
+            Self::Size(size) => size.show(),
+            Self::Percent(percent) => quoted(&format!("{percent}%")),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,6 +160,22 @@ mod tests {
             refused.contains("`memory`") && refused.contains("`soon`"),
             "{refused}"
         );
+    }
+
+    #[test]
+    fn a_size_or_a_share_of_the_disk() {
+        let parse = SnapshotSpace::parse;
+        assert_eq!(
+            parse("20GiB"),
+            Ok(SnapshotSpace::Size(CheckpointSpace::MiB(20 << 10)))
+        );
+        assert_eq!(parse("disk"), Ok(SnapshotSpace::Size(CheckpointSpace::Disk)));
+        assert_eq!(parse("50%"), Ok(SnapshotSpace::Percent(50)));
+        assert_eq!(parse("7 %").map(|it| it.show()), Ok("\"7%\"".to_owned()));
+        for wrong in ["0%", "101%", "half", "%", "-3%", "50"] {
+            let refused = parse(wrong).unwrap_err();
+            assert!(refused.contains("from 1% to 100%"), "{refused}");
+        }
     }
 
     #[test]

@@ -9,8 +9,9 @@
 //! ```
 //!
 //! The one design choice to know: the disk comes last and appears whole (see `tram_sandbox::snapshot`), so a note, or
-//! memory without a disk, is all that a crash can leave; the order is given again then, or the snapshot removed. Nobody
-//! is told of a snapshot before what the kernel notes of it is on the disk too; its checksums follow (see `snapshot_sums`).
+//! memory without a disk, is all that a crash or a failure can leave; the order is given again then, or the snapshot
+//! removed, by who gave the order. Nobody is told of a snapshot before what the kernel notes of it is on the disk too; its
+//! checksums follow (see `snapshot_sums`).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -31,6 +32,7 @@ use tram_types::{InstanceId, InstanceSnapshotId, Isolation, status::InstanceSnap
 
 use super::Shared;
 use super::entries::{Entry, Live};
+use super::snapshot_room::Need;
 use super::{kept_executor, snapshot_sums};
 use crate::checksums::{self, Bounds, Checksums, Files};
 use crate::executor::SECRET_VARIABLE;
@@ -39,9 +41,6 @@ use crate::supervisor;
 
 /// Nobody but root has to do with it.
 const FILE_MODE: u32 = 0o600;
-/// Left free on the machine's disk beside a snapshot, for logs, images and whatever else is on it.
-const FREE_BYTES_MIN: u64 = 1 << 30;
-
 /// Snapshots that are verified at a time. One reads as fast as the disk is; a second one for who verifies something small
 /// meanwhile.
 pub(super) const VERIFICATIONS_MAX: usize = 2;
@@ -65,6 +64,9 @@ pub(super) struct Note {
     /// It has checksums: where there are none, they were lost. Earlier versions took none, or did not say so.
     #[serde(default)]
     checked: bool,
+    /// Whose processes are written down: while they are, nothing of it may be removed. Earlier versions did not say so.
+    #[serde(default)]
+    of: Option<InstanceId>,
 }
 
 /// Who a copy is: read by the executor (crates/executor, `identity.rs`).
@@ -103,18 +105,8 @@ impl Shared {
         snapshot: InstanceSnapshotId,
         kind: InstanceSnapshotType,
     ) -> Result<u64, Error> {
+        let path = self.snapshot_path(snapshot);
         let full = kind == InstanceSnapshotType::Full;
-        let taken = self.try_take(instance, &self.snapshot_path(snapshot), full).await;
-        match &taken {
-            Ok(_) => {}
-            // Whoever was asked may still be writing; it begins anew when it is asked again.
-            Err(Error::Unavailable { .. }) if full => {}
-            Err(_) => self.remove_snapshot(snapshot).await?,
-        }
-        taken
-    }
-
-    async fn try_take(&self, instance: InstanceId, path: &Path, full: bool) -> Result<u64, Error> {
         let failed = |error| explain(instance, error);
         let taken = path.to_owned();
         // Asked again after a restart: what is there is whole, and the instance may be over.
@@ -122,11 +114,10 @@ impl Shared {
             Some(Ok(before)) => before,
             _ => {
                 let mut note = self.first_note(instance, full)?;
-                self.take_anew(instance, path, &mut note).await?;
+                self.take_anew(instance, &path, &mut note).await?;
                 note
             }
         };
-        let path = path.to_owned();
         let (bytes, unread) = blocking(move || {
             let files = files(&path, &note);
             Ok((
@@ -161,22 +152,37 @@ impl Shared {
             executor: full && entry.record.spec.executor.is_some(),
             digests: false,
             checked: true,
+            of: full.then_some(instance),
+        })
+    }
+
+    /// What a snapshot will take, as far as it can be told before.
+    async fn need(&self, instance: InstanceId, directory: &Path, full: bool) -> Result<Need, Error> {
+        let memory = match full {
+            true => self
+                .call(instance, |client, id| client.stats(id))
+                .await?
+                .held_bytes(),
+            false => 0,
+        };
+        let (supervisor, name) = (self.config.supervisor_dir.clone(), super::wire_id(instance)?);
+        let directory = directory.to_owned();
+        let disk = blocking(move || tram_sandbox::snapshot::size(&supervisor, &name, &directory))
+            .await?
+            .map_err(|error| explain(instance, error))?;
+        Ok(Need {
+            written: memory.saturating_add(disk.written_bytes),
+            counted: memory.saturating_add(disk.bytes),
         })
     }
 
     /// Writes the note, then all else, and the disk last of all.
     async fn take_anew(&self, instance: InstanceId, path: &Path, note: &mut Note) -> Result<(), Error> {
         let failed = |error| explain(instance, error);
-        let beside = path.to_owned();
-        blocking(move || {
-            let room = rustix::fs::statvfs(beside.parent().unwrap_or(&beside))?;
-            if room.f_bavail.saturating_mul(room.f_frsize) < FREE_BYTES_MIN {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-            Ok(())
-        })
-        .await?
-        .map_err(failed)?;
+        let directory = path.parent().unwrap_or(path);
+        let need = self.need(instance, directory, note.full).await?;
+        let space = self.config.snapshot_space;
+        let _held = self.snapshot_room.hold(directory, space, need).await?;
         if note.executor {
             note.digests = self
                 .keep_executor(instance, path.with_extension("executor"))
@@ -310,10 +316,18 @@ impl Shared {
         go_on(launch, spec, self.config.checkpoint.clone(), memory)
     }
 
-    /// Removes a snapshot.
+    /// Removes a snapshot, or what there is of one. Not while an instance's keeper may still be writing it, whoever waited
+    /// for that has given up: what it writes then would be left.
     pub(super) async fn remove_snapshot(&self, snapshot: InstanceSnapshotId) -> Result<(), Error> {
         let path = self.snapshot_path(snapshot);
+        let supervisor = self.config.supervisor_dir.clone();
         let removing = blocking(move || {
+            if is_being_written(&path, &supervisor)? {
+                return Err(io::Error::new(
+                    io::ErrorKind::ResourceBusy,
+                    "it is still being written",
+                ));
+            }
             // The disk first: without it there is no snapshot.
             for path in [
                 path.clone(),
@@ -321,6 +335,8 @@ impl Shared {
                 path.with_extension("sums"),
                 path.with_extension("executor"),
                 kept_executor::beside(&path),
+                beside(&path.with_extension("json")),
+                beside(&path.with_extension("sums")),
             ] {
                 ignore_missing(fs::remove_file(path))?;
             }
@@ -458,6 +474,23 @@ fn verify(path: &Path, gone: CancellationToken) -> io::Result<Option<Verdict>> {
     Ok(Some(found.map_or(Verdict::Whole, Verdict::Damaged)))
 }
 
+/// Whether the processes of an instance are being written down for this snapshot, as far as can be told: its keeper is at
+/// something, and the snapshot is not whole. `supervisor`: its directory.
+fn is_being_written(path: &Path, supervisor: &Path) -> io::Result<bool> {
+    let note = match fs::read(path.with_extension("json")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        note => serde_json::from_slice::<Note>(&note?),
+    };
+    let Some(instance) = note.ok().and_then(|note| note.of) else {
+        return Ok(false);
+    };
+    if fs::exists(path)? {
+        return Ok(false);
+    }
+    let name = super::wire_id(instance).map_err(io::Error::other)?;
+    tram_sandbox::snapshot::is_kept_busy(supervisor, &name)
+}
+
 /// The note of a snapshot that is there, or what is wrong with it.
 pub(super) fn read_note(path: &Path) -> io::Result<Option<Result<Note, String>>> {
     let note = match fs::read(path.with_extension("json")) {
@@ -491,10 +524,16 @@ pub(super) fn read_sums(path: &Path, note: &Note) -> io::Result<Result<Option<Ch
         .map_err(|error| format!("its checksums cannot be read: {error}")))
 }
 
-/// Durably, and never in parts.
-pub(super) fn write_whole(path: &Path, value: &impl Serialize) -> io::Result<()> {
+/// Where a file is written that does not count yet.
+fn beside(path: &Path) -> PathBuf {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
+    beside.into()
+}
+
+/// Durably, and never in parts.
+pub(super) fn write_whole(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    let beside = beside(path);
     let mut file = File::options()
         .write(true)
         .create(true)
@@ -553,6 +592,7 @@ mod tests {
             executor: true,
             digests: true,
             checked: true,
+            of: Some(InstanceId::random()),
         };
         let (memory, sums) = (path.with_extension("memory"), path.with_extension("sums"));
         assert_eq!(verify(&path, CancellationToken::new()).unwrap(), None);
