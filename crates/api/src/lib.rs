@@ -39,6 +39,6 @@ pub use resources::pools::member::pool_member;
 pub use router::{openapi, router};
 pub use scaling::{NoScaling, ScalingDecision, ScalingSource};
 pub use state::{
-    ApiState, DomainChecker, DomainVerdict, ImageVerdict, ImageVerifier, MetricSeries, MetricsError,
-    MetricsQuery, MetricsSource, Settings,
+    ApiState, ClaimObserver, DomainChecker, DomainVerdict, ImageVerdict, ImageVerifier, MetricSeries,
+    MetricsError, MetricsQuery, MetricsSource, Settings,
 };

@@ -15,7 +15,8 @@ use tram_store::{
     record::{Credential, Domain},
 };
 use tram_types::{
-    Clock, InstanceId, OrganizationId, ProjectId, ServiceId, Timestamp, catalog::Catalog, status::MetricName,
+    Clock, InstanceId, OrganizationId, ProjectId, ServiceId, ServicePoolId, Timestamp, catalog::Catalog,
+    status::MetricName,
 };
 
 use crate::{
@@ -54,6 +55,8 @@ pub struct ApiState {
     pub front: Option<Front>,
     /// What may be asked of models.
     pub budgets: Arc<Budgets>,
+    /// Is told of claims.
+    pub claims: Arc<dyn ClaimObserver>,
     /// How often tokens failed, by address.
     pub failures: Arc<FailureLimit>,
     /// Whose turn it is to change an app's services.
@@ -99,6 +102,7 @@ impl ApiState {
             domains,
             metrics,
             scaling: Arc::new(NoScaling),
+            claims: Arc::new(NobodyCounts),
             models: None,
             front: None,
             failures: Arc::new(FailureLimit::default()),
@@ -120,6 +124,13 @@ impl ApiState {
     #[must_use]
     pub fn with_budgets(mut self, budgets: Arc<Budgets>) -> Self {
         self.budgets = budgets;
+        self
+    }
+
+    /// The same, with somebody who is told of claims.
+    #[must_use]
+    pub fn with_claims(mut self, claims: Arc<dyn ClaimObserver>) -> Self {
+        self.claims = claims;
         self
     }
 
@@ -153,9 +164,26 @@ pub struct Settings {
     pub snapshots_max: u32,
     /// How many bytes they may take together; `None`: what the disk has.
     pub snapshot_bytes_max: Option<u64>,
+    /// How many services the pools of an organization may keep ready together.
+    pub pool_members_max: u32,
     /// Origins of web pages that may call this API from a browser, such as `https://panel.example.org`; none: no page
     /// of another origin may.
     pub allowed_origins: Vec<HeaderValue>,
+}
+
+/// Is told of claims; metrics hang on it.
+pub trait ClaimObserver: Send + Sync + Debug {
+    /// A claim of a pool was answered for the first time: with a member that was ready, or with a service that was made for
+    /// it.
+    fn claimed(&self, pool: ServicePoolId, prewarmed: bool, took: Duration);
+}
+
+/// Tells nobody.
+#[derive(Debug, Clone, Copy)]
+struct NobodyCounts;
+
+impl ClaimObserver for NobodyCounts {
+    fn claimed(&self, _pool: ServicePoolId, _prewarmed: bool, _took: Duration) {}
 }
 
 /// Says whether an image can be had.

@@ -193,6 +193,7 @@ impl Cloud {
             logs_retention_days: 1,
             metrics_retention_days: 1,
             snapshot_bytes_max: None,
+            pool_members_max: 1000,
             snapshots_max: 1000,
         };
         let state = ApiState::new(

@@ -34,6 +34,7 @@ pub mod network;
 pub mod observe;
 pub mod operate;
 pub mod paths;
+pub mod pool_metrics;
 pub mod processes;
 pub mod roles;
 pub mod sampler;

@@ -13,6 +13,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use tokio::sync::Mutex;
+use tram_api::ClaimObserver;
 use tram_controller::{Observer, Outcome, scaling::Totals};
 use tram_planner::autoscale::Cause;
 use tram_store::{
@@ -20,13 +21,15 @@ use tram_store::{
     filter::{Organizations, PAGE_ITEMS_MAX, Page},
 };
 use tram_types::{
-    ServiceId,
+    ServiceId, ServicePoolId,
     status::{InstanceStatus, ServiceStatus},
 };
 
 use packing::Packing;
 
-use crate::{data_plane::EdgeLink, model_metrics::ModelMetrics, usage::Counted, wakes};
+use crate::{
+    data_plane::EdgeLink, model_metrics::ModelMetrics, pool_metrics::PoolMetrics, usage::Counted, wakes,
+};
 
 /// Upper bounds of the time that a run of a reconciler takes, in seconds.
 const RUN_SECONDS: [f64; 8] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0];
@@ -112,6 +115,7 @@ pub struct Metrics {
     checkpoints: Family<ServiceLabel, Gauge>,
     uncounted: Counter,
     models: ModelMetrics,
+    pools: PoolMetrics,
 }
 
 impl Metrics {
@@ -234,6 +238,7 @@ impl Metrics {
             "Lines of a journal of what questions to models cost that cannot be read",
             uncounted.clone(),
         );
+        let pools = PoolMetrics::new(&mut registry);
         Self {
             store,
             registry: Mutex::new(registry),
@@ -258,6 +263,7 @@ impl Metrics {
             checkpoints,
             uncounted,
             models: ModelMetrics::new(),
+            pools,
         }
     }
 
@@ -345,7 +351,7 @@ impl Metrics {
                     .set(i64::try_from(count).unwrap_or(i64::MAX));
             }
         }
-        Ok(())
+        self.pools.count(&self.store).await
     }
 
     /// What the load decided so far.
@@ -422,6 +428,12 @@ impl Observer for Metrics {
     }
 }
 
+impl ClaimObserver for Metrics {
+    fn claimed(&self, pool: ServicePoolId, prewarmed: bool, took: Duration) {
+        self.pools.claimed(pool, prewarmed, took);
+    }
+}
+
 impl Counted for Metrics {
     fn counted(&self, records: &[Attributed]) {
         self.models.counted(records);
@@ -449,7 +461,8 @@ impl Metrics {
             // The old counts would pass for true ones.
             self.services.clear();
             self.instances.clear();
-            tracing::warn!(error = %crate::chain(&error), "services and instances could not be counted for metrics");
+            self.pools.forget();
+            tracing::warn!(error = %crate::chain(&error), "services, instances and pools could not be counted for metrics");
         }
         let mut text = String::new();
         // Writing into a string cannot fail.

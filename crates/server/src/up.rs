@@ -387,7 +387,8 @@ impl Inside {
             models.clone(),
             tram_api::Front::new(edge_address(settings), &secret),
         )
-        .with_budgets(budgets);
+        .with_budgets(budgets)
+        .with_claims(Arc::clone(&metrics) as Arc<dyn tram_api::ClaimObserver>);
         controller.keep_pools(Arc::new(Members(state.clone())));
         let observed = Observed {
             store: store.clone(),
@@ -664,6 +665,7 @@ fn api_settings(settings: &Settings, api_url: &str) -> tram_api::Settings {
         proxy_host: settings.base_domain.clone(),
         logs_retention_days: u32::try_from(LOGS_KEPT.as_secs() / SECONDS_A_DAY).unwrap_or(1),
         snapshots_max: settings.snapshots_max.0,
+        pool_members_max: settings.pool_members_max.0,
         snapshot_bytes_max: settings.snapshot_space_max.bytes(),
         metrics_retention_days: u32::try_from(KEPT.as_secs() / SECONDS_A_DAY).unwrap_or(1),
         allowed_origins: settings

@@ -18,6 +18,7 @@ use std::{
 use axum::{Json, Router, routing::post};
 use serde_json::Value;
 use tokio::{net::TcpListener, sync::oneshot};
+use tram_api::ClaimObserver;
 use tram_controller::{DataPlane, Observer, Outcome, data_plane::Event};
 use tram_edge::{Config, Edge};
 use tram_server::{
@@ -28,10 +29,14 @@ use tram_server::{
     traces::Traces,
     usage::Counted,
 };
-use tram_store::{Attributed, Options, Store, keyring};
+use tram_store::{
+    Attributed, NewServicePool, Options, Store,
+    filter::{Organizations, Page},
+    keyring,
+};
 use tram_types::routing::{Endpoint, Host, Protocol, Route, RoutingTable, Security, Service, State};
 use tram_types::{
-    OrganizationId, ProjectId, ServiceId, Timestamp,
+    OrganizationId, ProjectId, ServiceId, ServicePoolId, Timestamp,
     inference::{self, TokenRecord},
 };
 use uuid::Uuid;
@@ -243,6 +248,35 @@ async fn every_metric_is_documented_and_every_documented_metric_is_there() {
     house.metrics.set_checkpoints(&HashMap::from([(asleep, 4096)]));
 
     house.metrics.counted(&[question(asked)]);
+    let organization = house
+        .store
+        .list_organizations_unscoped(&Organizations::default(), Page { limit: 1, offset: 0 });
+    let organization = organization.await.expect("a list").items[0].id;
+    let pool = async |name: &str| {
+        let new = NewServicePool {
+            id: ServicePoolId::random(),
+            organization_id: organization,
+            name: name.to_owned(),
+            size: 3,
+            definition: serde_json::json!({"type": "SANDBOX"}),
+            created_by: String::new(),
+        };
+        house
+            .store
+            .create_service_pool(new, 100)
+            .await
+            .expect("a pool")
+            .id
+    };
+    let (kept, removed) = (pool("kept").await, pool("removed").await);
+    for (pool, prewarmed) in [(kept, true), (kept, true), (kept, false), (removed, true)] {
+        house.metrics.claimed(pool, prewarmed, Duration::from_millis(3));
+    }
+    house
+        .store
+        .delete_service_pool(organization, removed)
+        .await
+        .expect("on its way out");
 
     // Scraped as a scraper does, beside an API.
     let api = Router::new().route("/v1/apps/{id}", axum::routing::get(|| async { "app" }));
@@ -278,6 +312,31 @@ async fn every_metric_is_documented_and_every_documented_metric_is_there() {
     let on_disk = format!("tram_checkpoint_bytes{{service_id=\"{asleep}\"}} 4096");
     assert!(text.contains(&on_disk), "{text}");
     assert!(!text.contains(&gone.to_string()), "{text}");
+    for (series, value) in [
+        (
+            format!("tram_pool_members_wanted{{pool_id=\"{kept}\",pool=\"kept\"}}"),
+            3,
+        ),
+        (
+            format!("tram_pool_members_ready{{pool_id=\"{kept}\",pool=\"kept\"}}"),
+            0,
+        ),
+        (
+            format!("tram_pool_claims_total{{pool_id=\"{kept}\",outcome=\"ready\"}}"),
+            2,
+        ),
+        (
+            format!("tram_pool_claims_total{{pool_id=\"{kept}\",outcome=\"made\"}}"),
+            1,
+        ),
+        ("tram_pool_claim_seconds_count{outcome=\"ready\"}".to_owned(), 3),
+    ] {
+        assert!(
+            text.contains(&format!("{series} {value}\n")),
+            "{series} in {text}"
+        );
+    }
+    assert!(!text.contains(&removed.to_string()), "{text}");
     let labels = format!("{{model_name=\"small\",service=\"ai/chat\",service_id=\"{asked}\"}}");
     for (name, value) in [
         ("generation_tokens_total", "11"),

@@ -68,12 +68,23 @@ pub struct NewPoolMember {
 }
 
 impl Store {
-    /// Makes a pool.
+    /// Makes a pool. `members_max`: how many services all pools of the organization may keep ready together.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`] for the name.
-    pub async fn create_service_pool(&self, new: NewServicePool) -> Result<ServicePool> {
+    /// [`Error::AlreadyExists`] for the name; [`Error::Exhausted`] when there would be more.
+    pub async fn create_service_pool(&self, new: NewServicePool, members_max: u32) -> Result<ServicePool> {
+        const DOING: &str = "making a service pool";
         let now = self.now();
+        let mut transaction = self.database().write(DOING).await?;
+        has_room(
+            &mut transaction,
+            new.organization_id,
+            None,
+            new.size,
+            members_max,
+            DOING,
+        )
+        .await?;
         let pool = ServicePool {
             id: new.id,
             organization_id: new.organization_id,
@@ -87,12 +98,8 @@ impl Store {
             created_at: now,
             updated_at: now,
         };
-        self.write_one(
-            Sql::insert(&pool),
-            &[Change::Pool(pool.id)],
-            "making a service pool",
-        )
-        .await?;
+        Sql::insert(&pool).run(&mut transaction, DOING).await?;
+        self.finish(transaction, &[Change::Pool(pool.id)], DOING).await?;
         Ok(pool)
     }
 
@@ -165,19 +172,24 @@ impl Store {
             .collect()
     }
 
-    /// Changes a pool. A new definition counts up its generation.
+    /// Changes a pool. A new definition counts up its generation. `members_max`: how many services all pools of the
+    /// organization may keep ready together; a pool that is there already may stay as large as it is.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Conflict`] when it is being deleted.
+    /// [`Error::NotFound`]; [`Error::Conflict`] when it is being deleted; [`Error::Exhausted`] when there would be more.
     pub async fn update_service_pool(
         &self,
         organization: OrganizationId,
         id: ServicePoolId,
         edit: ServicePoolEdit,
+        members_max: u32,
     ) -> Result<ServicePool> {
         const DOING: &str = "changing a service pool";
         let now = self.now();
         let mut transaction = self.database().write(DOING).await?;
+        if let Some(size) = edit.size {
+            has_room(&mut transaction, organization, Some(id), size, members_max, DOING).await?;
+        }
         let pool = lock_pool(&mut transaction, Some(organization), id, DOING).await?;
         check_runs(&pool)?;
         let mut cells = vec![("messages", Vec::<String>::new().to_cell())];
@@ -555,6 +567,47 @@ async fn lock_pool(
         .optional(connection, doing)
         .await?
         .ok_or_else(|| Error::not_found(ServicePool::KIND, id))
+}
+
+/// Refuses a pool of this size when all of the organization's would keep more ready than they may, unless it is the
+/// one that is changed and grows no further. Until the transaction ends nobody else makes or changes one of them.
+async fn has_room(
+    connection: &mut AnyConnection,
+    organization: OrganizationId,
+    changed: Option<ServicePoolId>,
+    size: u32,
+    members_max: u32,
+    doing: &'static str,
+) -> Result<()> {
+    Sql::default()
+        .with("UPDATE organizations SET name = name WHERE id = ", &organization)
+        .run(connection, doing)
+        .await?;
+    let others = Sql::new("SELECT CAST(COALESCE(SUM(size), 0) AS BIGINT) AS value FROM service_pools")
+        .with(" WHERE organization_id = ", &organization)
+        .with(" AND desired <> ", &Desired::Delete);
+    let all = others.value::<u64>(connection, doing).await?.unwrap_or(0);
+    let before = match changed {
+        None => 0,
+        Some(id) => {
+            let of_it = Sql::new("SELECT size AS value FROM service_pools")
+                .with(" WHERE organization_id = ", &organization)
+                .with(" AND id = ", &id)
+                .with(" AND desired <> ", &Desired::Delete);
+            of_it.value::<u32>(connection, doing).await?.unwrap_or(0)
+        }
+    };
+    let others = all.saturating_sub(before.into());
+    if size <= before || others + u64::from(size) <= u64::from(members_max) {
+        return Ok(());
+    }
+    Err(Error::Exhausted {
+        what: "place in service pools",
+        hint: format!(
+            "the organization's other pools keep {others} services ready, this one would keep {size}, and all together may \
+             keep {members_max} (`pool_members_max`): choose a smaller size, or make others smaller"
+        ),
+    })
 }
 
 fn check_runs(pool: &ServicePool) -> Result<()> {

@@ -1,5 +1,7 @@
 //! Service pools, and the claims that take services from them.
 
+use std::time::Instant;
+
 use tram_store::{NewServicePool, ServicePoolEdit, filter, record};
 use tram_types::{
     ClaimId, FieldViolation, ServicePoolId,
@@ -153,7 +155,8 @@ async fn create(call: Call<Nothing, CreateServicePool>) -> Result<CreateServiceP
         definition: value(&body.definition)?,
         created_by: created_by(&call),
     };
-    let pool = call.api.store.create_service_pool(new).await?;
+    let most = call.api.settings.pool_members_max;
+    let pool = call.api.store.create_service_pool(new, most).await?;
     Ok(CreateServicePoolReply {
         service_pool: Some(views::pool::pool(&pool, 0)),
     })
@@ -189,7 +192,12 @@ async fn update(call: Call<Mask, UpdateServicePool>) -> Result<UpdateServicePool
             false => Some(value(&definition)?),
         },
     };
-    let pool = call.api.store.update_service_pool(organization, id, edit).await?;
+    let most = call.api.settings.pool_members_max;
+    let pool = call
+        .api
+        .store
+        .update_service_pool(organization, id, edit, most)
+        .await?;
     Ok(UpdateServicePoolReply {
         service_pool: Some(show(&call, &pool).await?),
     })
@@ -219,11 +227,16 @@ async fn claim(call: Call<Nothing, PoolClaimRequest>) -> Result<PoolClaimReply, 
         ));
     }
     let store = &call.api.store;
+    let (began, at) = (Instant::now(), call.api.clock.now());
     let mut cold = None;
     let mut changed = None;
     for _ in 0..CLAIM_TRIES {
         match store.claim(organization, id, &body.request_id, cold.take()).await {
             Ok(Some(claim)) => {
+                // One that was answered before counts once.
+                if claim.created_at >= at {
+                    call.api.claims.claimed(id, claim.prewarmed, began.elapsed());
+                }
                 return Ok(PoolClaimReply {
                     claim_id: claim.id.to_string(),
                     service_id: claim.service_id.to_string(),

@@ -179,6 +179,7 @@ impl Fixture {
                 proxy_host: "proxy.localhost".to_owned(),
                 snapshots_max: 1000,
                 snapshot_bytes_max: None,
+                pool_members_max: 1000,
                 logs_retention_days: 7,
                 metrics_retention_days: 7,
                 allowed_origins: vec![HeaderValue::from_static(PANEL)],

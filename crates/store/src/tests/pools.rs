@@ -14,6 +14,9 @@ use crate::{
     record::{Desired, ManualScaling, ServicePool},
 };
 
+/// As many members as anybody wants.
+const MANY: u32 = 1000;
+
 async fn pool(fixture: &Fixture, organization: OrganizationId) -> ServicePool {
     let new = NewServicePool {
         id: ServicePoolId::random(),
@@ -23,7 +26,7 @@ async fn pool(fixture: &Fixture, organization: OrganizationId) -> ServicePool {
         definition: serde_json::json!({"type": "SANDBOX"}),
         created_by: String::new(),
     };
-    fixture.store.create_service_pool(new).await.unwrap()
+    fixture.store.create_service_pool(new, MANY).await.unwrap()
 }
 
 fn member(pool: &ServicePool, name: &str) -> NewPoolMember {
@@ -152,12 +155,12 @@ pub(super) async fn a_pool_takes_members_of_its_generation_and_size(fixture: &Fi
         definition: Some(serde_json::json!({"type": "WEB"})),
     };
     let changed = store
-        .update_service_pool(organization, pool.id, edit.clone())
+        .update_service_pool(organization, pool.id, edit.clone(), MANY)
         .await
         .unwrap();
     assert_eq!(changed.generation, 2);
     let again = store
-        .update_service_pool(organization, pool.id, edit)
+        .update_service_pool(organization, pool.id, edit, MANY)
         .await
         .unwrap();
     assert_eq!(again.generation, 2, "the same definition is no change");
@@ -184,4 +187,83 @@ pub(super) async fn a_pool_takes_members_of_its_generation_and_size(fixture: &Fi
     ));
     store.remove_service(old).await.unwrap();
     assert!(store.remove_service_pool(pool.id).await.unwrap());
+}
+
+pub(super) async fn pools_of_an_organization_share_a_bound(fixture: &Fixture) {
+    let store = &fixture.store;
+    let (organization, _) = fixture.organization().await;
+    let (stranger, _) = fixture.organization().await;
+    let new = |organization, name: &str, size| NewServicePool {
+        id: ServicePoolId::random(),
+        organization_id: organization,
+        name: name.to_owned(),
+        size,
+        definition: serde_json::json!({"type": "SANDBOX"}),
+        created_by: String::new(),
+    };
+    let first = store
+        .create_service_pool(new(organization, "first", 6), 10)
+        .await
+        .unwrap();
+    let refused = store
+        .create_service_pool(new(organization, "second", 5), 10)
+        .await;
+    let words = refused.unwrap_err().to_string();
+    for word in [
+        "keep 6 services",
+        "would keep 5",
+        "may keep 10",
+        "`pool_members_max`",
+    ] {
+        assert!(words.contains(word), "{words}");
+    }
+    // Nobody counts for another, and what does fit is made.
+    store
+        .create_service_pool(new(stranger, "second", 10), 10)
+        .await
+        .unwrap();
+    let second = store
+        .create_service_pool(new(organization, "second", 4), 10)
+        .await
+        .unwrap();
+    let resize = async |pool: &ServicePool, size, most| {
+        let edit = ServicePoolEdit {
+            size: Some(size),
+            definition: None,
+        };
+        store.update_service_pool(organization, pool.id, edit, most).await
+    };
+    assert!(matches!(
+        resize(&second, 5, 10).await,
+        Err(Error::Exhausted { .. })
+    ));
+    // The bound was made smaller: what is there stays, and may shrink.
+    assert_eq!(resize(&first, 6, 3).await.unwrap().size, 6);
+    assert_eq!(resize(&first, 5, 3).await.unwrap().size, 5);
+    assert_eq!(resize(&second, 5, 10).await.unwrap().size, 5);
+    // What is on its way out keeps nothing ready.
+    store.delete_service_pool(organization, first.id).await.unwrap();
+    assert_eq!(resize(&second, 10, 10).await.unwrap().size, 10);
+}
+
+pub(super) async fn pools_made_at_once_never_pass_the_bound(fixture: &Fixture) {
+    let (organization, _) = fixture.organization().await;
+    let making = (0..8).map(|number| {
+        let store = fixture.store.clone();
+        let new = NewServicePool {
+            id: ServicePoolId::random(),
+            organization_id: organization,
+            name: format!("pool-{number}"),
+            size: 2,
+            definition: serde_json::json!({"type": "SANDBOX"}),
+            created_by: String::new(),
+        };
+        tokio::spawn(async move { store.create_service_pool(new, 6).await.is_ok() })
+    });
+    let making: Vec<_> = making.collect();
+    let mut made = 0;
+    for one in making {
+        made += usize::from(one.await.unwrap());
+    }
+    assert_eq!(made, 3);
 }
