@@ -20,7 +20,7 @@ RESULTS = HERE / "results.json"
 FIGURE = ["name", "figure", "unit", "goal", "pass", "peer", "ratio", "runs", "spread", "machine"]
 NAMES = ["edge", "edge-latency", "connection-memory", "wake-deep", "light-frozen", "light-checkpointed", "paging", "burst-from-zero", "burst-100", "rollout", "startup", "sandbox-api",
          "pool-claim", "exec", "file-transfer", "snapshot", "fork", "fork-processes", "neighbour",
-         "thousand-services", "sleepers-10000", "wake-storm", "launch", "keepalive-azure", "autoscale-llm", "planner-million",
+         "thousand-services", "sleepers-10000", "sandbox-memory", "wake-storm", "launch", "sandbox-inner", "keepalive-azure", "autoscale-llm", "planner-million",
          "engine", "engine-mixed", "engine-prefix", "engine-copy", "fairness", "model-wake", "stream-survival", "routing-mooncake",
          "routing-choice", "gateway", "streams-1000"]
 # Two figures of one promise: who asks for the first gets the other before it.
