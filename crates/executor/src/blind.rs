@@ -241,7 +241,7 @@ fn rewrite(head: &[u8], seal: &str) -> Option<(Vec<u8>, Next)> {
 }
 
 /// The secret in the value of an `Authorization` header.
-fn bearer(value: &[u8]) -> Option<&[u8]> {
+pub(crate) fn bearer(value: &[u8]) -> Option<&[u8]> {
     let space = value.iter().position(|byte| *byte == b' ')?;
     let (scheme, secret) = value.split_at_checked(space)?;
     let secret = secret.trim_ascii();

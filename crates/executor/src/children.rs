@@ -280,6 +280,19 @@ impl Tree {
         }
     }
 
+    /// Of a command that is not there, so that no signal reaches anybody.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn of_nothing() -> Self {
+        Self {
+            children: Children {
+                known: Arc::default(),
+                identity: Identity::at(crate::identity::PATH),
+            },
+            pid: i32::MAX,
+            mark: String::new(),
+        }
+    }
+
     /// A guard that kills it when it is dropped.
     pub(crate) fn kill_on_drop(&self) -> KillOnDrop {
         KillOnDrop(Some(self.clone()))
@@ -349,6 +362,12 @@ fn parse(pid: i32, stat: &str) -> Option<Process> {
     let parent = fields.next()?.parse().ok()?;
     let group = fields.next()?.parse().ok()?;
     (!matches!(state, "Z" | "X")).then_some(Process { pid, parent, group })
+}
+
+/// Whether a process whose `stat` this is is not dead, for fuzz targets.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn is_alive(stat: &str) -> bool {
+    parse(7, stat).is_some()
 }
 
 /// These processes and all below them.

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 /// The longest piece: a line beyond is passed on in parts.
-const PIECE_BYTES_MAX: usize = 32 << 10;
+pub(crate) const PIECE_BYTES_MAX: usize = 32 << 10;
 /// Read at once: what a pipe holds.
 const READ_BYTES: usize = 64 << 10;
 /// How long the beginning of a line is held back for its end.
@@ -83,17 +83,17 @@ async fn follow(mut pipe: pipe::Receiver, stream: Stream, send: mpsc::Sender<Pie
 
 /// Cuts bytes into pieces of text. What is no UTF-8 becomes U+FFFD, as JSON has no other way to say it.
 #[derive(Debug, Default)]
-struct Splitter {
+pub(crate) struct Splitter {
     held: Vec<u8>,
 }
 
 impl Splitter {
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
 
     /// Adds bytes; returns what is complete.
-    fn push(&mut self, bytes: &[u8]) -> Vec<String> {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Vec<String> {
         self.held.extend_from_slice(bytes);
         let mut pieces = Vec::new();
         let mut begin = 0;
@@ -113,7 +113,7 @@ impl Splitter {
     }
 
     /// The beginning of a line, up to its last whole character.
-    fn beginning(&mut self) -> Option<String> {
+    pub(crate) fn beginning(&mut self) -> Option<String> {
         let length = whole_characters(&self.held);
         (length > 0).then(|| {
             let bytes: Vec<u8> = self.held.drain(..length).collect();
@@ -122,7 +122,7 @@ impl Splitter {
     }
 
     /// Everything that is left, at the end.
-    fn rest(&mut self) -> Option<String> {
+    pub(crate) fn rest(&mut self) -> Option<String> {
         let held = std::mem::take(&mut self.held);
         (!held.is_empty()).then(|| String::from_utf8_lossy(&held).into_owned())
     }

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::header::AUTHORIZATION;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 
 use crate::accept::Connections;
@@ -54,24 +56,37 @@ pub(crate) async fn serve(listener: TcpListener, state: Arc<State>) {
     while let Some((stream, place)) = connections.next().await {
         // Events are small and go out one by one.
         let _ = stream.set_nodelay(true);
-        let state = Arc::clone(&state);
+        let (http, state) = (http(), Arc::clone(&state));
         tokio::spawn(async move {
-            let (stream, seal) = Blind::new(stream);
-            let service = service_fn(move |request| {
-                let (state, seal) = (Arc::clone(&state), Arc::clone(&seal));
-                async move { Ok::<_, Infallible>(answer(&state, &seal, request).await) }
-            });
-            let served = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIME_MAX)
-                .serve_connection(TokioIo::new(stream), service)
-                // For terminals.
-                .with_upgrades();
-            // What breaks a connection is the client's affair, and it knows.
-            let _ = served.await;
+            attend(&http, stream, state).await;
             drop(place);
         });
     }
+}
+
+/// How connections are spoken with.
+pub(crate) fn http() -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME_MAX);
+    http
+}
+
+/// Answers the requests of one connection until it ends.
+pub(crate) async fn attend<S>(http: &http1::Builder, stream: S, state: Arc<State>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (stream, seal) = Blind::new(stream);
+    let service = service_fn(move |request| {
+        let (state, seal) = (Arc::clone(&state), Arc::clone(&seal));
+        async move { Ok::<_, Infallible>(answer(&state, &seal, request).await) }
+    });
+    let served = http
+        .serve_connection(TokioIo::new(stream), service)
+        // For terminals.
+        .with_upgrades();
+    // What breaks a connection is the client's affair, and it knows.
+    let _ = served.await;
 }
 
 async fn answer(state: &State, seal: &Seal, request: Request<Incoming>) -> Reply {

@@ -14,7 +14,7 @@
 //! The one design choice to know: a program needs a session of its own to have a terminal, which is made between fork and
 //! exec. So this program starts itself under another name ([`WORD`]), makes the session, and becomes the shell.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -34,7 +34,7 @@ use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::Winsize;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
@@ -195,14 +195,8 @@ struct Opened {
 
 impl Opened {
     fn start(children: &Children, wanted: &Wanted) -> io::Result<Self> {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
-        grantpt(&master)?;
-        unlockpt(&master)?;
-        rustix::io::ioctl_fionbio(&master, true)?;
-        resize(&master, wanted.size)?;
-        let name = ptsname(&master, Vec::new())?;
-        let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
-        let open = || rustix::fs::open(name.as_c_str(), flags, rustix::fs::Mode::empty());
+        let (master, name) = new_terminal(wanted.size)?;
+        let open = || open_terminal(&name);
         // Through /proc, so that it is this very file whatever the image has at its path.
         let mut command = Command::new("/proc/self/exe");
         children.environment(&mut command);
@@ -220,6 +214,10 @@ impl Opened {
             command.current_dir(directory);
         }
         let (tree, end, _) = children.start_session(&mut command)?;
+        Self::of(master, tree, end)
+    }
+
+    fn of(master: OwnedFd, tree: Tree, end: oneshot::Receiver<Code>) -> io::Result<Self> {
         Ok(Self {
             shown: pipe::Receiver::from_owned_fd_unchecked(master.try_clone()?)?,
             typed: pipe::Sender::from_owned_fd_unchecked(master.try_clone()?)?,
@@ -228,6 +226,22 @@ impl Opened {
             end,
         })
     }
+}
+
+/// A terminal of this size: our side of it, and the name of the program's.
+fn new_terminal(size: (u16, u16)) -> io::Result<(OwnedFd, CString)> {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    rustix::io::ioctl_fionbio(&master, true)?;
+    resize(&master, size)?;
+    let name = ptsname(&master, Vec::new())?;
+    Ok((master, name))
+}
+
+fn open_terminal(name: &CStr) -> io::Result<OwnedFd> {
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
+    Ok(rustix::fs::open(name, flags, rustix::fs::Mode::empty())?)
 }
 
 fn resize(master: impl AsFd, (rows, columns): (u16, u16)) -> io::Result<()> {
@@ -240,7 +254,15 @@ fn resize(master: impl AsFd, (rows, columns): (u16, u16)) -> io::Result<()> {
     Ok(rustix::termios::tcsetwinsize(master, size)?)
 }
 
-type Socket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
+/// Our end of a WebSocket that was opened, with bounds on what its client may send at once.
+async fn websocket<S: AsyncRead + AsyncWrite + Unpin>(stream: S) -> WebSocketStream<S> {
+    let config = WebSocketConfig::default()
+        .max_message_size(Some(MESSAGE_BYTES_MAX))
+        .max_frame_size(Some(MESSAGE_BYTES_MAX))
+        .max_write_buffer_size(4 * MESSAGE_BYTES_MAX)
+        .write_buffer_size(0);
+    WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await
+}
 
 /// From the upgrade to the end of either side.
 async fn serve(upgrade: OnUpgrade, opened: Opened, place: OwnedSemaphorePermit) {
@@ -248,13 +270,7 @@ async fn serve(upgrade: OnUpgrade, opened: Opened, place: OwnedSemaphorePermit) 
     let Ok(Ok(upgraded)) = timeout(PATIENCE, upgrade).await else {
         return;
     };
-    let config = WebSocketConfig::default()
-        .max_message_size(Some(MESSAGE_BYTES_MAX))
-        .max_frame_size(Some(MESSAGE_BYTES_MAX))
-        .max_write_buffer_size(4 * MESSAGE_BYTES_MAX)
-        .write_buffer_size(0);
-    let mut socket =
-        WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
+    let mut socket = websocket(TokioIo::new(upgraded)).await;
     // The client has gone, or said what it may not: the guard kills.
     let Some(code) = pass(&mut socket, opened).await else {
         return;
@@ -270,7 +286,10 @@ async fn serve(upgrade: OnUpgrade, opened: Opened, place: OwnedSemaphorePermit) 
 }
 
 /// Both ways until the program ends: its code. `None`: the client is gone.
-async fn pass(socket: &mut Socket, opened: Opened) -> Option<Code> {
+async fn pass<S>(socket: &mut WebSocketStream<S>, opened: Opened) -> Option<Code>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let Opened {
         master,
         shown: mut output,
@@ -371,6 +390,9 @@ pub(crate) fn become_program(mut words: impl Iterator<Item = OsString>) -> Strin
         format!("cannot run {}: {error}", program.display())
     }
 }
+
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 
 #[cfg(test)]
 mod tests {
