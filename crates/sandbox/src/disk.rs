@@ -190,6 +190,8 @@ pub(crate) fn mount_path(device: &Path, options: &[&str]) -> io::Result<OwnedFd>
     for flag in options {
         rustix::mount::fsconfig_set_flag(&context, *flag)?;
     }
+    // A superblock may say that the whole machine is to stop when there is something wrong.
+    rustix::mount::fsconfig_set_string(&context, "errors", "continue")?;
     rustix::mount::fsconfig_create(&context)?;
     let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV

@@ -28,6 +28,7 @@ use crate::seccomp::Filter;
 use crate::shim::READY;
 use crate::state::InstanceDir;
 use crate::{gvisor, sys, userns};
+pub(crate) use files::again;
 
 /// Every group there can be.
 const PING_GROUPS: &str = "0 2147483647";

@@ -12,8 +12,8 @@ mod entries;
 mod instance_snapshots;
 mod kept_executor;
 mod news;
-mod snapshot_sums;
 mod snapshot_room;
+mod snapshot_sums;
 mod start;
 mod volumes;
 

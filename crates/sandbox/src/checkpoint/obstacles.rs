@@ -12,7 +12,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 
+use rustix::fs::{Dir, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
 use super::dump::Purpose;
+use crate::init::again;
 
 /// Bounds the look at open files: a program with more is looked at no further, and CRIU has the last word.
 const FILES_MAX: usize = 65_536;
@@ -96,18 +100,28 @@ fn tied(sockets: &[Socket]) -> Option<String> {
 
 /// Files that are neither on the disk nor in the memory of a process: a copy would not have them.
 fn in_memory(init: i32) -> io::Result<Option<String>> {
+    // Through the link of /proc, so in the instance's own mounts.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(format!("/proc/{init}/root"), flags, Mode::empty())?;
     for place in ["dev/shm", "dev/mqueue"] {
-        // Through the link of /proc, so in the instance's own mounts; only looked at, and a link there leads nowhere.
-        let mut found = match fs::read_dir(format!("/proc/{init}/root/{place}")) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            found => found?,
+        // Where the image made a link of one of these names, the instance may have it lead anywhere: but inside only.
+        let opened = again(|| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+            rustix::fs::openat2(&root, place, flags, Mode::empty(), inside)
+        });
+        let directory = match opened {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
+            opened => opened?,
         };
-        if let Some(entry) = found.next() {
-            let name = entry?.file_name();
-            return Ok(Some(format!(
-                "it has a file in memory, /{place}/{}, which would not be copied",
-                name.to_string_lossy()
-            )));
+        for entry in Dir::read_from(&directory)? {
+            let entry = entry?;
+            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                return Ok(Some(format!(
+                    "it has a file in memory, /{place}/{}, which would not be copied",
+                    entry.file_name().to_string_lossy()
+                )));
+            }
         }
     }
     Ok(None)

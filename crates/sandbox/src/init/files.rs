@@ -154,7 +154,7 @@ impl Root {
 }
 
 /// Repeats what the kernel asks to repeat.
-pub(super) fn again<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+pub(crate) fn again<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     let mut result = call();
     for _ in 1..TRIES {
         match result {

@@ -123,11 +123,10 @@ pub(super) fn fill(root: &Root, spec: &LaunchSpec, parts: Parts<'_>) -> Step<()>
 pub(super) fn overlay(spec: &LaunchSpec, dir: &InstanceDir, parts: Parts<'_>) -> Step<OwnedFd> {
     let Parts { disk, namespace, .. } = parts;
     let what = || "mount the image's layers".to_owned();
-    let (upper, work) = match (spec.upper_bytes_max, disk) {
-        (None, None) => (dir.upper(), dir.work()),
+    match (spec.upper_bytes_max, disk) {
+        (None, None) => {}
         (None, Some(disk)) => {
             attach(disk.as_fd(), CWD, &dir.upper()).during(|| "mount the instance's disk".into())?;
-            (dir.upper().join(disk::UPPER), dir.upper().join(disk::WORK))
         }
         (Some(bytes), _) => {
             let size = bytes.to_string();
@@ -135,13 +134,12 @@ pub(super) fn overlay(spec: &LaunchSpec, dir: &InstanceDir, parts: Parts<'_>) ->
             let tmpfs = new_mount("tmpfs", &options, MountAttrFlags::empty())
                 .during(|| "make the writable layer".into())?;
             attach(tmpfs.as_fd(), CWD, &dir.upper()).during(|| "mount the writable layer".into())?;
-            for name in ["upper", "work"] {
+            for name in [disk::UPPER, disk::WORK] {
                 rustix::fs::mkdirat(&tmpfs, name, Mode::from_raw_mode(0o755))
                     .during(|| "make the writable layer".into())?;
             }
-            (dir.upper().join("upper"), dir.upper().join("work"))
         }
-    };
+    }
     if let Some(namespace) = namespace {
         // Upper and work directory must be on one mount.
         let writable = match (spec.upper_bytes_max, disk) {
@@ -163,7 +161,13 @@ pub(super) fn overlay(spec: &LaunchSpec, dir: &InstanceDir, parts: Parts<'_>) ->
         rustix::fs::openat(CWD, path, flags, Mode::empty())
             .during(|| format!("open the layer {}", path.display()))
     };
-    let (upper, work) = (open(&upper)?, open(&work)?);
+    let (upper, work) = match (spec.upper_bytes_max, disk) {
+        (None, None) => (open(&dir.upper())?, open(&dir.work())?),
+        _ => {
+            let top = open(&dir.upper())?;
+            (open_own(&top, disk::UPPER)?, open_own(&top, disk::WORK)?)
+        }
+    };
     let mut lowers = Vec::with_capacity(spec.lower_dirs.len());
     for lower in &spec.lower_dirs {
         lowers.push(open(lower)?);
@@ -172,6 +176,14 @@ pub(super) fn overlay(spec: &LaunchSpec, dir: &InstanceDir, parts: Parts<'_>) ->
         like(&upper, top)?;
     }
     make_overlay(&lowers, &upper, &work, &dir.root()).during(what)
+}
+
+/// A directory that we made on an instance's disk. A disk that was made elsewhere may have a link of that name, which would
+/// lead to a directory of the machine.
+fn open_own(top: &OwnedFd, name: &str) -> Step<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(top, name, flags, Mode::empty())
+        .during(|| format!("open the directory {name} of the instance's disk"))
 }
 
 /// Puts a mount with shifted ids over a directory, in this mount namespace only. Attached, because older kernels make no

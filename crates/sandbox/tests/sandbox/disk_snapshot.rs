@@ -98,3 +98,30 @@ fn a_disk_that_was_left_held_goes_on() {
     until("it goes on", || written() != held_at);
     ends(&world, &id);
 }
+
+/// Has debugfs change a disk that is not mounted.
+fn change(disk: &Path, order: &str) {
+    let done = std::process::Command::new("debugfs")
+        .args(["-w", "-R", order])
+        .arg(disk)
+        .status();
+    assert!(done.unwrap().success(), "{order}");
+}
+
+#[test]
+fn a_disk_that_leads_to_the_machine_is_refused() {
+    let Some(world) = World::new() else { return };
+    let id = writer(&world);
+    let kept = world.dir.path().join("kept");
+    snapshot::take(&world.state(), &id, &kept).unwrap();
+    ends(&world, &id);
+    let outside = world.dir.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    change(&kept, "unlink upper");
+    change(&kept, &format!("symlink upper {}", outside.display()));
+    let mut spec = with_disk(&world, "echo written > /file");
+    spec.disk_from = Some(kept);
+    let said = refusal(world.client().launch(spec).unwrap_err()).to_string();
+    assert!(said.contains("upper"), "{said}");
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+}

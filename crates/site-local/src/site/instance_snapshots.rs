@@ -41,6 +41,10 @@ use crate::supervisor;
 
 /// Nobody but root has to do with it.
 const FILE_MODE: u32 = 0o600;
+/// Some 200 bytes for each of the files that a snapshot has at most (`checksums`), with room to spare.
+const SUMS_BYTES_MAX: u64 = 64 << 20;
+/// A note has a few hundred bytes.
+const NOTE_BYTES_MAX: u64 = 64 << 10;
 /// Snapshots that are verified at a time. One reads as fast as the disk is; a second one for who verifies something small
 /// meanwhile.
 pub(super) const VERIFICATIONS_MAX: usize = 2;
@@ -477,11 +481,10 @@ fn verify(path: &Path, gone: CancellationToken) -> io::Result<Option<Verdict>> {
 /// Whether the processes of an instance are being written down for this snapshot, as far as can be told: its keeper is at
 /// something, and the snapshot is not whole. `supervisor`: its directory.
 fn is_being_written(path: &Path, supervisor: &Path) -> io::Result<bool> {
-    let note = match fs::read(path.with_extension("json")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        note => serde_json::from_slice::<Note>(&note?),
-    };
-    let Some(instance) = note.ok().and_then(|note| note.of) else {
+    let Some(Ok(Note {
+        of: Some(instance), ..
+    })) = noted(path)?
+    else {
         return Ok(false);
     };
     if fs::exists(path)? {
@@ -493,16 +496,28 @@ fn is_being_written(path: &Path, supervisor: &Path) -> io::Result<bool> {
 
 /// The note of a snapshot that is there, or what is wrong with it.
 pub(super) fn read_note(path: &Path) -> io::Result<Option<Result<Note, String>>> {
-    let note = match fs::read(path.with_extension("json")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        note => serde_json::from_slice(&note?),
-    };
-    let note = note.map_err(|error| format!("what is noted of it cannot be read: {error}"));
+    let note = noted(path)?;
     match fs::symlink_metadata(path) {
         // Never taken, or removed.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        found => found.map(|_| Some(note)),
+        found => found.map(|_| note),
     }
+}
+
+/// What is noted of a snapshot, whether it is there or not.
+fn noted(path: &Path) -> io::Result<Option<Result<Note, String>>> {
+    let mut bytes = Vec::new();
+    match checksums::open(&path.with_extension("json")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if checksums::is_no_plain_file(&error) => {
+            return Ok(Some(Err("what is noted of it is no plain file".to_owned())));
+        }
+        file => file?.take(NOTE_BYTES_MAX).read_to_end(&mut bytes)?,
+    };
+    let note = serde_json::from_slice(&bytes);
+    Ok(Some(note.map_err(|error| {
+        format!("what is noted of it cannot be read: {error}")
+    })))
 }
 
 /// The checksums of a snapshot, or what is wrong with them; absent where it was taken by a version without.
@@ -516,7 +531,7 @@ pub(super) fn read_sums(path: &Path, note: &Note) -> io::Result<Result<Option<Ch
         Err(error) if checksums::is_no_plain_file(&error) => {
             return Ok(Err("its checksums are no plain file".to_owned()));
         }
-        file => file?.read_to_end(&mut bytes)?,
+        file => file?.take(SUMS_BYTES_MAX).read_to_end(&mut bytes)?,
     };
     let sums = serde_json::from_slice(&bytes);
     Ok(sums
@@ -639,5 +654,9 @@ mod tests {
         says("its memory is gone");
         fs::write(path.with_extension("json"), "{").unwrap();
         says("what is noted of it cannot be read");
+        // Not followed, and not read for ever.
+        fs::remove_file(path.with_extension("json")).unwrap();
+        symlink("/dev/zero", path.with_extension("json")).unwrap();
+        says("what is noted of it is no plain file");
     }
 }
