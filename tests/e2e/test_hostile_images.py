@@ -150,7 +150,9 @@ def deploy(cloud, name, image, kind="WEB", instance_type="small", **docker):
     _, reply = cloud.call("POST", "/v1/apps", {"name": name})
     definition = {
         "name": name, "type": kind, "regions": ["local"], "instance_types": [{"type": instance_type}],
-        "docker": {"image": image, **docker}, "ports": [{"port": 8000, "protocol": "http"}],
+        # A sandbox runs nothing of its own unless it is told to.
+        "docker": {"image": image, "entrypoint": ["/bin/httpd", "-f", "-p", "8000", "-h", "/www"], **docker},
+        "ports": [{"port": 8000, "protocol": "http"}],
         "routes": [{"port": 8000, "path": "/"}], "scalings": [{"min": 1, "max": 1}],
         "env": [{"key": "SANDBOX_SECRET", "value": "of the hostile"}] if kind == "SANDBOX" else [],
     }
@@ -235,8 +237,8 @@ def test_set_user_id_capabilities_and_devices_of_a_layer_give_nothing(cloud, can
     busybox = pathlib.Path(shutil.which("busybox")).read_bytes()
     # CAP_SYS_ADMIN and all others, effective, in the kernel's revision 2.
     all_capabilities = b"\x01\x00\x00\x02" + (b"\xff" * 4 + b"\x00" * 4) * 2
-    root = entry("bin/as-root", content=busybox, mode=0o6755)
-    capable = entry("bin/capable", content=busybox, mode=0o755, pax={
+    root = entry("bin/busybox-as-root", content=busybox, mode=0o6755)
+    capable = entry("bin/busybox-capable", content=busybox, mode=0o755, pax={
         "SCHILY.xattr.security.capability": all_capabilities.decode("utf-8", "surrogateescape"),
         "SCHILY.xattr.trusted.overlay.redirect": "/../../../.." + str(canary),
         "SCHILY.xattr.user.overlay.redirect": str(canary),
@@ -250,14 +252,15 @@ def test_set_user_id_capabilities_and_devices_of_a_layer_give_nothing(cloud, can
     cloud.wait_status(service, "HEALTHY")
     run = lambda *words: cloud.tram("exec", name, "--", *words, check=False)
     # Set, and of no use.
-    assert run("/bin/stat", "-c", "%a", "/bin/as-root").stdout.strip() == "6755"
-    assert run("/bin/as-root", "id", "-u").stdout.strip() == "1000"
-    for program in ("/bin/as-root", "/bin/capable"):
+    assert run("/bin/stat", "-c", "%a", "/bin/busybox-as-root").stdout.strip() == "6755"
+    assert run("/bin/busybox-as-root", "id", "-u").stdout.strip() == "1000"
+    for program in ("/bin/busybox-as-root", "/bin/busybox-capable"):
         done = run(program, "mount", "-t", "tmpfs", "none", "/tmp")
         assert done.returncode != 0, done.stdout
         assert run(program, "cat", "/etc/shadow", str(canary / "passwd")).stdout == ""
-        status = run(program, "cat", "/proc/self/status").stdout
-        assert re.search(r"^CapEff:\s+0+$", status, re.M), status
+        # Where gVisor's kernel does not run a program with capabilities at all, that will do.
+        done = run(program, "cat", "/proc/self/status")
+        assert done.returncode != 0 or re.search(r"^CapEff:\s+0+$", done.stdout, re.M), done
     for path in ("/dev-memory", "/dev-disk", "/etc/hidden"):
         assert run("/bin/ls", path).returncode != 0, path
     cloud.call("DELETE", f"/v1/services/{service}")
