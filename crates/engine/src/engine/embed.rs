@@ -25,9 +25,9 @@ use crate::schedule::{JobId, Names, Priority, Text, Texts};
 
 /// Texts in a step. Each costs a row of results; lines of few words fill a step's tokens before this.
 const TEXTS_MAX: i32 = 64;
-/// Tokens in a step, unless a single text has more. The kernels get hardly faster with more; whoever comes meanwhile waits
+/// Tokens in a step, unless a single text has more. The kernels get no faster with more; whoever comes meanwhile waits
 /// for these, and llama.cpp clears a row of the whole vocabulary for each.
-const STEP_TOKENS: usize = 512;
+const STEP_TOKENS: usize = 256;
 
 /// Texts to be made into vectors.
 pub(crate) struct Embed {
