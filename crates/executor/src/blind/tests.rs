@@ -107,7 +107,13 @@ async fn what_is_no_head_is_refused_without_a_look() {
     let endless = vec![b'a'; HEAD_BYTES_MAX + 2];
     let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(HEADERS_MAX + 1));
     let odd = format!("Authorization: Bearer {SECRET}\r\n\r\n");
-    for text in [endless.as_slice(), many.as_bytes(), odd.as_bytes()] {
+    let alone = format!("\r\n\rGET / HTTP/1.1\r\nAuthorization: Bearer {SECRET}\r\n\r\n");
+    for text in [
+        endless.as_slice(),
+        many.as_bytes(),
+        odd.as_bytes(),
+        alone.as_bytes(),
+    ] {
         let (read, _) = passed(&[text]).await;
         assert!(read.starts_with("x\r\n\r\n"), "{}", &read[..read.len().min(100)]);
         assert!(!read.contains(SECRET));
