@@ -248,10 +248,9 @@ async fn every_metric_is_documented_and_every_documented_metric_is_there() {
     house.metrics.set_checkpoints(&HashMap::from([(asleep, 4096)]));
 
     house.metrics.counted(&[question(asked)]);
-    let organization = house
-        .store
-        .list_organizations_unscoped(&Organizations::default(), Page { limit: 1, offset: 0 });
-    let organization = organization.await.expect("a list").items[0].id;
+    let (all, first) = (Organizations::default(), Page { limit: 1, offset: 0 });
+    let organizations = house.store.list_organizations_unscoped(&all, first).await;
+    let organization = organizations.expect("a list").items[0].id;
     let pool = async |name: &str| {
         let new = NewServicePool {
             id: ServicePoolId::random(),
