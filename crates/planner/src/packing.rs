@@ -123,8 +123,10 @@ pub fn room(
     let held = residents
         .iter()
         .fold(reserved, |sum, it| sum.saturating_add(it.held));
+    // What a busy one is about to give back comes when its last answer ends, which may be in an hour.
     let leaving = residents
         .iter()
+        .filter(|it| it.service == asks || it.rest != Rest::Busy)
         .fold(0_u64, |sum, it| sum.saturating_add(it.leaving));
     let whole = held.saturating_add(needs);
     if whole <= budget {
@@ -136,7 +138,8 @@ pub fn room(
     let missing = whole.saturating_sub(leaving).saturating_sub(budget);
     let mut full = Full::default();
     let mut candidates: Vec<&Resident> = Vec::new();
-    for resident in residents.iter().filter(|it| it.service != asks && gives(it) > 0) {
+    let others = residents.iter().filter(|it| it.service != asks);
+    for resident in others.filter(|it| gives(it) > 0 || (it.rest == Rest::Busy && it.held > 0)) {
         match resident.rest {
             Rest::Busy => full.busy += 1,
             Rest::Promised => full.promised += 1,

@@ -1,6 +1,7 @@
 //! The controller's side: one service read whole, one batch applied whole, rows removed when all is confirmed gone.
 //!
-//! The cost of every method here depends on one service and never on how many there are.
+//! The cost of every method here depends on one service and never on how many there are, but for the instances of models,
+//! which are counted together.
 
 use sqlx::AnyConnection;
 use tram_types::{

@@ -27,7 +27,7 @@ struct Asks<'a> {
 }
 
 impl Reconciler {
-    /// Plans a service. The turn, where there is one, is to be held until the plan is written.
+    /// Plans a service. The turn, where there is one, is to be held until the plan is carried out.
     pub(super) async fn plan(&self, seen: &mut Seen) -> Result<(Plan, Option<Turn<'_, ()>>), Error> {
         let plan = |seen: &Seen| tram_planner::plan(&seen.view, &self.deps.policy, self.deps.clock.now());
         let is_model = seen.definitions.values().any(|it| it.model.is_some());

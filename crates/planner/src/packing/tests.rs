@@ -137,6 +137,29 @@ fn what_leaves_already_is_waited_for_and_what_others_wait_for_is_not_taken() {
 }
 
 #[test]
+fn nobody_waits_for_the_end_of_a_stream_where_another_can_go() {
+    let streams = Resident {
+        leaving: 400 * MIB,
+        rest: Rest::Busy,
+        ..resting(1, 400, 60)
+    };
+    assert_eq!(
+        ask(800, 400, &[streams.clone(), resting(2, 400, 60)]),
+        Verdict::Sleep(vec![service(2)])
+    );
+    let full = Full {
+        busy: 1,
+        ..Full::default()
+    };
+    assert_eq!(ask(400, 400, &[streams.clone()]), Verdict::Full(full));
+    let own = Resident {
+        service: service(99),
+        ..streams
+    };
+    assert_eq!(ask(400, 400, &[own]), Verdict::Coming, "its own place");
+}
+
+#[test]
 fn a_wake_that_nobody_waits_for_displaces_nobody() {
     let verdict = room(
         800 * MIB,
@@ -210,7 +233,7 @@ proptest! {
         let (budget, needs, reserved) = (budget * MIB, needs * MIB, reserved * MIB);
         let verdict = room(budget, needs, service(99), reserved, &residents, displaces, now());
         let held = sum(&residents, |it| it.held) + reserved;
-        let leaving = sum(&residents, |it| it.leaving);
+        let leaving = sum(&residents, |it| if it.rest == Rest::Busy { 0 } else { it.leaving });
         let resting = |it: &&Resident| displaces && it.rest == Rest::May && !is_fresh(it, now()) && gives(it) > 0;
         let most: u64 = residents.iter().filter(resting).map(gives).sum();
         match verdict {
@@ -223,7 +246,8 @@ proptest! {
             Verdict::Full(full) => {
                 prop_assert!(held + needs - leaving - most > budget, "there was room to be made");
                 let counted = full.busy + full.fresh + full.promised + full.other;
-                let there = residents.iter().filter(|it| gives(it) > 0).count();
+                let is_there = |it: &&Resident| gives(it) > 0 || (it.rest == Rest::Busy && it.held > 0);
+                let there = residents.iter().filter(is_there).count();
                 prop_assert_eq!(usize::try_from(counted).unwrap(), there);
             }
             Verdict::Sleep(chosen) => {
