@@ -20,9 +20,8 @@ from cloud import Cloud, Registry, free_port, wait_for
 HERE = pathlib.Path(__file__).resolve().parent / "gateway"
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "tram" / "bench" / "gateways"
 SERVICE = "mock"
-PORT = 8000
 # The others, as PyPI has them.
-PACKAGES = ["vllm-router==0.1.17", "litellm[proxy]==1.110.2"]
+PACKAGES = ["vllm-router==0.1.17", "litellm[proxy]==1.100.0"]
 QUESTION = {"model": SERVICE, "messages": [{"role": "user", "content": "What is a mistral, and where does it blow?"}]}
 START_SECONDS = 120
 
@@ -56,9 +55,9 @@ class Way:
 
     def __init__(self, name, port, pids, host="localhost", token=None):
         self.name, self.address, self.port, self.pids = name, "127.0.0.1", port, pids
-        self.headers = {"host": host, "content-type": "application/json"}
+        self.headers = {"Host": host, "Content-Type": "application/json"}
         if token:
-            self.headers["authorization"] = f"Bearer {token}"
+            self.headers["Authorization"] = f"Bearer {token}"
 
     def request(self, question):
         """The bytes of a question."""
@@ -84,12 +83,14 @@ class Bench:
         image, _ = pushed(self.directory, engine, self.registry)
         self.cloud.start()
         self.cloud.tram("models", "deploy", "/models/none", "--name", SERVICE, "--engine", "openai", "--image", image,
-                        "--instance-type", "small", "--port", str(PORT), timeout=START_SECONDS)
+                        "--instance-type", "small", timeout=START_SECONDS)
         [mock] = subprocess.run(["pgrep", "--exact", "--full", "/server"], check=True, capture_output=True,
                                 text=True).stdout.split()
         address = subprocess.run(["nsenter", "--target", mock, "--net", "hostname", "--all-ip-addresses"], check=True,
                                  capture_output=True, text=True).stdout.split()[0]
-        self.engine = f"{address}:{PORT}"
+        environment = pathlib.Path(f"/proc/{mock}/environ").read_text().split("\0")
+        self.port = int(dict(one.split("=", 1) for one in environment if "=" in one)["PORT"])
+        self.engine = f"{address}:{self.port}"
         pin(mock, 1)
         ours = [self.cloud.process.pid, self.cloud.helper_pid("edge"), self.cloud.helper_pid("supervise")]
         for pid in ours:
@@ -110,7 +111,7 @@ class Bench:
 
     def direct(self):
         """Nobody in between."""
-        way = Way("direct", PORT, [])
+        way = Way("direct", self.port, [])
         way.address = self.engine.split(":")[0]
         return way
 

@@ -1,4 +1,4 @@
-/* engine: answers as an engine does, and computes nothing. One thread, on port 8000.
+/* engine: answers as an engine does, and computes nothing. One thread, on the port that `PORT` says.
  *
  * A GET is answered with a list of no models, a POST with one chat completion. A POST whose body says `"stream":true` is
  * answered with as many events as `"max_tokens":` says, one every INTERVAL_MS, each with the time at which it was written
@@ -17,7 +17,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PORT 8000
 #define BACKLOG 4096
 #define CONNECTIONS 8192
 /* A question of these benchmarks is far smaller. */
@@ -141,7 +140,8 @@ int main(void) {
     /* The first process of a namespace dies of no signal that it does not ask for. */
     signal(SIGTERM, exit);
     int listener = socket(AF_INET, SOCK_STREAM, 0), yes = 1, epoll = epoll_create1(0);
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(PORT)};
+    const char *port = getenv("PORT");
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port ? atoi(port) : 0)};
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
     if (bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, BACKLOG)) exit(1);
     int timer = timerfd_create(CLOCK_MONOTONIC, 0);
