@@ -151,7 +151,7 @@ fn nobody_waits_for_the_end_of_a_stream_where_another_can_go() {
         busy: 1,
         ..Full::default()
     };
-    assert_eq!(ask(400, 400, &[streams.clone()]), Verdict::Full(full));
+    assert_eq!(ask(400, 400, std::slice::from_ref(&streams)), Verdict::Full(full));
     let own = Resident {
         service: service(99),
         ..streams
