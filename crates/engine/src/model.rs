@@ -20,6 +20,9 @@ pub(crate) use embedding::Embedding;
 
 /// The first bytes of every GGUF file.
 const MAGIC: &[u8; 4] = b"GGUF";
+/// What a token stands for at most, on average, where one may stand for any length (a word that is not known): text with more
+/// is refused unread, since reading it takes many times its size. Words of this length are in no language.
+const UNBOUNDED_TOKEN_BYTES: usize = 256;
 /// Longest token in bytes that a sane vocabulary has. A longer one only makes the early refusal of long prompts later.
 const TOKEN_BYTES_MIN: usize = 16;
 
@@ -160,7 +163,7 @@ impl Model {
             .transpose()
             .map_err(Problem::Template)?;
         let token_bytes_max = if embedding::is_unbounded(&llama) {
-            usize::MAX
+            UNBOUNDED_TOKEN_BYTES
         } else {
             let pieces = vocabulary
                 .tokens()
