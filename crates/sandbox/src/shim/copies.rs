@@ -37,12 +37,22 @@ impl Keeper<'_> {
         if self.process.is_none() {
             return refused("it sleeps on the disk: wake it first".to_owned(), false);
         }
-        if let Err(error) = self.await_pages() {
-            return refused(format!("its memory is still being read back: {error}"), false);
-        }
         let (driver, name) = (self.order.driver, self.name());
-        let begun = self.order.dir.begin_errand();
         let frozen_before = driver.is_frozen(name).unwrap_or(false);
+        // The disk comes last, so an earlier order was carried out whole, and whoever gave it did not hear of it. Done again,
+        // there would be memory of another moment beside that disk.
+        if std::fs::symlink_metadata(&spec.disk).is_ok() {
+            return answer(None, frozen_before);
+        }
+        // From before it waits: whoever gave the order up meanwhile must see that it may still be carried out.
+        let begun = self.order.dir.begin_errand();
+        if let Err(error) = self.await_pages() {
+            let _ = self.order.dir.end_errand();
+            return refused(
+                format!("its memory is still being read back: {error}"),
+                frozen_before,
+            );
+        }
         let kept = begun.and_then(|()| self.try_keep_copy(spec, frozen_before));
         if !frozen_before && let Err(error) = driver.thaw(name) {
             self.say(&format!("the instance could not be thawed: {error}"));

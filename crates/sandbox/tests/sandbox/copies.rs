@@ -117,6 +117,8 @@ fn go_on(ids: impl Fn(u32) -> Option<IdRange>) {
     assert_eq!(pid(&world, &first), before, "the first one is untouched");
     assert_eq!(modes(&kept.memory), BTreeSet::from([0o600, 0o700]));
     ask(&world, &first, &format!("count 4 at {first}"));
+    // Ordered again by who did not hear of it: what is there stays, all of one moment.
+    world.client().keep(&first, kept.clone()).unwrap();
 
     let mut copies = Vec::new();
     for number in 11..14 {
