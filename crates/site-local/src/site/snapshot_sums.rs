@@ -133,8 +133,12 @@ fn complete(path: &Path, gone: CancellationToken) -> io::Result<Option<String>> 
     }
 }
 
+/// One writes at a time: two would share the file that does not count yet, and one would keep what the other had only begun.
+static WRITING: Mutex<()> = Mutex::new(());
+
 /// Keeps the checksums of a snapshot that is there.
 pub(super) fn keep(path: &Path, sums: &Checksums) -> io::Result<()> {
+    let _alone = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
     let at = path.with_extension("sums");
     write_whole(&at, sums)?;
     // Whoever removes a snapshot begins with its disk.
@@ -180,6 +184,31 @@ mod tests {
         let sums = read_sums(&path, &noted).unwrap().unwrap().unwrap();
         assert!(sums.is_complete());
         assert_eq!(sums.hold_as_noted(&files).unwrap(), None);
+    }
+
+    #[test]
+    fn several_that_read_one_at_once_leave_its_checksums_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("one");
+        fs::write(&path, vec![7; 1 << 16]).unwrap();
+        let written = serde_json::json!({ "image": "sha256:1", "checked": true });
+        write_whole(&path.with_extension("json"), &written).unwrap();
+        let noted: Note = serde_json::from_value(written).unwrap();
+        let files = files(&path, &noted);
+        assert!(note(&path, &files).unwrap());
+        let sums = read_sums(&path, &noted).unwrap().unwrap().unwrap();
+        let sums = sums.complete(&files, None).unwrap().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..25 {
+                        keep(&path, &sums).unwrap();
+                        let read = read_sums(&path, &noted).unwrap();
+                        assert_eq!(read.unwrap().as_ref(), Some(&sums));
+                    }
+                });
+            }
+        });
     }
 
     #[test]
