@@ -331,6 +331,11 @@ impl Stats {
     pub fn held_bytes(&self) -> u64 {
         self.memory_bytes.saturating_add(self.swap_bytes)
     }
+
+    /// About what a file of its memory takes: files that the kernel only keeps in memory for it are on its disk already.
+    pub fn dumped_bytes(&self) -> u64 {
+        self.memory_working_set_bytes.saturating_add(self.swap_bytes)
+    }
 }
 
 /// One more program inside a running instance. It gets the instance's namespaces, cgroup,

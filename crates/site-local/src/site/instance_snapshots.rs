@@ -166,7 +166,7 @@ impl Shared {
             true => self
                 .call(instance, |client, id| client.stats(id))
                 .await?
-                .held_bytes(),
+                .dumped_bytes(),
             false => 0,
         };
         let (supervisor, name) = (self.config.supervisor_dir.clone(), super::wire_id(instance)?);
@@ -184,6 +184,16 @@ impl Shared {
     async fn take_anew(&self, instance: InstanceId, path: &Path, note: &mut Note) -> Result<(), Error> {
         let failed = |error| explain(instance, error);
         let directory = path.parent().unwrap_or(path);
+        let (at, supervisor) = (path.to_owned(), self.config.supervisor_dir.clone());
+        if !blocking(move || clear_half(&at, &supervisor))
+            .await?
+            .map_err(failed)?
+        {
+            return Err(Error::Unavailable {
+                message: "an earlier order for this snapshot is still being carried out".to_owned(),
+                source: None,
+            });
+        }
         let need = self.need(instance, directory, note.full).await?;
         let space = self.config.snapshot_space;
         let _held = self.snapshot_room.hold(directory, space, need).await?;
@@ -492,6 +502,19 @@ fn is_being_written(path: &Path, supervisor: &Path) -> io::Result<bool> {
     }
     let name = super::wire_id(instance).map_err(io::Error::other)?;
     tram_sandbox::snapshot::is_kept_busy(supervisor, &name)
+}
+
+/// Removes what a keeper that was cut off has left, which would count as room that others have; false while one may still
+/// be writing, and when it just came to its end.
+fn clear_half(path: &Path, supervisor: &Path) -> io::Result<bool> {
+    // In this order: a keeper is busy until the disk has its name.
+    if is_being_written(path, supervisor)? || fs::exists(path)? {
+        return Ok(false);
+    }
+    for extension in ["memory", "memory.new"] {
+        ignore_missing(fs::remove_dir_all(path.with_extension(extension)))?;
+    }
+    Ok(true)
 }
 
 /// The note of a snapshot that is there, or what is wrong with it.
