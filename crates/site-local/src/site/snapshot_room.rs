@@ -1,16 +1,16 @@
 //! Room for snapshots: who takes one holds what it will write before it writes it.
 //!
-//! Called by `instance_snapshots`. The one design choice to know: what is free is looked at and spoken for under one lock,
-//! so that several that are taken at once, each of which would fit alone, do not fill the disk together. One that fits once
-//! the others are done waits for them, which ends when they do; one that does not fit even alone is refused at once.
-//! What is being written counts twice meanwhile, as spoken for and as gone from what is free, so some wait that need not,
-//! and none is let in that must not.
+//! Called by `instance_snapshots`. The one design choice to know: room is spoken for only where nothing was given back since
+//! the disk was looked at, so that several that are taken at once, each of which would fit alone, do not fill it together.
+//! One that fits once the others are done waits for them, which ends when they do; one that does not fit even alone is
+//! refused at once. What is being written counts twice meanwhile, as spoken for and as gone from what is free, so some wait
+//! that need not, and none is let in that must not.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 use tram_site::Error;
@@ -33,8 +33,15 @@ pub(super) struct Need {
 /// What is spoken for.
 #[derive(Debug, Default)]
 pub(super) struct Room {
-    held: Mutex<Need>,
+    held: Mutex<Held>,
     given_back: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    all: Need,
+    /// How often any of it was given back.
+    times: u64,
 }
 
 /// Room that is spoken for, until this is dropped.
@@ -94,34 +101,43 @@ impl Room {
         }
     }
 
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Speaks for it if there is room now.
     fn try_hold(&self, directory: &Path, space: SnapshotSpace, need: Need) -> io::Result<Answer> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let disk = rustix::fs::statvfs(directory)?;
-        let max = space.bytes(disk.f_blocks.saturating_mul(disk.f_frsize));
-        let answer = answer(
-            need,
-            *held,
-            Disk {
+        loop {
+            let times = self.held().times;
+            let disk = rustix::fs::statvfs(directory)?;
+            let max = space.bytes(disk.f_blocks.saturating_mul(disk.f_frsize));
+            let disk = Disk {
                 free: disk.f_bavail.saturating_mul(disk.f_frsize),
-                // Nobody asks how much that is where there is no bound.
+                // Nobody asks how much that is where there is no bound. Not under the lock: it looks at each file.
                 used: max.map_or(Ok(0), |_| used(directory))?,
                 max,
-            },
-        );
-        if answer == Answer::Now {
-            held.written = held.written.saturating_add(need.written);
-            held.counted = held.counted.saturating_add(need.counted);
+            };
+            let mut held = self.held();
+            if held.times != times {
+                // What was written by whoever gave it back may be missing in both.
+                continue;
+            }
+            let answer = answer(need, held.all, disk);
+            if answer == Answer::Now {
+                held.all.written = held.all.written.saturating_add(need.written);
+                held.all.counted = held.all.counted.saturating_add(need.counted);
+            }
+            return Ok(answer);
         }
-        Ok(answer)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut held = self.room.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.written = held.written.saturating_sub(self.need.written);
-        held.counted = held.counted.saturating_sub(self.need.counted);
+        let mut held = self.room.held();
+        held.all.written = held.all.written.saturating_sub(self.need.written);
+        held.all.counted = held.all.counted.saturating_sub(self.need.counted);
+        held.times = held.times.wrapping_add(1);
         drop(held);
         self.room.given_back.notify_waiters();
     }
@@ -289,6 +305,6 @@ mod tests {
         let all = tokio::time::timeout(std::time::Duration::from_secs(20), all.join_all());
         all.await.expect("everyone gets room");
         assert!((1..=2).contains(&most.load(Ordering::SeqCst)));
-        assert_eq!(*room.held.lock().unwrap(), Need::default());
+        assert_eq!(room.held().all, Need::default());
     }
 }
