@@ -53,10 +53,13 @@ impl Machine {
         }
     }
 
+    /// Makes one for which there is room. It comes up in no time, so that wakes cost the same however busy the machine
+    /// of the test is; and a second later than the one before.
     async fn awake(&self, name: &str, min: u32) -> Model {
         let model = self.make(name, min).await;
-        self.becomes(model, D::Healthy).await;
+        self.world.deployment_becomes(model.deployment, D::Healthy).await;
         self.world.endpoints_become(model.service, 1).await;
+        self.world.pass(COARSE).await;
         model
     }
 
@@ -160,8 +163,16 @@ async fn a_stream_is_waited_for_however_long_it_is_and_the_caller_is_told_why() 
     machine.becomes(first, D::Healthy).await;
     assert_eq!(machine.status(third).await, D::Sleeping);
     assert_eq!(machine.status(second).await, D::Healthy);
-    let routed = machine.world.edge.service(first.service);
-    assert!(routed.is_some_and(|it| !it.waits_for_memory));
+    machine
+        .world
+        .until(
+            "the data plane knows that it waits no more",
+            async || match machine.world.edge.service(first.service) {
+                Some(routed) if !routed.waits_for_memory => Ok(()),
+                other => Err(format!("{other:#?}")),
+            },
+        )
+        .await;
     let deployment = machine.world.deployment(first.deployment).await;
     assert_eq!(deployment.messages, Vec::<String>::new());
 }
