@@ -216,7 +216,7 @@ impl Reconciler {
             if !matches!(seen.view.activity, Activity::Unknown) && seen.is_waking_or_awake() {
                 self.activities.clear_wake(id);
             }
-            let (plan, _turn) = self.plan(&mut seen).await?;
+            let (plan, room) = self.plan(&mut seen).await?;
             if plan.waiting.contains(&Reason::EdgeStillRoutes) {
                 // It may be our own table that is behind: the write that took the instance out was a process's last.
                 self.routing.dirty(id);
@@ -233,7 +233,7 @@ impl Reconciler {
             {
                 report.concerns = last_app;
             }
-            let done = self.execute(&seen, &plan, report).await?;
+            let done = self.execute(&seen, &plan, room, report).await?;
             if room::makes_room(&plan) && !matches!(done, execute::Done::Conflict) {
                 tracing::info!(service = %id, "put to sleep to make room for another model");
                 self.packing.slept();

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use tokio::sync::MutexGuard;
 use tram_planner::{Order, Plan, Write};
 use tram_site::ObservedImage;
 use tram_store::{
@@ -36,10 +37,12 @@ pub(super) enum Done {
 }
 
 impl Reconciler {
+    /// `room`: the turn to speak for memory, given back when what was spoken for is written down.
     pub(super) async fn execute(
         &self,
         seen: &Seen,
         plan: &Plan,
+        room: Option<MutexGuard<'_, ()>>,
         report: &mut ServiceReport,
     ) -> Result<Done, Error> {
         if let Some(done) = self.request_delete(seen, plan).await? {
@@ -82,6 +85,7 @@ impl Reconciler {
                 Err(error) => return Err(Error::store("look whether this process leads")(error)),
             }
         }
+        drop(room);
         drop(turn);
         // Words about something that is under way change all the time; they are no reason to look again at once.
         let mut done = if plan.writes.iter().all(only_words) {

@@ -10,7 +10,7 @@ use tram_types::{
     DeploymentId, ServiceId, definition::DeploymentDefinition, status::InstanceStatus, units::amount,
 };
 
-use super::{Reconciler, view::Seen};
+use super::{Reconciler, freeze, view::Seen};
 use crate::{
     error::Error,
     packing::{ModelMemory, present, rest},
@@ -27,7 +27,7 @@ struct Asks<'a> {
 }
 
 impl Reconciler {
-    /// Plans a service. The turn, where there is one, is to be held until the plan is carried out.
+    /// Plans a service. The turn, where there is one, is to be held until the plan is written.
     pub(super) async fn plan(&self, seen: &mut Seen) -> Result<(Plan, Option<Turn<'_, ()>>), Error> {
         let plan = |seen: &Seen| tram_planner::plan(&seen.view, &self.deps.policy, self.deps.clock.now());
         let is_model = seen.definitions.values().any(|it| it.model.is_some());
@@ -42,7 +42,7 @@ impl Reconciler {
             if self.packing.is_in_vain(&seen.view, self.deps.clock.now()) {
                 self.activities.clear_wake(id);
                 self.habits.give_up(id);
-                seen.view.activity = self.activities.of(id);
+                seen.view.activity = freeze::activity(self.activities.of(id), seen.over);
                 seen.view.expected = false;
             }
             // Whether it still wants what it waits for shows in a plan that does not get it.
