@@ -140,6 +140,8 @@ def test_what_is_too_long_or_not_to_be_had_is_said(client, engine):
         ({"input": ["x", longest + "wind"]}, "input[1]", "'input[1]' has 513"),
         ({"input": [list(range(600))]}, "input", "has 600"),
         ({"input": ["x", ""]}, "input[1]", "may not be empty"),
+        ({"input": [[101, 102], [999_999]]}, "input[1]", "'input[1]' has to be a string, or an array of tokens"),
+        ({"input": "! " * 100_000}, "input", "'input' has far more than that"),
         ({"input": []}, "input", "from 1 to 2048"),
         ({"input": "x", "dimensions": 128}, "dimensions", "vectors of 384 dimensions"),
         ({"input": "x", "output_dtype": "ubinary"}, "output_dtype", "does not round"),

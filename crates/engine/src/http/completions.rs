@@ -108,7 +108,7 @@ pub(super) fn read(served: &Served, body: &[u8], caller: &Caller) -> Result<Aske
 }
 
 /// A text that is tokens already: an array of numbers, or one such array in an array.
-pub(super) fn tokens(served: &Served, field: &'static str, prompt: &Value) -> Result<Vec<Token>, ApiError> {
+pub(super) fn tokens(served: &Served, field: &str, prompt: &Value) -> Result<Vec<Token>, ApiError> {
     let wrong = || {
         let message = format!(
             "'{field}' has to be a string, or an array of tokens from 0 to {}.",

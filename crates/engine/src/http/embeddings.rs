@@ -192,7 +192,7 @@ fn tokens(served: &Served, text: &Value, field: &str) -> Result<Vec<Token>, ApiE
         Value::Array(numbers) if numbers.len() > most => {
             return Err(ApiError::text_length(field, most, Some(numbers.len())));
         }
-        Value::Array(_) => super::completions::tokens(served, FIELD, text)?,
+        Value::Array(_) => super::completions::tokens(served, field, text)?,
         other => return Err(wrong_type(FIELD, "a string or an array of strings", other)),
     };
     match tokens.len() {

@@ -57,7 +57,7 @@ impl ApiError {
     }
 
     /// More tokens than the model's context has.
-    pub(crate) fn context_length(field: &'static str, most: usize, tokens: Option<usize>) -> Self {
+    pub(crate) fn context_length(field: &str, most: usize, tokens: Option<usize>) -> Self {
         let found = tokens.map_or_else(
             || "your input is far longer than that".to_owned(),
             |tokens| format!("your input has {tokens} tokens"),
