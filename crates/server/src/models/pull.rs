@@ -206,7 +206,7 @@ impl Download<'_> {
         let rest = response.content_length();
         let total = rest.map(|rest| rest.saturating_add(from));
         if let Some(rest) = rest {
-            self.check_room(rest)?;
+            self.check_room(rest, total)?;
         }
         let mut file = OpenOptions::new()
             .create(true)
@@ -228,7 +228,7 @@ impl Download<'_> {
             file.write_all(&chunk)?;
             have = have.saturating_add(u64::try_from(chunk.len()).unwrap_or(0));
             if total.is_none() {
-                self.check_room(0)?;
+                self.check_room(0, Some(have))?;
             }
             self.look(have, total)?;
             self.note(have, total);
@@ -240,8 +240,8 @@ impl Download<'_> {
         Ok(())
     }
 
-    fn check_room(&self, bytes: u64) -> anyhow::Result<()> {
-        check_room(self.path.parent().unwrap_or(&self.path), self.url, bytes)
+    fn check_room(&self, missing: u64, size: Option<u64>) -> anyhow::Result<()> {
+        check_room(self.path.parent().unwrap_or(&self.path), self.url, missing, size)
     }
 
     /// Reads the header when it has come, and refuses what can never be served here.
@@ -268,8 +268,15 @@ impl Download<'_> {
     }
 }
 
-/// Whether the disk has room for so many bytes more of `what`.
-pub(super) fn check_room(directory: &Path, what: &str, bytes: u64) -> anyhow::Result<()> {
+/// Whether the disk has room for the bytes of `what` that are missing, and for all of it once more (`size`, as far as it is
+/// known): the store of models makes a copy of its own while the download is there.
+pub(super) fn check_room(
+    directory: &Path,
+    what: &str,
+    missing: u64,
+    size: Option<u64>,
+) -> anyhow::Result<()> {
+    let bytes = missing.saturating_add(size.unwrap_or(0));
     let room = nix::sys::statvfs::statvfs(directory)?;
     let free = room.blocks_available().saturating_mul(room.fragment_size());
     if free < bytes.saturating_add(SPARE_BYTES) {

@@ -60,7 +60,7 @@ pub(super) async fn fetch(
         file.descriptor.size,
     );
     let have = std::fs::metadata(&partial).map_or(0, |found| found.len());
-    pull::check_room(&directory, &said, size.saturating_sub(have))?;
+    pull::check_room(&directory, &said, size.saturating_sub(have), Some(size))?;
     let (sender, mut progress) = watch::channel(0);
     let fetching = found.fetch(&file.descriptor, &directory, sender);
     tokio::pin!(fetching);
@@ -94,7 +94,19 @@ fn for_user(error: tram_image::Error) -> anyhow::Error {
             "`{registry}` refused access to `{image}`: check the name, and the login of the registry in its \
              `credentials.toml`, below the setting `registries_dir`"
         ),
+        error if is_of_this_machine(&error) => anyhow::Error::new(error),
         other => anyhow::Error::msg(other.user_message()),
+    }
+}
+
+/// Whoever fetches a model is the operator, whom the words for users of the cloud send to the operator.
+fn is_of_this_machine(error: &tram_image::Error) -> bool {
+    match error {
+        tram_image::Error::Io { .. }
+        | tram_image::Error::Interrupted { .. }
+        | tram_image::Error::DiskFull { .. } => true,
+        tram_image::Error::Shared(error) => is_of_this_machine(error),
+        _ => false,
     }
 }
 
