@@ -1,16 +1,17 @@
 //! One line of JSON for each finished request, written by a thread of its own so that a slow disk delays nobody.
 //!
 //! A log in a file is bounded in size: a full file is set aside, and the oldest of those set aside goes. The queue
-//! is bounded too; lines that do not fit, or for which the disk has no room, are dropped and counted. A TCP connection is
-//! a line as well. Query strings and routing keys are secrets
-//! often enough and are left out.
+//! ([`queue`]) is bounded too; lines that do not fit, or for which the disk has no room, are dropped and counted. A TCP
+//! connection is a line as well. Query strings and routing keys are secrets often enough and are left out.
 
+mod queue;
+
+use std::cell::RefCell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -23,11 +24,18 @@ use crate::config;
 use crate::error::Error;
 use crate::forwarded::{self, Client};
 
-/// Lines that wait for the disk: a second of a busy machine.
-const QUEUE_MAX: usize = 32 * 1024;
+use queue::Queue;
 
-/// Bytes gathered before a write.
-const BUFFER_BYTES: usize = 64 * 1024;
+/// Lines that wait for the disk: a second of a busy machine.
+const QUEUE_MAX_BYTES: usize = 8 * 1024 * 1024;
+
+/// What a line has, mostly.
+const LINE_BYTES: usize = 512;
+
+thread_local! {
+    /// A line as it is made: of each worker one.
+    static LINE: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(LINE_BYTES));
+}
 
 /// A file of this size is set aside: some 200,000 requests.
 const SEGMENT_MAX_BYTES: u64 = 64 * 1024 * 1024;
@@ -38,10 +46,19 @@ const SEGMENTS_KEPT: u32 = 4;
 /// Where finished requests go.
 #[derive(Debug, Clone)]
 pub(crate) struct AccessLog {
-    /// An empty line ends the log.
-    lines: SyncSender<Vec<u8>>,
+    lines: Arc<Lines>,
     dropped: Arc<AtomicU64>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+/// The way in. The log ends with the last of them.
+#[derive(Debug)]
+struct Lines(Arc<Queue>);
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 impl AccessLog {
@@ -58,7 +75,8 @@ impl AccessLog {
                 },
             )?),
         };
-        let (lines, queue) = sync_channel(QUEUE_MAX);
+        let lines = Arc::new(Queue::new(QUEUE_MAX_BYTES));
+        let queue = Arc::clone(&lines);
         let dropped = Arc::<AtomicU64>::default();
         let lost = Arc::clone(&dropped);
         let thread = std::thread::Builder::new()
@@ -66,7 +84,7 @@ impl AccessLog {
             .spawn(move || write_lines(&queue, sink, &lost))
             .map_err(|source| Error::Worker { index: 0, source })?;
         Ok(Some(Self {
-            lines,
+            lines: Arc::new(Lines(lines)),
             dropped,
             thread: Arc::new(Mutex::new(Some(thread))),
         }))
@@ -75,8 +93,8 @@ impl AccessLog {
     /// Ends the log, when nothing is left to come: what was handed over is on the disk when this returns. Blocks.
     pub(crate) fn close(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.lines.0.close();
         if let Some(thread) = thread
-            && self.lines.send(Vec::new()).is_ok()
             && thread.join().is_err()
         {
             tracing::error!("the thread of the access log panicked");
@@ -161,28 +179,12 @@ impl Sink for Segments {
     }
 }
 
-/// Ends when the last sender is gone, or with an empty line.
-fn write_lines(queue: &Receiver<Vec<u8>>, mut sink: Box<dyn Sink>, lost: &AtomicU64) {
-    let mut gathered = Vec::with_capacity(BUFFER_BYTES);
+/// Ends when the queue is closed.
+fn write_lines(queue: &Queue, mut sink: Box<dyn Sink>, lost: &AtomicU64) {
+    let mut lines = Vec::new();
     let mut failing = false;
-    let mut open = true;
-    while open && let Ok(first) = queue.recv() {
-        gathered.clear();
-        let mut count = 0;
-        let mut next = Some(first);
-        while let Some(line) = next {
-            open = !line.is_empty();
-            gathered.extend_from_slice(&line);
-            count += u64::from(open);
-            next = (open && gathered.len() < BUFFER_BYTES)
-                .then(|| queue.try_recv().ok())
-                .flatten();
-        }
-        let outcome = if gathered.is_empty() {
-            Ok(())
-        } else {
-            sink.append(&gathered)
-        };
+    while let Some(count) = queue.take(&mut lines) {
+        let outcome = sink.append(&lines);
         match outcome {
             Ok(()) => failing = false,
             Err(error) => {
@@ -342,13 +344,17 @@ impl Entry {
             first_byte_ms: ms(self.first_byte),
             total_ms: ms(self.started.elapsed()),
         };
-        let Ok(mut bytes) = serde_json::to_vec(&line) else {
-            return;
-        };
-        bytes.push(b'\n');
-        if self.log.lines.try_send(bytes).is_err() {
-            self.log.dropped.fetch_add(1, Relaxed);
-        }
+        LINE.with_borrow_mut(|bytes| {
+            bytes.clear();
+            bytes.shrink_to(LINE_BYTES);
+            if serde_json::to_writer(&mut *bytes, &line).is_err() {
+                return;
+            }
+            bytes.push(b'\n');
+            if !self.log.lines.0.push(bytes) {
+                self.log.dropped.fetch_add(1, Relaxed);
+            }
+        });
     }
 }
 
@@ -399,13 +405,13 @@ mod tests {
 
     #[test]
     fn lines_without_room_are_counted_and_not_written_later() {
-        let (lines, queue) = sync_channel(9);
+        let lines = Queue::new(100);
         let (sender, written) = mpsc::channel();
         let lost = AtomicU64::new(0);
         std::thread::scope(|scope| {
-            let (lost, queue) = (&lost, queue);
-            scope.spawn(move || write_lines(&queue, Box::new(Full(0, sender)), lost));
-            let line = |text: &str| lines.send(text.as_bytes().to_vec()).expect("it listens");
+            let (lost, queue) = (&lost, &lines);
+            scope.spawn(move || write_lines(queue, Box::new(Full(0, sender)), lost));
+            let line = |text: &str| assert!(lines.push(text.as_bytes()));
             line("one\n");
             assert_eq!(written.recv().expect("written"), b"one\n");
             line("two\n");
@@ -414,7 +420,7 @@ mod tests {
             }
             line("three\n");
             assert_eq!(written.recv().expect("written"), b"three\n");
-            line("");
+            lines.close();
         });
         assert_eq!(lost.load(Relaxed), 1);
     }

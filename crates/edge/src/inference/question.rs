@@ -156,6 +156,12 @@ async fn read(shared: &super::Shared, incoming: Incoming) -> Result<(Bytes, Owne
     Ok((body.freeze(), memory))
 }
 
+/// A body in which no member stands twice; of two the last stays. `None`: it is no object.
+fn said_once(body: &[u8]) -> Option<Bytes> {
+    let whole: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(body).ok()?;
+    Some(serde_json::to_vec(&whole).ok()?.into())
+}
+
 impl Question {
     /// Reads the question. `parts` are as the instance shall see them. `progress` hears of the body's bytes.
     #[expect(clippy::too_many_arguments, reason = "each comes from another stage")]
@@ -173,15 +179,17 @@ impl Question {
         let (mut body, memory) = read(&worker.shared.inference, incoming).await?;
         let upload = upload.elapsed();
         progress.add(body.len());
-        if serde_json::from_slice::<Peek<'_>>(&body).is_err()
-            && let Ok(serde_json::Value::Object(whole)) = serde_json::from_slice(&body)
-            && let Ok(once) = serde_json::to_vec(&whole)
-        {
-            // Something is said twice, perhaps. The engine is to hear what is understood here, and nothing else.
-            body = once.into();
-        }
         progress.done.store(true, std::sync::atomic::Ordering::Relaxed);
-        let peek: Peek<'_> = serde_json::from_slice(&body).unwrap_or_default();
+        let understood;
+        let peek: Peek<'_> = match serde_json::from_slice(&body) {
+            Ok(peek) => peek,
+            Err(_) => {
+                // Something is said twice, perhaps. The engine is to hear what is understood here, and nothing else.
+                understood = said_once(&body).unwrap_or_else(|| body.clone());
+                body = understood.clone();
+                serde_json::from_slice(&understood).unwrap_or_default()
+            }
+        };
         let mut said = Vec::new();
         let parts_of_prompt = [
             peek.tools,
