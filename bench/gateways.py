@@ -16,6 +16,7 @@ import time
 
 from burst_100 import pushed
 from cloud import Cloud, Registry, free_port, wait_for
+from sleepers_10000 import cpu_seconds
 
 HERE = pathlib.Path(__file__).resolve().parent / "gateway"
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "tram" / "bench" / "gateways"
@@ -29,14 +30,6 @@ START_SECONDS = 120
 def pin(pid, core):
     """All threads of a process, and those it begins, to one core."""
     subprocess.run(["taskset", "-a", "-p", "-c", str(core), str(pid)], check=True, capture_output=True)
-
-
-def cpu_seconds(pids):
-    ticks = 0
-    for pid in pids:
-        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def resident_kib(pids):

@@ -8,36 +8,24 @@
 //! With `instance` each has a disk and a network namespace that was ready before, as instances have; with `stranger`
 //! also a user namespace, as sandboxes have.
 
+mod support;
+
 use std::error::Error;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tram_sandbox::client::Client;
 use tram_sandbox::netns;
 use tram_sandbox::protocol::{IdRange, InstanceId, InstanceState, LaunchSpec, Limits, Network};
 
+use support::Supervisor;
+
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const BUSYBOX: &str = "/bin/busybox";
 const COUNT_DEFAULT: usize = 300;
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Ends with the measurement.
-struct Supervisor(Child);
-
-impl Drop for Supervisor {
-    fn drop(&mut self) {
-        // Asked, not killed, so that it takes its cgroups along.
-        if let Some(pid) = i32::try_from(self.0.id())
-            .ok()
-            .and_then(rustix::process::Pid::from_raw)
-        {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        }
-        let _ = self.0.wait();
-    }
-}
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);

@@ -7,11 +7,13 @@
 //! The one design choice to know: a contestant that sets no limits itself is started from control groups with the same
 //! limits, which are made for each time and count as its own, as others make theirs; that they go again does not.
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +21,8 @@ use serde::Deserialize;
 use tram_sandbox::client::{Client, Watch};
 use tram_sandbox::netns;
 use tram_sandbox::protocol::{Event, ExitStatus, IdRange, InstanceId, LaunchSpec, Limits, Network};
+
+use support::Supervisor;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -423,22 +427,6 @@ fn see_first_version_alone() -> Result<()> {
         unified,
         rustix::mount::UnmountFlags::DETACH,
     )?)
-}
-
-/// Ends with the measurement.
-struct Supervisor(Child);
-
-impl Drop for Supervisor {
-    fn drop(&mut self) {
-        // Asked, not killed, so that it takes its cgroups along.
-        if let Some(pid) = i32::try_from(self.0.id())
-            .ok()
-            .and_then(rustix::process::Pid::from_raw)
-        {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        }
-        let _ = self.0.wait();
-    }
 }
 
 fn rest(time: Duration) -> Result<()> {
