@@ -27,11 +27,35 @@ pub trait Reconciler: Send + Sync + Debug + 'static {
     /// How often it runs without a signal.
     fn period(&self) -> Duration;
 
+    /// What it waits for after a signal; nothing, unless its work is in the way of whoever signals.
+    fn calm(&self) -> Option<Calm> {
+        None
+    }
+
     /// Does a bounded piece of the work.
     ///
     /// # Errors
     /// When it should be tried again.
     async fn run(&self) -> Result<Self::Report, Error>;
+}
+
+/// A pause without signals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Calm {
+    /// How long no signal comes.
+    pub pause: Duration,
+    /// How long it waits for such a pause at most.
+    pub within: Duration,
+}
+
+impl Calm {
+    async fn come(self, signal: &Notify) {
+        let again = async {
+            // Ends when no signal came for so long.
+            while tokio::time::timeout(self.pause, signal.notified()).await.is_ok() {}
+        };
+        let _ = tokio::time::timeout(self.within, again).await;
+    }
 }
 
 /// What one run did.
@@ -125,8 +149,53 @@ pub(crate) async fn drive<R: Reconciler>(
         }
         tokio::select! {
             () = cancel.cancelled() => {}
-            () = signal.notified() => {}
+            () = signal.notified() => {
+                if let Some(calm) = reconciler.calm() {
+                    tokio::select! {
+                        () = cancel.cancelled() => {}
+                        () = calm.come(&signal) => {}
+                    }
+                }
+            }
             () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CALM: Calm = Calm {
+        pause: Duration::from_millis(200),
+        within: Duration::from_secs(2),
+    };
+
+    /// How long it takes to come when a signal follows the other after `gap`, so many times.
+    async fn waited(gap: Duration, signals: u32) -> Duration {
+        let signal = Arc::new(Notify::new());
+        let sender = Arc::clone(&signal);
+        let sending = tokio::spawn(async move {
+            for _ in 0..signals {
+                tokio::time::sleep(gap).await;
+                sender.notify_one();
+            }
+        });
+        let began = Instant::now();
+        CALM.come(&signal).await;
+        sending.abort();
+        began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calm_comes_a_pause_after_the_last_signal_and_in_time_without_one() {
+        let [gap, slack] = [Duration::from_millis(100), Duration::from_millis(10)];
+        for (signals, expected) in [(0, CALM.pause), (5, gap * 5 + CALM.pause), (1000, CALM.within)] {
+            let waited = waited(gap, signals).await;
+            assert!(
+                waited >= expected && waited < expected + slack,
+                "{signals} signals: {waited:?}"
+            );
         }
     }
 }

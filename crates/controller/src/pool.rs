@@ -26,6 +26,12 @@ use crate::{Deps, driver, error::Error};
 const SOON: Duration = Duration::from_secs(1);
 /// Between two looks at rest: what signals do not tell, such as a member that became unhealthy.
 const LATER: Duration = Duration::from_secs(15);
+/// Members are made when nobody has claimed one for so long, as making one takes more of a machine than the claim does:
+/// those who claim one after the other get each as quickly as the first. While claims never cease, it is done all the same.
+const CALM: driver::Calm = driver::Calm {
+    pause: Duration::from_millis(200),
+    within: Duration::from_secs(2),
+};
 /// Pools read at a time: bounds what is held in memory.
 const PAGE: u32 = 256;
 
@@ -161,6 +167,10 @@ impl driver::Reconciler for Reconciler {
         } else {
             LATER
         }
+    }
+
+    fn calm(&self) -> Option<driver::Calm> {
+        Some(CALM)
     }
 
     async fn run(&self) -> Result<Report, Error> {
