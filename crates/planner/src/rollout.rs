@@ -191,7 +191,7 @@ fn start(draft: &mut Draft<'_>, index: usize) {
         return;
     }
     let answering = |region: &&Region| matches!(region.site, SiteState::Reachable(_));
-    let no_room = draft.view.room.closed();
+    let no_room = draft.view.no_room(deployment.id);
     if let Some(Reason::NeverRoom(why)) = no_room {
         return fail(draft, index, &Reason::Failed(why));
     }

@@ -220,7 +220,7 @@ fn ensure_replica(
         }
     };
     let (id, regional) = (it.id, here.id);
-    if let Some(reason) = draft.view.room.closed() {
+    if let Some(reason) = draft.view.no_room(id) {
         draft.wait_for(deployment, reason);
         draft.look_again(draft.now.plus(draft.policy.room_look));
         return;

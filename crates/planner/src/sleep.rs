@@ -90,7 +90,8 @@ fn wake(draft: &mut Draft<'_>, index: usize) {
         return;
     }
     let rises = deployment.instances().any(Instance::is_live);
-    if let Some(reason) = draft.view.room.closed().filter(|_| demanded && !rises) {
+    let closed = draft.view.no_room(deployment.id);
+    if let Some(reason) = closed.filter(|_| demanded && !rises) {
         no_room(draft, index, &reason);
         return;
     }

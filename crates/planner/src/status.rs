@@ -79,7 +79,7 @@ fn serving_deployment(draft: &mut Draft<'_>, index: usize) {
     }
     let tally = tally(draft, deployment);
     // One that serves with fewer instances than it should have is well, as long as it is only for want of memory.
-    let no_room = draft.view.room.closed().filter(|_| tally.coming > 0);
+    let no_room = draft.view.no_room(deployment.id).filter(|_| tally.coming > 0);
     let reason = match (tally.healthy, tally.troubles.is_empty()) {
         (1.., true) => Reason::AllHealthy,
         (1.., false) => Reason::SomeInTrouble(tally.troubles.join("; ")),

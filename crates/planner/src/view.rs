@@ -3,7 +3,11 @@
 //! The controller fills a [`ServiceView`] from the store, from what the sites say and from what the data plane
 //! reports. Times come from the store; what is `None` has not happened.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use crate::reason::Reason;
 use tram_site::{Capabilities, ObservedImage, ObservedInstance};
@@ -62,6 +66,8 @@ pub struct ServiceView {
     pub expected: bool,
     /// Whether there is memory for more instances of it.
     pub room: Room,
+    /// Deployments of which no instance will ever find memory, as it is; why, in words.
+    pub too_large: BTreeMap<DeploymentId, String>,
     /// What it should make room for, in words, if it rests.
     pub gives_way: Option<String>,
 }
@@ -79,17 +85,17 @@ pub enum Room {
         /// Why no more, in words.
         why: String,
     },
-    /// For none, ever, as it is; why, in words.
-    Never(String),
 }
 
-impl Room {
-    /// Why an instance that is wanted is not made.
-    pub(crate) fn closed(&self) -> Option<Reason> {
-        match self {
-            Self::Open | Self::Only { instances: 1.., .. } => None,
-            Self::Only { instances: 0, why } => Some(Reason::NoRoom(why.clone())),
-            Self::Never(why) => Some(Reason::NeverRoom(why.clone())),
+impl ServiceView {
+    /// Why an instance of a deployment that is wanted is not made.
+    pub(crate) fn no_room(&self, deployment: DeploymentId) -> Option<Reason> {
+        if let Some(why) = self.too_large.get(&deployment) {
+            return Some(Reason::NeverRoom(why.clone()));
+        }
+        match &self.room {
+            Room::Open | Room::Only { instances: 1.., .. } => None,
+            Room::Only { instances: 0, why } => Some(Reason::NoRoom(why.clone())),
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::{
 struct Asks<'a> {
     seen: &'a Seen,
     memory: &'a ModelMemory,
-    /// Of each new instance, in bytes.
+    /// Of each new instance, in bytes; each would fit by itself.
     new: Vec<u64>,
 }
 
@@ -54,8 +54,19 @@ impl Reconciler {
             }
             seen.view.room = Room::Open;
         }
-        let whole = plan(seen);
-        let new = self.new_instances(seen, &whole, memory);
+        let (whole, new) = loop {
+            let whole = plan(seen);
+            let new = self.new_instances(seen, &whole, memory);
+            let large = new.iter().filter(|(_, bytes)| *bytes > memory.bytes);
+            let never: Vec<_> = large
+                .map(|(deployment, bytes)| (*deployment, never(*bytes, memory.bytes)))
+                .collect();
+            if never.is_empty() {
+                break (whole, new.into_iter().map(|(_, bytes)| bytes).collect::<Vec<_>>());
+            }
+            // Each at most once: nothing is made of it then.
+            seen.view.too_large.extend(never);
+        };
         if new.is_empty() {
             self.packing.content(id);
             return Ok((whole, None));
@@ -76,8 +87,8 @@ impl Reconciler {
         self.packing.note(view, rest, &self.queue);
     }
 
-    /// What each new instance of a plan needs there, in bytes.
-    fn new_instances(&self, seen: &Seen, plan: &Plan, memory: &ModelMemory) -> Vec<u64> {
+    /// What each new instance of a plan needs there, in bytes, and of which deployment it is.
+    fn new_instances(&self, seen: &Seen, plan: &Plan, memory: &ModelMemory) -> Vec<(DeploymentId, u64)> {
         let new = plan.writes.iter().filter_map(|write| match write {
             Write::CreateInstance {
                 deployment, regional, ..
@@ -91,7 +102,8 @@ impl Reconciler {
         });
         let bytes = |deployment| {
             let definition = seen.definitions.get(&deployment)?;
-            self.model_bytes(deployment, definition, &memory.region)
+            let bytes = self.model_bytes(deployment, definition, &memory.region)?;
+            Some((deployment, bytes))
         };
         here.filter_map(|(deployment, _)| bytes(deployment)).collect()
     }
@@ -230,15 +242,8 @@ impl Reconciler {
                 self.packing.content(view.id);
                 return Ok(Room::Open);
             }
-            Verdict::Never => {
-                self.packing.content(view.id);
-                return Ok(Room::Never(format!(
-                    "the model needs {} of memory, and all models of this machine have {} together: the operator can \
-                     raise `models_memory`",
-                    amount(first),
-                    amount(budget)
-                )));
-            }
+            // Each fits by itself: see the caller.
+            Verdict::Never => (never(needs, budget), 0),
             Verdict::Free => (
                 format!("{base}, and all its instances need more than there is"),
                 0,
@@ -266,6 +271,16 @@ impl Reconciler {
             why,
         })
     }
+}
+
+/// Why an instance never finds room.
+fn never(bytes: u64, budget: u64) -> String {
+    format!(
+        "the model needs {} of memory, and all models of this machine have {} together: the operator can raise \
+         `models_memory`",
+        amount(bytes),
+        amount(budget)
+    )
 }
 
 /// Whether a plan puts a model to sleep for another.

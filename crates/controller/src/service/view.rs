@@ -110,6 +110,7 @@ impl Reconciler {
             edge: self.confirmed.of(service.id),
             expected: self.habits.is_expected(service.id),
             room: Room::Open,
+            too_large: BTreeMap::new(),
             gives_way: None,
         };
         Ok(Seen {

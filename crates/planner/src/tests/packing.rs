@@ -147,19 +147,25 @@ fn when_nobody_waits_any_more_it_sleeps_on_and_says_nothing() {
 
 #[test]
 fn what_will_never_fit_is_said_at_once() {
-    let never = Room::Never("it is too large".to_owned());
+    let why = || "it is too large".to_owned();
     let mut world = asleep();
     demand(&mut world);
-    world.store.room = never.clone();
+    let first = world.store.deployments[0].id;
+    world.store.too_large.insert(first, why());
     world.rounds(2);
     assert_eq!(statuses(&world), [D::Unhealthy]);
     assert!(world.running().is_empty());
+    // A smaller one repairs it, however it takes over.
+    let second = world.deploy(Program::Good, 1, Takeover::Rolling);
+    world.rounds(12);
+    assert_eq!(world.deployment(second).status, D::Healthy);
+    assert_eq!(world.store.active, Some(second));
     let mut world = World::new();
-    world.store.room = never;
     let id = world.deploy(Program::Good, 1, Takeover::Rolling);
+    world.store.too_large.insert(id, why());
     world.rounds(12);
     assert_eq!(world.deployment(id).status, D::Error);
-    assert_eq!(world.deployment(id).messages, ["it is too large"]);
+    assert_eq!(world.deployment(id).messages, [why()]);
 }
 
 #[test]

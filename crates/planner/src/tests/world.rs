@@ -75,6 +75,7 @@ impl World {
                 created_at: now,
                 expected: false,
                 room: Room::Open,
+                too_large: BTreeMap::new(),
                 gives_way: None,
                 sleeping_since: None,
                 active: None,

@@ -505,6 +505,7 @@ pub fn asleep(start: Timestamp, deep_sleep: Duration, rng: &mut Rng) -> ServiceV
         created_at: start,
         expected: false,
         room: Room::Open,
+        too_large: BTreeMap::new(),
         gives_way: None,
         sleeping_since: Some(start),
         active: Some(deployment),
