@@ -244,6 +244,11 @@ class Files(http.server.BaseHTTPRequestHandler):
             self.send_response(404)
             self.send_header("content-length", "0")
             return self.end_headers()
+        if start and not rest:
+            self.send_response(416)
+            self.send_header("content-range", f"bytes */{start}")
+            self.send_header("content-length", "0")
+            return self.end_headers()
         self.send_response(206 if start else 200)
         if start:
             self.send_header("content-range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
@@ -290,6 +295,14 @@ def test_a_model_is_pulled_and_goes_on_where_it_was_cut_off(cloud, files):
     files.cut_after = 2**40
     pull("hf://acme/tiny/folder/model.gguf@v1", "--hub", files.url, "--name", "of-the-hub")
     assert files.asked == [("/acme/tiny/resolve/v1/folder/model.gguf", 0)]
+    # What only the name is wrong of is not fetched again.
+    files.asked.clear()
+    files.content = gguf.tiny(salt=12)
+    refused = pull(f"{files.url}/other.gguf", "--name", "of-the-hub", check=False)
+    assert refused.returncode == 1 and "is another one" in refused.stderr
+    pull(f"{files.url}/other.gguf")
+    assert [start for _, start in files.asked] == [0, len(files.content)]
+    assert not list((cloud.data / "models" / "downloads").iterdir())
     files.content = gguf.tiny(salt=11)
     for words, said in (
         ((f"{files.url}/changed.gguf", "--sha256", digest), "it was changed on the way"),

@@ -137,6 +137,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the file itself is no good, which it would not be another time either.
+    #[must_use]
+    pub const fn is_of_the_file(&self) -> bool {
+        matches!(self, Self::Gguf(_) | Self::Checksum { .. })
+    }
+
     fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { doing, source }
     }

@@ -20,10 +20,20 @@ pub fn empty() -> AnyBody {
         .boxed()
 }
 
+/// What the control plane says instead of an answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// What kind of refusal, for programs.
+    pub code: String,
+    /// Why, for the user.
+    pub message: String,
+}
+
 /// One question to the control plane's door.
 ///
 /// # Errors
-/// When it cannot be reached, or with its refusal.
+/// When it cannot be reached, or with its [`Refusal`].
 pub async fn ask<T: DeserializeOwned>(
     socket: &Path,
     method: Method,
@@ -50,12 +60,12 @@ pub async fn ask<T: DeserializeOwned>(
     connection.abort();
     if !status.is_success() {
         let said: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        bail!(
-            "{}",
-            said["message"]
-                .as_str()
-                .unwrap_or("the control plane refused without a reason")
-        );
+        let word = |name: &str| said[name].as_str().map(str::to_owned);
+        bail!(Refusal {
+            code: word("code").unwrap_or_default(),
+            message: word("message")
+                .unwrap_or_else(|| "the control plane refused without a reason".to_owned()),
+        });
     }
     Ok(serde_json::from_slice(&bytes)?)
 }

@@ -11,11 +11,14 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
     routing::post,
 };
 use futures_util::TryStreamExt;
 use hyper::Method;
 use serde::Deserialize;
+use serde_json::json;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 use tram_cli::{ModelsAction, Printer, Settings};
 use tram_controller::packing::ModelMemory;
@@ -27,7 +30,7 @@ use tram_model::{
 
 use crate::{
     admin::{self, Admin, Failure},
-    door::{ask, empty},
+    door::{Refusal, ask, empty},
     images::{archive_body, archive_reader, mib, percent},
     paths::Paths,
 };
@@ -82,8 +85,10 @@ pub async fn run(settings: &Settings, action: ModelsAction, printer: &Printer) -
                 }
             };
             let taken = take_in(&paths, running, new, &file).await;
-            // What was refused would be refused again.
-            pull::forget(&file);
+            // Gigabytes that came are kept where another try may find a use for them.
+            if taken.as_ref().err().is_none_or(is_of_the_file) {
+                pull::forget(&file);
+            }
             show(&taken?, printer)?;
         }
         ModelsAction::Rm { name } => {
@@ -103,6 +108,16 @@ pub async fn run(settings: &Settings, action: ModelsAction, printer: &Printer) -
         }
     }
     Ok(())
+}
+
+/// What the door says of a file that is no good.
+const BAD_FILE: &str = "bad_file";
+
+/// Whether the file itself was refused, by whoever has the store open.
+fn is_of_the_file(error: &anyhow::Error) -> bool {
+    let here = error.downcast_ref::<Error>().is_some_and(Error::is_of_the_file);
+    let there = |refusal: &Refusal| refusal.code == BAD_FILE;
+    here || error.downcast_ref::<Refusal>().is_some_and(there)
 }
 
 /// Takes a file in, by whoever has the store open.
@@ -177,9 +192,28 @@ struct Named {
     digest: Option<Digest>,
 }
 
-impl From<Error> for Failure {
+/// Why the store did not do something.
+enum Refused {
+    Store(Error),
+    Other(Failure),
+}
+
+impl From<Error> for Refused {
     fn from(error: Error) -> Self {
-        Self(crate::chain(&error))
+        Self::Store(error)
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Store(error) if error.is_of_the_file() => {
+                let body = json!({"status": 400, "code": BAD_FILE, "message": crate::chain(&error)});
+                (StatusCode::BAD_REQUEST, Json(body)).into_response()
+            }
+            Self::Store(error) => Failure(crate::chain(&error)).into_response(),
+            Self::Other(failure) => failure.into_response(),
+        }
     }
 }
 
@@ -187,7 +221,7 @@ async fn import(
     State(admin): State<Admin>,
     Query(named): Query<Named>,
     body: Body,
-) -> Result<Json<Model>, Failure> {
+) -> Result<Json<Model>, Refused> {
     let stream = body.into_data_stream().map_err(std::io::Error::other);
     let mut reader = SyncIoBridge::new(StreamReader::new(stream));
     let new = NewModel {
@@ -198,7 +232,7 @@ async fn import(
     blocking(move || admin.models.import(&new, &mut reader)).await
 }
 
-async fn remove(State(admin): State<Admin>, Query(named): Query<Named>) -> Result<Json<Model>, Failure> {
+async fn remove(State(admin): State<Admin>, Query(named): Query<Named>) -> Result<Json<Model>, Refused> {
     blocking(move || {
         admin
             .models
@@ -210,9 +244,9 @@ async fn remove(State(admin): State<Admin>, Query(named): Query<Named>) -> Resul
 /// The store works on files, and gigabytes of them.
 async fn blocking(
     work: impl FnOnce() -> Result<Model, Error> + Send + 'static,
-) -> Result<Json<Model>, Failure> {
+) -> Result<Json<Model>, Refused> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => Ok(Json(done?)),
-        Err(error) => Err(Failure(crate::chain(&error))),
+        Err(error) => Err(Refused::Other(Failure(crate::chain(&error)))),
     }
 }
