@@ -16,19 +16,24 @@ struct Tenant {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Tenants(HashMap<TenantId, Tenant>);
+pub(super) struct Tenants {
+    known: HashMap<TenantId, Tenant>,
+    /// What the last one that went away had been served.
+    left: u64,
+}
 
 impl Tenants {
     /// A request of this tenant arrived.
     pub(super) fn enter(&mut self, id: TenantId) {
+        // Of those who are here; or of the last that was, or who had the engine for itself would pay for that when others
+        // come, who start at nothing.
         let least = self.active().map(|tenant| tenant.served).min();
-        if self.0.len() >= REMEMBERED_MAX {
-            self.0.retain(|_, tenant| tenant.requests > 0);
+        let least = least.unwrap_or(self.left);
+        if self.known.len() >= REMEMBERED_MAX {
+            self.known.retain(|_, tenant| tenant.requests > 0);
         }
-        let tenant = self.0.entry(id).or_default();
-        if tenant.requests == 0
-            && let Some(least) = least
-        {
+        let tenant = self.known.entry(id).or_default();
+        if tenant.requests == 0 {
             tenant.served = tenant.served.max(least);
         }
         tenant.requests += 1;
@@ -36,27 +41,30 @@ impl Tenants {
 
     /// A request of this tenant is over.
     pub(super) fn leave(&mut self, id: TenantId) {
-        if let Some(tenant) = self.0.get_mut(&id) {
+        if let Some(tenant) = self.known.get_mut(&id) {
             tenant.requests = tenant.requests.saturating_sub(1);
+            if tenant.requests == 0 {
+                self.left = tenant.served;
+            }
         }
     }
 
     pub(super) fn charge(&mut self, id: TenantId, tokens: usize) {
-        if let Some(tenant) = self.0.get_mut(&id) {
+        if let Some(tenant) = self.known.get_mut(&id) {
             tenant.served += tokens as u64;
         }
     }
 
     /// Tokens that were charged and not served after all.
     pub(super) fn refund(&mut self, id: TenantId, tokens: usize) {
-        if let Some(tenant) = self.0.get_mut(&id) {
+        if let Some(tenant) = self.known.get_mut(&id) {
             tenant.served = tenant.served.saturating_sub(tokens as u64);
         }
     }
 
     /// Tokens served; zero for one that was never here.
     pub(super) fn served(&self, id: TenantId) -> u64 {
-        self.0.get(&id).map_or(0, |tenant| tenant.served)
+        self.known.get(&id).map_or(0, |tenant| tenant.served)
     }
 
     /// How many tenants have requests here.
@@ -65,6 +73,6 @@ impl Tenants {
     }
 
     fn active(&self) -> impl Iterator<Item = &Tenant> {
-        self.0.values().filter(|tenant| tenant.requests > 0)
+        self.known.values().filter(|tenant| tenant.requests > 0)
     }
 }

@@ -130,6 +130,27 @@ fn one_tenant_with_many_does_not_keep_another_waiting() {
 }
 
 #[test]
+fn who_had_the_engine_for_itself_does_not_pay_for_it_when_others_come() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    for id in 1..=20 {
+        scheduler.submit(entry(id, 1, 50));
+        while !scheduler.running().iter().any(|job| job.prefill_left == 0) {
+            step(&mut scheduler);
+        }
+        scheduler.remove(id);
+    }
+    for id in 101..=300 {
+        scheduler.submit(entry(id, 2, 20));
+    }
+    for _ in 0..4 {
+        step(&mut scheduler);
+    }
+    assert_eq!(scheduler.running().len(), LIMITS.slots);
+    scheduler.submit(entry(1000, 1, 20));
+    assert_eq!(step(&mut scheduler).admit, [1000]);
+}
+
+#[test]
 fn the_urgent_go_first_and_the_others_come_back() {
     let mut scheduler = Scheduler::new(Limits { slots: 1, ..LIMITS });
     scheduler.submit(entry(1, 1, 20));
