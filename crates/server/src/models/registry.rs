@@ -74,13 +74,23 @@ pub(super) async fn fetch(
         };
         if have > 0 && !checked && have >= look_at {
             look_at = have.saturating_add(LOOK_EVERY_BYTES);
-            checked = pull::looked_at(&partial, have, Some(size)).inspect_err(|_| pull::forget(&partial))?;
+            checked = match pull::looked_at(&partial, have, Some(size)) {
+                // It came to its end meanwhile and has its own name; whoever takes it in looks at it.
+                Err(error) if is_missing(&error) => true,
+                looked => looked.inspect_err(|_| pull::forget(&partial))?,
+            };
         }
         if noted_at.elapsed() >= NOTE_INTERVAL {
             noted_at = Instant::now();
             printer.note(format_args!("{:.0} of {:.0} MiB", mib(have), mib(size)));
         }
     }
+}
+
+/// Whether a file is not there.
+fn is_missing(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<std::io::Error>();
+    error.is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// What registries say, in words that fit a model and the operator who fetches it.
