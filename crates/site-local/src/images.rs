@@ -1,7 +1,9 @@
 //! Images: pulled once, and pinned for a deployment.
 //!
 //! Used by `ensure_image` and by the start of an instance. A name is looked up once for each deployment; from then
-//! on the deployment runs what the name stood for at that time, also after the tag has moved.
+//! on the deployment runs what the name stood for at that time, also after the tag has moved. What was pinned and is here is
+//! ready at once: who had to wait for news of it, and found it forgotten then because others had theirs meanwhile, would
+//! wait for ever where enough wake together.
 
 use std::collections::HashMap;
 use std::io;
@@ -90,8 +92,15 @@ impl Images {
     }
 
     /// Says how far the image is, and begins to get it when nobody does.
-    pub(crate) fn ensure(self: &Arc<Self>, spec: &ImageSpec) -> Result<ObservedImage, Error> {
+    pub(crate) async fn ensure(self: &Arc<Self>, spec: &ImageSpec) -> Result<ObservedImage, Error> {
         let reference = parse(&spec.reference)?;
+        if !self.lock().contains_key(&spec.deployment)
+            && let Ok(Some(image)) = self.pinned(spec).await
+            && self.hold_model(spec).is_ok()
+            && let Some(observed) = self.take_up(spec.deployment, image)
+        {
+            return Ok(observed);
+        }
         let mut states = self.lock();
         match states.get(&spec.deployment) {
             Some(State::Failed {
@@ -203,29 +212,62 @@ impl Images {
         if let Some(State::Ready { image, .. }) = self.lock().get(&spec.deployment) {
             return Ok(Image::clone(image));
         }
-        let Some(pinned) = self
-            .records
-            .pinned_image(spec.deployment)
-            .filter(|pin| pin.reference == spec.reference)
-        else {
+        let Some(pin) = self.pin(spec) else {
             return Err(format!("the image {} is not on this machine yet", spec.reference));
         };
-        let reference = parse(&pinned.pinned).map_err(|error| error.to_string())?;
-        // The deployment has shown its right to it when it was pinned, and credentials are not written down.
-        let held = self.store.held(&reference).await;
-        let image = match held.map_err(|error| error.user_message())? {
-            Some(image) if image.manifest_digest.to_string() == pinned.manifest_digest => image,
-            _ => self
-                .kept(&reference, spec)
-                .await
-                .map_err(|error| error.user_message())?,
+        let reference = parse(&pin.pinned).map_err(|error| error.to_string())?;
+        let image = match self.held(&pin, &reference).await {
+            Ok(Some(image)) => Ok(image),
+            Ok(None) => self.kept(&reference, spec).await,
+            Err(error) => Err(error),
         };
+        let image = image.map_err(|error| error.user_message())?;
         let state = State::Ready {
             image: Box::new(image.clone()),
             at: Instant::now(),
         };
         remember(&mut self.lock(), spec.deployment, state);
         Ok(image)
+    }
+
+    /// What the deployment's image was when it was first looked up, if it has that name still.
+    fn pin(&self, spec: &ImageSpec) -> Option<PinnedImage> {
+        let pin = self.records.pinned_image(spec.deployment);
+        pin.filter(|pin| pin.reference == spec.reference)
+    }
+
+    /// That image, if it is here. Asks no registry.
+    async fn pinned(&self, spec: &ImageSpec) -> Result<Option<Image>, tram_image::Error> {
+        match self.pin(spec).map(|pin| (Reference::from_str(&pin.pinned), pin)) {
+            Some((Ok(reference), pin)) => self.held(&pin, &reference).await,
+            _ => Ok(None),
+        }
+    }
+
+    /// What was pinned, as the store has it. The deployment has shown its right to it when it was pinned, and credentials
+    /// are not written down.
+    async fn held(
+        &self,
+        pin: &PinnedImage,
+        reference: &Reference,
+    ) -> Result<Option<Image>, tram_image::Error> {
+        let held = self.store.held(reference).await?;
+        Ok(held.filter(|image| image.manifest_digest.to_string() == pin.manifest_digest))
+    }
+
+    /// Remembers an image that was looked up for a deployment. `None`: something else is known by now, or it was let go.
+    fn take_up(&self, deployment: DeploymentId, image: Image) -> Option<ObservedImage> {
+        let mut states = self.lock();
+        if states.contains_key(&deployment) || self.records.pinned_image(deployment).is_none() {
+            return None;
+        }
+        let state = State::Ready {
+            image: Box::new(image),
+            at: Instant::now(),
+        };
+        let now = observed(&state);
+        remember(&mut states, deployment, state);
+        Some(now)
     }
 
     async fn pull(
@@ -235,9 +277,8 @@ impl Images {
         progress: &tram_image::ProgressSender,
     ) -> Result<Image, tram_image::Error> {
         let _permit = self.pulls.acquire().await;
-        if let Some(pinned) = self.records.pinned_image(spec.deployment)
-            && pinned.reference == spec.reference
-            && let Ok(reference) = Reference::from_str(&pinned.pinned)
+        if let Some(pin) = self.pin(spec)
+            && let Ok(reference) = Reference::from_str(&pin.pinned)
         {
             let request = request(&reference, spec).policy(PullPolicy::IfNotPresent);
             return self.store.ensure(&request, progress).await;

@@ -44,7 +44,7 @@ impl Site for LocalSite {
     }
 
     async fn ensure_image(&self, image: &ImageSpec) -> Result<ObservedImage, Error> {
-        self.shared.images.ensure(image)
+        self.shared.images.ensure(image).await
     }
 
     async fn release_image(&self, deployment: DeploymentId) -> Result<(), Error> {

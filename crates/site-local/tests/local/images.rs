@@ -125,3 +125,23 @@ async fn nothing_is_collected_when_it_is_not_known_what_is_needed() {
     assert_eq!(site.images_in_use().await.unwrap().len(), 1);
     machine.finish(site).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_deployments_than_are_remembered_all_find_their_image() {
+    let Some(machine) = Machine::new().await else {
+        return;
+    };
+    let site = machine.open().await;
+    // As many as wake together, and more than the site remembers.
+    let mut specs = Vec::new();
+    for number in 0..300 {
+        let spec = machine.spec("shop", &format!("web-{number}"));
+        pin(&site, &spec).await;
+        specs.push(spec);
+    }
+    for spec in specs.iter().chain(&specs) {
+        let observed = site.ensure_image(&spec.image).await.unwrap();
+        assert!(matches!(observed, ObservedImage::Ready { .. }), "{observed:?}");
+    }
+    machine.finish(site).await;
+}
