@@ -107,16 +107,21 @@ fn a_short_prompt_overtakes_a_long_one_but_not_for_ever() {
     }
 }
 
+/// A tenant comes with 200 requests, numbered from 101, and has all slots after so many steps.
+fn crowd(scheduler: &mut Scheduler, tenant: TenantId, steps: usize) {
+    for id in 101..=300 {
+        scheduler.submit(entry(id, tenant, 20));
+    }
+    for _ in 0..steps {
+        step(scheduler);
+    }
+    assert_eq!(scheduler.running().len(), LIMITS.slots);
+}
+
 #[test]
 fn one_tenant_with_many_does_not_keep_another_waiting() {
     let mut scheduler = Scheduler::new(LIMITS);
-    for id in 1..=200 {
-        scheduler.submit(entry(id, 1, 20));
-    }
-    for _ in 0..50 {
-        step(&mut scheduler);
-    }
-    assert_eq!(scheduler.running().len(), LIMITS.slots);
+    crowd(&mut scheduler, 1, 50);
     scheduler.submit(entry(1000, 2, 20));
     let plan = step(&mut scheduler);
     assert_eq!(plan.preempt.len(), 1, "a slot is made free at once");
@@ -139,13 +144,7 @@ fn who_had_the_engine_for_itself_does_not_pay_for_it_when_others_come() {
         }
         scheduler.remove(id);
     }
-    for id in 101..=300 {
-        scheduler.submit(entry(id, 2, 20));
-    }
-    for _ in 0..4 {
-        step(&mut scheduler);
-    }
-    assert_eq!(scheduler.running().len(), LIMITS.slots);
+    crowd(&mut scheduler, 2, 4);
     scheduler.submit(entry(1000, 1, 20));
     assert_eq!(step(&mut scheduler).admit, [1000]);
 }
