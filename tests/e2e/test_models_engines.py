@@ -126,18 +126,20 @@ def test_llama_server_is_what_the_definition_says(cloud, client, llama_server):
 
 
 def test_what_a_stream_cost_is_counted_though_nobody_asked(cloud, client, llama_server):
-    said = ask(client, llama_server, "Count.", max_tokens=6, temperature=0).usage
-    settled = []
+    # A token of its own: what others asked may be counted meanwhile.
+    token = json.loads(cloud.tram("tokens", "create", "counted", "--output", "json").stdout)
+    asker = client.with_options(api_key=token["token"])
 
-    def quiet():
-        """What was asked before is counted: two looks see the same."""
-        settled.append(cost(cloud, "peer"))
-        return len(settled) > 1 and settled[-1] == settled[-2] and settled[-1][1] >= 6
+    def counted():
+        rows = json.loads(cloud.tram("usage", "--by", "credential", "--output", "json").stdout)
+        return [
+            (row["requests"], row["prompt_tokens"], row["completion_tokens"]) for row in rows if row["id"] == token["id"]
+        ]
 
-    wait_for("what was asked before is counted", quiet, every=1)
-    assert list(ask(client, llama_server, "Count.", max_tokens=6, temperature=0, stream=True))
-    expected = (settled[-1][0] + said.prompt_tokens, settled[-1][1] + said.completion_tokens)
-    wait_for("the stream is counted to the token", lambda: cost(cloud, "peer") == expected)
+    said = ask(asker, llama_server, "Count.", max_tokens=6, temperature=0).usage
+    assert list(ask(asker, llama_server, "Count.", max_tokens=6, temperature=0, stream=True))
+    expected = [(2, 2 * said.prompt_tokens, 2 * said.completion_tokens)]
+    wait_for("the stream is counted to the token", lambda: counted() == expected)
 
 
 def test_a_caller_who_leaves_takes_the_question_along(cloud, client, llama_server):
