@@ -20,8 +20,9 @@ use crate::cgroup::{self, Layout};
 use crate::protocol::InstanceId;
 use crate::sys;
 
-/// Asked for at once: long enough for the device to be busy, and short enough for the site's end not to wait for long.
-const PIECE_BYTES: usize = 16 << 20;
+/// Asked for at once: long enough for the device to be busy, and short enough to go down in steps (see [`pieces`]) and for
+/// the site's end not to wait for long.
+const PIECE_BYTES: usize = 4 << 20;
 
 /// What became of an instance's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,23 +86,47 @@ pub fn bring_back(state_dir: &Path, id: &InstanceId, goes_on: impl Fn() -> bool)
         let Ok(maps) = fs::read_to_string(format!("/proc/{}/smaps", pid.as_raw_nonzero())) else {
             continue;
         };
-        for (start, length) in swapped(&maps) {
-            for offset in (0..length).step_by(PIECE_BYTES) {
-                if !goes_on() {
-                    return Ok(asked);
-                }
-                let piece = [(start + offset, PIECE_BYTES.min(length - offset))];
-                match sys::read_ahead(process.as_fd(), &piece) {
-                    Ok(bytes) => asked += u64::try_from(bytes).unwrap_or_default(),
-                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => break,
-                    // It was unmapped meanwhile.
-                    Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {}
-                    Err(error) => return Err(error),
-                }
+        for piece in pieces(&swapped(&maps)) {
+            if !goes_on() {
+                return Ok(asked);
+            }
+            match sys::read_ahead(process.as_fd(), &[piece]) {
+                Ok(bytes) => asked += u64::try_from(bytes).unwrap_or_default(),
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => break,
+                // It was unmapped meanwhile.
+                Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {}
+                Err(error) => return Err(error),
             }
         }
     }
     Ok(asked)
+}
+
+/// Parts of mappings in the order in which they are asked for: address and length.
+///
+/// Ideally the order in which the program wants them, which nobody knows. It is guessed that what was allocated first is
+/// wanted first. The kernel and allocators give out mappings from the top down, so of a large one the highest part is the
+/// oldest; only the heap of `brk` grows up. Small mappings come before large ones: stacks, the data of libraries and the
+/// state of an interpreter are needed for anything at all, and take no time.
+fn pieces(mappings: &[Swapped]) -> Vec<(usize, usize)> {
+    let (small, large): (Vec<Swapped>, Vec<Swapped>) =
+        mappings.iter().partition(|mapping| mapping.length <= PIECE_BYTES);
+    let small = small.into_iter().map(|mapping| (mapping.start, mapping.length));
+    let large = large.into_iter().rev().flat_map(|mapping| {
+        let end = mapping.start + mapping.length;
+        let count = mapping.length.div_ceil(PIECE_BYTES);
+        (0..count).map(move |number| {
+            if mapping.grows_up {
+                let from = mapping.start + number * PIECE_BYTES;
+                (from, PIECE_BYTES.min(end - from))
+            } else {
+                let to = end - number * PIECE_BYTES;
+                let from = to.saturating_sub(PIECE_BYTES).max(mapping.start);
+                (from, to - from)
+            }
+        })
+    });
+    small.chain(large).collect()
 }
 
 /// Whether a `/proc/swaps` has a device, or a file on one, that a read waits for.
@@ -110,13 +135,28 @@ fn reads_wait(swaps: &str) -> bool {
     names.into_iter().any(|line| !line.starts_with("/dev/zram"))
 }
 
-/// The mappings of a `/proc/PID/smaps` that have something in swap: address and length.
-fn swapped(maps: &str) -> Vec<(usize, usize)> {
+/// A mapping that has something in swap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Swapped {
+    start: usize,
+    /// In bytes.
+    length: usize,
+    /// It is the heap of `brk`.
+    grows_up: bool,
+}
+
+/// The mappings of a `/proc/PID/smaps` that have something in swap, in the order of their addresses.
+fn swapped(maps: &str) -> Vec<Swapped> {
     let mut found = Vec::new();
     let mut current = None;
     for line in maps.lines() {
-        if let Some(range) = range(line) {
-            current = Some(range);
+        if let Some((start, length)) = range(line) {
+            let grows_up = line.ends_with("[heap]");
+            current = Some(Swapped {
+                start,
+                length,
+                grows_up,
+            });
         } else if let Some(kibibytes) = line.strip_prefix("Swap:")
             && kibibytes.trim() != "0 kB"
         {
@@ -177,9 +217,49 @@ VmFlags: rd wr mr mw me ac
 7ffe00000000-7ffe00021000 rw-p 00000000 00:00 0                          [stack]
 Swap:                  4 kB
 ";
+        let mapping = |start, length| Swapped {
+            start,
+            length,
+            grows_up: false,
+        };
         assert_eq!(
             swapped(maps),
-            [(0x7f00_0000_0000, 0x1000_0000), (0x7ffe_0000_0000, 0x2_1000)]
+            [
+                mapping(0x7f00_0000_0000, 0x1000_0000),
+                mapping(0x7ffe_0000_0000, 0x2_1000)
+            ]
+        );
+        let [heap] = swapped(&maps.replacen("     0 kB", "     4 kB", 1))[..1] else {
+            panic!("the heap is in swap as well");
+        };
+        assert!(heap.grows_up);
+    }
+
+    #[test]
+    fn small_mappings_come_first_and_large_ones_from_where_they_began() {
+        const LARGE: usize = 2 * PIECE_BYTES + 4096;
+        let mapping = |start, length, grows_up| Swapped {
+            start,
+            length,
+            grows_up,
+        };
+        let asked = pieces(&[
+            mapping(1 << 30, LARGE, true),
+            mapping(2 << 30, LARGE, false),
+            mapping(3 << 30, 4096, false),
+        ]);
+        let top = (2 << 30) + LARGE;
+        assert_eq!(
+            asked,
+            [
+                (3 << 30, 4096),
+                (top - PIECE_BYTES, PIECE_BYTES),
+                (top - 2 * PIECE_BYTES, PIECE_BYTES),
+                (2 << 30, 4096),
+                (1 << 30, PIECE_BYTES),
+                ((1 << 30) + PIECE_BYTES, PIECE_BYTES),
+                ((1 << 30) + 2 * PIECE_BYTES, 4096),
+            ]
         );
     }
 
