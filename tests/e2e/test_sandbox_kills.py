@@ -3,6 +3,7 @@
 Each round does one thing to a sandbox and kills one process meanwhile. `TRAM_TEST_SANDBOX_KILLS` says how many rounds,
 `TRAM_TEST_SEED` repeats them."""
 
+import collections
 import contextlib
 import hashlib
 import json
@@ -19,10 +20,12 @@ from koyeb import Sandbox
 from cloud import wait_for
 from leaks import Footprint
 
-ROUNDS = int(os.environ.get("TRAM_TEST_SANDBOX_KILLS", "8"))
+ROUNDS = int(os.environ.get("TRAM_TEST_SANDBOX_KILLS", "24"))
 # Sandboxes at once: enough that one can be killed while others hold what was acknowledged.
 BOXES = 2
 FILE_BYTES = 200_000
+# Times that one sandbox's executor is killed: a program that ends over and over is started later and later.
+DEATHS_MAX = 3
 
 
 class World:
@@ -36,6 +39,8 @@ class World:
         # By the snapshot's name: the checksums of the files that it was acknowledged with.
         self.snapshots = {}
         self.made = 0
+        # How often the executor of each was killed.
+        self.deaths = collections.Counter()
 
     def name(self, kind):
         self.made += 1
@@ -126,7 +131,12 @@ def test_rounds_of_kills(own_cloud, registry, monkeypatch):
         delay = chance.uniform(0, 0.4)
         # Chosen before: whoever loses its executor loses its disk, as when its program ends.
         victim = world.pick() if whom == "executor" else None
+        while world.deaths[victim] == DEATHS_MAX:
+            world.boxes.pop(victim)[0].delete()
+            world.create()
+            victim = world.pick()
         pid = executor_of(cloud, victim) if victim else None
+        world.deaths[victim] += bool(victim)
         failure = []
 
         def act():
@@ -143,7 +153,8 @@ def test_rounds_of_kills(own_cloud, registry, monkeypatch):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         elif whom == "supervise":
-            os.kill(cloud.helper_pid("supervise"), signal.SIGKILL)
+            # The one before may have been killed just now.
+            os.kill(wait_for("a supervisor is there", lambda: cloud.helper_pid("supervise")), signal.SIGKILL)
         else:
             cloud.kill()
             cloud.start()
