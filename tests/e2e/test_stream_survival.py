@@ -285,7 +285,8 @@ def test_who_leaves_pays_what_was_written_whatever_the_contract(edge, replicas, 
     answer.close()
     (left,) = wait_for("it is counted", edge.records)
     assert left["outcome"] == "client_left" and left["prompt_tokens"] > 0, left
-    assert left["completion_tokens"] >= 18, left
+    # Up to three events come before the first token's.
+    assert left["completion_tokens"] >= 17, left
 
 
 def test_nothing_said_twice_and_no_header_leads_past_the_accounts(edge, replicas):

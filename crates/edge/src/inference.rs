@@ -79,10 +79,9 @@ impl Asks {
         }
     }
 
-    /// Whether the platform's engine tells what another needs to go on with a streamed answer. The others pass as they are,
-    /// and what they cost is read off them.
+    /// Whether the platform's engine tells what another needs to go on with a streamed answer.
     fn can_move(self) -> bool {
-        matches!(self.0, Endpoint::ChatCompletions | Endpoint::Completions)
+        !matches!(self.0, Endpoint::Embeddings)
     }
 
     /// Whether an engine must be asked to say what a streamed answer costs.

@@ -46,7 +46,7 @@ use crate::schedule::Priority;
 
 use error::ApiError;
 use fields::Fields;
-use handover::{Continued, Handover};
+use handover::{Begin, Continued, Handover};
 use parameters::Parameters;
 use reply::{Head, Kind};
 use stream::{Answers, Stream};
@@ -255,27 +255,22 @@ async fn route(front: &Front, request: HttpRequest<Incoming>) -> Result<Response
             let handover = Handover::of(request.headers())?;
             let chat = path == "/v1/chat/completions";
             let body = body(request).await?;
-            let mut response = generate(served, chat, body, caller, handover).await?;
-            if handover.asks {
-                let headers = response.headers_mut();
-                headers.insert(handover::ASK, handover::TOKENS);
-                if let Some(state) = state::header(&served.engine.figures()) {
-                    headers.insert(handover::STATE, state);
-                }
-            }
-            Ok(response)
+            let response = generate(served, chat, body, caller, handover).await?;
+            Ok(says_more(response, handover, served))
         }
         MESSAGES | RESPONSES | FIM => {
             let served = served.ok_or_else(loading)?;
             front.check_stopping()?;
             let caller = caller(&request)?;
+            let handover = Handover::of(request.headers())?;
             let read: Read = match path {
                 MESSAGES => messages::read,
                 RESPONSES => responses::read,
                 _ => fim::read,
             };
             let body = body(request).await?;
-            tell(served, read, body, caller).await
+            let response = tell(served, read, body, caller, handover).await?;
+            Ok(says_more(response, handover, served))
         }
         COUNT_TOKENS => {
             let served = served.ok_or_else(loading)?;
@@ -317,20 +312,57 @@ async fn reading<T: Send + 'static>(
 /// Reads a request of one of the contracts that `told` writes.
 type Read = fn(&Served, &[u8], &Caller) -> Result<Question, ApiError>;
 
+/// Says to an edge that asks that it is told beside the answer, and how full the engine is.
+fn says_more(mut response: Response<Body>, handover: Handover, served: &Served) -> Response<Body> {
+    if handover.asks {
+        let headers = response.headers_mut();
+        headers.insert(handover::ASK, handover::TOKENS);
+        if let Some(state) = state::header(&served.engine.figures()) {
+            headers.insert(handover::STATE, state);
+        }
+    }
+    response
+}
+
 async fn tell(
     served: &Arc<Served>,
     read: Read,
     body: Bytes,
     caller: Caller,
+    handover: Handover,
 ) -> Result<Response<Body>, ApiError> {
     let reader = served.clone();
-    let question = reading(move || read(&reader, &body, &caller)).await?;
-    let prompt = question.request.prompt.len();
+    let read = move || {
+        let (body, state) = handover.split(&body)?;
+        let mut question = read(&reader, &body, &caller)?;
+        let may_call = question.tools.is_some();
+        let resume = |state| {
+            handover::resume(
+                &reader.model,
+                &mut question.request,
+                question.stream,
+                may_call,
+                state,
+            )
+        };
+        let resumed = state.map(resume).transpose()?;
+        Ok::<_, ApiError>((question, resumed))
+    };
+    let (question, resumed) = reading(read).await?;
+    let (prompt, seed) = (question.request.prompt.len(), question.request.seed);
     served.engine.submit(question.request)?;
     let mut telling = Telling::new(question.receiver, prompt, question.tools, question.shape);
     telling.begun().await?;
+    let replayed = resumed.map(|Continued { begin, texts }| {
+        telling.goes_on(&begin);
+        texts
+    });
     if question.stream {
-        Ok(events(Body::Told(Box::new(telling.stream()))))
+        let told = handover
+            .asks
+            .then(|| telling.begin(seed, served.model.identity.clone()));
+        let telling = telling.stream(told.as_ref(), replayed);
+        Ok(events(Body::Told(Box::new(telling))))
     } else {
         Ok(json_body(&telling.whole().await?))
     }
@@ -351,9 +383,9 @@ async fn generate(
         } else {
             completions::read(&reader, &body, &caller)
         }?;
-        let resumed = state
-            .map(|state| handover::resume(&reader.model, &mut asked, state))
-            .transpose()?;
+        let (stream, may_call) = (asked.parameters.stream, asked.tools.is_some());
+        let resume = |state| handover::resume(&reader.model, &mut asked.request, stream, may_call, state);
+        let resumed = state.map(resume).transpose()?;
         Ok::<_, ApiError>((asked, resumed))
     };
     let (asked, resumed) = reading(read).await?;
@@ -384,10 +416,15 @@ async fn generate(
         answers.usage.cached = begun.cached;
     }
     if parameters.stream {
-        let told = handover
-            .asks
-            .then(|| handover::begin(&answers.head, seed, answers.usage, &served.model));
-        let stream = answers.stream(parameters.stream_usage, told, replayed);
+        let told = handover.asks.then(|| Begin {
+            id: answers.head.id.clone(),
+            created: answers.head.created,
+            seed,
+            prompt_tokens: answers.usage.prompt,
+            cached: answers.usage.cached,
+            model: served.model.identity.clone(),
+        });
+        let stream = answers.stream(parameters.stream_usage, told.as_ref(), replayed);
         let body = Body::Stream(Box::new(stream));
         Ok(events(body))
     } else {

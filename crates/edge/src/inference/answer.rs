@@ -11,7 +11,7 @@ use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use std::pin::Pin;
-use tram_types::inference::Outcome;
+use tram_types::inference::{Endpoint, Outcome};
 
 use crate::pipeline::Exchange;
 
@@ -155,6 +155,8 @@ impl Passed {
                 self.question.receipt.write(Outcome::Failed);
                 if self.events {
                     return Some(Ok(Frame::data(super::streamed::broken(
+                        self.question.kind,
+                        self.pieces,
                         "the instance that wrote this answer is gone, and its engine cannot have another go on",
                     ))));
                 }
@@ -193,7 +195,7 @@ impl Passed {
         let mut cost = usage(&self.tail)
             .or_else(|| self.head.take())
             .unwrap_or_else(|| self.question.estimate());
-        let written = match self.events || self.question.embeds {
+        let written = match self.events || self.question.kind == Endpoint::Embeddings {
             true => self.pieces,
             false => u64::try_from(self.bytes.div_ceil(BYTES_OF_A_TOKEN)).unwrap_or(u64::MAX),
         };

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
 use tram_types::engine::Engine;
-use tram_types::inference::{Outcome, TokenRecord};
+use tram_types::inference::{Endpoint as Kind, Outcome, TokenRecord};
 use tram_types::{DeploymentId, ServiceId};
 
 use crate::alarm::Alarm;
@@ -85,8 +85,8 @@ pub(crate) struct Question {
     pub(super) streams: bool,
     /// The engine is asked to say what it costs, and the caller did not ask.
     pub(super) hides_usage: bool,
-    /// Its answer is vectors, and no text.
-    pub(super) embeds: bool,
+    /// What it asks for.
+    pub(super) kind: Kind,
     /// Answers to the one prompt.
     pub(super) answers: u32,
     pub(super) receipt: Receipt,
@@ -264,7 +264,7 @@ impl Question {
             prompt,
             streams,
             hides_usage,
-            embeds: asks.0 == tram_types::inference::Endpoint::Embeddings,
+            kind: asks.0,
             answers,
             reading: None,
             endpoint: None,

@@ -26,7 +26,7 @@ use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 use tokio::time::{Sleep, sleep};
-use tram_types::inference::Outcome;
+use tram_types::inference::{Endpoint, Outcome};
 
 use crate::forward::Answer;
 use crate::pipeline::Exchange;
@@ -46,7 +46,8 @@ const FRUITLESS_MAX: usize = 2;
 const COMMENT_PERIOD: Duration = Duration::from_secs(10);
 const COMMENT: &[u8] = b": continuing\n\n";
 const DONE: &[u8] = b"data: [DONE]\n\n";
-const ERROR: &[u8] = b"data: {\"error\"";
+/// What an event that says an error begins with: in OpenAI's older contracts, and in its newer one and Anthropic's.
+const ERRORS: [&[u8]; 2] = [b"data: {\"error\"", b"event: error"];
 
 type Continuing = Pin<Box<dyn Future<Output = (Box<Question>, Result<Answer, GiveUp>)> + Send>>;
 
@@ -77,6 +78,8 @@ pub(super) struct Streamed {
     several: bool,
     /// Events shown that no tokens were told for: each is a token at least.
     untold: u64,
+    /// Events shown, where they are numbered.
+    events: u64,
     /// More tokens came than are kept.
     too_long: bool,
     continuations: usize,
@@ -97,16 +100,36 @@ impl std::fmt::Debug for Streamed {
     }
 }
 
-/// The last event of an answer that cannot go on, in OpenAI's shape.
-pub(super) fn broken(why: &str) -> Bytes {
-    let error = json!({"error": {
-        "message": format!("The answer broke off: {why}."),
-        "type": "server_error",
-        "param": null,
-        "code": "stream_broken",
-    }});
+/// The last event of an answer that cannot go on, as clients of `endpoint` read it. `events` came before it.
+pub(super) fn broken(endpoint: Endpoint, events: u64, why: &str) -> Bytes {
+    const CODE: &str = "stream_broken";
+    let message = format!("The answer broke off: {why}.");
+    let (name, error) = match endpoint {
+        Endpoint::Messages => (
+            "event: error\n",
+            json!({"type": "error", "error": {"type": "api_error", "message": message}}),
+        ),
+        Endpoint::Responses => (
+            "event: error\n",
+            json!({
+                "type": "error", "code": CODE, "message": message, "param": null, "sequence_number": events,
+            }),
+        ),
+        _ => (
+            "",
+            json!({"error": {"message": message, "type": "server_error", "param": null, "code": CODE}}),
+        ),
+    };
     // Ends what may have come of an event.
-    Bytes::from(format!("\n\ndata: {error}\n\n"))
+    Bytes::from(format!("\n\n{name}data: {error}\n\n"))
+}
+
+/// Events in what is shown: of those that count together each has data of its own.
+fn count(shown: &[u8]) -> u64 {
+    let data = shown
+        .split(|byte| *byte == b'\n')
+        .filter(|line| line.starts_with(b"data:"));
+    u64::try_from(data.count()).unwrap_or(u64::MAX)
 }
 
 /// What the first line of an answer says that we understand.
@@ -122,6 +145,7 @@ impl Streamed {
         Self {
             several: question.answers != 1,
             untold: 0,
+            events: 0,
             at: At::Reading { question, incoming },
             exchange: Some(exchange),
             splitter: Splitter::default(),
@@ -189,14 +213,17 @@ impl Streamed {
         let At::Reading { question, .. } = &mut self.at else {
             return false;
         };
-        let mut is_told = false;
+        let (mut is_told, mut is_last) = (false, &event.shown[..] == DONE);
         if let Some(told) = event.told {
             let Told {
                 begin,
                 tokens,
                 end,
                 stopping,
+                done,
+                ..
             } = told;
+            is_last |= done;
             if stopping {
                 self.broke();
                 return false;
@@ -221,16 +248,21 @@ impl Streamed {
         if event.shown.is_empty() {
             return true;
         }
-        if event.shown.starts_with(ERROR) {
+        if ERRORS.iter().any(|error| event.shown.starts_with(error)) {
             self.outcome = Some(Outcome::Failed);
         }
-        let is_last = &event.shown[..] == DONE;
         if !is_told && self.held.is_none() {
             self.untold += 1;
         }
         match &mut self.held {
             Some(held) => held.push(event.shown),
-            None => self.ready.push_back(event.shown),
+            None => {
+                // Which number the next one has, where they have any.
+                if question.kind == Endpoint::Responses {
+                    self.events += count(&event.shown);
+                }
+                self.ready.push_back(event.shown);
+            }
         }
         if is_last {
             self.outcome = Some(Outcome::Complete);
@@ -372,7 +404,7 @@ impl Streamed {
             question.counted_so_far(self.so_far());
         }
         question.receipt.write(Outcome::Failed);
-        self.ready.push_back(broken(why));
+        self.ready.push_back(broken(question.kind, self.events, why));
         self.at = At::Ended;
     }
 

@@ -20,6 +20,8 @@ pub(crate) const RESUME: &str = "x-tram-resume";
 const STATE: &str = "x-tram-engine-state";
 /// What a line for us begins with.
 const MARK: &[u8] = b": tram ";
+/// Events that count together or not at all: what one token gives free is three at most.
+const TOGETHER_MAX: usize = 8;
 /// Longest event: a call of a tool is one, and may be as long as an answer. Stops an engine that never ends one.
 pub(super) const EVENT_MAX_BYTES: usize = 8 * 1024 * 1024;
 
@@ -78,9 +80,13 @@ pub(crate) struct Told {
     pub(crate) end: Option<Usage>,
     /// The engine ends before the answer does.
     pub(crate) stopping: bool,
+    /// What follows is the last event.
+    pub(crate) done: bool,
+    /// So many events count together with this, where it is more than one.
+    events: usize,
 }
 
-/// A whole event.
+/// A whole event, or several that count together.
 #[derive(Debug)]
 pub(crate) struct Event {
     pub(crate) told: Option<Told>,
@@ -94,6 +100,8 @@ pub(crate) struct Splitter {
     buffer: BytesMut,
     /// Up to where no event ends.
     looked: usize,
+    /// What is here of events that count together, and how many of them are still to come.
+    together: Option<(Event, usize)>,
 }
 
 /// What cannot be taken apart.
@@ -102,15 +110,36 @@ pub(crate) struct TooLong;
 
 impl Splitter {
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), TooLong> {
-        if self.buffer.len() + bytes.len() > EVENT_MAX_BYTES {
+        let held = self.together.as_ref().map_or(0, |(event, _)| event.shown.len());
+        if held + self.buffer.len() + bytes.len() > EVENT_MAX_BYTES {
             return Err(TooLong);
         }
         self.buffer.extend_from_slice(bytes);
         Ok(())
     }
 
-    /// The next event that is here whole.
+    /// The next event that is here whole, with those that belong to it.
     pub(crate) fn next(&mut self) -> Option<Event> {
+        loop {
+            let next = self.next_one()?;
+            let (event, missing) = match self.together.take() {
+                None => {
+                    let together = next.told.as_ref().map_or(0, |told| told.events);
+                    (next, together.min(TOGETHER_MAX).saturating_sub(1))
+                }
+                Some((mut event, missing)) => {
+                    event.shown = [event.shown, next.shown].concat().into();
+                    (event, missing - 1)
+                }
+            };
+            if missing == 0 {
+                return Some(event);
+            }
+            self.together = Some((event, missing));
+        }
+    }
+
+    fn next_one(&mut self) -> Option<Event> {
         let rest = &self.buffer[self.looked..];
         let Some(at) = rest.windows(2).position(|two| two == b"\n\n") else {
             self.looked = self.buffer.len().saturating_sub(1);
@@ -125,6 +154,7 @@ impl Splitter {
     pub(crate) fn clear(&mut self) {
         self.buffer.clear();
         self.looked = 0;
+        self.together = None;
     }
 }
 
@@ -204,6 +234,28 @@ mod tests {
             let tokens: Vec<u32> = all.into_iter().flat_map(|(_, tokens)| tokens).collect();
             assert_eq!(tokens, [5, 6, 7]);
         }
+    }
+
+    #[test]
+    fn events_that_belong_together_come_together_or_not_at_all() {
+        const STREAM: &str =
+            ": tram {\"tokens\":[5],\"events\":2}\nevent: a\ndata: 1\n\nevent: b\ndata: 2\n\ndata: 3\n\n";
+        for size in 1..=STREAM.len() {
+            let mut splitter = Splitter::default();
+            let mut all = Vec::new();
+            for part in STREAM.as_bytes().chunks(size) {
+                splitter.push(part).expect("short");
+                all.extend(events(&mut splitter));
+            }
+            let together = "event: a\ndata: 1\n\nevent: b\ndata: 2\n\n".to_owned();
+            assert_eq!(all, [(together, vec![5]), ("data: 3\n\n".to_owned(), Vec::new())]);
+        }
+        let mut splitter = Splitter::default();
+        splitter.push(&STREAM.as_bytes()[..60]).expect("short");
+        assert!(splitter.next().is_none(), "the second is not there");
+        splitter.clear();
+        splitter.push(b"data: 4\n\n").expect("short");
+        assert_eq!(events(&mut splitter), [("data: 4\n\n".to_owned(), Vec::new())]);
     }
 
     #[test]

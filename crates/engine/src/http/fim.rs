@@ -86,6 +86,15 @@ impl Fim {
 }
 
 impl Shape for Fim {
+    fn head(&self) -> (&str, i64) {
+        (&self.id, self.created)
+    }
+
+    fn goes_on(&mut self, id: &str, created: i64) {
+        id.clone_into(&mut self.id);
+        self.created = created;
+    }
+
     fn whole(&mut self, told: &Told) -> Value {
         let message = json!({"role": "assistant", "content": told.said(), "tool_calls": null});
         let choice = json!({"index": 0, "message": message, "finish_reason": reason(told)});

@@ -7,7 +7,9 @@
 //! ```text
 //! : tram {"begin":{"id":…,"created":…,"seed":…,"cached":…,"model":…}}   with the first chunk, if there is one
 //! : tram {"tokens":[…]}      before the text that they gave free; alone where they gave none
+//! : tram {"tokens":[…],"events":2}   the same before two events, which count together or not at all
 //! : tram {"end":{…}}         nothing that follows is to be shown before all of it is there
+//! : tram {"done":true}       before the last event, where it is not OpenAI's `[DONE]`
 //! : tram {"stopping":true}   the engine ends: go on elsewhere
 //! ```
 //!
@@ -17,13 +19,13 @@
 use bytes::Bytes;
 use hyper::header::{HeaderMap, HeaderValue};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::Asked;
 use super::error::ApiError;
-use super::reply::{Head, Usage};
+use super::reply::Usage;
 use crate::cache::Token;
 use crate::model::Model;
+use crate::request::Request;
 use crate::writing::{Misfit, replay};
 
 /// What an edge asks by, and what the answer says when it is told.
@@ -103,18 +105,24 @@ pub(super) struct Continued {
     pub(super) texts: Vec<(Token, String)>,
 }
 
-/// Puts the request where the other engine left it. Takes time for the grammar.
-pub(super) fn resume(model: &Model, asked: &mut Asked, state: State) -> Result<Continued, ApiError> {
-    let request = &mut asked.request;
+/// Puts the request where the other engine left it. Takes time for the grammar. `stream`: it is to be streamed;
+/// `may_call`: it may call tools.
+pub(super) fn resume(
+    model: &Model,
+    request: &mut Request,
+    stream: bool,
+    may_call: bool,
+    state: State,
+) -> Result<Continued, ApiError> {
     if state.begin.model != model.identity {
         return Err(ApiError::cannot_resume(
             "this engine serves another model than the one that began the answer",
         ));
     }
-    if request.answers != 1 || !asked.parameters.stream {
+    if request.answers != 1 || !stream {
         return Err(ApiError::cannot_resume("only one streamed answer can go on"));
     }
-    if asked.tools.is_some() && request.log_probabilities.is_some() {
+    if may_call && request.log_probabilities.is_some() {
         return Err(ApiError::cannot_resume(
             "log probabilities of a possible call are not known any more",
         ));
@@ -136,22 +144,26 @@ pub(super) fn resume(model: &Model, asked: &mut Asked, state: State) -> Result<C
     })
 }
 
-/// The first line.
-pub(super) fn begin(head: &Head, seed: u64, usage: Usage, model: &Model) -> Bytes {
-    let begin = Begin {
-        id: head.id.clone(),
-        created: head.created,
-        seed,
-        prompt_tokens: usage.prompt,
-        cached: usage.cached,
-        model: model.identity.clone(),
-    };
-    Bytes::from(format!("{MARK}{}\n", json!({ "begin": begin })))
+/// The first line, before `events` that belong to it.
+pub(super) fn begin(begin: &Begin, events: usize) -> String {
+    line(json!({ "begin": begin }), events)
 }
 
-/// The line for tokens; what they gave free follows it, or an empty line.
-pub(super) fn tokens(tokens: &[Token]) -> String {
-    format!("{MARK}{}\n", json!({ "tokens": tokens }))
+/// The line for tokens; what they gave free follows it as `events`, or an empty line.
+pub(super) fn tokens(tokens: &[Token], events: usize) -> String {
+    line(json!({ "tokens": tokens }), events)
+}
+
+fn line(mut told: Value, events: usize) -> String {
+    if events > 1 {
+        told["events"] = events.into();
+    }
+    format!("{MARK}{told}\n")
+}
+
+/// The line before the last event.
+pub(super) fn done() -> String {
+    line(json!({"done": true}), 1)
 }
 
 /// The line before the end.

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::error::ApiError;
-use super::handover;
+use super::handover::{self, Begin};
 use super::reply::{Answer, Head, Usage};
 use super::tools::Tools;
 use crate::cache::Token;
@@ -114,7 +114,7 @@ impl Answers {
     pub(crate) fn stream(
         self,
         with_usage: bool,
-        told: Option<Bytes>,
+        told: Option<&Begin>,
         replayed: Option<Vec<(Token, String)>>,
     ) -> Stream {
         let one = self.answers.len() == 1;
@@ -142,9 +142,10 @@ impl Answers {
         }
         if let Some(told) = told {
             // One event with the first chunk: an edge that has one has both, and the role is not lost with the engine.
+            let told = handover::begin(told, 1);
             let told = match stream.lines.pop_front() {
-                Some(opening) => [told, opening].concat().into(),
-                None => [&told[..], b"\n"].concat().into(),
+                Some(opening) => [told.as_bytes(), &opening].concat().into(),
+                None => (told + "\n").into(),
             };
             stream.lines.push_front(told);
         }
@@ -172,7 +173,7 @@ pub(crate) struct Stream {
 impl Stream {
     fn send(&mut self, value: &Value) {
         let told = match std::mem::take(&mut self.tokens) {
-            tokens if self.tells_tokens && !tokens.is_empty() => handover::tokens(&tokens),
+            tokens if self.tells_tokens && !tokens.is_empty() => handover::tokens(&tokens, 1),
             _ => String::new(),
         };
         self.lines
@@ -216,7 +217,7 @@ impl Stream {
     /// Tokens that gave no text free are told at once: whoever goes on must know of them.
     fn tell_tokens(&mut self) {
         if self.tells_tokens && !self.tokens.is_empty() {
-            let told = handover::tokens(&std::mem::take(&mut self.tokens));
+            let told = handover::tokens(&std::mem::take(&mut self.tokens), 1);
             self.lines.push_back(Bytes::from(told + "\n"));
         }
     }

@@ -15,8 +15,10 @@ use serde_json::Value;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::error::ApiError;
+use super::handover::{self, Begin};
 use super::reply::{Call, Usage};
 use super::tools::Tools;
+use crate::cache::Token;
 use crate::request::{End, Event, Failure, Request};
 
 /// A request that was read, and how its answer is told.
@@ -50,6 +52,10 @@ impl Told {
 
 /// How a vendor writes an answer down.
 pub(super) trait Shape: Debug + Send {
+    /// Its id, and when it began in seconds since 1970.
+    fn head(&self) -> (&str, i64);
+    /// It is the rest of an answer that another engine began with this head.
+    fn goes_on(&mut self, id: &str, created: i64);
     fn whole(&mut self, told: &Told) -> Value;
     /// A stream begins: the prompt was read.
     fn open(&mut self, told: &Told, lines: &mut Lines);
@@ -91,6 +97,8 @@ pub(crate) struct Telling {
     told: Told,
     lines: Lines,
     ended: bool,
+    /// An edge is told what it needs to have another engine go on.
+    tells: bool,
 }
 
 impl Telling {
@@ -114,6 +122,26 @@ impl Telling {
             },
             lines: Lines::default(),
             ended: false,
+            tells: false,
+        }
+    }
+
+    /// What another engine began with, as far as it shows.
+    pub(super) fn goes_on(&mut self, begun: &Begin) {
+        self.told.usage.cached = begun.cached;
+        self.shape.goes_on(&begun.id, begun.created);
+    }
+
+    /// What all parts of the answer have in common.
+    pub(super) fn begin(&self, seed: u64, model: String) -> Begin {
+        let (id, created) = self.shape.head();
+        Begin {
+            id: id.to_owned(),
+            created,
+            seed,
+            prompt_tokens: self.told.usage.prompt,
+            cached: self.told.usage.cached,
+            model,
         }
     }
 
@@ -143,9 +171,36 @@ impl Telling {
     }
 
     /// As a stream of events.
-    pub(super) fn stream(mut self) -> Self {
+    ///
+    /// `told`: what an edge is told first, when it asked; then it is told everything. `replayed`: tokens that another
+    /// engine generated and sent, with the text of each; nothing of them is sent again.
+    pub(super) fn stream(mut self, told: Option<&Begin>, replayed: Option<Vec<(Token, String)>>) -> Self {
         self.shape.open(&self.told, &mut self.lines);
+        if let Some(replayed) = replayed {
+            for (token, text) in replayed {
+                self.tell(Event::Token {
+                    answer: 0,
+                    token,
+                    text,
+                    likely: None,
+                });
+            }
+            self.lines.0.clear();
+        }
+        if let Some(told) = told {
+            self.tells = true;
+            let events = self.lines.0.len();
+            self.mark(0, handover::begin(told, events));
+        }
         self
+    }
+
+    /// Puts a line for the edge before the events from `at` on; alone where there are none.
+    fn mark(&mut self, at: usize, line: String) {
+        match self.lines.0.get_mut(at) {
+            Some(first) => *first = [line.as_bytes(), first].concat().into(),
+            None => self.lines.0.push_back((line + "\n").into()),
+        }
     }
 
     fn take(&mut self, event: Event) {
@@ -160,6 +215,9 @@ impl Telling {
             }
             Event::Failed(failure) => {
                 self.ended = true;
+                if self.tells && failure == Failure::Stopping {
+                    self.lines.0.push_back(Bytes::from_static(handover::STOPPING));
+                }
                 self.shape.fail(&failure.into(), &mut self.lines);
             }
         }
@@ -167,6 +225,11 @@ impl Telling {
 
     /// Takes an event and tells what can be told now.
     fn tell(&mut self, event: Event) {
+        let token = match &event {
+            Event::Token { token, .. } if self.tells => Some(*token),
+            _ => None,
+        };
+        let from = self.lines.0.len();
         self.take(event);
         if self.ended {
             return;
@@ -182,8 +245,19 @@ impl Telling {
             }
             self.told.sent = self.told.text.len();
         }
+        // What a token gave free counts with it or not at all.
+        if let Some(token) = token {
+            let events = self.lines.0.len() - from;
+            self.mark(from, handover::tokens(&[token], events));
+        }
         if ended {
+            if self.tells {
+                self.lines.0.insert(from, handover::end(self.told.usage));
+            }
             self.shape.close(&self.told, &mut self.lines);
+            if self.tells {
+                self.mark(self.lines.0.len() - 1, handover::done());
+            }
             self.ended = true;
         }
     }

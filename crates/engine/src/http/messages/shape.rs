@@ -73,6 +73,15 @@ impl Messages {
 }
 
 impl Shape for Messages {
+    fn head(&self) -> (&str, i64) {
+        // Messages have no time.
+        (&self.id, 0)
+    }
+
+    fn goes_on(&mut self, id: &str, _created: i64) {
+        id.clone_into(&mut self.id);
+    }
+
     fn whole(&mut self, told: &Told) -> Value {
         let mut content: Vec<Value> = Vec::new();
         if !told.said().is_empty() {

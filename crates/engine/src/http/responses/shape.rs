@@ -37,10 +37,11 @@ pub(super) struct Responses {
 
 impl Responses {
     pub(super) fn new(asked: Asked) -> Self {
+        let id = format!("resp_{}", uuid::Uuid::new_v4().simple());
         Self {
             asked,
-            id: format!("resp_{}", uuid::Uuid::new_v4().simple()),
-            message: format!("msg_{}", uuid::Uuid::new_v4().simple()),
+            message: message_id(&id),
+            id,
             created: jiff::Timestamp::now().as_second(),
             sent: 0,
             open: false,
@@ -127,6 +128,16 @@ impl Responses {
 }
 
 impl Shape for Responses {
+    fn head(&self) -> (&str, i64) {
+        (&self.id, self.created)
+    }
+
+    fn goes_on(&mut self, id: &str, created: i64) {
+        id.clone_into(&mut self.id);
+        self.message = message_id(id);
+        self.created = created;
+    }
+
     fn whole(&mut self, told: &Told) -> Value {
         self.ended(told)
     }
@@ -197,6 +208,11 @@ impl Shape for Responses {
         });
         self.number(event, lines);
     }
+}
+
+/// The id of a response's one message: whoever goes on with the response has the same.
+fn message_id(id: &str) -> String {
+    format!("msg_{}", id.strip_prefix("resp_").unwrap_or(id))
 }
 
 fn status(told: &Told) -> &'static str {
