@@ -11,8 +11,8 @@ def _text(value):
     return struct.pack("<Q", len(data)) + data
 
 
-def tiny(name="Tiny", context_length=4096, salt=0):
-    """A model with two layers and no sense. Another salt, another file."""
+def tiny(name="Tiny", context_length=4096, salt=0, weights=bytes(4 * 64)):
+    """A model with two layers and no sense. Another salt, another file. `weights`: numbers of 4 bytes."""
     keys = [
         ("general.architecture", "llama"), ("general.name", name), ("llama.context_length", context_length),
         ("llama.block_count", 2), ("llama.embedding_length", 64), ("llama.attention.head_count", 4),
@@ -25,8 +25,8 @@ def tiny(name="Tiny", context_length=4096, salt=0):
             out += struct.pack("<I", STRING) + _text(value)
         else:
             out += struct.pack("<II", UINT32, value)
-    out += _text("weights") + struct.pack("<IQIQ", 1, 64, F32, 0)
-    return out + bytes(-len(out) % 32) + bytes(4 * 64)
+    out += _text("weights") + struct.pack("<IQIQ", 1, len(weights) // 4, F32, 0)
+    return out + bytes(-len(out) % 32) + weights
 
 
 # What is wrong with a file, and what is said of it.

@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import http.server
 import json
+import os
 import re
 import threading
 
@@ -220,21 +221,26 @@ class Files(http.server.BaseHTTPRequestHandler):
     wanted = None
     shown = []
     leads_to = None
+    # Called with each part that is asked for by its end as well.
+    on_part = staticmethod(lambda start, end: None)
 
     def log_message(self, *words):
         pass
 
     def do_GET(self):
-        start = 0
+        start, end = 0, len(self.content)
         if self.headers.get("range") and self.headers.get("if-range") == self.tag:
-            start = int(self.headers["range"].removeprefix("bytes=").rstrip("-"))
+            start, _, last = self.headers["range"].removeprefix("bytes=").partition("-")
+            start, end = int(start), int(last or end - 1) + 1
+            if last:
+                self.on_part(start, end)
         type(self).asked.append((self.path, start))
         type(self).shown.append(self.headers.get("authorization"))
         if self.wanted and self.shown[-1] != f"Bearer {self.wanted}":
             self.send_response(401)
             self.send_header("content-length", "0")
             return self.end_headers()
-        rest = self.content[start:]
+        rest = self.content[start:end]
         if self.leads_to:
             self.send_response(302)
             self.send_header("location", self.leads_to)
@@ -251,12 +257,18 @@ class Files(http.server.BaseHTTPRequestHandler):
             return self.end_headers()
         self.send_response(206 if start else 200)
         if start:
-            self.send_header("content-range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
+            self.send_header("content-range", f"bytes {start}-{end - 1}/{len(self.content)}")
+        self.send_header("accept-ranges", "bytes")
         self.send_header("content-length", str(len(rest)))
         self.send_header("etag", self.tag)
         self.end_headers()
-        self.wfile.write(rest[: self.cut_after])
-        self.wfile.flush()
+        try:
+            self.wfile.write(rest[: self.cut_after])
+            self.wfile.flush()
+        except OSError:
+            # The rest comes by other connections.
+            self.close_connection = True
+            return
         if len(rest) > self.cut_after:
             self.close_connection = True
             self.connection.shutdown(2)
@@ -315,6 +327,47 @@ def test_a_model_is_pulled_and_goes_on_where_it_was_cut_off(cloud, files):
     files.content = b"<html>not a model</html>" * 100
     refused = pull(f"{files.url}/page.gguf", check=False)
     assert refused.returncode == 1 and "does not start with `GGUF`" in refused.stderr
+
+
+def test_a_large_file_comes_in_parts_side_by_side(cloud, files, store_of_files):
+    # Five parts: the first by the first answer, the others together.
+    part = 16 * 1024 * 1024
+    store_of_files.content = gguf.tiny(weights=os.urandom(5 * part - 4096))
+    store_of_files.tag = files.tag = '"large"'
+    files.leads_to = f"{store_of_files.url}/a-blob"
+    digest = hashlib.sha256(store_of_files.content).hexdigest()
+    together = threading.Barrier(4, timeout=60)
+    parts = []
+
+    def part_asked(start, end):
+        together.wait()
+        parts.append((start, end))
+
+    store_of_files.on_part = staticmethod(part_asked)
+    pull = ("models", "pull", "--data-dir", cloud.data)
+    cloud.tram(*pull, f"{files.url}/large.gguf", "--sha256", digest, "--name", "large", timeout=120)
+    parts.sort()
+    assert len(parts) == 4 and parts[-1][1] == len(store_of_files.content)
+    assert all(before[1] == after[0] for before, after in zip(parts, parts[1:])) and parts[0][0] >= part
+    assert len(files.asked) == 1, "where the first answer led, the others are asked for"
+    # A part that breaks, another that is refused, and a file that changes meanwhile.
+    troubles = ["cut", "changed"]
+
+    def trouble(start, end):
+        if start >= 3 * part and troubles:
+            match troubles.pop(0):
+                case "cut":
+                    raise ConnectionAbortedError
+                case "changed":
+                    store_of_files.content = gguf.tiny(weights=os.urandom(5 * part - 4096))
+                    store_of_files.tag = '"other"'
+
+    store_of_files.on_part = staticmethod(trouble)
+    cloud.tram(*pull, f"{files.url}/larger.gguf", "--name", "larger", timeout=120)
+    assert not troubles
+    shown = json.loads(cloud.tram("models", "show", "larger", "--output", "json").stdout)
+    assert shown["digest"] == f"sha256:{hashlib.sha256(store_of_files.content).hexdigest()}"
+    assert not list((cloud.data / "models" / "downloads").iterdir())
 
 
 def test_a_token_of_the_hub_is_shown_to_the_hub_alone(cloud, files, store_of_files, monkeypatch):

@@ -1,17 +1,21 @@
 //! A model's file from the web (`registry` has it from elsewhere): fetched once, gone on with where it was cut off, and looked at before it is whole.
 //!
 //! The download lies in `models/downloads`, under a name made of its URL, with the server's tag of it beside. A tag that
-//! changed means another file, and the download begins anew. As soon as the header is there, what the file says of itself
+//! changed means another file, and the download begins anew. A large file comes in [`pieces`] side by side. As soon as the header is there, what the file says of itself
 //! decides whether the rest is worth fetching.
+
+mod pieces;
 
 use std::{
     fs::{File, OpenOptions},
     io::{Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    pin::pin,
     time::Duration,
 };
 
 use anyhow::{Context, bail};
+use futures_util::StreamExt;
 use reqwest::{
     Response, StatusCode,
     header::{CONTENT_RANGE, ETAG, IF_RANGE, RANGE},
@@ -22,6 +26,7 @@ use tokio::time::Instant;
 use tram_cli::Printer;
 use tram_model::{Gguf, gguf, memory, source::is_of_this_machine};
 
+use self::pieces::PIECE_BYTES;
 use crate::{images::mib, paths::Paths};
 
 /// How long a connection may take to come about.
@@ -219,11 +224,19 @@ impl Download<'_> {
         // A weak tag is no promise that bytes are the same.
         let tag = tag.filter(|tag| !tag.starts_with("W/")).unwrap_or_default();
         std::fs::write(&self.tag_path, tag)?;
+        // Where pieces can come side by side, this answer is for the first alone; what is short comes in one.
+        let source = pieces::Source::of(&self.client, self.url, self.token, &response, tag);
+        let source = source.zip(total.filter(|total| *total > from + 2 * PIECE_BYTES));
+        let first_ends = match source {
+            Some(_) => from + PIECE_BYTES,
+            None => u64::MAX,
+        };
         let mut have = from;
-        while let Some(chunk) = response
-            .chunk()
-            .await
-            .map_err(|error| Failure::Passing(error.into()))?
+        while have < first_ends
+            && let Some(chunk) = response
+                .chunk()
+                .await
+                .map_err(|error| Failure::Passing(error.into()))?
         {
             file.write_all(&chunk)?;
             have = have.saturating_add(u64::try_from(chunk.len()).unwrap_or(0));
@@ -233,11 +246,30 @@ impl Download<'_> {
             self.look(have, total)?;
             self.note(have, total);
         }
+        drop(response);
+        if let Some((source, total)) = source {
+            let mut pieces = pin!(source.pieces(have..total));
+            while let Some(piece) = pieces.next().await {
+                let piece = piece.map_err(|error| self.passing(error))?;
+                file.write_all(&piece)?;
+                have = have.saturating_add(u64::try_from(piece.len()).unwrap_or(0));
+                self.look(have, Some(total))?;
+                self.note(have, Some(total));
+            }
+        }
         if total.is_some_and(|total| have < total) {
             return Err(Failure::Passing(anyhow::anyhow!("the transfer ended early")));
         }
         file.sync_all()?;
         Ok(())
+    }
+
+    /// Another try can help; from the beginning where it is another file now.
+    fn passing(&self, error: pieces::Error) -> Failure {
+        if matches!(error, pieces::Error::Changed) {
+            forget(&self.path);
+        }
+        Failure::Passing(error.into())
     }
 
     fn check_room(&self, missing: u64, size: Option<u64>) -> anyhow::Result<()> {
