@@ -16,7 +16,7 @@ import pytest
 
 import gguf
 import standin
-from cloud import wait_for
+from cloud import Cloud, wait_for
 from engine import WEIGHTS
 
 
@@ -368,6 +368,34 @@ def test_a_large_file_comes_in_parts_side_by_side(cloud, files, store_of_files):
     shown = json.loads(cloud.tram("models", "show", "larger", "--output", "json").stdout)
     assert shown["digest"] == f"sha256:{hashlib.sha256(store_of_files.content).hexdigest()}"
     assert not list((cloud.data / "models" / "downloads").iterdir())
+
+
+@pytest.fixture
+def small_store():
+    cloud = Cloud(models_space_max="3MiB").start()
+    yield cloud
+    cloud.remove()
+
+
+def test_models_that_nobody_uses_make_room_for_new_ones(small_store, tmp_path):
+    cloud = small_store
+    take = lambda name, salt, check=True: cloud.tram(
+        "models", "import", "--data-dir", cloud.data, name, write(salt), check=check)
+
+    def write(salt):
+        file = tmp_path / f"{salt}.gguf"
+        file.write_bytes(gguf.tiny(salt=salt, weights=bytes(1 << 20)))
+        return file
+
+    take("one", 1), take("two", 2)
+    assert "`one` was removed to make room" in take("three", 3).stderr
+    listed = lambda: {model["name"] for model in json.loads(cloud.tram("models", "list", "--output", "json").stdout)}
+    assert listed() == {"two", "three"}
+    large = tmp_path / "large.gguf"
+    large.write_bytes(gguf.tiny(weights=bytes(4 << 20)))
+    refused = cloud.tram("models", "import", "--data-dir", cloud.data, "large", large, check=False)
+    assert refused.returncode == 1 and "`models_space_max`" in refused.stderr
+    assert listed() == {"two", "three"}
 
 
 def test_a_token_of_the_hub_is_shown_to_the_hub_alone(cloud, files, store_of_files, monkeypatch):

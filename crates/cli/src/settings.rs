@@ -180,6 +180,9 @@ settings! {
     /// How much memory the models of this machine have together, such as `12GiB`: those that rest are put to sleep for
     /// others to wake. `auto` is three quarters of the machine's memory; `unlimited` bounds nothing.
     models_memory: ModelsMemory = ModelsMemory::Auto;
+    /// How much room the files of models may take together, such as `200GiB`: those that no deployment uses are removed for
+    /// new ones, the longest unused first. `disk` removes none.
+    models_space_max: CheckpointSpace = CheckpointSpace::Disk;
     /// How many services all pools of an organization may keep ready together: each of them runs all the time.
     pool_members_max: Count = Count(1000);
     /// How many minutes of an awake service may be spent, on average, so that one caller does not wait for a wake:

@@ -15,4 +15,4 @@ pub mod store;
 
 pub use gguf::Gguf;
 pub use source::Source;
-pub use store::{Digest, Error, Model, ModelStore};
+pub use store::{Digest, Error, Model, ModelStore, Taken};

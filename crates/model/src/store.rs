@@ -9,7 +9,7 @@
 //! One process at a time has the store open for writing; the composition root sees to that. Removals and new uses are
 //! decided under one lock, so that no deployment is given a file that is about to go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -117,6 +117,22 @@ pub enum Error {
         /// How many.
         deployments: usize,
     },
+    /// The store is bounded, and what deployments use leaves too little room.
+    #[error(
+        "the model takes {} MiB, and all models may take {} MiB together, of which deployments use {} MiB: raise the setting \
+         `models_space_max`, or delete services",
+        mib(*.size_bytes),
+        mib(*.max_bytes),
+        mib(*.used_bytes)
+    )]
+    NoRoom {
+        /// Size of the file.
+        size_bytes: u64,
+        /// What all may take together.
+        max_bytes: u64,
+        /// What cannot be removed.
+        used_bytes: u64,
+    },
     /// What arrived is not what was announced.
     #[error("what arrived has the checksum {found}, and {wanted} was expected: it was changed on the way")]
     Checksum {
@@ -169,6 +185,21 @@ pub fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
+const fn mib(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
+}
+
+/// A model that was taken in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// The model.
+    #[serde(flatten)]
+    pub model: Model,
+    /// Names of those that were removed to make room for it.
+    #[serde(default)]
+    pub removed: Vec<String>,
+}
+
 /// What an import is told beside the bytes.
 #[derive(Debug, Clone, Default)]
 pub struct NewModel {
@@ -185,10 +216,13 @@ pub struct NewModel {
 pub struct ModelStore {
     root: PathBuf,
     names: Arc<Mutex<BTreeMap<String, Model>>>,
+    /// What all files may take together, in bytes.
+    max_bytes: Option<u64>,
 }
 
 impl ModelStore {
-    /// Opens the store below `root`, which is made when it is not there.
+    /// Opens the store below `root`, which is made when it is not there. What a process that died left behind is removed:
+    /// half a file, and a file without a name.
     ///
     /// # Errors
     /// When its directories cannot be made or read.
@@ -210,10 +244,28 @@ impl ModelStore {
                 names.insert(model.name.clone(), model);
             }
         }
+        let named: BTreeSet<&str> = names
+            .values()
+            .map(|model: &Model| model.digest.0.as_str())
+            .collect();
+        for blob in fs::read_dir(root.join("blobs")).map_err(opening())? {
+            let blob = blob.map_err(opening())?;
+            if !blob.file_name().to_str().is_some_and(|name| named.contains(name)) {
+                fs::remove_file(blob.path()).map_err(opening())?;
+            }
+        }
         Ok(Self {
             root: root.to_owned(),
             names: Arc::new(Mutex::new(names)),
+            max_bytes: None,
         })
+    }
+
+    /// The same, with a bound for what all files take together: an import removes those that no deployment uses, the one
+    /// that was used or taken in longest ago first.
+    #[must_use]
+    pub fn bounded(self, max_bytes: Option<u64>) -> Self {
+        Self { max_bytes, ..self }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Model>> {
@@ -246,16 +298,22 @@ impl ModelStore {
         let names = self.lock();
         let model = find(&names, source).ok_or_else(|| Error::NotFound(source.to_owned()))?;
         keep(&model).map_err(Error::io("write down who uses a model"))?;
+        self.touch(&model.name);
         drop(names);
         Ok(model)
     }
 
     /// Takes a model in: hashes it while it is copied, reads its header, and gives it its name. The same file twice is
-    /// kept once.
+    /// kept once. `uses` says how many deployments run a file: those that none runs make room, where the store is bounded.
     ///
     /// # Errors
-    /// When it is no model, is cut off, or the name is another's.
-    pub fn import(&self, new: &NewModel, file: &mut dyn Read) -> Result<Model, Error> {
+    /// When it is no model, is cut off, the name is another's, or there is no room.
+    pub fn import(
+        &self,
+        new: &NewModel,
+        file: &mut dyn Read,
+        uses: impl Fn(&Digest) -> io::Result<usize>,
+    ) -> Result<Taken, Error> {
         check_name(&new.name).map_err(|rule| Error::Name {
             name: new.name.clone(),
             rule,
@@ -285,13 +343,81 @@ impl ModelStore {
             if known.digest != model.digest {
                 return Err(Error::NameTaken(model.name));
             }
-            return Ok(known.clone());
+            self.touch(&model.name);
+            let (model, removed) = (known.clone(), Vec::new());
+            return Ok(Taken { model, removed });
         }
+        let removed = self.make_room(&mut names, &model, uses)?;
         partial.become_blob(&self.path(&model.digest)).map_err(taking())?;
         let text = serde_json::to_vec_pretty(&model).map_err(|error| taking()(error.into()))?;
         write_whole(&self.name_path(&model.name), &text).map_err(taking())?;
         names.insert(model.name.clone(), model.clone());
-        Ok(model)
+        Ok(Taken { model, removed })
+    }
+
+    /// Removes what nobody uses until `new` has room. Nothing is removed when that would not do.
+    fn make_room(
+        &self,
+        names: &mut BTreeMap<String, Model>,
+        new: &Model,
+        uses: impl Fn(&Digest) -> io::Result<usize>,
+    ) -> Result<Vec<String>, Error> {
+        let making = || Error::io("make room for a model");
+        let sizes: BTreeMap<&Digest, u64> = names
+            .values()
+            .map(|model| (&model.digest, model.size_bytes))
+            .collect();
+        let held: u64 = sizes.values().sum();
+        let Some(max_bytes) = self.max_bytes else {
+            return Ok(Vec::new());
+        };
+        if sizes.contains_key(&new.digest) || held.saturating_add(new.size_bytes) <= max_bytes {
+            return Ok(Vec::new());
+        }
+        let mut unused = Vec::new();
+        for (digest, size_bytes) in sizes {
+            if uses(digest).map_err(making())? == 0 {
+                unused.push((self.used_at(names, digest), digest.clone(), size_bytes));
+            }
+        }
+        let unused_bytes: u64 = unused.iter().map(|(_, _, size_bytes)| size_bytes).sum();
+        let used_bytes = held - unused_bytes;
+        if used_bytes.saturating_add(new.size_bytes) > max_bytes {
+            return Err(Error::NoRoom {
+                size_bytes: new.size_bytes,
+                max_bytes,
+                used_bytes,
+            });
+        }
+        unused.sort();
+        let (mut left, mut removed) = (held, Vec::new());
+        for (_, digest, size_bytes) in unused {
+            if left.saturating_add(new.size_bytes) <= max_bytes {
+                break;
+            }
+            let gone = names.extract_if(.., |_, model| model.digest == digest);
+            for (name, _) in gone {
+                fs::remove_file(self.name_path(&name)).map_err(making())?;
+                removed.push(name);
+            }
+            fs::remove_file(self.path(&digest)).map_err(making())?;
+            left -= size_bytes;
+        }
+        Ok(removed)
+    }
+
+    /// Notes that a model is used now. What cannot be noted is only removed sooner.
+    fn touch(&self, name: &str) {
+        let file = File::options().append(true).open(self.name_path(name));
+        let _ = file.and_then(|file| file.set_modified(std::time::SystemTime::now()));
+    }
+
+    /// When a file was used or taken in last, by any of its names.
+    fn used_at(&self, names: &BTreeMap<String, Model>, digest: &Digest) -> Option<std::time::SystemTime> {
+        let named = names.values().filter(|model| model.digest == *digest);
+        named
+            .filter_map(|model| fs::metadata(self.name_path(&model.name)).ok()?.modified().ok())
+            .max()
     }
 
     /// Takes a name away, and the file when nothing else names it. `uses` says how many deployments run a file.

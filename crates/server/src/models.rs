@@ -23,7 +23,7 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 use tram_cli::{ModelsAction, Printer, Settings};
 use tram_controller::packing::ModelMemory;
 use tram_model::{
-    Digest, Error, Model, ModelStore, catalog,
+    Digest, Error, Model, ModelStore, Taken, catalog,
     source::Source,
     store::{DIGEST_PREFIX, NewModel, check_name},
 };
@@ -49,7 +49,7 @@ pub async fn run(settings: &Settings, action: ModelsAction, printer: &Printer) -
                 name,
                 ..NewModel::default()
             };
-            let model = take_in(&paths, running, new, &file).await?;
+            let model = take_in(&paths, settings, running, new, &file).await?;
             show(&model, printer)?;
         }
         ModelsAction::Pull {
@@ -84,7 +84,7 @@ pub async fn run(settings: &Settings, action: ModelsAction, printer: &Printer) -
                     (file, new)
                 }
             };
-            let taken = take_in(&paths, running, new, &file).await;
+            let taken = take_in(&paths, settings, running, new, &file).await;
             // Gigabytes that came are kept where another try may find a use for them.
             if taken.as_ref().err().is_none_or(is_of_the_file) {
                 pull::forget(&file);
@@ -96,7 +96,7 @@ pub async fn run(settings: &Settings, action: ModelsAction, printer: &Printer) -
                 let path = format!("/models/remove?name={}", percent(&name));
                 ask(&socket, Method::POST, &path, empty()).await?
             } else {
-                open(&paths)?.remove(&name, |model| {
+                open(&paths, settings)?.remove(&name, |model| {
                     // The site is not open, but its records say what the next start needs.
                     tram_site_local::model_uses_at(&paths.site(), model)
                 })?
@@ -121,10 +121,18 @@ fn is_of_the_file(error: &anyhow::Error) -> bool {
 }
 
 /// Takes a file in, by whoever has the store open.
-async fn take_in(paths: &Paths, running: bool, new: NewModel, file: &Path) -> anyhow::Result<Model> {
+async fn take_in(
+    paths: &Paths,
+    settings: &Settings,
+    running: bool,
+    new: NewModel,
+    file: &Path,
+) -> anyhow::Result<Taken> {
     if !running {
         let mut reader = archive_reader(file)?;
-        return Ok(open(paths)?.import(&new, &mut reader)?);
+        // The site is not open, but its records say what the next start needs.
+        let uses = |model: &Digest| tram_site_local::model_uses_at(&paths.site(), model);
+        return Ok(open(paths, settings)?.import(&new, &mut reader, uses)?);
     }
     let mut path = format!(
         "/models/import?name={}&origin={}",
@@ -138,7 +146,13 @@ async fn take_in(paths: &Paths, running: bool, new: NewModel, file: &Path) -> an
     ask(&socket, Method::POST, &path, archive_body(file).await?).await
 }
 
-fn show(model: &Model, printer: &Printer) -> anyhow::Result<()> {
+fn show(taken: &Taken, printer: &Printer) -> anyhow::Result<()> {
+    for removed in &taken.removed {
+        printer.note(format_args!(
+            "model `{removed}` was removed to make room: nobody used it"
+        ));
+    }
+    let model = &taken.model;
     let said = format!(
         "model `{}`: {}, {} million parameters, {}, {:.1} MiB",
         model.name,
@@ -167,11 +181,11 @@ pub fn memory(settings: &Settings) -> Option<ModelMemory> {
 ///
 /// # Errors
 /// When it cannot be opened.
-pub fn open(paths: &Paths) -> anyhow::Result<ModelStore> {
+pub fn open(paths: &Paths, settings: &Settings) -> anyhow::Result<ModelStore> {
     if let Err((room, source)) = paths.ensure() {
         return Err(source).with_context(|| format!("cannot make {}: are you root?", room.display()));
     }
-    Ok(ModelStore::open(&paths.models())?)
+    Ok(ModelStore::open(&paths.models())?.bounded(settings.models_space_max.bytes()))
 }
 
 /// The door's side.
@@ -221,7 +235,7 @@ async fn import(
     State(admin): State<Admin>,
     Query(named): Query<Named>,
     body: Body,
-) -> Result<Json<Model>, Refused> {
+) -> Result<Json<Taken>, Refused> {
     let stream = body.into_data_stream().map_err(std::io::Error::other);
     let mut reader = SyncIoBridge::new(StreamReader::new(stream));
     let new = NewModel {
@@ -229,7 +243,11 @@ async fn import(
         origin: named.origin,
         digest: named.digest,
     };
-    blocking(move || admin.models.import(&new, &mut reader)).await
+    blocking(move || {
+        let uses = |model: &Digest| admin.site.model_uses(model);
+        admin.models.import(&new, &mut reader, uses)
+    })
+    .await
 }
 
 async fn remove(State(admin): State<Admin>, Query(named): Query<Named>) -> Result<Json<Model>, Refused> {
@@ -242,9 +260,9 @@ async fn remove(State(admin): State<Admin>, Query(named): Query<Named>) -> Resul
 }
 
 /// The store works on files, and gigabytes of them.
-async fn blocking(
-    work: impl FnOnce() -> Result<Model, Error> + Send + 'static,
-) -> Result<Json<Model>, Refused> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<Json<T>, Refused> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => Ok(Json(done?)),
         Err(error) => Err(Refused::Other(Failure(crate::chain(&error)))),

@@ -252,7 +252,7 @@ impl Inside {
         if let Some(program) = engine::PROGRAM {
             engine_image::ensure(&images, program).await?;
         }
-        let models = crate::models::open(paths)?;
+        let models = crate::models::open(paths, settings)?;
         let mut site_config = tram_site_local::Config::new(paths.site());
         site_config.models = Some(models.clone());
         site_config.supervisor_dir = paths.supervisor();
