@@ -79,6 +79,8 @@ struct Worker<'model> {
     next: JobId,
     guess: usize,
     price: draft::Price,
+    /// How likely guesses were to be right of late.
+    trust: draft::Trust,
     /// The adapter that is on.
     adapter: Option<usize>,
     /// The step has a batch for each of several adapters.
@@ -120,6 +122,7 @@ fn run(
         next: 0,
         guess: setup.guess,
         price: draft::Price::default(),
+        trust: draft::Trust::default(),
         adapter: None,
         apart: false,
         commands,

@@ -283,14 +283,21 @@ impl Sampler {
 const NEGLIGIBLE: f32 = 16.0;
 
 /// The first of the greatest; token 0 of nothing.
+///
+/// In two passes, since a maximum alone is found many lanes at a time: half the time of one that keeps the place.
 fn greatest(logits: &[f32]) -> Token {
-    let mut best = (f32::NEG_INFINITY, 0);
-    for (token, logit) in (0..).zip(logits) {
-        if *logit > best.0 {
-            best = (*logit, token);
+    const LANES: usize = 32;
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        for (lane, logit) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, *logit);
         }
     }
-    best.1
+    let most = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger);
+    let found = (0..).zip(logits).find(|(_, logit)| **logit == most);
+    found.map_or(0, |(token, _)| token)
 }
 
 fn indexed(logits: &mut [f32]) -> impl Iterator<Item = (Token, &mut f32)> {

@@ -6,9 +6,10 @@
 //! guess changes how soon a token comes and never which. (The method is known as prompt lookup decoding, by A. Saxena,
 //! 2023.)
 //!
-//! Pure. The one choice to know: a guess is made where it pays. How much is guessed follows how often guesses were right
-//! (`heard`), and none is made while fewer are right than the [`Price`] of one, which is measured: on a machine whose
-//! memory is slow it is a tenth of a step, on one whose arithmetic is slow it is a whole one.
+//! Pure. The one choice to know: a guess is made where it pays, token by token: where it is likelier to be right than its
+//! [`Price`] says it must be. Both are measured. A guessed token costs a tenth of a step on a machine whose memory is slow, and
+//! nearly a whole one where arithmetic is slow. How likely it is to be right depends on the answer, and on how much of the
+//! text before it is the same ([`Trust`]): three tokens that came before are chance more often than not, twelve are a copy.
 
 use crate::cache::Token;
 
@@ -23,13 +24,60 @@ const REST: usize = 8;
 /// The longest rest: texts change, and what did not repeat may begin to.
 const REST_MAX: usize = 128;
 
-/// Weight of the newest guess in the share of those that were right: about the last four count.
+/// Weight of the newest guess in what one costs, and in the share of an answer's that were right: about the last four count.
 const NEWEST_GUESS: f64 = 0.25;
 /// Weight of the newest step in what steps take: about the last ten count.
 const NEWEST_STEP: f64 = 0.1;
-/// What is left of the price after a step without a guess: one that was measured in a bad moment is tried again after a few
-/// hundred.
-const FORGET: f64 = 0.995;
+/// What is left of the price after a step without a guess: one that was measured in a bad moment is tried again after some
+/// hundreds.
+const FORGET: f64 = 0.999;
+
+/// Weight of the newest guess in what guesses are worth after so many tokens that are the same: of all answers, so more count.
+const NEWEST_TRUST: f64 = 0.1;
+/// How much of the doubt in such guesses is left after a step without any: what did not repeat in one answer may in another,
+/// so one is tried again after some hundreds.
+const DOUBT: f64 = 0.999;
+
+/// How likely a guessed token was to be right of late, in the answers of one engine, by how many tokens before it were the
+/// same.
+#[derive(Debug, Clone)]
+pub(super) struct Trust([f64; MATCH_MAX + 1]);
+
+impl Default for Trust {
+    /// Nobody knows yet: it is tried.
+    fn default() -> Self {
+        Self([1.0; MATCH_MAX + 1])
+    }
+}
+
+impl Trust {
+    /// A step was made without a guess.
+    pub(super) fn rested(&mut self) {
+        for share in &mut self.0 {
+            *share = 1.0 - DOUBT * (1.0 - *share);
+        }
+    }
+
+    /// Of a guess after so many tokens that were the same, such a share was right.
+    fn heard(&mut self, matched: usize, right: f64) {
+        if let Some(share) = self.0.get_mut(matched) {
+            *share += NEWEST_TRUST * (right - *share);
+        }
+    }
+
+    fn after(&self, matched: usize) -> f64 {
+        self.0.get(matched).copied().unwrap_or_default()
+    }
+}
+
+/// Tokens of a guess that are each likelier to be right than they cost, at most `length`. The second is right where the first
+/// was, and so on.
+fn worth(right: f64, price: f64, length: usize) -> usize {
+    std::iter::successors(Some(right), |likely| Some(likely * right))
+        .take(length)
+        .take_while(|likely| *likely > price)
+        .count()
+}
 
 /// What a guessed token costs in time, as it was measured of late.
 #[derive(Debug, Clone, Default)]
@@ -46,23 +94,27 @@ impl Price {
         if self.plain.len() <= decoding {
             self.plain.resize(decoding + 1, None);
         }
-        let lately = |before: Option<f64>, now: f64| {
-            before.map_or(now, |before| before + NEWEST_STEP * (now - before))
+        let lately = |before: Option<f64>, now: f64, weight: f64| {
+            before.map_or(now, |before| before + weight * (now - before))
         };
         if guessed == 0 {
-            self.plain[decoding] = Some(lately(self.plain[decoding], seconds));
+            self.plain[decoding] = Some(lately(self.plain[decoding], seconds, NEWEST_STEP));
             self.more = self.more.map(|more| more * FORGET);
         } else if let Some(plain) = self.plain[decoding] {
             #[expect(clippy::cast_precision_loss, reason = "tokens of one step")]
             let more = ((seconds - plain) / guessed as f64).max(0.0);
-            self.more = Some(lately(self.more, more));
+            self.more = Some(lately(self.more, more, NEWEST_GUESS));
         }
     }
 
-    /// Of a guessed token, in steps of so many answers. Nothing as long as it was not measured.
+    /// Of a guessed token in steps of so many answers: the share of guesses that must be right for all answers together to
+    /// come as soon as without any. One that is right saves what a token takes, which is a part of a step where several
+    /// decode. Nothing as long as it was not measured.
     pub(super) fn of(&self, decoding: usize) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "answers of one step")]
+        let answers = decoding as f64;
         match (self.more, self.plain.get(decoding).copied().flatten()) {
-            (Some(more), Some(plain)) if plain > 0.0 => more / plain,
+            (Some(more), Some(plain)) if plain > 0.0 => more / (plain / answers),
             _ => 0.0,
         }
     }
@@ -79,8 +131,10 @@ pub(super) struct Drafter {
     wait: usize,
     /// The next rest.
     rest: usize,
-    /// The share of guessed tokens that were right.
-    right: f64,
+    /// The share of this answer's guessed tokens that were right; nothing before the first.
+    right: Option<f64>,
+    /// Tokens that were the same before the last guess.
+    matched: usize,
 }
 
 impl Drafter {
@@ -90,18 +144,20 @@ impl Drafter {
             length: FIRST.min(most),
             wait: 0,
             rest: REST,
-            right: 1.0,
+            right: None,
+            matched: 0,
         }
     }
 
-    /// What may follow `tokens`, at most `room` of it, where a guessed token costs so many steps. `predicted` is what the
-    /// client thinks the answer will be.
+    /// What may follow `tokens`, at most `room` of it, where a guessed token costs so many steps and guesses are trusted so
+    /// far. `predicted` is what the client thinks the answer will be.
     pub(super) fn draft(
         &mut self,
         tokens: &[Token],
         predicted: &[Token],
         room: usize,
         price: f64,
+        trust: &Trust,
     ) -> Vec<Token> {
         let length = self.length.min(room);
         if length == 0 {
@@ -109,12 +165,6 @@ impl Drafter {
         }
         if self.wait > 0 {
             self.wait -= 1;
-            return Vec::new();
-        }
-        if self.right <= price {
-            self.pause();
-            // Then it is tried once more.
-            self.right = 1.0;
             return Vec::new();
         }
         let within = followed(tokens, tokens);
@@ -125,14 +175,24 @@ impl Drafter {
             (None, Some(foretold)) => (predicted, foretold),
             (None, None) => return Vec::new(),
         };
+        self.matched = found.matched;
+        let usual = trust.after(found.matched);
+        let right = self.right.map_or(usual, |own| f64::midpoint(own, usual));
+        let length = worth(right, price, length);
+        if length == 0 {
+            // What this answer was like is forgotten in the end.
+            self.right = self.right.map(|own| 1.0 - DOUBT * (1.0 - own));
+        }
         source[found.at..].iter().take(length).copied().collect()
     }
 
     /// A guess of `drafted` tokens was right in its first `accepted`.
-    pub(super) fn heard(&mut self, drafted: usize, accepted: usize) {
+    pub(super) fn heard(&mut self, drafted: usize, accepted: usize, trust: &mut Trust) {
         #[expect(clippy::cast_precision_loss, reason = "tokens of one guess")]
         let share = accepted as f64 / drafted.max(1) as f64;
-        self.right += NEWEST_GUESS * (share - self.right);
+        let own = self.right.unwrap_or_else(|| trust.after(self.matched));
+        self.right = Some(own + NEWEST_GUESS * (share - own));
+        trust.heard(self.matched, share);
         if accepted == drafted {
             self.length = (self.length * 2).clamp(1, self.most);
             self.rest = REST;
@@ -189,30 +249,36 @@ mod tests {
 
     #[test]
     fn what_followed_before_is_guessed() {
+        let mut trust = Trust::default();
         let tokens = [1, 2, 3, 4, 5, 6, 9, 1, 2, 3];
         let mut drafter = Drafter::new(8);
-        assert_eq!(drafter.draft(&tokens, &[], 8, 0.0), [4, 5]);
-        drafter.heard(2, 2);
-        assert_eq!(drafter.draft(&tokens, &[], 8, 0.0), [4, 5, 6, 9]);
+        assert_eq!(drafter.draft(&tokens, &[], 8, 0.0, &trust), [4, 5]);
+        drafter.heard(2, 2, &mut trust);
+        assert_eq!(drafter.draft(&tokens, &[], 8, 0.0, &trust), [4, 5, 6, 9]);
         assert_eq!(
-            drafter.draft(&tokens, &[], 1, 0.0),
+            drafter.draft(&tokens, &[], 1, 0.0, &trust),
             [4],
             "no more than there is room for"
         );
-        drafter.heard(4, 3);
-        assert_eq!(drafter.draft(&tokens, &[], 8, 0.0).len(), 3);
-        assert!(Drafter::new(8).draft(&[1, 2, 3, 4, 5], &[], 8, 0.0).is_empty());
-        assert!(Drafter::new(0).draft(&tokens, &[], 8, 0.0).is_empty());
+        drafter.heard(4, 3, &mut trust);
+        assert_eq!(drafter.draft(&tokens, &[], 8, 0.0, &trust).len(), 3);
+        assert!(
+            Drafter::new(8)
+                .draft(&[1, 2, 3, 4, 5], &[], 8, 0.0, &trust)
+                .is_empty()
+        );
+        assert!(Drafter::new(0).draft(&tokens, &[], 8, 0.0, &trust).is_empty());
     }
 
     #[test]
     fn a_foretold_answer_counts_when_it_fits_as_well() {
+        let trust = Trust::default();
         let tokens = [7, 8, 9, 1, 2, 3];
         let predicted = [1, 2, 3, 4, 5];
-        assert_eq!(Drafter::new(8).draft(&tokens, &predicted, 8, 0.0), [4, 5]);
+        assert_eq!(Drafter::new(8).draft(&tokens, &predicted, 8, 0.0, &trust), [4, 5]);
         let tokens = [0, 1, 2, 3, 6, 0, 1, 2, 3];
         assert_eq!(
-            Drafter::new(8).draft(&tokens, &predicted, 8, 0.0),
+            Drafter::new(8).draft(&tokens, &predicted, 8, 0.0, &trust),
             [6, 0],
             "more agrees"
         );
@@ -220,13 +286,14 @@ mod tests {
 
     #[test]
     fn wrong_guesses_become_rare() {
+        let mut trust = Trust::default();
         let tokens = [1, 2, 3, 4, 1, 2, 3];
         let mut drafter = Drafter::new(8);
         let mut guesses = 0;
         for _ in 0..1000 {
-            if !drafter.draft(&tokens, &[], 8, 0.0).is_empty() {
+            if !drafter.draft(&tokens, &[], 8, 0.0, &trust).is_empty() {
                 guesses += 1;
-                drafter.heard(2, 0);
+                drafter.heard(2, 0, &mut trust);
             }
         }
         assert!((8..16).contains(&guesses), "{guesses}");
@@ -234,30 +301,75 @@ mod tests {
 
     #[test]
     fn a_guess_is_made_where_it_pays() {
+        let mut trust = Trust::default();
         let tokens = [1, 2, 3, 4, 5, 1, 2, 3];
         let mut price = Price::default();
         assert_eq!(price.of(1), 0.0, "nobody knows yet: it is tried");
         price.stepped(1, 0, 0.010);
         price.stepped(1, 2, 0.031);
         assert!((price.of(1) - 1.05).abs() < 1e-9, "{}", price.of(1));
+        price.stepped(3, 0, 0.021);
+        assert!((price.of(3) - 1.5).abs() < 0.01, "a token of three takes 7 ms");
         let mut drafter = Drafter::new(8);
         assert!(
-            drafter.draft(&tokens, &[], 8, price.of(1)).is_empty(),
+            drafter.draft(&tokens, &[], 8, price.of(1), &trust).is_empty(),
             "as dear as a step"
         );
         let tries = (0..1000).filter(|_| {
             price.stepped(1, 0, 0.010);
-            !drafter.draft(&tokens, &[], 8, price.of(1)).is_empty()
+            !drafter.draft(&tokens, &[], 8, price.of(1), &trust).is_empty()
         });
         assert!(tries.count() > 0, "it is tried again");
         // Half of them right, at a third of a step each.
         let mut drafter = Drafter::new(8);
         let tries = (0..100).filter(|_| {
-            let guess = drafter.draft(&tokens, &[], 8, 0.33).len();
-            drafter.heard(guess, guess.div_ceil(2));
+            let guess = drafter.draft(&tokens, &[], 8, 0.33, &trust).len();
+            drafter.heard(guess, guess.div_ceil(2), &mut trust);
             guess > 0
         });
         assert!(tries.count() > 90);
+    }
+
+    #[test]
+    fn what_short_matches_are_worth_is_learned_from_all_answers() {
+        const PRICE: f64 = 0.7;
+        let short = [1, 2, 3, 4, 5, 1, 2, 3];
+        let long: Vec<Token> = (0..20).chain(0..15).collect();
+        let mut trust = Trust::default();
+        let mut wrong = 0;
+        // Each is a new answer: it has nothing to go by but what others found.
+        for _ in 0..100 {
+            let mut drafter = Drafter::new(8);
+            let guess = drafter.draft(&short, &[], 8, PRICE, &trust);
+            if !guess.is_empty() {
+                wrong += 1;
+                drafter.heard(guess.len(), 0, &mut trust);
+            }
+        }
+        assert!(wrong <= 4, "{wrong} wrong guesses at the price of a step each");
+        let mut drafter = Drafter::new(8);
+        assert_eq!(
+            drafter.draft(&long, &[], 8, PRICE, &trust),
+            [15, 16],
+            "a copy is a copy"
+        );
+        // Where guesses cost little, the same evidence is enough.
+        assert!(!Drafter::new(8).draft(&short, &[], 8, 0.1, &trust).is_empty());
+        for _ in 0..500 {
+            trust.rested();
+        }
+        assert!(
+            !Drafter::new(8).draft(&short, &[], 8, PRICE, &trust).is_empty(),
+            "it is tried again"
+        );
+    }
+
+    #[test]
+    fn a_guess_is_as_long_as_its_last_token_pays() {
+        assert_eq!(worth(1.0, 0.7, 8), 8);
+        assert_eq!(worth(0.9, 0.7, 8), 3, "0.9, 0.81, 0.729, and 0.656 is too little");
+        assert_eq!(worth(0.5, 0.7, 8), 0);
+        assert_eq!(worth(0.5, 0.0, 8), 8);
     }
 
     proptest! {
@@ -266,7 +378,7 @@ mod tests {
             tokens in prop::collection::vec(0..4, 0..64),
             room in 0usize..10,
         ) {
-            let guess = Drafter::new(16).draft(&tokens, &[], room, 0.0);
+            let guess = Drafter::new(16).draft(&tokens, &[], room, 0.0, &Trust::default());
             prop_assert!(guess.len() <= room);
             if !guess.is_empty() {
                 let end = &tokens[tokens.len() - MATCH_MIN..];

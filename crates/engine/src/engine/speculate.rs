@@ -41,9 +41,10 @@ impl Worker<'_> {
             let request = &answer.request.request;
             // The next token is chosen anyway.
             let left = request.tokens_max.saturating_sub(answer.generated() + 1);
+            let room = share.min(left);
             let guess = answer
                 .drafter
-                .draft(&answer.tokens, &request.predicted, share.min(left), price);
+                .draft(&answer.tokens, &request.predicted, room, price, &self.trust);
             if !guess.is_empty() {
                 guesses.insert(*id, guess);
             }
@@ -56,6 +57,9 @@ impl Worker<'_> {
         let guessed = rows.iter().map(|row| row.guess.len()).sum();
         if (1..=BESIDE_MAX).contains(&rows.len()) {
             self.price.stepped(rows.len(), guessed, took.as_secs_f64());
+            if guessed == 0 {
+                self.trust.rested();
+            }
         }
     }
 
@@ -92,7 +96,7 @@ impl Worker<'_> {
                 .clear_kv_cache_seq(Some(sequence.cast_unsigned()), from, None);
         }
         if let Some(answer) = self.answers.get_mut(&row.job) {
-            answer.drafter.heard(row.guess.len(), right);
+            answer.drafter.heard(row.guess.len(), right, &mut self.trust);
         }
         self.scheduler.went_on(row.job, right);
         let (guessed, right) = (row.guess.len() as u64, right as u64);

@@ -137,3 +137,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_first_of_the_greatest_is_found_wherever_it_is() {
+    for length in [1_usize, 31, 32, 33, 100] {
+        for at in 0..length {
+            let mut logits = vec![1.0; length];
+            logits[at] = 2.0;
+            assert_eq!(usize::try_from(greatest(&logits)), Ok(at), "of {length}");
+            // A later one that is as great does not count.
+            logits[length - 1] = 2.0;
+            assert_eq!(usize::try_from(greatest(&logits)), Ok(at), "of {length}");
+        }
+    }
+    assert_eq!(greatest(&[]), 0);
+    assert_eq!(greatest(&[f32::NAN, f32::NEG_INFINITY]), 1);
+    assert_eq!(greatest(&[f32::NAN, 1.0, f32::NAN]), 1);
+    assert_eq!(greatest(&[f32::NAN; 40]), 0);
+}
