@@ -87,7 +87,13 @@ impl Artifact {
     /// Where [`Artifact::fetch`] writes a file down before it is whole.
     #[must_use]
     pub fn partial(directory: &Path, file: &Descriptor) -> PathBuf {
-        whole(directory, file).with_extension(PARTIAL)
+        Self::whole(directory, file).with_extension(PARTIAL)
+    }
+
+    /// Where it is when it is whole.
+    #[must_use]
+    pub fn whole(directory: &Path, file: &Descriptor) -> PathBuf {
+        directory.join(file.digest.hex())
     }
 
     /// Fetches one of its files into `directory`, under its digest; `bytes_done` hears how many bytes of it are there.
@@ -101,7 +107,7 @@ impl Artifact {
         directory: &Path,
         bytes_done: watch::Sender<u64>,
     ) -> Result<PathBuf, Error> {
-        let blob = whole(directory, file);
+        let blob = Self::whole(directory, file);
         let place = Place {
             partial: Self::partial(directory, file),
             floor: Arc::new(Floor::new(directory, &Limits::default())?),
@@ -110,8 +116,4 @@ impl Artifact {
         download(place, Arc::clone(&self.source), file.clone(), bytes_done).await?;
         Ok(blob)
     }
-}
-
-fn whole(directory: &Path, file: &Descriptor) -> PathBuf {
-    directory.join(file.digest.hex())
 }

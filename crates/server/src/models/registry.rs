@@ -55,8 +55,9 @@ pub(super) async fn fetch(
         bail!("`{said}` is a model with the checksum {digest}, and {wanted} was expected");
     }
     let directory = pull::directory(paths)?;
-    let (partial, size) = (
+    let (partial, whole, size) = (
         Artifact::partial(&directory, &file.descriptor),
+        Artifact::whole(&directory, &file.descriptor),
         file.descriptor.size,
     );
     let have = std::fs::metadata(&partial).map_or(0, |found| found.len());
@@ -77,7 +78,11 @@ pub(super) async fn fetch(
             checked = match pull::looked_at(&partial, have, Some(size)) {
                 // It came to its end meanwhile and has its own name; whoever takes it in looks at it.
                 Err(error) if is_missing(&error) => true,
-                looked => looked.inspect_err(|_| pull::forget(&partial))?,
+                // It may get its own name meanwhile: what has the first one no more cannot be given the second.
+                looked => looked.inspect_err(|_| {
+                    pull::forget(&partial);
+                    pull::forget(&whole);
+                })?,
             };
         }
         if noted_at.elapsed() >= NOTE_INTERVAL {
