@@ -59,6 +59,8 @@ struct Download<'p> {
     checked: bool,
     /// The header is looked for again when so much is there.
     look_at: u64,
+    /// Pieces came that did not fit together: the servers behind one name may tag one file differently.
+    in_a_row: bool,
 }
 
 /// The file at `url`, whole. `token` is shown to its host, and to none that it leads to.
@@ -86,6 +88,7 @@ pub(super) async fn fetch(
         noted_at: Instant::now(),
         checked: false,
         look_at: 0,
+        in_a_row: false,
     };
     let mut failures = 0;
     loop {
@@ -225,7 +228,8 @@ impl Download<'_> {
         let tag = tag.filter(|tag| !tag.starts_with("W/")).unwrap_or_default();
         std::fs::write(&self.tag_path, tag)?;
         // Where pieces can come side by side, this answer is for the first alone; what is short comes in one.
-        let source = pieces::Source::of(&self.client, self.url, self.token, &response, tag);
+        let source =
+            pieces::Source::of(&self.client, self.url, self.token, &response, tag).filter(|_| !self.in_a_row);
         let source = source.zip(total.filter(|total| *total > from + 2 * PIECE_BYTES));
         let first_ends = match source {
             Some(_) => from + PIECE_BYTES,
@@ -264,8 +268,9 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// Another try can help; from the beginning where it is another file now.
-    fn passing(&self, error: pieces::Error) -> Failure {
+    /// Another try can help; from the beginning where it is another file now. Pieces that did not fit are not tried again.
+    fn passing(&mut self, error: pieces::Error) -> Failure {
+        self.in_a_row |= matches!(error, pieces::Error::Changed | pieces::Error::Other);
         if matches!(error, pieces::Error::Changed) {
             forget(&self.path);
         }
