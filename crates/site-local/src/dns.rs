@@ -12,6 +12,8 @@ mod directory;
 mod forward;
 mod outside;
 
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -121,19 +123,19 @@ struct Shared {
 
 /// Counts what each instance has of something, so that one cannot use up everybody's.
 #[derive(Debug)]
-pub(crate) struct Shares {
+pub(crate) struct Shares<K: Eq + Hash = IpAddr> {
     each: usize,
-    taken: std::sync::Mutex<std::collections::HashMap<IpAddr, usize>>,
+    taken: std::sync::Mutex<HashMap<K, usize>>,
 }
 
-/// One of an instance's share, given back when dropped.
+/// One of somebody's share, given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Share {
-    of: Arc<Shares>,
-    source: IpAddr,
+pub(crate) struct Share<K: Eq + Hash = IpAddr> {
+    of: Arc<Shares<K>>,
+    source: K,
 }
 
-impl Shares {
+impl<K: Eq + Hash> Shares<K> {
     pub(crate) fn new(each: usize) -> Arc<Self> {
         Arc::new(Self {
             each,
@@ -141,14 +143,17 @@ impl Shares {
         })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, std::collections::HashMap<IpAddr, usize>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<K, usize>> {
         self.taken
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// `None` when this instance has all that it may.
-    pub(crate) fn take(self: &Arc<Self>, source: IpAddr) -> Option<Share> {
+    /// `None` when this one has all that it may.
+    pub(crate) fn take(self: &Arc<Self>, source: K) -> Option<Share<K>>
+    where
+        K: Copy,
+    {
         let mut taken = self.lock();
         let count = taken.entry(source).or_default();
         if *count >= self.each {
@@ -162,7 +167,7 @@ impl Shares {
     }
 }
 
-impl Drop for Share {
+impl<K: Eq + Hash> Drop for Share<K> {
     fn drop(&mut self) {
         let mut taken = self.of.lock();
         if let Some(count) = taken.get_mut(&self.source) {

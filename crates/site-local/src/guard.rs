@@ -28,6 +28,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_util::sync::CancellationToken;
 use tram_site::secrets::SecretValues;
+use tram_types::OrganizationId;
 
 use self::authority::Authority;
 use self::forward::Conversation;
@@ -39,6 +40,8 @@ use crate::network::Network;
 const CONNECTIONS_MAX: usize = 2048;
 /// The same for one instance; what comes beyond is closed at once.
 const CONNECTIONS_PER_INSTANCE_MAX: usize = 128;
+/// The same for all instances of an organization: none keeps the others from their hosts, nor do two.
+const CONNECTIONS_PER_ORGANIZATION_MAX: usize = CONNECTIONS_MAX / 4;
 /// A program on this machine says hello and agrees on keys within this time, however busy it is.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may be idle, and how long a head may take: beyond what clients keep connections for.
@@ -127,12 +130,37 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// A connection's places: among all, and among those of its instance.
-type Held = (OwnedSemaphorePermit, Share);
+/// A connection's places: among all, among those of its organization, and of its instance.
+type Held = (OwnedSemaphorePermit, Share<OrganizationId>, Share);
+
+/// Who may have how many connections.
+#[derive(Debug)]
+struct Places {
+    all: Arc<Semaphore>,
+    organizations: Arc<Shares<OrganizationId>>,
+    instances: Arc<Shares>,
+}
+
+impl Places {
+    fn new() -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            organizations: Shares::new(CONNECTIONS_PER_ORGANIZATION_MAX),
+            instances: Shares::new(CONNECTIONS_PER_INSTANCE_MAX),
+        }
+    }
+
+    /// `None` when there are too many.
+    fn take(&self, organization: OrganizationId, instance: IpAddr) -> Option<Held> {
+        let instance = self.instances.take(instance)?;
+        let organization = self.organizations.take(organization)?;
+        let all = Arc::clone(&self.all).try_acquire_owned().ok()?;
+        Some((all, organization, instance))
+    }
+}
 
 async fn listen(shared: Arc<Shared>, listener: TcpListener, end: CancellationToken) {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let each = Shares::new(CONNECTIONS_PER_INSTANCE_MAX);
+    let places = Places::new();
     loop {
         let (stream, source) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -146,10 +174,7 @@ async fn listen(shared: Arc<Shared>, listener: TcpListener, end: CancellationTok
         let Some(guarded) = shared.parts.directory.guarded(asker) else {
             continue;
         };
-        let (Ok(permit), Some(share)) = (
-            Arc::clone(&connections).try_acquire_owned(),
-            each.take(source.ip()),
-        ) else {
+        let Some(held) = places.take(guarded.organization, source.ip()) else {
             shared.refuse(asker, "too many connections at once");
             continue;
         };
@@ -158,7 +183,7 @@ async fn listen(shared: Arc<Shared>, listener: TcpListener, end: CancellationTok
         let over = guarded.over.clone();
         let end = end.child_token();
         tokio::spawn(async move {
-            let held = Arc::new((permit, share));
+            let held = Arc::new(held);
             // Boxed: with its buffers for a head it is large.
             let conversation = Box::pin(converse(&shared, stream, asker, &guarded, held, end.clone()));
             let work = over.run_until_cancelled(conversation);
@@ -252,4 +277,28 @@ impl Shared {
 /// Where the guard listens before it is asked by anybody.
 pub(crate) async fn bind(gateway: Ipv4Addr) -> io::Result<TcpListener> {
     TcpListener::bind(SocketAddr::from((gateway, 0))).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_organization_keeps_the_others_from_their_hosts() {
+        let places = Places::new();
+        let [greedy, other] = [OrganizationId::random(), OrganizationId::random()];
+        let address = |last: u8| IpAddr::from([10, 201, 0, last]);
+        let mut held = Vec::new();
+        for instance in 0..20 {
+            while let Some(place) = places.take(greedy, address(instance)) {
+                held.push(place);
+            }
+        }
+        assert_eq!(held.len(), CONNECTIONS_PER_ORGANIZATION_MAX);
+        let others: Vec<Held> = std::iter::from_fn(|| places.take(other, address(100))).collect();
+        assert_eq!(others.len(), CONNECTIONS_PER_INSTANCE_MAX);
+        // One that was refused holds nothing, and what is given back can be had again.
+        held.pop();
+        assert!(places.take(greedy, address(50)).is_some());
+    }
 }
