@@ -24,15 +24,17 @@ const REST: usize = 8;
 /// The longest rest: texts change, and what did not repeat may begin to.
 const REST_MAX: usize = 128;
 
-/// Weight of the newest guess in what one costs, and in the share of an answer's that were right: about the last four count.
+/// Weight of the newest guess in what one costs: about the last four count.
 const NEWEST_GUESS: f64 = 0.25;
+/// Weight of the newest guessed token in the share of an answer's that were right: about the last twelve count.
+const NEWEST_TOKEN: f64 = 0.08;
 /// Weight of the newest step in what steps take: about the last ten count.
 const NEWEST_STEP: f64 = 0.1;
 /// What is left of the price after a step without a guess: one that was measured in a bad moment is tried again after some
 /// hundreds.
 const FORGET: f64 = 0.999;
 
-/// Weight of the newest guess in what guesses are worth after so many tokens that are the same: of all answers, so more count.
+/// The same in what guesses are worth after so many tokens that are the same: of all answers, so more count.
 const NEWEST_TRUST: f64 = 0.1;
 /// How much of the doubt in such guesses is left after a step without any: what did not repeat in one answer may in another,
 /// so one is tried again after some hundreds.
@@ -58,15 +60,26 @@ impl Trust {
         }
     }
 
-    /// Of a guess after so many tokens that were the same, such a share was right.
-    fn heard(&mut self, matched: usize, right: f64) {
+    /// Of a guess after so many tokens that were the same.
+    fn heard(&mut self, matched: usize, drafted: usize, accepted: usize) {
         if let Some(share) = self.0.get_mut(matched) {
-            *share += NEWEST_TRUST * (right - *share);
+            *share = heard(*share, NEWEST_TRUST, drafted, accepted);
         }
     }
 
     fn after(&self, matched: usize) -> f64 {
         self.0.get(matched).copied().unwrap_or_default()
+    }
+}
+
+/// The share of guessed tokens that were right, after a guess of which the first `accepted` were. Each of them counts, and
+/// the one after them that was not; what was guessed behind that says nothing.
+fn heard(share: f64, newest: f64, drafted: usize, accepted: usize) -> f64 {
+    let right = (0..accepted).fold(share, |share, _| share + newest * (1.0 - share));
+    if accepted < drafted {
+        right * (1.0 - newest)
+    } else {
+        right
     }
 }
 
@@ -188,11 +201,9 @@ impl Drafter {
 
     /// A guess of `drafted` tokens was right in its first `accepted`.
     pub(super) fn heard(&mut self, drafted: usize, accepted: usize, trust: &mut Trust) {
-        #[expect(clippy::cast_precision_loss, reason = "tokens of one guess")]
-        let share = accepted as f64 / drafted.max(1) as f64;
         let own = self.right.unwrap_or_else(|| trust.after(self.matched));
-        self.right = Some(own + NEWEST_GUESS * (share - own));
-        trust.heard(self.matched, share);
+        self.right = Some(heard(own, NEWEST_TOKEN, drafted, accepted));
+        trust.heard(self.matched, drafted, accepted);
         if accepted == drafted {
             self.length = (self.length * 2).clamp(1, self.most);
             self.rest = REST;
