@@ -93,13 +93,8 @@ def writing(replicas):
     return next(replica for replica in replicas if replica.is_writing())
 
 
-def test_an_answer_is_whole_however_often_its_replica_is_killed(edge, replicas):
-    alive = replicas(2)
-    edge.serve(alive)
-    undisturbed, last = ask(edge, completion())
-    assert last == "[DONE]"
-    choose = random.Random(SEED)
-    at = sorted(choose.sample(range(5, TOKENS - 20), KILLS))
+def killing(edge, replicas, alive, at):
+    """Kills whoever writes at each of these events; another replica takes its place."""
 
     def kill(number):
         if number in at:
@@ -109,7 +104,17 @@ def test_an_answer_is_whole_however_often_its_replica_is_killed(edge, replicas):
             alive.extend(replicas(1))
             edge.serve(alive)
 
-    chunks, last = ask(edge, completion(), kill)
+    return kill
+
+
+def test_an_answer_is_whole_however_often_its_replica_is_killed(edge, replicas):
+    alive = replicas(2)
+    edge.serve(alive)
+    undisturbed, last = ask(edge, completion())
+    assert last == "[DONE]"
+    choose = random.Random(SEED)
+    at = choose.sample(range(5, TOKENS - 20), KILLS)
+    chunks, last = ask(edge, completion(), killing(edge, replicas, alive, at))
     assert last == "[DONE]"
     assert text(chunks) == text(undisturbed)
     assert chunks[-1]["choices"][0]["finish_reason"] == undisturbed[-1]["choices"][0]["finish_reason"] == "length"

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from test_stream_survival import COUNT, SEED, edge, replicas, writing  # noqa: F401 - fixtures among them
+from test_stream_survival import COUNT, SEED, edge, killing, replicas, writing  # noqa: F401 - fixtures among them
 
 KILLS = 3
 # Fewer than the answers would have.
@@ -21,9 +21,11 @@ CONTRACTS = {
 }
 # Those differ between two answers to the same question.
 OWN = ("id", "item_id", "call_id", "created", "created_at")
-# A call of a tool is not told before it is whole.
+# A call of a tool is not told before it is whole. The sentence can be no other, and takes its time.
+SENTENCE = "The sum of two numbers is what is there when both are put together, and the order does not matter. " * 3
 TOOL = {"name": "add", "description": "Adds two numbers.", "parameters": {
-    "type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}, "required": ["a", "b"],
+    "type": "object", "required": ["why", "a", "b"],
+    "properties": {"why": {"type": "string", "enum": [SENTENCE]}, "a": {"type": "integer"}, "b": {"type": "integer"}},
 }}
 
 
@@ -66,17 +68,8 @@ def test_every_event_comes_once_however_often_the_replica_is_killed(edge, replic
     alive = replicas(2)
     edge.serve(alive)
     undisturbed = ask(edge, path, body)
-    at = sorted(random.Random(SEED).sample(range(5, TOKENS - 20), KILLS))
-
-    def kill(number):
-        if number in at:
-            victim = writing(alive)
-            victim.kill_process()
-            alive.remove(victim)
-            alive.extend(replicas(1))
-            edge.serve(alive)
-
-    disturbed = ask(edge, path, body, kill)
+    at = random.Random(SEED).sample(range(5, TOKENS - 20), KILLS)
+    disturbed = ask(edge, path, body, killing(edge, replicas, alive, at))
     before, after = set(), set()
     assert alike(disturbed, after) == alike(undisturbed, before)
     assert len(after) == len(before), "one answer has one of each id"
@@ -89,7 +82,7 @@ def test_every_event_comes_once_however_often_the_replica_is_killed(edge, replic
 def test_a_call_of_a_tool_goes_on_and_is_told_once(edge, replicas):
     alive = replicas(2)
     edge.serve(alive)
-    body = {**ASKED, "max_output_tokens": 60, "input": "What is 2 and 3?", "store": False,
+    body = {**ASKED, "max_output_tokens": 300, "input": "What is 2 and 3?", "store": False,
             "tools": [{"type": "function", **TOOL}], "tool_choice": "required"}
     undisturbed = ask(edge, "/v1/responses", body)
 
@@ -103,7 +96,7 @@ def test_a_call_of_a_tool_goes_on_and_is_told_once(edge, replicas):
     disturbed = ask(edge, "/v1/responses", body, kill)
     assert len(alive) == 1
     called = [data for name, data in disturbed if name == "response.function_call_arguments.done"]
-    assert len(called) == 1 and set(json.loads(called[0]["arguments"])) == {"a", "b"}
+    assert len(called) == 1 and set(json.loads(called[0]["arguments"])) == {"why", "a", "b"}
     assert [data["sequence_number"] for _, data in disturbed] == list(range(len(disturbed)))
     assert alike(disturbed, set()) == alike(undisturbed, set())
 

@@ -19,7 +19,7 @@ use std::{
 };
 
 pub use self::{
-    checkpoint::{CheckpointAfter, CheckpointSpace, SnapshotSpace},
+    checkpoint::{CheckpointAfter, DiskSpace, SnapshotSpace},
     isolation::Isolations,
     memory::ModelsMemory,
     resolve::{DEFAULT_FILE, Error},
@@ -168,10 +168,10 @@ settings! {
     checkpoint_program: PathBuf = PathBuf::new();
     /// How much room the checkpoints of all instances may take together, such as `512MiB` or `20GiB`; what has none stays
     /// in memory. `disk` takes what there is, up to the last GiB.
-    checkpoints_max: CheckpointSpace = CheckpointSpace::Disk;
+    checkpoints_max: DiskSpace = DiskSpace::Disk;
     /// How much room the snapshots of instances of one organization may take together, such as `50GiB`. `disk` takes what
     /// there is.
-    snapshot_space_max: CheckpointSpace = CheckpointSpace::Disk;
+    snapshot_space_max: DiskSpace = DiskSpace::Disk;
     /// How much room the snapshots of instances of all organizations may take together, such as `200GiB`, or a share of the
     /// disk that they are on, such as `50%`. `disk` takes what there is, up to the last GiB.
     snapshot_space_total_max: SnapshotSpace = SnapshotSpace::Percent(50);
@@ -182,7 +182,7 @@ settings! {
     models_memory: ModelsMemory = ModelsMemory::Auto;
     /// How much room the files of models may take together, such as `200GiB`: those that no deployment uses are removed for
     /// new ones, the longest unused first. `disk` removes none.
-    models_space_max: CheckpointSpace = CheckpointSpace::Disk;
+    models_space_max: DiskSpace = DiskSpace::Disk;
     /// How many services all pools of an organization may keep ready together: each of them runs all the time.
     pool_members_max: Count = Count(1000);
     /// How many minutes of an awake service may be spent, on average, so that one caller does not wait for a wake:

@@ -39,9 +39,9 @@ impl Setting for CheckpointAfter {
     }
 }
 
-/// How much room the checkpoints of all instances may take together.
+/// How much room of a disk something may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CheckpointSpace {
+pub enum DiskSpace {
     /// What the disk has.
     Disk,
     /// So many MiB.
@@ -72,7 +72,7 @@ pub(super) mod mebibytes {
     }
 }
 
-impl CheckpointSpace {
+impl DiskSpace {
     /// The same in bytes; `None`: no limit.
     #[must_use]
     pub const fn bytes(self) -> Option<u64> {
@@ -83,7 +83,7 @@ impl CheckpointSpace {
     }
 }
 
-impl Setting for CheckpointSpace {
+impl Setting for DiskSpace {
     const KIND: &'static str = "SIZE|disk";
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -108,7 +108,7 @@ impl Setting for CheckpointSpace {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SnapshotSpace {
     /// A size, or what the disk has.
-    Size(CheckpointSpace),
+    Size(DiskSpace),
     /// A share of the disk, in percent: from 1 to 100.
     Percent(u8),
 }
@@ -126,7 +126,7 @@ impl Setting for SnapshotSpace {
         });
         match percent {
             Some(percent) => percent.map(Self::Percent),
-            None => CheckpointSpace::parse(text).ok().map(Self::Size),
+            None => DiskSpace::parse(text).ok().map(Self::Size),
         }
         .ok_or_else(|| {
             format!(
@@ -165,11 +165,8 @@ mod tests {
     #[test]
     fn a_size_or_a_share_of_the_disk() {
         let parse = SnapshotSpace::parse;
-        assert_eq!(
-            parse("20GiB"),
-            Ok(SnapshotSpace::Size(CheckpointSpace::MiB(20 << 10)))
-        );
-        assert_eq!(parse("disk"), Ok(SnapshotSpace::Size(CheckpointSpace::Disk)));
+        assert_eq!(parse("20GiB"), Ok(SnapshotSpace::Size(DiskSpace::MiB(20 << 10))));
+        assert_eq!(parse("disk"), Ok(SnapshotSpace::Size(DiskSpace::Disk)));
         assert_eq!(parse("50%"), Ok(SnapshotSpace::Percent(50)));
         assert_eq!(parse("7 %").map(|it| it.show()), Ok("\"7%\"".to_owned()));
         for wrong in ["0%", "101%", "half", "%", "-3%", "50"] {
@@ -180,11 +177,11 @@ mod tests {
 
     #[test]
     fn a_size_with_its_unit_or_the_disk() {
-        let parse = CheckpointSpace::parse;
-        assert_eq!(parse("20GiB").map(CheckpointSpace::bytes), Ok(Some(20 << 30)));
+        let parse = DiskSpace::parse;
+        assert_eq!(parse("20GiB").map(DiskSpace::bytes), Ok(Some(20 << 30)));
         assert_eq!(parse("20GiB").map(|it| it.show()), Ok("\"20GiB\"".to_owned()));
         assert_eq!(parse("512 MiB").map(|it| it.show()), Ok("\"512MiB\"".to_owned()));
-        assert_eq!(parse("disk").map(CheckpointSpace::bytes), Ok(None));
+        assert_eq!(parse("disk").map(DiskSpace::bytes), Ok(None));
         for wrong in ["0GiB", "20", "20GB", "-1GiB", "99999999999999999999GiB", ""] {
             let refused = parse(wrong).unwrap_err();
             assert!(refused.contains("such as 512MiB"), "{refused}");

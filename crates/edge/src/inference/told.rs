@@ -214,18 +214,24 @@ mod tests {
             .collect()
     }
 
+    /// What comes of a stream that is cut into pieces of so many bytes.
+    fn events_of(stream: &str, size: usize) -> Vec<(String, Vec<u32>)> {
+        let mut splitter = Splitter::default();
+        let mut all = Vec::new();
+        for part in stream.as_bytes().chunks(size) {
+            splitter.push(part).expect("short");
+            all.extend(events(&mut splitter));
+        }
+        all
+    }
+
     const STREAM: &str = ": tram {\"begin\":{\"id\":\"a\"}}\n\ndata: {\"x\":1}\n\n: tram {\"tokens\":[5,6]}\ndata: \
                           {\"y\":\"€\"}\n\n: tram {\"tokens\":[7]}\n\n: a comment\n\ndata: [DONE]\n\n";
 
     #[test]
     fn lines_for_us_are_taken_out_wherever_the_stream_is_cut() {
         for size in 1..=STREAM.len() {
-            let mut splitter = Splitter::default();
-            let mut all = Vec::new();
-            for part in STREAM.as_bytes().chunks(size) {
-                splitter.push(part).expect("short");
-                all.extend(events(&mut splitter));
-            }
+            let all = events_of(STREAM, size);
             let shown: String = all.iter().map(|(shown, _)| shown.as_str()).collect();
             assert_eq!(
                 shown, "data: {\"x\":1}\n\ndata: {\"y\":\"€\"}\n\n: a comment\n\ndata: [DONE]\n\n",
@@ -241,14 +247,11 @@ mod tests {
         const STREAM: &str =
             ": tram {\"tokens\":[5],\"events\":2}\nevent: a\ndata: 1\n\nevent: b\ndata: 2\n\ndata: 3\n\n";
         for size in 1..=STREAM.len() {
-            let mut splitter = Splitter::default();
-            let mut all = Vec::new();
-            for part in STREAM.as_bytes().chunks(size) {
-                splitter.push(part).expect("short");
-                all.extend(events(&mut splitter));
-            }
             let together = "event: a\ndata: 1\n\nevent: b\ndata: 2\n\n".to_owned();
-            assert_eq!(all, [(together, vec![5]), ("data: 3\n\n".to_owned(), Vec::new())]);
+            assert_eq!(
+                events_of(STREAM, size),
+                [(together, vec![5]), ("data: 3\n\n".to_owned(), Vec::new())]
+            );
         }
         let mut splitter = Splitter::default();
         splitter.push(&STREAM.as_bytes()[..60]).expect("short");
