@@ -1,4 +1,6 @@
-"""What a model has read stays in light sleep, and is gone in deep sleep: the cache of prompts is the process's memory."""
+"""What a model has read stays in light sleep, with its memory, and in deep sleep, in a file of its replica."""
+
+import pathlib
 
 import pytest
 
@@ -52,9 +54,47 @@ def test_light_sleep_keeps_what_was_read(models):
         assert cached >= prompt - 17
 
 
-def test_deep_sleep_forgets_it(models):
-    service = deploy(models, "deeply", deep_sleep_value=1)
-    usage(models, "deeply")
+def fall_asleep(cloud, service):
     live = ("HEALTHY", "STARTING", "STOPPING", "ALLOCATING")
-    wait_for("nothing runs", lambda: not models.instances(service, *live))
+    wait_for("nothing runs", lambda: not cloud.instances(service, *live))
+
+
+def kept_files(cloud):
+    """Every file in which a deployment keeps what it has computed."""
+    return [path for path in (pathlib.Path(cloud.data) / "site/local/prompts").glob("*/*")]
+
+
+def test_deep_sleep_keeps_what_was_read(models):
+    service = deploy(models, "deeply", deep_sleep_value=1)
+    cached, prompt = usage(models, "deeply")
+    assert cached == 0
+    for _ in range(2):
+        fall_asleep(models, service)
+        cached, prompt = usage(models, "deeply")
+        assert cached >= prompt - 17
+    (kept,) = [path for path in kept_files(models) if path.stat().st_size > 0]
+    assert kept.stat().st_mode & 0o077 == 0, "nobody else reads it"
+    # Damage costs the time to compute it, and no more.
+    fall_asleep(models, service)
+    damaged = bytearray(kept.read_bytes())
+    damaged[1000] ^= 1
+    kept.write_bytes(damaged)
     assert usage(models, "deeply")[0] == 0
+    fall_asleep(models, service)
+    assert usage(models, "deeply")[0] >= prompt - 17
+    # It goes with the deployment.
+    models.call("DELETE", f"/v1/services/{service}")
+    wait_for("it is gone", lambda: not kept.exists())
+
+
+def test_nothing_is_kept_where_the_operator_says_so():
+    cloud = Cloud(kept_prompts_max="none").start()
+    try:
+        cloud.tram("models", "import", "--data-dir", cloud.data, "smollm2", WEIGHTS)
+        service = deploy(cloud, "deeply", deep_sleep_value=1)
+        usage(cloud, "deeply")
+        fall_asleep(cloud, service)
+        assert kept_files(cloud) == []
+        assert usage(cloud, "deeply")[0] == 0
+    finally:
+        cloud.remove()

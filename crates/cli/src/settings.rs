@@ -19,7 +19,7 @@ use std::{
 };
 
 pub use self::{
-    checkpoint::{CheckpointAfter, DiskSpace, SnapshotSpace},
+    checkpoint::{CheckpointAfter, DiskSpace, KeptSpace, SnapshotSpace},
     isolation::Isolations,
     memory::ModelsMemory,
     resolve::{DEFAULT_FILE, Error},
@@ -183,6 +183,9 @@ settings! {
     /// How much room the files of models may take together, such as `200GiB`: those that no deployment uses are removed for
     /// new ones, the longest unused first. `disk` removes none.
     models_space_max: DiskSpace = DiskSpace::Disk;
+    /// How much an instance of a model keeps on disk, when it stops, of what it has computed of prompts, such as `2GiB`: the
+    /// next one finds it. `none` keeps nothing.
+    kept_prompts_max: KeptSpace = KeptSpace::MiB(512);
     /// How many services all pools of an organization may keep ready together: each of them runs all the time.
     pool_members_max: Count = Count(1000);
     /// How many minutes of an awake service may be spent, on average, so that one caller does not wait for a wake:

@@ -279,6 +279,19 @@ impl Cache {
         self.cells
     }
 
+    /// The sequences kept for prompts that begin so, the most valuable first: their scopes and tokens.
+    pub(crate) fn kept_by_worth(&self) -> Vec<(SequenceId, u64, &[Token])> {
+        let kept = self
+            .sequences
+            .iter()
+            .filter_map(|(id, sequence)| sequence.kept.map(|worth| (worth, *id, sequence)));
+        let mut kept: Vec<_> = kept.collect();
+        kept.sort_unstable_by_key(|(worth, id, _)| std::cmp::Reverse((*worth, *id)));
+        kept.into_iter()
+            .map(|(_, id, sequence)| (id, sequence.scope, &sequence.tokens[..]))
+            .collect()
+    }
+
     /// Sequences kept for prompts that begin so.
     pub(crate) fn kept(&self) -> usize {
         self.sequences

@@ -5,7 +5,7 @@
 //! batching). Requests of clients that left are dropped between two steps.
 //!
 //! The files: `handle` (how others reach the thread), `step` (one step), `answers` (the state of one answer),
-//! `draft` and `speculate` (tokens that are guessed and checked), `adapters` (which weights are put on), `figures` (what is counted), `embed` (the thread of a model that makes embeddings instead).
+//! `draft` and `speculate` (tokens that are guessed and checked), `adapters` (which weights are put on), `figures` (what is counted), `keep` (what the next start finds), `embed` (the thread of a model that makes embeddings instead).
 
 mod adapters;
 mod answers;
@@ -13,6 +13,7 @@ mod draft;
 mod embed;
 mod figures;
 mod handle;
+mod keep;
 mod speculate;
 mod step;
 
@@ -35,6 +36,7 @@ use answers::Answer;
 pub(crate) use embed::Embed;
 pub(crate) use figures::{Figures, Histogram};
 pub(crate) use handle::{Engine, Refusal};
+pub(crate) use keep::Keep;
 
 /// Ended sequences kept beside the running ones for prompts that begin so. Each costs llama.cpp a row of logits (4 bytes
 /// for each token of the vocabulary), and most workloads have fewer beginnings in common.
@@ -85,6 +87,8 @@ struct Worker<'model> {
     adapter: Option<usize>,
     /// The step has a batch for each of several adapters.
     apart: bool,
+    /// None: nothing outlives the program.
+    keeper: Option<keep::Keeper>,
     commands: Receiver<Command>,
     shared: Arc<figures::Shared>,
     stopping: bool,
@@ -94,6 +98,7 @@ struct Worker<'model> {
 fn run(
     model: &Arc<Model>,
     setup: Setup,
+    keep: Option<Keep>,
     commands: Receiver<Command>,
     shared: Arc<figures::Shared>,
     ready: impl FnOnce(Result<(), Problem>),
@@ -125,6 +130,7 @@ fn run(
         trust: draft::Trust::default(),
         adapter: None,
         apart: false,
+        keeper: keep.and_then(|keep| keep::Keeper::open(keep, model)),
         commands,
         shared,
         stopping: false,
@@ -135,6 +141,7 @@ fn run(
         worker.report();
     }
     worker.fail_all(&Failure::Stopping);
+    worker.keep();
 }
 
 fn context<'model>(
@@ -222,7 +229,9 @@ impl Worker<'_> {
             tokens: request.prompt.len() + generated,
             slots: request.answers,
         });
-        self.answers.insert(id, Answer::new(request, self.guess));
+        let answer = Answer::new(request, self.guess);
+        self.recall(answer.request.scope, &answer.tokens);
+        self.answers.insert(id, answer);
     }
 
     fn number(&mut self) -> JobId {

@@ -6,12 +6,13 @@
 //! little memory).
 //!
 //! The house: `http` takes requests in, `engine` is the one thread that computes, `schedule` and `cache` decide what it
-//! does, `sample`, `output`, `grammar` and `template` are between tokens and text.
+//! does, `sample`, `output`, `grammar` and `template` are between tokens and text, `kept` is what outlives the program.
 
 mod cache;
 mod engine;
 mod grammar;
 mod http;
+mod kept;
 mod logs;
 mod model;
 mod output;

@@ -88,6 +88,9 @@ pub(crate) struct Model {
     pub(crate) embedding: Option<Embedding>,
     /// Whether a sequence can be cut at any token and shared from its beginning.
     pub(crate) shares_prefixes: bool,
+    /// Whether all that was computed of a sequence stays, so that it can be shared from a copy of its state as well: not so
+    /// where attention has a window, since what is behind it is left out of copies.
+    pub(crate) copies_prefixes: bool,
     /// The same for the same file, and hardly for another: engines that serve one model know it by this.
     pub(crate) identity: String,
     /// Changes of the weights that a request may ask for.
@@ -172,6 +175,9 @@ impl Model {
         };
         let trained = usize::try_from(llama.n_ctx_train()).unwrap_or(usize::MAX);
         let architecture = llama.meta_val_str("general.architecture").unwrap_or_default();
+        let shares_prefixes = !llama.is_recurrent() && !llama.is_hybrid();
+        let window = llama.meta_val_str(&format!("{architecture}.attention.sliding_window"));
+        let has_window = window.is_ok_and(|tokens| tokens.trim() != "0");
         let embedding =
             embedding::of(&llama, &architecture, embeddings).map_err(|why| Problem::NotServed {
                 path: path.to_owned(),
@@ -187,7 +193,8 @@ impl Model {
             // Beyond what it was trained on a model talks nonsense.
             context_length: context_length.unwrap_or(default).min(trained),
             embedding,
-            shares_prefixes: !llama.is_recurrent() && !llama.is_hybrid(),
+            shares_prefixes,
+            copies_prefixes: shares_prefixes && !has_window,
             llama,
             identity,
             adapters,
@@ -287,7 +294,7 @@ const SAMPLES: u64 = 64;
 const SAMPLE_BYTES: usize = 4096;
 
 /// The length of a file, and a hash (FNV-1a, 64 bits) of samples of it.
-fn identity(path: &Path) -> std::io::Result<String> {
+pub(crate) fn identity(path: &Path) -> std::io::Result<String> {
     const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0100_0000_01b3;
     let file = std::fs::File::open(path)?;

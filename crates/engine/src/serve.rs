@@ -9,13 +9,14 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::engine::{Engine, Setup};
+use crate::engine::{Engine, Keep, Setup};
 use crate::grammar::Grammars;
 use crate::http::{self, Front, Served};
 use crate::model::{Model, Problem as ModelProblem};
 use crate::settings::Serve;
 
-/// How long running answers may take after SIGTERM. Below the 30 s that orchestrators commonly wait before they kill.
+/// How long running answers may take after SIGTERM, and keeping prompts after them. Below the 30 s that orchestrators
+/// commonly wait before they kill.
 const FINISH_WITHIN: Duration = Duration::from_secs(25);
 /// How often the end of the engine's thread is looked for, once it was told to stop.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -130,7 +131,11 @@ fn load(settings: &Serve) -> Result<Served, ModelProblem> {
         cells: settings.cache_tokens.map_or(0, tokens).max(model.context_length),
         guess: usize::from(settings.guess_tokens),
     };
-    let engine = Engine::start(model.clone(), setup, settings.queue)?;
+    let keep = settings.keep.clone().map(|path| Keep {
+        path,
+        bytes_max: settings.keep_bytes,
+    });
+    let engine = Engine::start(model.clone(), setup, keep, settings.queue)?;
     tracing::info!(
         model = settings.name(),
         context_length = model.context_length,

@@ -31,6 +31,9 @@ const GUESS_DEFAULT: u8 = 8;
 /// What all guesses of a step have together.
 const GUESS_MAX: i64 = 16;
 
+/// Written in about a second; a whole context of a small model.
+const KEEP_BYTES_DEFAULT: u64 = 512 << 20;
+
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
     /// The model, a GGUF file
@@ -58,6 +61,12 @@ pub(crate) struct Serve {
     /// A change of the weights (LoRA, a GGUF file) that requests ask for by this name; may be given again
     #[arg(long = "adapter", value_name = "NAME=PATH", value_parser = adapter)]
     pub(crate) adapters: Vec<(String, PathBuf)>,
+    /// A file that keeps what was computed of prompts from one start to the next: written on SIGTERM, read as it is needed
+    #[arg(long, value_name = "PATH")]
+    pub(crate) keep: Option<PathBuf>,
+    /// What that file has, at most, in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = KEEP_BYTES_DEFAULT)]
+    pub(crate) keep_bytes: u64,
     /// Threads of the kernels; one for each processor without
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,

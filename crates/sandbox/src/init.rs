@@ -23,7 +23,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::cgroup::{Attach, View};
-use crate::protocol::{Capability, LaunchFailure, LaunchSpec, Network, User};
+use crate::protocol::{Capability, LaunchFailure, LaunchSpec, Limits, Network, User};
 use crate::seccomp::Filter;
 use crate::shim::READY;
 use crate::state::InstanceDir;
@@ -119,7 +119,7 @@ pub(crate) fn become_instance(
         namespace,
         user: &spec.user,
         capabilities: &spec.capabilities,
-        nofile: spec.limits.nofile,
+        limits: &spec.limits,
         takes_mounts: true,
     };
     start_program(&identity, &spec.argv, &spec.env, filter, verdict)
@@ -155,7 +155,7 @@ pub(crate) struct Identity<'a> {
     pub(crate) namespace: Option<BorrowedFd<'a>>,
     pub(crate) user: &'a User,
     pub(crate) capabilities: &'a [Capability],
-    pub(crate) nofile: Option<u64>,
+    pub(crate) limits: &'a Limits,
     /// A first process: its table of mounts belongs to its user namespace from now on.
     pub(crate) takes_mounts: bool,
 }
@@ -170,7 +170,7 @@ pub(crate) fn start_program(
     verdict: BorrowedFd<'_>,
 ) -> Step<Infallible> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    privileges::limit_resources(identity.nofile)?;
+    privileges::limit_resources(identity.limits)?;
     let program = program::Program::prepare(argv, env)?;
     sys::reset_signals().during(|| "reset the signals".into())?;
     if let Some(namespace) = identity.namespace {

@@ -2,7 +2,7 @@
 //!
 //! To a site an engine is an image like any other: pinned, counted, isolated. It has one name, [`ENGINE_IMAGE`], by
 //! which the controller asks for it, and stays whatever else is collected. The engine is a static program, so its image
-//! is that one file, made here: the same program always makes the same image. An image that an operator put under the
+//! is that one file and a directory for scratch, made here: the same program always makes the same image. An image that an operator put under the
 //! name, with an engine for other machines, is left alone.
 
 use std::io;
@@ -16,6 +16,10 @@ use tram_image::{Digest, Error, ImageStore, Progress, Reference};
 const PATH: &str = "tram-engine";
 /// Whoever it runs as may run it, and nobody changes it.
 const MODE: u32 = 0o555;
+/// Where it puts what is on its way to a file or from one; a directory.
+const SCRATCH: &str = "tmp/";
+/// As everywhere: for everybody, each with what is theirs.
+const SCRATCH_MODE: u32 = 0o1777;
 /// Marks an image that was made here: the next version of `tram` puts its own in its place.
 const LABEL: &str = "tramontane.carried";
 /// It reads one file and listens above 1024: nobody it is.
@@ -56,7 +60,10 @@ pub async fn ensure(images: &ImageStore, program: &'static [u8]) -> anyhow::Resu
 
 /// An OCI layout with the image, as an archive, and the digest of its manifest.
 fn layout(program: &[u8], label: &str) -> io::Result<(Digest, Vec<u8>)> {
-    let layer = archive(&[(PATH.to_owned(), program, MODE)])?;
+    let layer = archive(&[
+        (PATH.to_owned(), program, MODE),
+        (SCRATCH.to_owned(), b"", SCRATCH_MODE),
+    ])?;
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -101,14 +108,17 @@ fn layout(program: &[u8], label: &str) -> io::Result<(Digest, Vec<u8>)> {
     Ok((Digest::of(&manifest), whole))
 }
 
-/// A tar file. Its entries carry no time: the same content is always the same archive.
+/// A tar file; a name with a slash at its end is a directory's. Its entries carry no time: the same content is always the same archive.
 fn archive(files: &[(String, &[u8], u32)]) -> io::Result<Vec<u8>> {
     let mut builder = tar::Builder::new(Vec::new());
     for (path, bytes, mode) in files {
         let mut header = tar::Header::new_ustar();
         header.set_size(u64::try_from(bytes.len()).map_err(io::Error::other)?);
         header.set_mode(*mode);
-        header.set_entry_type(tar::EntryType::Regular);
+        header.set_entry_type(match path.ends_with('/') {
+            true => tar::EntryType::Directory,
+            false => tar::EntryType::Regular,
+        });
         builder.append_data(&mut header, path, *bytes)?;
     }
     builder.into_inner()

@@ -271,6 +271,7 @@ impl Inside {
         site_config.gvisor.clone_from(&classes.gvisor);
         site_config.checkpoint = checkpoint;
         site_config.checkpoints_max_bytes = settings.checkpoints_max.bytes();
+        site_config.kept_prompts_bytes = settings.kept_prompts_max.bytes();
         site_config.snapshot_space = match settings.snapshot_space_total_max {
             SnapshotSpace::Size(size) => size.bytes().map_or(
                 tram_site_local::SnapshotSpace::Disk,

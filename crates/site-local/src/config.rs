@@ -67,6 +67,10 @@ impl SnapshotSpace {
     }
 }
 
+/// What a replica of a model keeps of prompts, in bytes: a whole context of a small model, and some conversations of a
+/// large one.
+pub const DEFAULT_KEPT_PROMPTS_BYTES: u64 = 512 << 20;
+
 /// Everything [`crate::LocalSite::open`] needs beside the image store.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -104,6 +108,8 @@ pub struct Config {
     pub checkpoints_max_bytes: Option<u64>,
     /// How much room the snapshots of all instances may take together.
     pub snapshot_space: SnapshotSpace,
+    /// How much a replica of a model keeps of what it computed of prompts, in bytes; `None`: nothing.
+    pub kept_prompts_bytes: Option<u64>,
     /// Whether more may be promised to volumes than the disk has: they take their space as it is written.
     pub volumes_overcommit: bool,
     /// How long an order waits for a supervisor that is being restarted.
@@ -132,6 +138,7 @@ impl Config {
             checkpoint: None,
             checkpoints_max_bytes: None,
             snapshot_space: SnapshotSpace::Percent(DEFAULT_SNAPSHOT_PERCENT),
+            kept_prompts_bytes: Some(DEFAULT_KEPT_PROMPTS_BYTES),
             volumes_overcommit: false,
             supervisor_patience: DEFAULT_SUPERVISOR_PATIENCE,
         }

@@ -6,6 +6,7 @@
 //! <state>/local/kept/<id>/logs/           logs of a forgotten instance, until they are removed or too old
 //! <state>/local/kept/<id>/generation      the newest generation seen, so that an old order cannot revive it
 //! <state>/local/images/<deployment>.json  which digest a deployment's image name stood for
+//! <state>/local/prompts/<deployment>/<n> what its replica <n> computed of prompts (see `prompts`)
 //! <state>/local/instance-snapshots/<id>   disks of instances, kept (see `instance_snapshots`); <id>.json: over which image
 //! <state>/local/volumes/<id>              volumes (see `volumes`), and in volume-snapshots what they held
 //! <state>/local/netns/<slot>              namespaces
@@ -30,8 +31,8 @@ use tram_site::{EndCause, InstanceSpec};
 use tram_types::{DeploymentId, Generation, InstanceId, Timestamp};
 
 /// Only root may look: environments, which commands in an instance get again after a restart, hold secrets.
-const DIRECTORY_MODE: u32 = 0o700;
-const FILE_MODE: u32 = 0o600;
+pub(crate) const DIRECTORY_MODE: u32 = 0o700;
+pub(crate) const FILE_MODE: u32 = 0o600;
 
 /// One instance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,6 +61,8 @@ pub(crate) struct End {
     pub(crate) at: Timestamp,
 }
 
+/// Where models keep what they have computed of prompts.
+const PROMPTS: &str = "prompts";
 /// Where kept disks of instances are.
 pub(crate) const INSTANCE_SNAPSHOTS: &str = "instance-snapshots";
 
@@ -73,7 +76,14 @@ impl Store {
     /// Makes what is missing.
     pub(crate) fn open(state_dir: &Path) -> io::Result<Self> {
         let root = state_dir.join("local");
-        for name in ["instances", "kept", "images", "netns", INSTANCE_SNAPSHOTS] {
+        for name in [
+            "instances",
+            "kept",
+            "images",
+            "netns",
+            PROMPTS,
+            INSTANCE_SNAPSHOTS,
+        ] {
             DirBuilder::new()
                 .recursive(true)
                 .mode(DIRECTORY_MODE)
@@ -209,9 +219,29 @@ impl Store {
         write_whole(&self.image_path(deployment), pinned)
     }
 
-    /// Forgets which image a deployment runs.
+    /// Forgets which image a deployment runs, and what it has computed of prompts.
     pub(crate) fn unpin_image(&self, deployment: DeploymentId) -> io::Result<()> {
+        ignore_missing(fs::remove_dir_all(self.prompts_path(deployment)))?;
         ignore_missing(fs::remove_file(self.image_path(deployment)))
+    }
+
+    /// Where a deployment keeps what it has computed of prompts.
+    pub(crate) fn prompts_path(&self, deployment: DeploymentId) -> PathBuf {
+        self.root.join(PROMPTS).join(deployment.to_string())
+    }
+
+    /// Removes what deployments computed of prompts that are gone: an instance may have been on its way up when its own
+    /// went.
+    pub(crate) fn sweep_prompts(&self) -> io::Result<()> {
+        let pinned = self.pinned_images()?;
+        for entry in fs::read_dir(self.root.join(PROMPTS))? {
+            let entry = entry?;
+            let deployment = entry.file_name().to_string_lossy().parse::<DeploymentId>();
+            if deployment.is_ok_and(|deployment| !pinned.contains_key(&deployment)) {
+                ignore_missing(fs::remove_dir_all(entry.path()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Every image that is pinned. One that cannot be read is an error: what must be kept is then not known.

@@ -12,6 +12,7 @@ mod entries;
 mod instance_snapshots;
 mod kept_executor;
 mod news;
+mod prompts;
 mod snapshot_room;
 mod snapshot_sums;
 mod start;
@@ -161,6 +162,9 @@ impl LocalSite {
             .await
             .unwrap_or_else(|error| Err(io::Error::other(error)))
             .map_err(files("open the directory of volumes"))?;
+        store
+            .sweep_prompts()
+            .map_err(files("remove what gone deployments computed of prompts"))?;
         let records = store.load().map_err(files("read the records of instances"))?;
         let decided = adopt::decide(records, &instances, SystemClock.now());
         let network = Network::open(&config.network, store.root(), &adopt::held(&decided, &config)).await?;

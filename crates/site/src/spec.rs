@@ -24,6 +24,10 @@ pub struct ImageSpec {
     /// Changes of its weights, each shown to the instances at [`adapter_path`].
     #[serde(default)]
     pub adapters: Vec<AdapterSpec>,
+    /// Whether its program takes `--keep PATH --keep-bytes BYTES`, a file that keeps what it has computed from one start
+    /// to the next. A site may give it one, of so many bytes, that the replicas of this deployment find again.
+    #[serde(default)]
+    pub keeps: bool,
     /// Which deployment wants it: a moved tag is looked up once for each deployment, and then pinned to a digest.
     pub deployment: DeploymentId,
 }
@@ -194,6 +198,9 @@ pub const EXECUTOR_PROXY_PORT: u16 = 3031;
 
 /// Where an instance finds the model it serves.
 pub const MODEL_PATH: &str = "/.tramontane/model.gguf";
+
+/// Where an instance finds the file that keeps what it computes.
+pub const KEPT_PATH: &str = "/.tramontane/kept";
 
 /// Where an instance finds an adapter of it.
 #[must_use]

@@ -104,6 +104,47 @@ impl Setting for DiskSpace {
     }
 }
 
+/// How much room something may take that need not be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeptSpace {
+    /// It is not there.
+    None,
+    /// So many MiB.
+    MiB(u64),
+}
+
+impl KeptSpace {
+    /// The same in bytes; `None`: it is not there.
+    #[must_use]
+    pub const fn bytes(self) -> Option<u64> {
+        match self {
+            Self::None => None,
+            Self::MiB(mib) => Some(mib.saturating_mul(MIB)),
+        }
+    }
+}
+
+impl Setting for KeptSpace {
+    const KIND: &'static str = "SIZE|none";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match mebibytes::parse(text) {
+            _ if text == "none" => Ok(Self::None),
+            Some(mib) => Ok(Self::MiB(mib)),
+            None => Err(format!(
+                "`{text}` is neither a size above nothing such as 512MiB or 20GiB, nor `none`"
+            )),
+        }
+    }
+
+    fn show(&self) -> String {
+        match self {
+            Self::None => quoted("none"),
+            Self::MiB(mib) => quoted(&mebibytes::show(*mib)),
+        }
+    }
+}
+
 /// How much room the snapshots of all instances may take together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SnapshotSpace {
@@ -147,6 +188,15 @@ impl Setting for SnapshotSpace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_size_or_nothing() {
+        let parse = KeptSpace::parse;
+        assert_eq!(parse("2GiB").map(KeptSpace::bytes), Ok(Some(2 << 30)));
+        assert_eq!(parse("none").map(KeptSpace::bytes), Ok(None));
+        assert!(parse("disk").is_err() && parse("0MiB").is_err());
+        assert_eq!(KeptSpace::MiB(512).show(), "\"512MiB\"");
+    }
 
     #[test]
     fn a_span_or_a_word() {

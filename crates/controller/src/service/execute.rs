@@ -1,6 +1,6 @@
 //! Carries a plan out: one transaction for what it writes, then its orders, and nothing of its own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokio::sync::MutexGuard;
 use tram_planner::{Order, Plan, Write};
@@ -95,6 +95,7 @@ impl Reconciler {
         };
         self.tell(seen, plan).await;
         let mut forgotten = Vec::new();
+        let mut gone = HashSet::new();
         let mut failed = false;
         for order in &plan.orders {
             if matches!(order, Order::RemoveService) && failed {
@@ -103,6 +104,7 @@ impl Reconciler {
             }
             report.orders += 1;
             if matches!(order, Order::RemoveService) {
+                gone.extend(ids(&forgotten));
                 self.record_forgotten(seen, std::mem::take(&mut forgotten))
                     .await?;
             }
@@ -125,29 +127,25 @@ impl Reconciler {
         if failed {
             done = Done::Failed;
         }
-        self.release_images(seen, plan, &forgotten).await;
+        gone.extend(ids(&forgotten));
+        self.release_images(seen, plan, &gone).await;
         self.record_forgotten(seen, forgotten).await?;
         Ok(done)
     }
 
     /// Lets the images go of deployments that are over and that no site has anything of any more, when this plan
     /// made them so. What is missed here is found by whoever collects images.
-    async fn release_images(&self, seen: &Seen, plan: &Plan, forgotten: &[Update]) {
-        let gone = |id: InstanceId| {
-            forgotten
-                .iter()
-                .any(|update| matches!(update, Update::Instance { id: other, .. } if *other == id))
-        };
+    async fn release_images(&self, seen: &Seen, plan: &Plan, gone: &HashSet<InstanceId>) {
         for deployment in &seen.view.deployments {
             let ended = plan.writes.iter().find_map(|write| match write {
                 Write::Deployment { id, to, .. } if *id == deployment.id => Some(*to),
                 _ => None,
             });
             let status = ended.unwrap_or(deployment.status);
-            let news = ended.is_some() || deployment.instances().any(|instance| gone(instance.id));
+            let news = ended.is_some() || deployment.instances().any(|instance| gone.contains(&instance.id));
             let left = deployment
                 .instances()
-                .any(|instance| !instance.forgotten && !gone(instance.id));
+                .any(|instance| !instance.forgotten && !gone.contains(&instance.id));
             if !news || left || !status.is_final() || status == DeploymentStatus::Stashed {
                 continue;
             }
@@ -444,4 +442,12 @@ fn failed(message: String) -> ObservedImage {
         message,
         retryable: false,
     }
+}
+
+/// The instances that are forgotten.
+fn ids(forgotten: &[Update]) -> impl Iterator<Item = InstanceId> {
+    forgotten.iter().filter_map(|update| match update {
+        Update::Instance { id, .. } => Some(*id),
+        _ => None,
+    })
 }

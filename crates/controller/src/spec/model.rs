@@ -55,8 +55,15 @@ pub(crate) fn image(
                 source: adapter.source.clone(),
             })
             .collect(),
+        // A user's own file is theirs to choose.
+        keeps: engine(source) == Engine::Tram && !source.args.iter().any(|word| is_keep(word)),
         deployment,
     }
+}
+
+/// Whether a word is `--keep`, with its value or without.
+fn is_keep(word: &str) -> bool {
+    word.split('=').next() == Some("--keep")
 }
 
 /// What is started, where the images of an engine do not agree on it; empty: what the image says.
@@ -191,6 +198,15 @@ mod tests {
             (spec.reference.as_str(), spec.model.as_deref()),
             (ENGINE_IMAGE, Some("smollm2"))
         );
+        assert!(spec.keeps, "a site may keep what it computes");
+        let own = started(r#"{"source":"smollm2","args":["--keep=/data/kept"]}"#, "nano").1;
+        assert!(!own.keeps, "the user does");
+        let other = started(
+            r#"{"source":"smollm2","engine":"llama-server","image":"x/y:1"}"#,
+            "nano",
+        )
+        .1;
+        assert!(!other.keeps, "it would not know the words");
         let (words, spec) = started(
             r#"{"source":"smollm2","adapters":[{"name":"tone","source":"polite"}]}"#,
             "medium",

@@ -489,6 +489,12 @@ async fn a_deleted_app_takes_its_services_along() {
     world.gone(one).await;
     world.gone(other).await;
     world
+        .until("their images are let go", async || match world.site.pinned() {
+            pinned if pinned.is_empty() => Ok(()),
+            pinned => Err(format!("{pinned:?}")),
+        })
+        .await;
+    world
         .until("the app is gone", async || {
             match world.store.app_unscoped(world.app).await {
                 Err(tram_store::Error::NotFound { .. }) => Ok(()),

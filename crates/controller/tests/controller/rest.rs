@@ -35,6 +35,7 @@ fn stray() -> InstanceSpec {
             credentials: None,
             model: None,
             adapters: Vec::new(),
+            keeps: false,
             deployment: DeploymentId::random(),
         },
         entrypoint: Vec::new(),

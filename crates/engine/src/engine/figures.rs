@@ -71,6 +71,8 @@ pub(crate) struct Figures {
     pub(crate) guessed_tokens: u64,
     /// Guessed tokens that the answers really have.
     pub(crate) right_tokens: u64,
+    /// Tokens that were computed before the start, and taken up.
+    pub(crate) recalled_tokens: u64,
     pub(crate) steps: u64,
     pub(crate) preempted: u64,
     pub(crate) cancelled: u64,
@@ -99,6 +101,7 @@ impl Figures {
             generated_tokens: 0,
             guessed_tokens: 0,
             right_tokens: 0,
+            recalled_tokens: 0,
             steps: 0,
             preempted: 0,
             cancelled: 0,

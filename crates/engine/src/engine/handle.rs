@@ -5,7 +5,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::figures::{Figures, Shared};
-use super::{Command, Embed, Setup};
+use super::{Command, Embed, Keep, Setup};
 use crate::model::{Model, Problem};
 use crate::request::Request;
 
@@ -34,7 +34,12 @@ pub(crate) struct Engine {
 
 impl Engine {
     /// Starts the thread; returns when it is ready. Requests beyond `queue_max` waiting ones are refused.
-    pub(crate) fn start(model: Arc<Model>, setup: Setup, queue_max: usize) -> Result<Self, Problem> {
+    pub(crate) fn start(
+        model: Arc<Model>,
+        setup: Setup,
+        keep: Option<Keep>,
+        queue_max: usize,
+    ) -> Result<Self, Problem> {
         let (commands, receiver) = std::sync::mpsc::channel();
         let (ready, outcome) = std::sync::mpsc::channel();
         let shared = Arc::new(Shared::new());
@@ -48,7 +53,7 @@ impl Engine {
                 if let Some(embedding) = model.embedding {
                     super::embed::run(&model, embedding, setup.threads, receiver, theirs, ready);
                 } else {
-                    super::run(&model, setup, receiver, theirs, ready);
+                    super::run(&model, setup, keep, receiver, theirs, ready);
                 }
             });
         let context = |why: String| Problem::Context {

@@ -11,6 +11,8 @@ use crate::request::End;
 use crate::sample::Settings;
 use crate::schedule::Priority;
 
+mod keep;
+
 const ANSWER: usize = 16;
 /// Distinct prompts.
 const PROMPTS: usize = 3;
@@ -47,7 +49,7 @@ fn guessing(model: &Arc<Model>, parallel: usize, cells: usize, guess: usize) -> 
         cells,
         guess,
     };
-    Engine::start(model.clone(), setup, 64).unwrap()
+    Engine::start(model.clone(), setup, None, 64).unwrap()
 }
 
 fn request(prompt: Vec<Token>, tenant: &str, answers: usize) -> (Request, UnboundedReceiver<Event>) {

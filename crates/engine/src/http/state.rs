@@ -129,6 +129,11 @@ impl Page {
                 figures.cached_tokens,
             ),
             (
+                "prefix_cache_recalled_tokens_total",
+                "Tokens computed before the start and taken up.",
+                figures.recalled_tokens,
+            ),
+            (
                 "num_preemptions_total",
                 "Answers that gave way to others.",
                 figures.preempted,

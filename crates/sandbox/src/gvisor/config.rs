@@ -83,6 +83,13 @@ pub(super) fn process(spec: &LaunchSpec, asked: &Asked<'_>) -> Value {
         .nofile
         .unwrap_or(NOFILE_DEFAULT)
         .min(most.unwrap_or(u64::MAX));
+    let mut limits = vec![
+        json!({"type": "RLIMIT_NOFILE", "hard": files, "soft": files}),
+        json!({"type": "RLIMIT_CORE", "hard": 0, "soft": 0}),
+    ];
+    if let Some(bytes) = spec.limits.file_bytes {
+        limits.push(json!({"type": "RLIMIT_FSIZE", "hard": bytes, "soft": bytes}));
+    }
     json!({
         "terminal": asked.terminal,
         "user": {"uid": asked.user.uid, "gid": asked.user.gid, "additionalGids": asked.user.groups},
@@ -93,10 +100,7 @@ pub(super) fn process(spec: &LaunchSpec, asked: &Asked<'_>) -> Value {
             "bounding": bounding, "effective": held, "permitted": held, "inheritable": [], "ambient": [],
         },
         "noNewPrivileges": true,
-        "rlimits": [
-            {"type": "RLIMIT_NOFILE", "hard": files, "soft": files},
-            {"type": "RLIMIT_CORE", "hard": 0, "soft": 0},
-        ],
+        "rlimits": limits,
     })
 }
 

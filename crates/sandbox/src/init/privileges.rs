@@ -8,15 +8,15 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::{During, Step};
-use crate::protocol::{Capability, User};
+use crate::protocol::{Capability, Limits, User};
 
 /// What a program gets that asks for nothing: enough for a server, and what Docker gives.
 const NOFILE_DEFAULT: u64 = 1 << 20;
 
 /// Never above what this process may set itself: without CAP_SYS_RESOURCE a higher hard limit is
 /// refused.
-pub(super) fn limit_resources(nofile: Option<u64>) -> Step<()> {
-    let wanted = nofile.unwrap_or(NOFILE_DEFAULT);
+pub(super) fn limit_resources(limits: &Limits) -> Step<()> {
+    let wanted = limits.nofile.unwrap_or(NOFILE_DEFAULT);
     let most = getrlimit(Resource::Nofile)
         .maximum
         .unwrap_or(u64::MAX)
@@ -26,6 +26,13 @@ pub(super) fn limit_resources(nofile: Option<u64>) -> Step<()> {
         maximum: Some(most),
     };
     setrlimit(Resource::Nofile, files).during(|| "limit the open files".into())?;
+    if let Some(bytes) = limits.file_bytes {
+        let bytes = Rlimit {
+            current: Some(bytes),
+            maximum: Some(bytes),
+        };
+        setrlimit(Resource::Fsize, bytes).during(|| "limit the length of files".into())?;
+    }
     // A core dump would be written outside the instance, by the machine's core pattern.
     let none = Rlimit {
         current: Some(0),

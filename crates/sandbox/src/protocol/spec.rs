@@ -238,6 +238,9 @@ pub struct Limits {
     pub pids_max: Option<u64>,
     /// Open files of each process; lowered to what this machine lets us give.
     pub nofile: Option<u64>,
+    /// How long a file may get that it writes: bounds what it puts into a single file of the machine's that it is shown.
+    #[serde(default)]
+    pub file_bytes: Option<u64>,
     /// Size of `/dev/shm`.
     pub shm_bytes: u64,
 }
@@ -251,6 +254,7 @@ impl Default for Limits {
             cpu_millis: None,
             pids_max: Some(4096),
             nofile: None,
+            file_bytes: None,
             shm_bytes: 64 << 20,
         }
     }

@@ -392,7 +392,7 @@ impl Program<'_> {
             namespace,
             user,
             capabilities: &self.spec.capabilities,
-            nofile: self.spec.limits.nofile,
+            limits: &self.spec.limits,
         };
         init::start_program(
             &identity,

@@ -85,15 +85,17 @@ fn an_instance_can_read_its_own_limits_and_not_change_them() {
 fn the_limits_and_the_figures_are_the_kernels() {
     let Some(world) = World::new() else { return };
     let mut spec = world.shell(
-        "ulimit -n; ulimit -c; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo done; sleep 1000",
+        "ulimit -n; ulimit -c; ulimit -f; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo done; sleep 1000",
     );
     spec.limits.cpu_millis = Some(500);
     spec.limits.nofile = Some(777);
+    // The shell counts in blocks of 512 bytes.
+    spec.limits.file_bytes = Some(512 * 40);
     let id = spec.id.clone();
     world.client().launch(spec).unwrap();
     world.wait_log(&id, "done");
     let texts: Vec<String> = world.logs(&id).into_iter().map(|record| record.text).collect();
-    assert_eq!(texts[..2], ["777", "0"]);
+    assert_eq!(texts[..3], ["777", "0", "40"]);
     let stats = world.client().stats(&id).unwrap();
     assert!(
         stats.cpu_usec > 10_000 && (1..=2).contains(&stats.pids),

@@ -185,6 +185,7 @@ async fn prepare(
     for mount in &spec.volumes {
         shared.volumes.look_again(mount.volume);
     }
+    shared.keep_prompts(spec, &account.user, &mut launch);
     if let Some(entry) = shared.lock().get_mut(&spec.id) {
         entry.image = Some(image);
     }

@@ -219,6 +219,7 @@ impl Machine {
                 credentials: None,
                 model: None,
                 adapters: Vec::new(),
+                keeps: false,
                 deployment: deployment_id,
             },
             entrypoint: Vec::new(),
