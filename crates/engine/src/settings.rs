@@ -62,10 +62,10 @@ pub(crate) struct Serve {
     #[arg(long = "adapter", value_name = "NAME=PATH", value_parser = adapter)]
     pub(crate) adapters: Vec<(String, PathBuf)>,
     /// A file that keeps what was computed of prompts from one start to the next: written on SIGTERM, read as it is needed
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", env = "TRAM_ENGINE_KEEP")]
     pub(crate) keep: Option<PathBuf>,
     /// What that file has, at most, in bytes
-    #[arg(long, value_name = "BYTES", default_value_t = KEEP_BYTES_DEFAULT)]
+    #[arg(long, value_name = "BYTES", env = "TRAM_ENGINE_KEEP_BYTES", default_value_t = KEEP_BYTES_DEFAULT)]
     pub(crate) keep_bytes: u64,
     /// Threads of the kernels; one for each processor without
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..))]

@@ -24,8 +24,8 @@ pub struct ImageSpec {
     /// Changes of its weights, each shown to the instances at [`adapter_path`].
     #[serde(default)]
     pub adapters: Vec<AdapterSpec>,
-    /// Whether its program takes `--keep PATH --keep-bytes BYTES`, a file that keeps what it has computed from one start
-    /// to the next. A site may give it one, of so many bytes, that the replicas of this deployment find again.
+    /// Whether its program heeds [`KEPT_VARIABLE`], a file that keeps what it has computed from one start to the next. A
+    /// site may give it one, which the same replica of this deployment finds again.
     #[serde(default)]
     pub keeps: bool,
     /// Which deployment wants it: a moved tag is looked up once for each deployment, and then pinned to a digest.
@@ -201,6 +201,10 @@ pub const MODEL_PATH: &str = "/.tramontane/model.gguf";
 
 /// Where an instance finds the file that keeps what it computes.
 pub const KEPT_PATH: &str = "/.tramontane/kept";
+/// The variable that tells the program so.
+pub const KEPT_VARIABLE: &str = "TRAM_ENGINE_KEEP";
+/// The variable with what it may have, in bytes.
+pub const KEPT_BYTES_VARIABLE: &str = "TRAM_ENGINE_KEEP_BYTES";
 
 /// Where an instance finds an adapter of it.
 #[must_use]

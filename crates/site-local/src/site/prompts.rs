@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use tram_sandbox::protocol::{BindMount, LaunchSpec, User};
 use tram_site::InstanceSpec;
-use tram_site::spec::KEPT_PATH;
+use tram_site::spec::{KEPT_BYTES_VARIABLE, KEPT_PATH, KEPT_VARIABLE};
 
 use super::Shared;
 use crate::record::{DIRECTORY_MODE, FILE_MODE, Store};
@@ -41,9 +41,15 @@ impl Shared {
             target: KEPT_PATH.into(),
             readonly: false,
         });
-        let words = ["--keep", KEPT_PATH, "--keep-bytes"].map(str::to_owned);
-        launch.argv.extend(words);
-        launch.argv.push(bytes.to_string());
+        // Not by words, which an engine that an operator built of an earlier version would refuse.
+        for (name, value) in [
+            (KEPT_VARIABLE, KEPT_PATH),
+            (KEPT_BYTES_VARIABLE, &bytes.to_string()),
+        ] {
+            if !launch.env.iter().any(|(given, _)| given == name) {
+                launch.env.push((name.to_owned(), value.to_owned()));
+            }
+        }
         launch.limits.file_bytes = Some(bytes.saturating_add(INDEX_BYTES));
     }
 }
