@@ -413,6 +413,21 @@ def test_a_token_of_the_hub_is_shown_to_the_hub_alone(cloud, files, store_of_fil
     assert plain.returncode == 1 and "asked without TLS" in plain.stderr
 
 
+def test_a_token_of_the_hub_may_be_a_secret(cloud, files, store_of_files):
+    files.wanted, files.leads_to = "hf_of_a_secret", f"{store_of_files.url}/a-blob"
+    store_of_files.content = gguf.tiny(salt=14)
+    login = {"url": files.url, "username": "acme", "password": "hf_of_a_secret"}
+    status, reply = cloud.call("POST", "/v1/secrets", {"name": "hub", "type": "REGISTRY", "private_registry": login})
+    assert status == 200, reply
+    words = ("models", "pull", "--data-dir", cloud.data, "--name", "by-token", "--secret", "hub")
+    cloud.tram(*words, "hf://acme/private/model.gguf", "--hub", files.url)
+    assert (files.shown, store_of_files.shown) == (["Bearer hf_of_a_secret"], [None])
+    other = cloud.tram(*words, "hf://acme/private/model.gguf", "--hub", store_of_files.url, check=False)
+    assert other.returncode == 1 and "is a login of 127.0.0.1" in other.stderr
+    web = cloud.tram(*words, f"{files.url}/model.gguf", check=False)
+    assert web.returncode == 1 and "`--secret` is for `hf://` and `oci://`" in web.stderr
+
+
 def test_a_name_of_the_catalog_is_pulled(cloud, files):
     listed = json.loads(cloud.tram("models", "catalog", "--output", "json").stdout)
     entry = next(one for one in listed if one["name"] == "smollm2-135m-instruct")

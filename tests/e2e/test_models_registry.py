@@ -71,6 +71,11 @@ def stored(cloud, name):
     return json.loads(cloud.tram("models", "show", name, "--output", "json").stdout)
 
 
+def secret(cloud, name, kind, **value):
+    status, reply = cloud.call("POST", "/v1/secrets", {"name": name, "type": kind, **value})
+    assert status == 200, reply
+
+
 # By whose tool: layers around the model's, its type, its annotations, and the manifest.
 PACKED = {
     "docker": (
@@ -163,6 +168,20 @@ def test_a_private_one_needs_the_login_that_images_need(cloud, pull, monkeypatch
         monkeypatch.setitem(cloud.environment, "TRAM_REGISTRIES_DIR", str(tmp_path))
         pull(source)
         assert stored(cloud, "private-v1")["origin"] == source
+        # A secret's login goes before the operator's file, and to its own registry alone.
+        names = {"url": f"127.0.0.1:{private.port}", "username": user, "password": password}
+        secret(cloud, "ours", "REGISTRY", private_registry=names)
+        secret(cloud, "theirs", "REGISTRY", private_registry={**names, "url": "elsewhere.example"})
+        secret(cloud, "word", "SIMPLE", value="x")
+        (host / "credentials.toml").write_text("")
+        for name, words in (
+            ("theirs", "is a login of elsewhere.example, and is not shown to 127.0.0.1"), ("word", "not of type REGISTRY"),
+            ("nothing", "has no secret `nothing`"),
+        ):
+            refused = pull(source, "--name", "by-secret", "--secret", name, check=False)
+            assert refused.returncode == 1 and words in refused.stderr, (name, refused.stderr)
+        pull(source, "--name", "by-secret", "--secret", "ours")
+        assert stored(cloud, "by-secret")["origin"] == source
     finally:
         private.stop()
 

@@ -44,7 +44,7 @@ use clap::Subcommand;
 pub use self::{
     admin::AdminAction,
     images::ImagesAction,
-    models::{HubToken, ModelsAction},
+    models::{HubToken, ModelsAction, SecretName},
     simulate::Arguments as SimulateArguments,
     trust::TrustAction,
 };

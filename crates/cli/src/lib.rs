@@ -31,7 +31,8 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 pub use crate::{
     arguments::Arguments,
     commands::{
-        AdminAction, HubToken, ImagesAction, ModelsAction, ServerCommand, SimulateArguments, TrustAction,
+        AdminAction, HubToken, ImagesAction, ModelsAction, SecretName, ServerCommand, SimulateArguments,
+        TrustAction,
     },
     error::Error,
     host::{Host, Interrupt},

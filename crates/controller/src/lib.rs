@@ -54,6 +54,7 @@ pub use data_plane::{DataPlane, Detached};
 pub use driver::{NoObserver, Observer, Outcome};
 pub use error::Error;
 pub use service::ServiceReport;
+pub use spec::credentials::registry_login;
 pub use spec::model::ENGINE_IMAGE;
 
 use crate::{

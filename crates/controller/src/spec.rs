@@ -3,7 +3,7 @@
 //! Secrets are read here and nowhere else in the controller but in `routing::security`; their values go to the site
 //! and are never kept or logged.
 
-mod credentials;
+pub(crate) mod credentials;
 mod environment;
 pub(crate) mod model;
 
@@ -205,7 +205,8 @@ impl Subject<'_> {
             let wrong = format!("secret `{name}` is not of type REGISTRY: choose one that is");
             return Err(Problem::Wrong(wrong));
         }
-        Ok(Some(credentials::read(name, &found.value)?))
+        let login = credentials::registry_login(name, &found.value).map_err(Problem::Wrong)?;
+        Ok(Some(login))
     }
 
     /// The whole description of one instance.

@@ -15,7 +15,7 @@ use crate::floor::Floor;
 use crate::limits::{Limits, Timeouts};
 use crate::manifest::{ArtifactLayer, ArtifactManifest, Descriptor, ManifestError, parse_artifact};
 use crate::reference::Reference;
-use crate::registry::{Client, RegistryConfig, Resolved, Source};
+use crate::registry::{Client, Credentials, RegistryConfig, Resolved, Source};
 use crate::store::download::{Place, download};
 
 /// Ends the name of a file that is not whole yet.
@@ -48,12 +48,16 @@ impl Artifacts {
         }
     }
 
-    /// Asks what a name stands for.
+    /// Asks what a name stands for. `login` is shown to its registry in place of the operator's.
     ///
     /// # Errors
     /// When the registry cannot be asked, refuses, does not have it, or what it has is no artifact.
-    pub async fn resolve(&self, reference: &Reference) -> Result<Artifact, Error> {
-        let source = Source::new(Arc::clone(&self.client), reference.clone(), None)?;
+    pub async fn resolve(
+        &self,
+        reference: &Reference,
+        login: Option<Credentials>,
+    ) -> Result<Artifact, Error> {
+        let source = Source::new(Arc::clone(&self.client), reference.clone(), login)?;
         let malformed = |source: ManifestError| Error::Manifest {
             image: reference.familiar(),
             source,

@@ -20,6 +20,17 @@ pub fn empty() -> AnyBody {
         .boxed()
 }
 
+/// Something as JSON.
+///
+/// # Errors
+/// When it cannot be written so.
+pub fn body(value: &impl serde::Serialize) -> anyhow::Result<AnyBody> {
+    let bytes = Bytes::from(serde_json::to_vec(value)?);
+    Ok(http_body_util::Full::new(bytes)
+        .map_err(|never| match never {})
+        .boxed())
+}
+
 /// What the control plane says instead of an answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]

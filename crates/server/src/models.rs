@@ -1,6 +1,7 @@
 //! `tram models import|rm`: through the running control plane when there is one, else on the store itself; and the
 //! operator's door's side of it.
 
+mod login;
 mod pull;
 mod registry;
 
@@ -58,6 +59,7 @@ pub async fn run(settings: &Settings, action: ModelsAction, printer: &Printer) -
             sha256,
             hub,
             token,
+            secret,
         } => {
             let (place, known_as, origin) = catalog::place(&source).map_err(anyhow::Error::msg)?;
             let digest = sha256.map(|sum| Digest::parse(&format!("{DIGEST_PREFIX}{sum}")));
@@ -66,20 +68,25 @@ pub async fn run(settings: &Settings, action: ModelsAction, printer: &Printer) -
                 origin,
                 digest: digest.transpose().map_err(anyhow::Error::msg)?,
             };
-            // Nobody but the hub is shown it.
-            let is_of_hub = matches!(place, Source::Hub { .. });
-            let token = token.filter(|_| is_of_hub).map(|token| token.0);
             // Before gigabytes come that have no name.
             check_name(&new.name)
                 .map_err(|rule| anyhow::anyhow!("`{}` cannot be the name of a model: it {rule}", new.name))?;
+            let login = match secret {
+                Some(name) => Some(login::reveal(&paths, running, name, &place, &hub).await?),
+                None => None,
+            };
             let (file, new) = match &place {
                 Source::Registry(reference) => {
                     let (file, digest) =
-                        registry::fetch(settings, &paths, reference, new.digest.as_ref(), printer).await?;
+                        registry::fetch(settings, &paths, reference, login, new.digest.as_ref(), printer)
+                            .await?;
                     let digest = Some(digest);
                     (file, NewModel { digest, ..new })
                 }
-                Source::Web(_) | Source::Hub { .. } => {
+                Source::Web(url) => (pull::fetch(&paths, url, None, printer).await?, new),
+                Source::Hub { .. } => {
+                    // Nobody but the hub is shown it.
+                    let token = login.map(|login| login.password).or(token.map(|token| token.0));
                     let file = pull::fetch(&paths, &place.url(&hub), token.as_deref(), printer).await?;
                     (file, new)
                 }
@@ -193,6 +200,7 @@ pub(crate) fn routes() -> Router<Admin> {
     Router::new()
         .route("/models/import", post(import))
         .route("/models/remove", post(remove))
+        .route(login::PATH, post(login::answer))
 }
 
 /// Which model is meant.

@@ -1,15 +1,14 @@
 //! `tram admin`: what the operator asks of the running control plane, through its door.
 
 use anyhow::{Context, bail};
-use http_body_util::{BodyExt, Full};
-use hyper::{Method, body::Bytes};
+use hyper::Method;
 use serde_json::json;
 use tram_cli::{AdminAction, Printer, Settings};
 
 use crate::{
     admin::{self, Backup, NewToken, RotatedKeys},
     bootstrap,
-    door::{AnyBody, ask, empty},
+    door::{ask, body, empty},
     invoker,
     paths::Paths,
 };
@@ -75,9 +74,4 @@ pub async fn run(settings: &Settings, action: AdminAction, printer: &Printer) ->
         }
     }
     Ok(())
-}
-
-fn body(value: &impl serde::Serialize) -> anyhow::Result<AnyBody> {
-    let bytes = Bytes::from(serde_json::to_vec(value)?);
-    Ok(Full::new(bytes).map_err(|never| match never {}).boxed())
 }

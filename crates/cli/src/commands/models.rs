@@ -90,6 +90,12 @@ pub enum ServerAction {
         /// The hub that hf:// means
         #[arg(long, value_name = "URL", env = "HF_ENDPOINT", default_value = HUB)]
         hub: String,
+        /// A secret of type REGISTRY with the login of the hub (its password is the token) or of the registry
+        #[arg(long, value_name = "NAME")]
+        secret: Option<String>,
+        /// The organization whose secret it is, where there are several
+        #[arg(long, value_name = "NAME", requires = "secret")]
+        organization: Option<String>,
         /// Where the server keeps its things.
         #[command(flatten)]
         place: Place,
@@ -120,6 +126,15 @@ impl std::fmt::Debug for HubToken {
     }
 }
 
+/// A secret by its names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretName {
+    /// Its own.
+    pub secret: String,
+    /// Its organization's; needed where there are several.
+    pub organization: Option<String>,
+}
+
 /// What to do on the store of models, with the settings apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelsAction {
@@ -142,6 +157,8 @@ pub enum ModelsAction {
         hub: String,
         /// What the hub is shown.
         token: Option<HubToken>,
+        /// Which secret has the login of the hub or of the registry.
+        secret: Option<SecretName>,
     },
     /// Remove a model.
     Rm {
@@ -159,6 +176,8 @@ pub(crate) fn resolve(action: ServerAction, host: &Host) -> Result<ServerCommand
             name,
             sha256,
             hub,
+            secret,
+            organization,
             place,
         } => (
             place,
@@ -171,6 +190,7 @@ pub(crate) fn resolve(action: ServerAction, host: &Host) -> Result<ServerCommand
                     .variable(HUB_TOKEN)
                     .filter(|token| !token.is_empty())
                     .map(|token| HubToken(token.to_owned())),
+                secret: secret.map(|secret| SecretName { secret, organization }),
             },
         ),
         ServerAction::Rm { name, place } => (place, ModelsAction::Rm { name }),

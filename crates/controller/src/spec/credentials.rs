@@ -3,8 +3,6 @@
 use serde::Deserialize;
 use tram_site::RegistryCredentials;
 
-use super::Problem;
-
 /// How Google's registries call a user that logs in with a key file.
 const GCP_KEY_USER: &str = "_json_key";
 
@@ -43,13 +41,13 @@ struct KeyFile {
     url: String,
 }
 
-/// Reads a kept registry secret.
-pub(super) fn read(name: &str, kept: &[u8]) -> Result<RegistryCredentials, Problem> {
-    let kept: Kept = serde_json::from_slice(kept).map_err(|_| {
-        Problem::Wrong(format!(
-            "secret `{name}` holds no registry that is known: store it anew"
-        ))
-    })?;
+/// The login that a secret of a registry holds.
+///
+/// # Errors
+/// With what is wrong, for the user.
+pub fn registry_login(name: &str, kept: &[u8]) -> Result<RegistryCredentials, String> {
+    let kept: Kept = serde_json::from_slice(kept)
+        .map_err(|_| format!("secret `{name}` holds no registry that is known: store it anew"))?;
     let login = |login: Login, host: String| RegistryCredentials {
         host,
         username: login.username,
@@ -88,7 +86,7 @@ mod tests {
 
     #[test]
     fn each_kind_of_registry_gets_its_host() {
-        let host = |json: &str| read("s", json.as_bytes()).unwrap().host;
+        let host = |json: &str| registry_login("s", json.as_bytes()).unwrap().host;
         assert_eq!(
             host(
                 r#"{"private_registry":{"username":"u","password":"p","url":"https://Registry.example:5000/v2/"}}"#
@@ -103,7 +101,7 @@ mod tests {
             host(r#"{"azure_container_registry":{"registry_name":"acme","username":"u","password":"p"}}"#),
             "acme.azurecr.io"
         );
-        let google = read(
+        let google = registry_login(
             "s",
             br#"{"gcp_container_registry":{"keyfile_content":"{}","url":"eu.gcr.io/project"}}"#,
         )
@@ -112,6 +110,6 @@ mod tests {
             (google.host.as_str(), google.username.as_str()),
             ("eu.gcr.io", "_json_key")
         );
-        assert!(read("s", br#"{"value":"x"}"#).is_err());
+        assert!(registry_login("s", br#"{"value":"x"}"#).is_err());
     }
 }

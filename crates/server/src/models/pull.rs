@@ -198,7 +198,7 @@ impl Download<'_> {
                 Err(Failure::Passing(anyhow::anyhow!("the server answered {status}")))
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Failure::Lasting(anyhow::anyhow!(
-                "{} is not open to everybody: of the hub, set HF_TOKEN to a token that may read it; else download it by hand, and use `tram models import`",
+                "{} is not open to everybody: of the hub, set HF_TOKEN to a token that may read it, or name a secret that has one (`--secret`); else download it by hand, and use `tram models import`",
                 self.url
             ))),
             StatusCode::NOT_FOUND => Err(Failure::Lasting(anyhow::anyhow!("there is no {}", self.url))),

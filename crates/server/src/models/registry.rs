@@ -9,8 +9,9 @@ use anyhow::{Context, bail};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tram_cli::{Printer, Settings};
-use tram_image::{Artifact, ArtifactLayer, Artifacts, Reference, Timeouts};
+use tram_image::{Artifact, ArtifactLayer, Artifacts, Credentials, Reference, Timeouts};
 use tram_model::{Digest, source::Source};
+use tram_site::RegistryCredentials;
 
 use super::pull::{self, LOOK_EVERY_BYTES, NOTE_INTERVAL};
 use crate::{
@@ -32,7 +33,7 @@ const WEIGHTS: &str = "application/vnd.cncf.model.weight.v1.raw";
 const ARCHIVED: &str = "application/vnd.cncf.model.weight.v1.tar";
 const ENDING: &str = ".gguf";
 
-/// The file of the model that `reference` names, whole, and its digest. `wanted` is what it must be, when that is known.
+/// The file of the model that `reference` names, whole, and its digest. `login` is of its registry; `wanted` is what it must be, when that is known.
 ///
 /// # Errors
 /// With what is wrong, for the user.
@@ -40,6 +41,7 @@ pub(super) async fn fetch(
     settings: &Settings,
     paths: &Paths,
     reference: &str,
+    login: Option<RegistryCredentials>,
     wanted: Option<&Digest>,
     printer: &Printer,
 ) -> anyhow::Result<(PathBuf, Digest)> {
@@ -48,7 +50,8 @@ pub(super) async fn fetch(
         .parse()
         .with_context(|| format!("`{said}` is no source"))?;
     let artifacts = Artifacts::new(registries(settings), Timeouts::default());
-    let found = artifacts.resolve(&reference).await.map_err(for_user)?;
+    let login = login.map(|login| Credentials::basic(login.username, login.password));
+    let found = artifacts.resolve(&reference, login).await.map_err(for_user)?;
     let file = choose(&found.layers).map_err(|why| anyhow::anyhow!("`{said}` {why}"))?;
     let digest = Digest::parse(&file.descriptor.digest.to_string()).map_err(anyhow::Error::msg)?;
     if let Some(wanted) = wanted.filter(|wanted| **wanted != digest) {
@@ -103,11 +106,11 @@ fn for_user(error: tram_image::Error) -> anyhow::Error {
     match error {
         tram_image::Error::NotFound { image, registry, .. } => anyhow::anyhow!(
             "there is no `{image}` on `{registry}`: check the name and the tag, and if it is private, the login of the \
-             registry in its `credentials.toml`"
+             registry in its `credentials.toml`, or name a secret with it (`--secret`)"
         ),
         tram_image::Error::AccessDenied { image, registry, .. } => anyhow::anyhow!(
-            "`{registry}` refused access to `{image}`: check the name, and the login of the registry in its \
-             `credentials.toml`, below the setting `registries_dir`"
+            "`{registry}` refused access to `{image}`: check the name, and the login of the registry: in its \
+             `credentials.toml`, below the setting `registries_dir`, or in a secret (`--secret`)"
         ),
         error if is_of_this_machine(&error) => anyhow::Error::new(error),
         other => anyhow::Error::msg(other.user_message()),
