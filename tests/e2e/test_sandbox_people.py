@@ -128,6 +128,31 @@ def test_copies_keep_bytes_permissions_and_links(cloud, box, tmp_path):
     assert cloud.tram("sandbox", "cp", f"{box}:/tmp/typed", "-").stdout == "typed\n"
 
 
+def test_a_copy_goes_from_one_sandbox_to_another(cloud, box, image, tmp_path):
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub" / "raw").write_bytes(bytes(range(256)) * 20_000)
+    (source / "run").write_text("x")
+    (source / "run").chmod(0o755)
+    cloud.tram("sandbox", "cp", source, f"{box}:/tmp/across")
+    inside(cloud, box, "/bin/busybox mkfifo /tmp/across/pipe")
+    other = "other-box"
+    cloud.tram("sandbox", "create", other, "--image", image)
+    try:
+        done = cloud.tram("sandbox", "cp", f"{box}:/tmp/across", f"{other}:/tmp/there")
+        assert "left out: " in done.stderr and "pipe" in done.stderr
+        cloud.tram("sandbox", "cp", f"{other}:/tmp/there", tmp_path / "back")
+        assert tree(tmp_path / "back") == tree(source)
+        for at, to, words in [
+            (f"{box}:/no/such", f"{other}:/tmp/x", "/no/such: No such file"), (f"{box}:/tmp/across", f"{other}:/proc/x", "/proc"),
+            (f"{box}:/tmp/across", "nobody:/x", "nobody"),
+        ]:
+            done = cloud.tram("sandbox", "cp", at, to, check=False)
+            assert done.returncode != 0 and words in done.stderr, (at, to, done.stderr)
+    finally:
+        cloud.tram("sandbox", "delete", other)
+
+
 def test_a_copy_that_cannot_be_says_why(cloud, box, tmp_path):
     for source, target, words in [
         (f"{box}:/no/such", tmp_path / "x", "/no/such: No such file"),

@@ -138,7 +138,9 @@ impl Wanted {
 
 /// What became of a copy, for whoever sent it.
 fn say_summary(summary: &tram_transfer::Summary, output: &mut impl Write) -> io::Result<()> {
-    let told = serde_json::json!({ "left_out": summary.left_out, "named": summary.named });
+    let told = serde_json::json!({
+        "files": summary.files, "bytes": summary.bytes, "left_out": summary.left_out, "named": summary.named,
+    });
     writeln!(output, "{told}")?;
     output.flush()
 }

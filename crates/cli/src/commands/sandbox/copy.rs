@@ -1,4 +1,4 @@
-//! `tram sandbox cp SRC DST`: files and directories into a sandbox and out of it.
+//! `tram sandbox cp SRC DST`: files and directories into a sandbox, out of it, and from one to another.
 //!
 //! The executor inside reads or writes one stream (`tram-transfer`) by its standard streams, which travel as those of `tram
 //! exec` do: nothing is asked of the image, and no more than some pieces are in memory at a time, however large the files.
@@ -87,12 +87,13 @@ pub(super) async fn run(session: Session, arguments: Arguments) -> Result<(), Er
             let ended = command(&client, &id, &["write", &path], feed, ignore).await?;
             return ended.succeeded().map(|_| ());
         }
-        (Side::Inside { .. }, Side::Inside { .. }) => {
-            return Err(Error::input(
-                "both sides are in a sandbox",
-                "copy to this machine first, or `tram sandbox fork`",
-            ));
-        }
+        (
+            Side::Inside { sandbox, path },
+            Side::Inside {
+                sandbox: to,
+                path: at,
+            },
+        ) => across(&client, (&sandbox, &path), (&to, &at)).await?,
         _ => {
             return Err(Error::input(
                 "neither side is in a sandbox",
@@ -159,12 +160,58 @@ async fn upload(client: &Client, from: PathBuf, sandbox: &str, path: &str) -> Re
         }
         Err(error) => return Err(Error::Exec(format!("cannot copy: {error}"))),
     };
-    let said = ended?.succeeded()?;
+    let said = told(ended?)?;
+    summary.left_out = said.left_out;
+    summary.named = said.named;
+    Ok(summary)
+}
+
+/// From one sandbox to another; it passes through here, and nothing of it is kept.
+async fn across(client: &Client, from: (&str, &str), to: (&str, &str)) -> Result<Summary, Error> {
+    let (source, target) = (
+        super::find(client, from.0).await?.id,
+        super::find(client, to.0).await?.id,
+    );
+    let (pieces, passing) = mpsc::channel(PIECES);
+    // As many bytes in a message to a command as it may have, whatever came in one from another.
+    let out = move |bytes: Vec<u8>| {
+        let pieces = pieces.clone();
+        async move {
+            for piece in bytes.chunks(STDIN_CHUNK_BYTES) {
+                pieces.send(piece.to_vec()).await.map_err(|_| stopped())?;
+            }
+            Ok(())
+        }
+    };
+    let (pack, unpack) = (["pack", from.1], ["unpack", to.1]);
+    // Each ends the other by what it holds of the channel, which goes with it.
+    let (packed, unpacked) = tokio::join!(
+        command(client, &source, &pack, Feed::Nothing, out),
+        command(client, &target, &unpack, Feed::Pieces(passing), ignore),
+    );
+    match (packed, unpacked) {
+        // The other side may say why, and is only cut off when it does not.
+        (Ok(packed), unpacked) => {
+            packed.succeeded()?;
+            told(unpacked?)
+        }
+        (Err(error), Ok(unpacked)) => Err(unpacked.succeeded().err().unwrap_or(error)),
+        (Err(error), Err(_)) => Err(error),
+    }
+}
+
+/// What the executor says of what it has unpacked.
+fn told(ended: Ended) -> Result<Summary, Error> {
+    let said = ended.succeeded()?;
     let told: Value = serde_json::from_slice(&said)
         .map_err(|_| Error::Exec("the sandbox does not say whether it has all of it".to_owned()))?;
-    summary.left_out = u64::try_from(number(&told, "left_out")).unwrap_or_default();
-    summary.named = texts(&told, "named");
-    Ok(summary)
+    let count = |name: &str| u64::try_from(number(&told, name)).unwrap_or_default();
+    Ok(Summary {
+        files: count("files"),
+        bytes: count("bytes"),
+        left_out: count("left_out"),
+        named: texts(&told, "named"),
+    })
 }
 
 fn stopped() -> Error {
