@@ -44,11 +44,13 @@ struct Index {
     entries: Vec<Entry>,
 }
 
-/// The sequences that an earlier life of the program left, as far as they were not taken yet.
+/// The sequences that an earlier life of the program left.
 #[derive(Debug)]
 pub(crate) struct Kept {
     path: PathBuf,
     entries: Vec<Entry>,
+    /// Those that were taken, which are not found again.
+    taken: Vec<Entry>,
 }
 
 impl Kept {
@@ -65,6 +67,7 @@ impl Kept {
         Self {
             path: path.to_owned(),
             entries,
+            taken: Vec::new(),
         }
     }
 
@@ -103,7 +106,9 @@ impl Kept {
                 "the checksum is wrong",
             ));
         }
-        Ok(entry.tokens)
+        let tokens = entry.tokens.clone();
+        self.taken.push(entry);
+        Ok(tokens)
     }
 }
 
@@ -160,13 +165,14 @@ impl Making {
         self.append(&from, entry, None)
     }
 
-    /// Adds what nobody took of an earlier file, as far as it has room.
+    /// Adds what an earlier file has and is not here, as far as it has room: what nobody took, then what gave way in the
+    /// cache since.
     pub(crate) fn add_rest(&mut self, kept: &Kept) -> io::Result<()> {
-        if kept.entries.is_empty() {
+        if kept.entries.is_empty() && kept.taken.is_empty() {
             return Ok(());
         }
         let from = File::open(&kept.path)?;
-        for entry in &kept.entries {
+        for entry in kept.entries.iter().chain(&kept.taken) {
             if !self.has(entry.scope, &entry.tokens) {
                 self.append(&from, entry.clone(), Some(entry.checksum))?;
             }

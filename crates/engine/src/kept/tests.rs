@@ -70,6 +70,7 @@ fn what_nobody_took_is_kept_for_the_next_time() {
     making.add_rest(&kept).unwrap();
     assert_eq!(making.put(&place.path("kept")).unwrap(), 2);
     let mut kept = place.open("a");
+    assert!(kept.find(SCOPE, &counted(0, 60)).is_some(), "once");
     let (at, common) = kept.find(SCOPE, &counted(100, 60)).unwrap();
     assert_eq!((common, kept.length(at)), (32, 40));
     kept.take(at, &place.path("taken")).unwrap();
@@ -77,6 +78,19 @@ fn what_nobody_took_is_kept_for_the_next_time() {
         std::fs::read(place.path("taken")).unwrap(),
         vec![1; 3 * CHUNK / 2]
     );
+}
+
+#[test]
+fn what_was_taken_and_gave_way_since_is_kept() {
+    let place = Place::new();
+    place.keep("a", &[counted(0, 40)], u64::MAX);
+    let mut kept = place.open("a");
+    kept.take(0, &place.path("taken")).unwrap();
+    assert_eq!(kept.find(SCOPE, &counted(0, 40)), None);
+    let mut making = Making::new(&place.path("beside"), "a".to_owned(), u64::MAX).unwrap();
+    making.add_rest(&kept).unwrap();
+    assert_eq!(making.put(&place.path("kept")).unwrap(), 1);
+    assert!(place.open("a").find(SCOPE, &counted(0, 40)).is_some());
 }
 
 #[test]
