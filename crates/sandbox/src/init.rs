@@ -9,6 +9,7 @@
 //! config files are written before /proc and /sys are there, so it cannot lead into the kernel either.
 //! Once the root is the instance's own, nothing of the machine stays open ([`leave_the_machine`]).
 
+mod devices;
 mod files;
 mod privileges;
 mod program;

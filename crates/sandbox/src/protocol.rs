@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 pub use ids::IdRange;
 pub(crate) use ids::outside;
 pub use spec::{
-    BindMount, Capability, ConfigFile, DISK_BYTES_MIN, InstanceId, InvalidSpec, LaunchSpec, Limits,
-    LogLimits, MemoryFrom, Network, VolumeMount,
+    BindMount, Capability, ConfigFile, DISK_BYTES_MIN, DeviceNode, InstanceId, InvalidSpec, LaunchSpec,
+    Limits, Link, LogLimits, MemoryFrom, Network, VolumeMount,
 };
 
 /// Raised when a message changes so that an older peer would misread it.

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
 use super::{During, Step};
-use crate::protocol::{ConfigFile, IdRange, outside};
+use crate::protocol::{ConfigFile, IdRange, Link, outside};
 
 const DIRECTORY_MODE: u32 = 0o755;
 /// Tries of a path while something on the machine is renamed or mounted: the kernel then cannot vouch for a `..` and
@@ -137,6 +137,13 @@ impl Root {
         std::fs::File::from(created).write_all(&file.content).during(what)
     }
 
+    /// Put a symbolic link in place. What is mounted there stays: it is what the link would lead to, or was asked for.
+    pub(super) fn link(&self, link: &Link) -> Step<()> {
+        let what = || format!("make the link {}", link.path.display());
+        let (parent, name) = self.parent(&link.path)?;
+        link_at(parent.as_fd(), &name, &link.target).during(what)
+    }
+
     fn own(&self, fd: &OwnedFd, owner: Owner) -> Result<(), Errno> {
         let uid = Uid::from_raw(outside(self.ids, owner.uid));
         let gid = Gid::from_raw(outside(self.ids, owner.gid));
@@ -151,6 +158,16 @@ impl Root {
             .during(|| format!("use the path {}", path.display()))?;
         Ok((self.ensure_dir(parent, Owner::ROOT)?, name.into()))
     }
+}
+
+/// Makes a link in a directory, in the place of what is there and is not a directory or mounted.
+pub(super) fn link_at(parent: BorrowedFd<'_>, name: &Path, target: &Path) -> Result<(), Errno> {
+    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(Errno::BUSY) => return Ok(()),
+        Err(errno) => return Err(errno),
+    }
+    rustix::fs::symlinkat(target, parent, name)
 }
 
 /// Repeats what the kernel asks to repeat.

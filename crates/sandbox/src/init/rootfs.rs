@@ -16,13 +16,15 @@ use rustix::mount::{
 };
 
 use super::files::{Owner, Root, is_directory};
-use super::{During, Parts, Step};
+use super::{During, Parts, Step, devices};
 use crate::cgroup::View;
 use crate::disk;
 use crate::protocol::{BindMount, LaunchSpec, VolumeMount, outside};
 use crate::state::InstanceDir;
 use crate::{sys, userns};
 
+/// Where devices are, inside and outside.
+pub(super) const DEV: &str = "/dev";
 /// `/dev` holds a handful of nodes and links.
 const DEV_BYTES: &str = "65536";
 /// What `mount(2)` reads of its options at most: a page less its end.
@@ -110,6 +112,9 @@ pub(super) fn fill(root: &Root, spec: &LaunchSpec, parts: Parts<'_>) -> Step<()>
     // Before /proc and /sys: a symlink in the image could lead a write into the kernel's settings.
     for file in &spec.files {
         root.write(file)?;
+    }
+    for link in spec.links.iter().filter(|link| !link.path.starts_with(DEV)) {
+        root.link(link)?;
     }
     let owner = Owner {
         uid: spec.user.uid,
@@ -413,6 +418,7 @@ pub(super) fn mount_dev(root: &Root, spec: &LaunchSpec) -> Step<()> {
     for (target, name) in DEVICE_LINKS {
         rustix::fs::symlinkat(target, &dev, name).during(what)?;
     }
+    devices::show(&dev, spec)?;
     let tty_group = outside(spec.ids, TTY_GROUP).to_string();
     let pts = [
         ("gid", tty_group.as_str()),

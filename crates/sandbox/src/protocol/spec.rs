@@ -128,6 +128,12 @@ pub struct LaunchSpec {
     pub files: Vec<ConfigFile>,
     #[serde(default)]
     pub binds: Vec<BindMount>,
+    /// Devices of this machine that it may use, beside those that every instance has.
+    #[serde(default)]
+    pub devices: Vec<DeviceNode>,
+    /// Symbolic links laid into its file system before it starts.
+    #[serde(default)]
+    pub links: Vec<Link>,
     /// Files with a file system in them, which this instance alone has while it lives; see [`crate::volume`].
     #[serde(default)]
     pub volumes: Vec<VolumeMount>,
@@ -203,6 +209,30 @@ pub struct BindMount {
     pub target: PathBuf,
     #[serde(default)]
     pub readonly: bool,
+}
+
+/// A character device of this machine shown inside the instance.
+///
+/// This is the only way to a device there: every other mount of an instance forbids them, so a node that somebody inside
+/// makes or brings along cannot be opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceNode {
+    /// Absolute, on this machine; must be a character device.
+    pub source: PathBuf,
+    /// Below `/dev`, and not where something is already.
+    pub target: PathBuf,
+    /// Present: its major and minor number; another device of the same name is refused.
+    #[serde(default)]
+    pub number: Option<(u32, u32)>,
+}
+
+/// A symbolic link inside the instance. What stands there is replaced, unless it is a directory or mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Absolute, inside the instance.
+    pub path: PathBuf,
+    /// What it says.
+    pub target: PathBuf,
 }
 
 /// A volume shown inside the instance.
@@ -351,6 +381,8 @@ impl LaunchSpec {
             gvisor: None,
             files: Vec::new(),
             binds: Vec::new(),
+            devices: Vec::new(),
+            links: Vec::new(),
             volumes: Vec::new(),
             network: Network::Private,
             limits: Limits::default(),
@@ -386,6 +418,8 @@ impl LaunchSpec {
         for (what, length) in [
             ("files", self.files.len()),
             ("binds", self.binds.len()),
+            ("devices", self.devices.len()),
+            ("links", self.links.len()),
             ("volumes", self.volumes.len()),
             ("labels", self.labels.len()),
             ("groups", self.user.groups.len()),
@@ -417,6 +451,27 @@ impl LaunchSpec {
         for bind in &self.binds {
             absolute("binds source", &bind.source)?;
             inside("binds target", &bind.target)?;
+        }
+        for device in &self.devices {
+            absolute("devices source", &device.source)?;
+            inside("devices target", &device.target)?;
+            free_in_dev("devices target", &device.target)?;
+        }
+        for link in &self.links {
+            inside("links path", &link.path)?;
+            no_nul("links target", &link.target.to_string_lossy())?;
+            if link.target.as_os_str().is_empty() {
+                return refuse(format!("the link {} leads nowhere", link.path.display()));
+            }
+            if link.path.starts_with("/dev") {
+                free_in_dev("links path", &link.path)?;
+            }
+            if ["/proc", "/sys"].iter().any(|top| link.path.starts_with(top)) {
+                return refuse(format!("links path: {} is the kernel's", link.path.display()));
+            }
+        }
+        if !self.devices.is_empty() && (self.gvisor.is_some() || self.memory_from.is_some()) {
+            return refuse("devices go with neither gvisor nor memory_from".to_owned());
         }
         for volume in &self.volumes {
             absolute("volumes file", &volume.file)?;
@@ -517,6 +572,24 @@ fn inside(what: &str, path: &Path) -> Result<(), InvalidSpec> {
         )));
     }
     Ok(())
+}
+
+/// What every instance has in its `/dev`, and what only the machine has.
+const RESERVED_IN_DEV: [&str; 19] = [
+    "null", "zero", "full", "random", "urandom", "tty", "fd", "stdin", "stdout", "stderr", "ptmx", "pts",
+    "shm", "mqueue", "console", "mem", "kmem", "port", "kmsg",
+];
+
+/// A place below `/dev` that is not taken.
+fn free_in_dev(what: &str, path: &Path) -> Result<(), InvalidSpec> {
+    let below = path.strip_prefix("/dev").ok();
+    match below.and_then(|below| below.components().next()) {
+        Some(Component::Normal(first)) if !RESERVED_IN_DEV.iter().any(|taken| first == *taken) => Ok(()),
+        _ => Err(InvalidSpec(format!(
+            "{what}: {} is not a free place below /dev",
+            path.display()
+        ))),
+    }
 }
 
 /// File contents are bytes; JSON carries text.

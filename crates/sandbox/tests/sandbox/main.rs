@@ -11,6 +11,7 @@
 
 mod checkpoint;
 mod copies;
+mod devices;
 mod disk;
 mod disk_snapshot;
 mod exec;
