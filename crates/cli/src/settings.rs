@@ -6,6 +6,7 @@
 //! unknown `TRAM_` variables are refused: a setting that silently does nothing is worse than a start that fails.
 
 mod checkpoint;
+mod gpus;
 mod isolation;
 mod memory;
 mod resolve;
@@ -20,6 +21,7 @@ use std::{
 
 pub use self::{
     checkpoint::{CheckpointAfter, DiskSpace, KeptSpace, SnapshotSpace},
+    gpus::{Folders, GpuType, GpuTypes},
     isolation::Isolations,
     memory::ModelsMemory,
     resolve::{DEFAULT_FILE, Error},
@@ -200,6 +202,12 @@ settings! {
     isolation: Isolations = Isolations::default();
     /// gVisor's program `runsc`; empty uses the one that `scripts/runsc` installs, or the system's.
     gvisor_program: PathBuf = PathBuf::new();
+    /// Folders with specifications of devices (CDI), as `nvidia-ctk cdi generate` writes them; of two that tell of the same
+    /// device, the one in the later folder holds.
+    cdi_directories: Folders = Folders::of(&["/etc/cdi", "/var/run/cdi"]);
+    /// Instance types with GPUs, such as `gpu-nvidia-l4 kind=nvidia.com/gpu`; in the file also a table of them, each with
+    /// kind, devices, count, memory, share, size and name: see the page on GPUs.
+    gpu_types: GpuTypes = GpuTypes::default();
     /// How quickly services follow their load, such as `down_window=60`; in the file also a table of names. What is
     /// left out is built in: see the page on autoscaling.
     scaling: Scaling = Scaling::default();

@@ -11,14 +11,14 @@ use std::collections::BTreeMap;
 
 use tram_planner as planner;
 use tram_site::{
-    ImageSpec, InstanceSpec, MountSpec, RegistryCredentials,
+    DeviceShare, DeviceSpec, ImageSpec, InstanceSpec, MountSpec, RegistryCredentials,
     secrets::BoundSecret,
     spec::{EXECUTOR_PORT, EXECUTOR_PROXY_PORT, ExecutorAccess, ExecutorSpec, FileSpec, Limits},
 };
 use tram_store::{Revealed, Store, record};
 use tram_types::{
     InstanceSnapshotId, bound,
-    catalog::Catalog,
+    catalog::{Catalog, InstanceType},
     definition::{ConfigFile, DeploymentDefinition, REGION_SCOPE_PREFIX},
     interpolate::{self, Piece, UnknownName, pieces},
     status::{DefinitionType, DeploymentMesh, DeploymentStrategyType, EgressPolicyMode, SecretType},
@@ -281,6 +281,7 @@ impl Subject<'_> {
                 disk_bytes: kind.disk_bytes,
             },
             isolation: kind.isolation,
+            devices: devices(kind),
             volumes: self.volumes().await?,
             mesh: mesh(definition),
             egress_allow: egress(definition),
@@ -355,6 +356,20 @@ impl Subject<'_> {
         }
         Ok(())
     }
+}
+
+/// The devices that an instance of this type has.
+fn devices(kind: &InstanceType) -> Option<DeviceSpec> {
+    let gpu = kind.gpu.as_ref()?;
+    Some(DeviceSpec {
+        instance_type: kind.id.to_string(),
+        among: gpu.devices.clone(),
+        count: gpu.count,
+        share: gpu
+            .share_bytes
+            .zip(gpu.memory_bytes)
+            .map(|(bytes, of_bytes)| DeviceShare { bytes, of_bytes }),
+    })
 }
 
 /// Permission bits of a file whose definition names none.
@@ -451,6 +466,31 @@ pub(crate) fn takeover(
         DeploymentStrategyType::Canary => Takeover::Canary,
         _ => Takeover::Rolling,
     }
+}
+
+/// The same where the installation is known. A new version of what has GPUs waits for those of the old one, unless the
+/// definition names a strategy: a machine has few, and the two would wait for each other. It differs from [`takeover`] only
+/// in what is up at a time, which the routing table sees for itself.
+pub(crate) fn takeover_here(
+    catalog: &Catalog,
+    definition: &DeploymentDefinition,
+    active: Option<&DeploymentDefinition>,
+) -> planner::Takeover {
+    let has_gpu = |definition: &DeploymentDefinition| {
+        let mut regions = definition.regions.iter();
+        regions.any(|region| catalog.has_gpu(definition.effective_instance_type(region)))
+    };
+    let named = definition.strategy.as_ref().map(|strategy| strategy.r#type);
+    let named = named.is_some_and(|strategy| {
+        !matches!(
+            strategy,
+            DeploymentStrategyType::Invalid | DeploymentStrategyType::Default
+        )
+    });
+    if !named && has_gpu(definition) && active.is_some_and(has_gpu) {
+        return planner::Takeover::StopFirst;
+    }
+    takeover(definition, active)
 }
 
 /// Where a definition's code comes from, as the planner sees it.

@@ -25,7 +25,9 @@ use tram_types::{DeploymentId, Generation, InstanceId, InstanceSnapshotId, statu
 pub use observed::{EndCause, InstancePhase, Observation, ObservedImage, ObservedInstance, Usage};
 pub use sessions::{Session, Sessions};
 pub use sites::Sites;
-pub use spec::{AdapterSpec, Continuation, ImageSpec, InstanceSpec, RegistryCredentials};
+pub use spec::{
+    AdapterSpec, Continuation, DeviceShare, DeviceSpec, ImageSpec, InstanceSpec, RegistryCredentials,
+};
 pub use streams::{ExecRequest, ExecSession, LogCursor, LogEntry, LogPage, LogQuery, LogStream};
 pub use volumes::{MountSpec, ObservedVolume, VolumeSpec, Volumes};
 

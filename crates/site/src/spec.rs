@@ -121,6 +121,9 @@ pub struct InstanceSpec {
     /// takes a weaker one.
     #[serde(default)]
     pub isolation: Isolation,
+    /// Devices of the machine that it is given. A site where too few are free answers that it cannot start it now.
+    #[serde(default)]
+    pub devices: Option<DeviceSpec>,
     /// Volumes it is shown. A site that has one of them in use elsewhere waits a while and then fails the start.
     #[serde(default)]
     pub volumes: Vec<crate::volumes::MountSpec>,
@@ -142,6 +145,29 @@ pub struct InstanceSpec {
     /// A sandbox: the executor is its first process. `None`: the program is.
     #[serde(default)]
     pub executor: Option<ExecutorSpec>,
+}
+
+/// Devices that an instance is given for as long as it lives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceSpec {
+    /// The instance type that has them, for messages.
+    pub instance_type: String,
+    /// Which may be given, by their names in the Container Device Interface, such as `nvidia.com/gpu=0`.
+    pub among: Vec<String>,
+    /// How many of them.
+    pub count: u32,
+    /// The device may be shared. `None`: it is this instance's alone.
+    #[serde(default)]
+    pub share: Option<DeviceShare>,
+}
+
+/// A part of a device. What an instance takes of it is not held to that by the platform.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceShare {
+    /// What it is meant to take of the device's memory, in bytes.
+    pub bytes: u64,
+    /// The device's memory, in bytes: the shares of a device are no more together.
+    pub of_bytes: u64,
 }
 
 /// As one of which deployment an instance goes on: one that differs from its own in what may be reached outside, and in

@@ -3,7 +3,11 @@
 //! The ids are upstream's, because clients send `micro`, `nano` or `was` without asking. An installation publishes
 //! only what it can run; [`Catalog`] is that selection, made once from the settings and passed on.
 
+use std::borrow::Cow;
+
 use crate::{
+    engine::Engine,
+    gpu::Gpu,
     isolation::Isolation,
     units::{GIB, MIB},
 };
@@ -11,10 +15,10 @@ use crate::{
 /// How large an instance is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InstanceType {
-    /// Upstream's id, such as `micro`.
-    pub id: &'static str,
+    /// Upstream's id, such as `micro`, or the operator's own.
+    pub id: Cow<'static, str>,
     /// What people read.
-    pub display_name: &'static str,
+    pub display_name: Cow<'static, str>,
     /// Thousandths of a processor.
     pub cpu_millis: u32,
     /// Memory, in bytes.
@@ -25,6 +29,8 @@ pub struct InstanceType {
     pub family: Family,
     /// What stands between its instances and the machine.
     pub isolation: Isolation,
+    /// Its accelerators.
+    pub gpu: Option<Gpu>,
     /// Why no instance of it can be started here, in words for whoever asks for one; `None`: it can.
     pub unusable: Option<String>,
 }
@@ -38,6 +44,8 @@ pub enum Family {
     Eco,
     /// The usual ones.
     Standard,
+    /// Those with accelerators, which the operator declares.
+    Gpu,
 }
 
 impl InstanceType {
@@ -46,15 +54,26 @@ impl InstanceType {
     pub const fn memory_mib(&self) -> u64 {
         self.memory_bytes / MIB
     }
+
+    /// The memory in bytes that a model served by `engine` has to fit into: that of the GPUs, where the engine uses them
+    /// and somebody declared it.
+    #[must_use]
+    pub fn model_memory_bytes(&self, engine: Engine) -> u64 {
+        match &self.gpu {
+            // Ours computes on processors.
+            Some(gpu) if engine != Engine::Tram => gpu.instance_memory_bytes().unwrap_or(self.memory_bytes),
+            _ => self.memory_bytes,
+        }
+    }
 }
 
 macro_rules! instance_types {
     ($($id:literal $display:literal $family:ident $cpu_millis:literal $memory_mib:literal $disk_mib:literal;)+) => {
         /// Every instance type of the contract that runs on processors, smallest first within its family.
         pub const INSTANCE_TYPES: &[InstanceType] = &[$(InstanceType {
-            id: $id, display_name: $display, family: Family::$family, cpu_millis: $cpu_millis,
+            id: Cow::Borrowed($id), display_name: Cow::Borrowed($display), family: Family::$family, cpu_millis: $cpu_millis,
             memory_bytes: $memory_mib * MIB, disk_bytes: $disk_mib * MIB,
-            isolation: Isolation::Container, unusable: None,
+            isolation: Isolation::Container, gpu: None, unusable: None,
         }),+];
     };
 }
@@ -184,9 +203,15 @@ impl Catalog {
     pub fn instance_type_ids(&self) -> String {
         self.instance_types
             .iter()
-            .map(|kind| kind.id)
+            .map(|kind| kind.id.as_ref())
             .collect::<Vec<_>>()
             .join(", ")
+    }
+
+    /// Whether this id is of an instance type with accelerators.
+    #[must_use]
+    pub fn has_gpu(&self, id: &str) -> bool {
+        self.instance_type(id).is_some_and(|kind| kind.gpu.is_some())
     }
 }
 

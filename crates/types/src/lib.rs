@@ -16,6 +16,7 @@ pub mod definition;
 pub mod effective;
 pub mod egress;
 pub mod engine;
+pub mod gpu;
 pub mod ids;
 pub mod inference;
 pub mod interpolate;

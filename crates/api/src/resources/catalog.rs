@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 
 use tram_types::{
     catalog::{self, Family, InstanceType},
+    gpu::Gpu,
     status::AvailabilityLevel,
+    units::MIB,
 };
 
 use super::volumes::has_volumes;
@@ -17,9 +19,9 @@ use crate::{
     state::ApiState,
     views::count,
     wire::catalog::{
-        CatalogInstance, CatalogInstanceListItem, CatalogUsage, DatacenterListItem, GetCatalogInstanceReply,
-        GetRegionReply, InstanceAvailability, ListCatalogInstancesReply, ListDatacentersReply,
-        ListRegionsReply, ListUsageReply, Region, RegionAvailability, RegionListItem,
+        CatalogGpuDetails, CatalogInstance, CatalogInstanceListItem, CatalogUsage, DatacenterListItem,
+        GetCatalogInstanceReply, GetRegionReply, InstanceAvailability, ListCatalogInstancesReply,
+        ListDatacentersReply, ListRegionsReply, ListUsageReply, Region, RegionAvailability, RegionListItem,
     },
 };
 
@@ -90,7 +92,12 @@ async fn list_datacenters(call: Call<Nothing>) -> Result<ListDatacentersReply, E
         region_id: region.id.clone(),
         domain: call.api.settings.base_domain.clone(),
         coordinates: coordinates(region),
-        use_gpu: false,
+        use_gpu: call
+            .api
+            .catalog
+            .instance_types
+            .iter()
+            .any(|kind| kind.gpu.is_some()),
         regions: vec![region.id.clone()],
     });
     Ok(ListDatacentersReply {
@@ -104,7 +111,7 @@ async fn list_instances(call: Call<Entries>) -> Result<ListCatalogInstancesReply
         .catalog
         .instance_types
         .iter()
-        .filter(|kind| call.query.id.as_ref().is_none_or(|id| id == kind.id))
+        .filter(|kind| call.query.id.as_ref().is_none_or(|id| *id == kind.id))
         .map(|kind| item(instance(&call.api, kind)))
         .collect();
     Ok(ListCatalogInstancesReply {
@@ -142,7 +149,7 @@ async fn list_usage(call: Call<InRegion>) -> Result<ListUsageReply, Error> {
             regions: regions.clone(),
             availability: AvailabilityLevel::Unknown,
         };
-        (kind.id.to_owned(), entry)
+        (kind.id.to_string(), entry)
     });
     Ok(ListUsageReply {
         usage: Some(CatalogUsage {
@@ -165,7 +172,7 @@ fn region(api: &ApiState, region: &catalog::Region) -> Region {
         instances: catalog
             .instance_types
             .iter()
-            .map(|kind| kind.id.to_owned())
+            .map(|kind| kind.id.to_string())
             .collect(),
         datacenters: vec![region.datacenter.clone()],
         volumes_enabled: has_volumes(api, &region.id),
@@ -181,18 +188,14 @@ pub(crate) fn can_sleep_lightly(api: &ApiState) -> bool {
 
 fn instance(api: &ApiState, kind: &InstanceType) -> CatalogInstance {
     let catalog = &api.catalog;
-    let light_sleep_enabled = can_sleep_lightly(api);
+    let light_sleep_enabled = kind.gpu.is_none() && can_sleep_lightly(api);
     let zero = || "0".to_owned();
     CatalogInstance {
-        id: kind.id.to_owned(),
-        description: format!(
-            "{} vCPU, {} of memory",
-            shares(kind),
-            megabytes(kind.memory_mib())
-        ),
+        id: kind.id.to_string(),
+        description: description(kind),
         vcpu: i64::from(kind.cpu_millis.div_ceil(1000)),
         memory: megabytes(kind.memory_mib()),
-        disk: megabytes(kind.disk_bytes / tram_types::units::MIB),
+        disk: megabytes(kind.disk_bytes / MIB),
         price_per_second: zero(),
         price_hourly: zero(),
         price_monthly: zero(),
@@ -204,19 +207,48 @@ fn instance(api: &ApiState, kind: &InstanceType) -> CatalogInstance {
         .to_owned(),
         require_plan: Vec::new(),
         vcpu_shares: shares(kind),
-        display_name: kind.display_name.to_owned(),
+        display_name: kind.display_name.to_string(),
         aliases: Vec::new(),
         r#type: match kind.family {
             Family::Free => "free",
             Family::Eco => "eco",
             Family::Standard => "standard",
+            Family::Gpu => "gpu",
         }
         .to_owned(),
-        gpu: None,
+        gpu: kind.gpu.as_ref().map(gpu),
         service_types: ["WEB", "WORKER", "SANDBOX"].map(str::to_owned).to_vec(),
         volumes_enabled: catalog.regions.iter().all(|region| has_volumes(api, &region.id)),
         light_sleep_enabled,
         isolation: kind.isolation.to_string(),
+    }
+}
+
+fn description(kind: &InstanceType) -> String {
+    let text = format!(
+        "{} vCPU, {} of memory",
+        shares(kind),
+        megabytes(kind.memory_mib())
+    );
+    match &kind.gpu {
+        None => text,
+        Some(gpu) => match gpu.share_bytes {
+            None => format!("{} {}, {text}", gpu.count, gpu.name),
+            Some(bytes) => format!("{} of a {}, {text}", megabytes(bytes / MIB), gpu.name),
+        },
+    }
+}
+
+/// Its memory is that of one device, as upstream has it, or the share of it that an instance is meant to take.
+fn gpu(gpu: &Gpu) -> CatalogGpuDetails {
+    CatalogGpuDetails {
+        count: i64::from(gpu.count),
+        brand: gpu.brand.clone(),
+        memory: gpu
+            .share_bytes
+            .or(gpu.memory_bytes)
+            .map_or_else(String::new, |bytes| megabytes(bytes / MIB)),
+        name: gpu.name.clone(),
     }
 }
 

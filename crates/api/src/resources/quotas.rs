@@ -87,14 +87,14 @@ async fn quotas(call: Call) -> Result<GetQuotasReply, Error> {
             instance_types: catalog
                 .instance_types
                 .iter()
-                .map(|kind| kind.id.to_owned())
+                .map(|kind| kind.id.to_string())
                 .collect(),
             regions: catalog.regions.iter().map(|region| region.id.clone()).collect(),
             max_organization_members: many,
             max_instances_by_type: catalog
                 .instance_types
                 .iter()
-                .map(|kind| (kind.id.to_owned(), many))
+                .map(|kind| (kind.id.to_string(), many))
                 .collect(),
             persistent_volumes_by_region: volumes,
             custom_domains: many,

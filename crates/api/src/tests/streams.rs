@@ -105,6 +105,7 @@ pub(super) fn spec_of(instance: &Instance) -> spec::InstanceSpec {
         ports: Vec::new(),
         health_checks: Vec::new(),
         isolation: Default::default(),
+        devices: None,
         volumes: Vec::new(),
         limits: spec::Limits {
             cpu_millis: 100,

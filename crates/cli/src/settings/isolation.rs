@@ -14,7 +14,7 @@ impl Isolations {
     fn add(&mut self, id: &str, class: &str) -> Result<(), String> {
         let id = id.trim();
         if !INSTANCE_TYPES.iter().any(|kind| kind.id == id) {
-            let known: Vec<&str> = INSTANCE_TYPES.iter().map(|kind| kind.id).collect();
+            let known: Vec<&str> = INSTANCE_TYPES.iter().map(|kind| kind.id.as_ref()).collect();
             return Err(format!(
                 "`{id}` is no instance type: use one of {}",
                 known.join(", ")

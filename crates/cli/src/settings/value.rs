@@ -34,7 +34,7 @@ pub(super) trait Setting: Sized {
 }
 
 /// The strings of a list in the file, as an argument would have them.
-fn listed(value: &toml::Value) -> Result<String, String> {
+pub(super) fn listed(value: &toml::Value) -> Result<String, String> {
     let toml::Value::Array(items) = value else {
         return Err(format!("must be a list of strings, is a {}", value.type_str()));
     };
@@ -53,7 +53,7 @@ pub(super) fn parts(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty())
 }
 
-fn show_list(items: impl Iterator<Item = String>) -> String {
+pub(super) fn show_list(items: impl Iterator<Item = String>) -> String {
     let texts: Vec<String> = items.map(|item| quoted(&item)).collect();
     format!("[{}]", texts.join(", "))
 }

@@ -9,7 +9,7 @@ use std::{
 use tram_planner::{
     Deployment, Drain, Instance, Intent, Observed, Region, Room, ServiceView, SiteState, only_policy_differs,
 };
-use tram_site::{EndCause, InstancePhase, ObservedImage, ObservedInstance};
+use tram_site::{Capabilities, EndCause, InstancePhase, ObservedImage, ObservedInstance};
 use tram_store::{ServiceState, filter, record};
 use tram_types::{
     DeploymentId, InstanceId, ServiceId,
@@ -21,7 +21,7 @@ use tram_types::{
 use super::{Reconciler, freeze};
 use crate::{
     error::Error,
-    spec::{in_scope, source, takeover, written_region},
+    spec::{in_scope, source, takeover_here, written_region},
 };
 
 /// Ended instances of each replica that are read for the back-off: a few more than the ten failures in a row that its
@@ -272,7 +272,11 @@ impl Reconciler {
                 load: None,
                 restart_limit,
                 start_grace,
-                site: self.site_state(&regional.region, unreachable),
+                site: self.site_state(
+                    &regional.region,
+                    definition.effective_instance_type(written),
+                    unreachable,
+                ),
                 image: self.image(state.service.id, deployment.id, &regional.region),
                 instances: here
                     .map(|(row, observed)| self.instance(row, observed.clone()))
@@ -289,7 +293,7 @@ impl Reconciler {
             allocated_at: deployment.allocated_at,
             healthy_at: deployment.succeeded_at,
             source: source(definition),
-            takeover: takeover(definition, active),
+            takeover: takeover_here(&self.deps.catalog, definition, active),
             continues: continues(state, definitions, deployment),
             regions: regions.collect(),
         }
@@ -338,10 +342,16 @@ impl Reconciler {
             .cloned()
     }
 
-    fn site_state(&self, region: &str, unreachable: &[String]) -> SiteState {
+    /// What a region's site can do with instances of this type: what a device holds is not frozen with its program.
+    fn site_state(&self, region: &str, kind: &str, unreachable: &[String]) -> SiteState {
         match self.deps.sites.for_region(region) {
             None => SiteState::Missing,
             Some(_) if unreachable.iter().any(|it| it == region) => SiteState::Unreachable,
+            Some(site) if self.deps.catalog.has_gpu(kind) => SiteState::Reachable(Capabilities {
+                freeze: false,
+                checkpoint: false,
+                ..site.capabilities()
+            }),
             Some(site) => SiteState::Reachable(site.capabilities()),
         }
     }

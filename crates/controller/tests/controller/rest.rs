@@ -45,6 +45,7 @@ fn stray() -> InstanceSpec {
         files: Vec::new(),
         ports: Vec::new(),
         health_checks: Vec::new(),
+        devices: None,
         isolation: Default::default(),
         volumes: Vec::new(),
         limits: Limits {

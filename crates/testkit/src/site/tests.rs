@@ -36,6 +36,7 @@ fn spec(image: &str) -> InstanceSpec {
         ports: Vec::new(),
         health_checks: Vec::new(),
         isolation: Default::default(),
+        devices: None,
         volumes: Vec::new(),
         limits: tram_site::spec::Limits {
             cpu_millis: 250,

@@ -196,16 +196,21 @@ impl Check<'_> {
     /// Every size of instance that the definition asks for must hold the model.
     fn model_fits(&mut self, known: &KnownModel) {
         let definition = self.definition;
+        let engine = definition.model.as_ref();
+        let engine = engine
+            .and_then(|model| Engine::named(&model.engine))
+            .unwrap_or(Engine::OpenAi);
         for region in &definition.regions {
             let id = definition.effective_instance_type(region);
             let Some(kind) = self.context.catalog.instance_type(id) else {
                 // Told already.
                 continue;
             };
-            if kind.memory_bytes >= known.needed_bytes {
+            let memory_bytes = kind.model_memory_bytes(engine);
+            if memory_bytes >= known.needed_bytes {
                 continue;
             }
-            let (needs, has) = (amount(known.needed_bytes), amount(kind.memory_bytes));
+            let (needs, has) = (amount(known.needed_bytes), amount(memory_bytes));
             let fitting = self.context.catalog.smallest_with_memory(known.needed_bytes);
             let advice = fitting.map_or_else(
                 || "and none here is larger".to_owned(),
