@@ -102,6 +102,8 @@ pub struct Config {
     pub user_namespaces: UserNamespaces,
     /// gVisor's `runsc`, for instances of the class `gvisor`; `None`: such ones are not started.
     pub gvisor: Option<PathBuf>,
+    /// Folders with specifications of devices, the most important last.
+    pub cdi_directories: Vec<PathBuf>,
     /// CRIU, with which frozen instances are moved to disk; `None`: they stay in memory.
     pub checkpoint: Option<PathBuf>,
     /// How much room all checkpoints may take together, in bytes; `None`: what the disk has.
@@ -135,6 +137,7 @@ impl Config {
             reclaim_frozen: false,
             user_namespaces: UserNamespaces::Untrusted,
             gvisor: None,
+            cdi_directories: Vec::new(),
             checkpoint: None,
             checkpoints_max_bytes: None,
             snapshot_space: SnapshotSpace::Percent(DEFAULT_SNAPSHOT_PERCENT),

@@ -83,6 +83,7 @@ mod tests {
             spec: instance_spec("app", "web"),
             generation: Generation(1),
             slot: None,
+            devices: None,
             became_healthy: false,
             stop_ordered,
             end: None,

@@ -20,6 +20,7 @@ use tram_sandbox::protocol::{ExecSpec, ExitStatus, TtySize};
 use tram_site::streams::{EXEC_CHANNEL_FRAMES, ExecInput, ExecOutput, TerminalSize};
 use tram_site::{Error, ExecRequest, ExecSession, InstanceSpec};
 
+use crate::devices::Given;
 use crate::launch;
 
 /// One read: what a pipe holds.
@@ -35,6 +36,7 @@ const UNKNOWN_CODE: i32 = SIGNAL_CODE + 9;
 /// What the supervisor is asked: the instance's environment and the request's over it.
 pub(crate) async fn spec(
     instance: &InstanceSpec,
+    devices: Option<&Given>,
     image: Option<Image>,
     request: &ExecRequest,
 ) -> Result<ExecSpec, Error> {
@@ -51,6 +53,9 @@ pub(crate) async fn spec(
     if instance.executor.is_some() {
         // For the executor alone.
         environment.remove(crate::executor::SECRET_VARIABLE);
+    }
+    if let Some(given) = devices {
+        given.extend(&mut environment);
     }
     environment.extend(request.env.iter().cloned());
     if request.terminal.is_some() {

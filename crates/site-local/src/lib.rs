@@ -11,17 +11,20 @@
 //! health    when to probe and what it means            images   pulled once, pinned for a deployment
 //! record    what is written down                       supervisor  the line to the process that launches
 //! exec      commands in instances                      disk     what instances write, measured
+//! cdi       devices that specifications tell of     devices  which instance has which
 //! programs  where the machine's own programs are
 //! ```
 //!
 //! The one design choice to know: this process may end at any moment and its instances go on. What it wants is on
 //! disk before it acts, what runs is asked of the supervisor, and the next process puts the two together.
 
+pub mod cdi;
 pub mod config;
 pub mod network;
 pub mod programs;
 
 mod checksums;
+mod devices;
 mod disk;
 mod dns;
 mod end;

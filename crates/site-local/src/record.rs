@@ -30,6 +30,8 @@ use serde::{Deserialize, Serialize};
 use tram_site::{EndCause, InstanceSpec};
 use tram_types::{DeploymentId, Generation, InstanceId, Timestamp};
 
+use crate::devices::Given;
+
 /// Only root may look: environments, which commands in an instance get again after a restart, hold secrets.
 pub(crate) const DIRECTORY_MODE: u32 = 0o700;
 pub(crate) const FILE_MODE: u32 = 0o600;
@@ -43,6 +45,9 @@ pub(crate) struct Record {
     pub(crate) generation: Generation,
     /// Its place in the network, until it is given back.
     pub(crate) slot: Option<u32>,
+    /// Its devices, until they are given back.
+    #[serde(default)]
+    pub(crate) devices: Option<Given>,
     /// All checks passed once.
     #[serde(default)]
     pub(crate) became_healthy: bool,
@@ -371,6 +376,7 @@ mod tests {
             spec,
             generation: Generation(1),
             slot: Some(1),
+            devices: None,
             became_healthy: false,
             stop_ordered: false,
             end: None,

@@ -477,6 +477,7 @@ impl Shared {
             let Some(entry) = entries.get_mut(&id) else { return };
             let Some(slot) = entry.slot() else { return };
             entry.record.slot = None;
+            entry.record.devices = None;
             (slot, entry.record.spec.clone())
         };
         let address = self.network.address(slot);

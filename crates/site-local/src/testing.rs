@@ -36,6 +36,7 @@ pub(crate) fn instance_spec(app: &str, service: &str) -> InstanceSpec {
         ports: Vec::new(),
         health_checks: Vec::new(),
         isolation: Default::default(),
+        devices: None,
         volumes: Vec::new(),
         limits: Limits {
             cpu_millis: 500,

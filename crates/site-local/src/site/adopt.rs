@@ -124,6 +124,7 @@ pub(super) async fn adopt(shared: &Arc<Shared>, decided: Vec<Decided>) {
                 let news = record.end.is_none() || record.slot.is_some();
                 record.end = Some(end);
                 record.slot = None;
+                record.devices = None;
                 if news {
                     shared.save(&record);
                 }
@@ -169,6 +170,7 @@ mod tests {
             spec: instance_spec("app", "web"),
             generation: Generation(1),
             slot: Some(7),
+            devices: None,
             became_healthy: true,
             stop_ordered: false,
             end: None,

@@ -18,8 +18,9 @@ use tram_types::{DeploymentId, Generation, InstanceId, InstanceSnapshotId, statu
 
 use super::entries::{self, EARLY_LINES_MAX, Entry, Live};
 use super::{LocalSite, Shared, start};
+use crate::cdi::Devices;
 use crate::record::Record;
-use crate::{exec, logs};
+use crate::{devices, exec, logs};
 
 /// Between two tries to send a stop that is on record: a supervisor that is being restarted is back by then.
 const STOP_RETRY: Duration = Duration::from_secs(1);
@@ -65,6 +66,10 @@ impl Site for LocalSite {
         // Refused before anything is written when it can never be.
         entries::member(instance, self.shared.network.gateway())?;
         self.shared.volumes.mounts(instance)?;
+        let known_devices = match &instance.devices {
+            Some(_) => Some(self.shared.known_devices().await?),
+            None => None,
+        };
         {
             let mut entries = self.shared.lock();
             if let Some(entry) = entries.get_mut(&id) {
@@ -81,6 +86,17 @@ impl Site for LocalSite {
                     seen: seen.0,
                 });
             }
+            let devices = match (&instance.devices, &known_devices) {
+                (Some(want), Some(known)) => {
+                    let held = entries.values().filter_map(|entry| entry.record.devices.as_ref());
+                    Some(devices::choose(
+                        want,
+                        known,
+                        held.flat_map(|given| &given.devices),
+                    )?)
+                }
+                _ => None,
+            };
             let slot = self
                 .shared
                 .network
@@ -90,6 +106,7 @@ impl Site for LocalSite {
                 spec: instance.clone(),
                 generation,
                 slot: Some(slot.0),
+                devices,
                 became_healthy: false,
                 stop_ordered: false,
                 end: None,
@@ -190,6 +207,13 @@ impl Site for LocalSite {
 
     async fn freeze(&self, instance: InstanceId, generation: Generation) -> Result<(), Error> {
         self.shared.guard_running(instance, generation)?;
+        if self.shared.has_devices(instance) {
+            return Err(Error::Refused {
+                message:
+                    "what the devices of the instance hold cannot be frozen with its program: use deep sleep"
+                        .to_owned(),
+            });
+        }
         // Left alone before it stops to answer, or a probe would fail for it.
         self.shared.frozen(instance, true);
         let frozen = self.shared.call(instance, |client, id| client.freeze(id)).await;
@@ -321,15 +345,19 @@ impl Site for LocalSite {
     }
 
     async fn exec(&self, instance: InstanceId, request: &ExecRequest) -> Result<ExecSession, Error> {
-        let (spec, image) = {
+        let (spec, image, devices) = {
             let entries = self.shared.lock();
             let entry = entries.get(&instance).ok_or(Error::NoSuchInstance(instance))?;
             if !matches!(entry.live, Live::Up(_)) {
                 return Err(Error::NoSuchInstance(instance));
             }
-            (entry.record.spec.clone(), entry.image.clone())
+            (
+                entry.record.spec.clone(),
+                entry.image.clone(),
+                entry.record.devices.clone(),
+            )
         };
-        let wanted = exec::spec(&spec, image, request).await?;
+        let wanted = exec::spec(&spec, devices.as_ref(), image, request).await?;
         let started = self
             .shared
             .call(instance, move |client, id| client.exec(id, wanted.clone()))
@@ -340,6 +368,14 @@ impl Site for LocalSite {
 }
 
 impl Shared {
+    /// The devices that this machine has now.
+    async fn known_devices(&self) -> Result<Devices, Error> {
+        let folders = self.config.cdi_directories.clone();
+        tokio::task::spawn_blocking(move || Devices::read(&folders))
+            .await
+            .map_err(|error| Error::unavailable("cannot read the specifications of devices", error))
+    }
+
     /// Whether what is known is current.
     async fn current(&self) -> Result<(), Error> {
         if self.supervisor.connected().await {
@@ -349,6 +385,12 @@ impl Shared {
             message: "the supervisor of instances cannot be reached; it is being restarted".to_owned(),
             source: None,
         })
+    }
+
+    fn has_devices(&self, id: InstanceId) -> bool {
+        self.lock()
+            .get(&id)
+            .is_some_and(|entry| entry.record.devices.is_some())
     }
 
     fn running(&self, id: InstanceId) -> Result<(), Error> {

@@ -144,6 +144,12 @@ impl Shared {
         if !matches!(entry.live, Live::Up(_)) {
             return Err(Error::NoSuchInstance(instance));
         }
+        if full && entry.record.devices.is_some() {
+            return Err(Error::Refused {
+                message: "what the devices of the instance hold cannot be kept with its memory: take a FILESYSTEM snapshot"
+                    .to_owned(),
+            });
+        }
         let Some(image) = &entry.image else {
             return Err(Error::Unavailable {
                 message: "the image of the instance is not known yet".to_owned(),

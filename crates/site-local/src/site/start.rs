@@ -19,6 +19,7 @@ use tram_types::{Clock, Generation, InstanceId, SystemClock};
 
 use super::entries::Live;
 use super::{Shared, entries, news, wire_id};
+use crate::devices::Given;
 use crate::guard::trust;
 use crate::launch::{self, Account, ImageView, Place};
 use crate::network::Slot;
@@ -49,11 +50,12 @@ impl Failure {
 /// Brings the instance up, whatever it takes, and records how that went. Runs to its end also when the site is
 /// dropped meanwhile: the next one finds a whole instance or none.
 pub(super) async fn run(shared: Arc<Shared>, id: InstanceId) {
-    let Some((spec, generation, slot, halt)) = shared.lock().get(&id).and_then(|entry| {
+    let Some((spec, generation, slot, devices, halt)) = shared.lock().get(&id).and_then(|entry| {
         Some((
             entry.record.spec.clone(),
             entry.record.generation,
             entry.slot()?,
+            entry.record.devices.clone(),
             entry.halt.clone(),
         ))
     }) else {
@@ -61,7 +63,7 @@ pub(super) async fn run(shared: Arc<Shared>, id: InstanceId) {
     };
     // Not interrupted in the middle: it takes milliseconds, and what the kernel was asked cannot be taken back.
     let begun = Instant::now();
-    let prepared = prepare(&shared, &spec, generation, slot).await;
+    let prepared = prepare(&shared, &spec, generation, slot, devices).await;
     let prepared_after = begun.elapsed();
     let mut ordered = false;
     let outcome = match prepared {
@@ -118,6 +120,7 @@ async fn prepare(
     spec: &InstanceSpec,
     generation: Generation,
     slot: Slot,
+    devices: Option<Given>,
 ) -> Result<LaunchSpec, Failure> {
     let address = shared.network.address(slot);
     let member = entries::member(spec, address).map_err(|error| Failure::Message(error.to_string()))?;
@@ -145,6 +148,10 @@ async fn prepare(
     let from = shared.start_of(spec, &image).await.map_err(Failure::Message)?;
     let mut launch = launch::launch_spec(spec, generation.0, view, &account, &place, &shared.config)
         .map_err(|error| Failure::Message(error.to_string()))?;
+    if let Some(given) = &devices {
+        given.put_into(&mut launch).map_err(Failure::Message)?;
+        tracing::info!(instance = %spec.id, devices = given.names(), "an instance is given devices");
+    }
     if !spec.bound_secrets.is_empty() {
         let trusted = shared
             .trusted(spec, &image.layers)

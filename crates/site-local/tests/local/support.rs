@@ -233,6 +233,7 @@ impl Machine {
             }],
             health_checks: vec![tcp_check(8000)],
             isolation: Default::default(),
+            devices: None,
             volumes: Vec::new(),
             limits: Limits {
                 cpu_millis: 1000,
