@@ -5,6 +5,7 @@
 mod admin;
 mod apps;
 mod capture;
+mod catalog;
 mod chat;
 mod completion;
 mod context;
@@ -135,6 +136,8 @@ pub enum RemoteCommand {
     /// Domains of apps
     #[command(subcommand)]
     Domains(domains::Action),
+    /// List the instance types of the server, with their GPUs
+    Catalog,
     /// Check a token and keep it for this server
     Login(login::Arguments),
     /// Contexts: which server the commands speak to
@@ -290,6 +293,7 @@ pub(crate) async fn run_remote(command: RemoteCommand, session: Session) -> Resu
         RemoteCommand::Volumes(action) => Box::pin(volumes::run(session, action)).await?,
         RemoteCommand::Snapshots(action) => Box::pin(snapshots::run(session, action)).await?,
         RemoteCommand::Domains(action) => Box::pin(domains::run(session, action)).await?,
+        RemoteCommand::Catalog => Box::pin(catalog::run(session)).await?,
         RemoteCommand::Login(arguments) => Box::pin(login::run(session, arguments)).await?,
         RemoteCommand::Context(action) => context::run(&session, action)?,
         RemoteCommand::Completion(arguments) => completion::run(&session, arguments)?,

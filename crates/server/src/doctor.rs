@@ -3,6 +3,8 @@
 //! What only root can see is said to be unknown to others, and not guessed: a mend for what is not broken costs more
 //! than no answer.
 
+mod gpus;
+
 use std::{
     io::ErrorKind,
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
@@ -147,6 +149,7 @@ async fn look(settings: &Settings, is_root: bool) -> Vec<Check> {
     let facts = tram_sandbox::probe::facts();
     checks.push(container_class(&facts, settings, is_root));
     checks.push(gvisor_class(settings, is_root));
+    checks.extend(gpus::look(settings));
     checks.extend(facts.into_iter().map(|fact| sandbox(fact, is_root)));
     checks.push(checkpoints(settings, is_root));
     checks.push(names(&settings.base_domain).await);

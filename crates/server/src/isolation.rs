@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tram_cli::settings::Settings;
 use tram_sandbox::gvisor::{Missing, Runsc};
+use tram_site_local::cdi::Devices;
 use tram_types::{Isolation, catalog::Catalog};
 
 use crate::host;
@@ -64,9 +65,9 @@ impl Classes {
         }
     }
 
-    /// What this machine offers, with the classes of the instance types.
+    /// What this machine offers, with the classes of the instance types and those with GPUs.
     #[must_use]
-    pub fn catalog(&self, settings: &Settings) -> Catalog {
+    pub fn catalog(&self, settings: &Settings, devices: &Devices) -> Catalog {
         let (cpu_millis, memory_bytes) = (host::cpu_millis(), host::memory_bytes());
         let mut catalog = Catalog::local(&settings.region, &settings.region, cpu_millis, memory_bytes);
         for (id, class) in &settings.isolation.0 {
@@ -76,6 +77,7 @@ impl Classes {
             };
             catalog.isolate(id, *class, why_not);
         }
+        crate::gpus::add(&mut catalog, settings, devices);
         catalog
     }
 }

@@ -19,6 +19,7 @@ pub mod engine;
 pub mod engine_image;
 pub mod executor;
 pub mod figures;
+pub mod gpus;
 pub mod helper_logs;
 pub mod host;
 pub mod images;

@@ -239,10 +239,11 @@ impl Inside {
             tokio::join!(
                 open_store(settings, paths, Arc::clone(&clock)),
                 crate::checkpoint::program(settings),
-                Classes::find(settings)
+                Classes::find(settings),
+                crate::gpus::read(settings)
             )
         };
-        let (opened, checkpoint, classes) = tokio::select! {
+        let (opened, checkpoint, classes, devices) = tokio::select! {
             all = opening => all,
             () = asked.cancelled() => return Err(ToldToStop.into()),
         };
@@ -269,6 +270,9 @@ impl Inside {
             UserNamespaces::All => tram_site_local::UserNamespaces::Always,
         };
         site_config.gvisor.clone_from(&classes.gvisor);
+        site_config
+            .cdi_directories
+            .clone_from(&settings.cdi_directories.0);
         site_config.checkpoint = checkpoint;
         site_config.checkpoints_max_bytes = settings.checkpoints_max.bytes();
         site_config.kept_prompts_bytes = settings.kept_prompts_max.bytes();
@@ -301,7 +305,7 @@ impl Inside {
             }
         };
         let sites = Sites::single(settings.region.clone(), Arc::clone(&site) as Arc<dyn Site>);
-        let catalog = Arc::new(classes.catalog(settings));
+        let catalog = Arc::new(classes.catalog(settings, &devices));
 
         let figures = Arc::new(Figures::default());
         let metrics = Arc::new(Metrics::new(store.clone()));

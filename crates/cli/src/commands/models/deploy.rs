@@ -178,7 +178,10 @@ async fn smallest(client: &Client, bytes: i64) -> Result<Option<String>, Error> 
     let reply = client.get("/v1/catalog/instances", &[("limit", "100")]).await?;
     let fitting = items(&reply, "instances")
         .iter()
-        .filter(|kind| text(kind, "status") == "AVAILABLE" && memory_bytes(kind) >= bytes)
+        // The engine that `tram` carries has no use for GPUs.
+        .filter(|kind| {
+            text(kind, "status") == "AVAILABLE" && text(kind, "type") != "gpu" && memory_bytes(kind) >= bytes
+        })
         // Those that share a processor come last: a model computes all the time it is asked.
         .min_by_key(|kind| (text(kind, "type") != "standard", memory_bytes(kind)));
     Ok(fitting.map(|kind| text(kind, "id").to_owned()))
