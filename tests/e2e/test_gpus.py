@@ -171,6 +171,12 @@ def test_a_sandbox_has_it_too(cloud, registry, name):
     assert inside(cloud, name, "busybox awk '{print $2 > 0}' /proc/self/uid_map") != "0\n"
     assert inside(cloud, name, "head -c 2 /dev/acme0 | busybox od -An -tx1; cat /opt/acme/lib/libacme.so") == \
         " 00 00\na library\n"
+    body = {"instance_id": cloud.instances(service["id"], "HEALTHY")[0]["id"], "name": name, "type": "INSTANCE_SNAPSHOT_TYPE_FULL"}
+    status, reply = cloud.call("POST", "/v1/instance_snapshots", body)
+    assert status == 200, reply
+    path = f"/v1/instance_snapshots/{reply['instance_snapshot']['id']}"
+    said = wait_for("its memory is not kept", lambda: cloud.call("GET", path)[1]["instance_snapshot"]["messages"])
+    assert "what the devices of the instance hold cannot be kept" in said[0], said
     remove(cloud, service)
 
 

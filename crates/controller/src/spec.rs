@@ -550,6 +550,64 @@ mod tests {
         assert_eq!(access(&DeploymentDefinition::default(), &[]).unwrap(), None);
     }
 
+    fn with_gpu() -> Catalog {
+        let mut catalog = tram_types::catalog::unlimited();
+        let mut kind = catalog.instance_type("small").unwrap().clone();
+        kind.id = "gpu-mine".into();
+        kind.gpu = Some(tram_types::gpu::Gpu {
+            brand: String::new(),
+            name: "mine".to_owned(),
+            count: 1,
+            memory_bytes: Some(24),
+            share_bytes: Some(6),
+            devices: vec!["acme.com/gpu=0".to_owned()],
+        });
+        catalog.instance_types.push(kind);
+        catalog
+    }
+
+    #[test]
+    fn an_instance_has_the_devices_of_its_type() {
+        let catalog = with_gpu();
+        let of = |id: &str| devices(catalog.instance_type(id).unwrap());
+        assert_eq!(of("small"), None);
+        assert_eq!(
+            of("gpu-mine"),
+            Some(DeviceSpec {
+                instance_type: "gpu-mine".to_owned(),
+                among: vec!["acme.com/gpu=0".to_owned()],
+                count: 1,
+                share: Some(DeviceShare {
+                    bytes: 6,
+                    of_bytes: 24
+                }),
+            })
+        );
+    }
+
+    #[test]
+    fn a_new_version_waits_for_the_gpus_of_the_old_one_unless_it_says_how() {
+        let catalog = with_gpu();
+        let of = |kind: &str, strategy: &str| -> DeploymentDefinition {
+            serde_json::from_str(&format!(
+                r#"{{"type":"WEB","regions":["fra"],"instance_types":[{{"type":"{kind}"}}],
+                    "strategy":{{"type":"DEPLOYMENT_STRATEGY_TYPE_{strategy}"}}}}"#
+            ))
+            .unwrap()
+        };
+        let over =
+            |new: &DeploymentDefinition, old: &DeploymentDefinition| takeover_here(&catalog, new, Some(old));
+        let (gpu, cpu) = (of("gpu-mine", "DEFAULT"), of("small", "DEFAULT"));
+        assert_eq!(over(&gpu, &gpu), planner::Takeover::StopFirst);
+        assert_eq!(over(&gpu, &cpu), planner::Takeover::Rolling);
+        assert_eq!(over(&cpu, &gpu), planner::Takeover::Rolling);
+        assert_eq!(
+            over(&of("gpu-mine", "BLUE_GREEN"), &gpu),
+            planner::Takeover::BlueGreen
+        );
+        assert_eq!(takeover_here(&catalog, &gpu, None), planner::Takeover::Rolling);
+    }
+
     #[test]
     fn only_what_is_denied_is_denied() {
         let policy = |json: &str| -> DeploymentDefinition {

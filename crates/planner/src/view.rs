@@ -162,7 +162,7 @@ pub enum Takeover {
     BlueGreen,
     /// The old one is stopped as soon as the new one's image is there.
     Immediate,
-    /// As `Immediate`, and the new one starts only when nothing of the old one is left: they share a volume.
+    /// As `Immediate`, and the new one starts only when nothing of the old one is left: they share a volume, or a GPU.
     StopFirst,
 }
 

@@ -248,6 +248,35 @@ mod tests {
     }
 
     #[test]
+    fn a_model_fits_into_the_memory_that_its_engine_uses() {
+        let mut catalog = unlimited();
+        let mut kind = catalog.instance_type("small").unwrap().clone();
+        kind.id = "gpu-mine".into();
+        kind.family = Family::Gpu;
+        kind.gpu = Some(Gpu {
+            brand: String::new(),
+            name: "mine".to_owned(),
+            count: 2,
+            memory_bytes: Some(24 * GIB),
+            share_bytes: None,
+            devices: vec!["acme.com/gpu=0".to_owned(), "acme.com/gpu=1".to_owned()],
+        });
+        catalog.instance_types.push(kind);
+        assert!(catalog.has_gpu("gpu-mine") && !catalog.has_gpu("small") && !catalog.has_gpu("nowhere"));
+        let kind = catalog.instance_type("gpu-mine").unwrap();
+        assert_eq!(kind.model_memory_bytes(Engine::Vllm), 48 * GIB);
+        assert_eq!(
+            kind.model_memory_bytes(Engine::Tram),
+            GIB,
+            "it computes on processors"
+        );
+        let small = catalog.instance_type("small").unwrap();
+        assert_eq!(small.model_memory_bytes(Engine::Vllm), GIB);
+        let chosen = catalog.smallest_with_memory(GIB).unwrap();
+        assert_eq!(chosen.id, "small", "nobody is given a GPU unasked");
+    }
+
+    #[test]
     fn upstream_defaults_lead_to_the_only_region() {
         let catalog = unlimited();
         assert_eq!(catalog.region("na").map(|region| region.id.as_str()), Some("fra"));

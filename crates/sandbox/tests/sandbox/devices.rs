@@ -44,12 +44,13 @@ fn spec(world: &World) -> LaunchSpec {
     let own = world.dir.path().join("own");
     fs::create_dir_all(&own).unwrap();
     // A node that comes along with a folder, as somebody else may have made it there.
-    let _made_before = nix::sys::stat::mknod(
+    nix::sys::stat::mknod(
         &own.join("node"),
         nix::sys::stat::SFlag::S_IFCHR,
         nix::sys::stat::Mode::from_bits_truncate(0o666),
         nix::sys::stat::makedev(1, 5),
-    );
+    )
+    .unwrap();
     let mut spec = world.shell(SCRIPT);
     spec.devices = vec![
         device("/dev/zero", "/dev/acme0"),
@@ -105,7 +106,7 @@ fn what_is_no_device_or_another_one_is_not_shown() {
     for device in wrong {
         let mut spec = world.shell("true");
         spec.devices = vec![device.clone()];
-        let error = world.client.launch(spec).unwrap_err();
+        let error = world.client().launch(spec).unwrap_err();
         assert!(error.to_string().contains("/dev/acme0"), "{device:?}: {error}");
     }
     for (target, path) in [
@@ -121,7 +122,7 @@ fn what_is_no_device_or_another_one_is_not_shown() {
         let mut spec = world.shell("true");
         spec.devices = vec![device("/dev/zero", target)];
         spec.links = vec![link(path, "somewhere")];
-        let error = world.client.launch(spec).unwrap_err();
+        let error = world.client().launch(spec).unwrap_err();
         assert!(
             matches!(error, Error::Refused(Refusal::InvalidSpec { .. })),
             "{target} {path}: {error}"

@@ -173,6 +173,13 @@ async fn prepare(
                     .to_owned(),
             ));
         }
+        Some(_) if devices.is_some() => {
+            return Err(Failure::Message(
+                "the snapshot holds processes, which cannot go on with devices that they did not have: use an instance type \
+                 without GPUs, or a FILESYSTEM snapshot"
+                    .to_owned(),
+            ));
+        }
         Some(memory) => Some(
             shared
                 .go_on(spec, memory, &mut launch)
