@@ -200,6 +200,38 @@ def test_a_device_is_given_once_and_given_back(cloud, registry, name):
     remove(cloud, second, third)
 
 
+def test_one_that_cannot_start_gives_it_back(cloud, registry, name):
+    wanted = definition(registry, f"{name}-a", "gpu-nvidia-l4")
+    wanted["docker"] = {**wanted["docker"], "entrypoint": ["/nowhere"]}
+    failing = deploy(cloud, wanted)
+    cloud.wait_deployment(failing["latest_deployment_id"], "ERROR")
+    service = deploy(cloud, definition(registry, f"{name}-b", "gpu-nvidia-l4"))
+    healthy(cloud, service)
+    remove(cloud, failing, service)
+
+
+def test_a_specification_holds_from_the_next_start_on(cloud, registry, name, folders):
+    """As after an update of a driver: what is written anew is read, and what is missing is said."""
+    file = folders / "acme.json"
+    before = file.read_text()
+    try:
+        file.write_text(before.replace("ACME_VISIBLE_DEVICES=void", "ACME_VISIBLE_DEVICES=anew"))
+        service = deploy(cloud, definition(registry, f"{name}-a", "gpu-nvidia-l4"))
+        healthy(cloud, service)
+        assert inside(cloud, f"{name}-a", "echo $ACME_VISIBLE_DEVICES") == "anew\n"
+        remove(cloud, service)
+        file.unlink()
+        service = deploy(cloud, definition(registry, f"{name}-b", "gpu-nvidia-l4"))
+        path = f"/v1/deployments/{service['latest_deployment_id']}"
+        messages = lambda: " ".join(cloud.call("GET", path)[1]["deployment"]["messages"])
+        missing = f"no specification tells of the device `{KIND}=0`"
+        wait_for("it says what is missing", lambda: missing in messages())
+    finally:
+        file.write_text(before)
+    healthy(cloud, service)
+    remove(cloud, service)
+
+
 def test_a_new_version_takes_the_device_of_the_old_one(cloud, registry, name):
     service = deploy(cloud, definition(registry, name, "gpu-nvidia-l4"))
     healthy(cloud, service)

@@ -28,8 +28,9 @@ const NVIDIA_PROGRAMS: [&str; 2] = ["nvidia-cdi-hook", "nvidia-ctk"];
 /// Hooks of them that ask for what holds already: its programs can make no node of a device, and open
 /// none that they are not given.
 const HELD_ALREADY: [&str; 1] = ["disable-device-node-modification"];
-/// A newer CUDA in the image is used with the machine's driver where this is not done; it may then ask for a newer driver.
-const LEFT_OUT: [&str; 1] = ["enable-cuda-compat"];
+/// Hooks of them that a program can do without, mostly: the first has an image with a newer CUDA than the machine's driver
+/// bring its own driver libraries, the second tells graphics which of several devices are there.
+const LEFT_OUT: [&str; 2] = ["enable-cuda-compat", "update-application-profile"];
 
 /// A device of the machine, and where an instance is shown it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use super::edits::{Link, Node};
 use super::*;
 
-/// Two whole GPUs, by index and by id, and all of them: as version 1.17 of the toolkit writes it, shortened.
+/// Two whole GPUs, by index and by id, and all of them: as versions of the toolkit write it, up to 1.20, shortened.
 const WHOLE: &str = r#"---
 cdiVersion: 0.5.0
 kind: nvidia.com/gpu
@@ -72,6 +72,13 @@ containerEdits:
     path: /usr/bin/nvidia-cdi-hook
     args: [nvidia-cdi-hook, enable-cuda-compat, --host-driver-version=570.86.10]
   - hookName: createContainer
+    path: /usr/bin/nvidia-cdi-hook
+    args: [nvidia-cdi-hook, disable-device-node-modification]
+    env: [NVIDIA_CTK_DEBUG=false]
+  - hookName: createContainer
+    path: /usr/bin/nvidia-cdi-hook
+    args: [nvidia-cdi-hook, update-application-profile]
+  - hookName: createContainer
     path: /usr/bin/nvidia-ctk
     args: [nvidia-ctk, hook, update-ldcache, --folder, /usr/lib/x86_64-linux-gnu]
   mounts:
@@ -135,7 +142,10 @@ fn whole_devices_are_read_as_the_toolkit_writes_them() {
         ["nvidia.com/gpu=0", "nvidia.com/gpu=1"],
         "one name for each device, and none for several"
     );
-    assert_eq!(found.left_out(), ["enable-cuda-compat"]);
+    assert_eq!(
+        found.left_out(),
+        ["enable-cuda-compat", "update-application-profile"]
+    );
     let edits = found.edits(&["nvidia.com/gpu=0".to_owned()]).unwrap();
     assert_eq!(
         edits.env,
