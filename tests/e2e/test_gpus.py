@@ -263,8 +263,10 @@ def test_deep_sleep_gives_the_device_back(cloud, registry, name):
     wait_for("nothing of it runs", lambda: not cloud.instances(first["id"], "HEALTHY", "STARTING", "STOPPING", "SLEEPING"))
     second = deploy(cloud, definition(registry, f"{name}-b", "gpu-nvidia-l4"))
     healthy(cloud, second)
+    status, _, body = cloud.get(cloud.host(f"{name}-a"))
+    assert status == 503 and b"every device of instance type `gpu-nvidia-l4` is in use" in body, body
     remove(cloud, second)
-    assert cloud.get(cloud.host(f"{name}-a"))[2] == b"Hello from version 1\n"
+    wait_for("it woke", lambda: cloud.get(cloud.host(f"{name}-a"))[2] == b"Hello from version 1\n")
     remove(cloud, first)
 
 

@@ -54,8 +54,9 @@ pub(crate) struct Link {
     pub(crate) target: PathBuf,
 }
 
-/// What devices change about an instance.
+/// What devices change about an instance. Kept in its record, which a later version reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Edits {
     pub(crate) env: Vec<(String, String)>,
     pub(crate) nodes: Vec<Node>,
