@@ -12,7 +12,7 @@ use tram_model::ModelStore;
 use tram_sandbox::protocol::LogLimits;
 use tram_site::secrets::SecretValues;
 
-use crate::network::Ipv4Network;
+use crate::network::{Ipv4Network, Ipv6};
 
 /// Where instances get their addresses when nothing else is said: room for 65 thousand, and rarely in use
 /// elsewhere.
@@ -160,6 +160,10 @@ pub struct NetworkConfig {
     /// Places outside that no instance may reach. Link-local addresses (and so the metadata service of clouds)
     /// and multicast are refused in any case.
     pub denied: Vec<Ipv4Network>,
+    /// Whether instances have IPv6.
+    pub v6: Ipv6,
+    /// The same as `denied` by IPv6, where only global addresses are reached in any case.
+    pub denied_v6: Vec<ipnet::Ipv6Net>,
 }
 
 impl Default for NetworkConfig {
@@ -169,6 +173,8 @@ impl Default for NetworkConfig {
             name_servers: Vec::new(),
             pool: DEFAULT_NETWORK_POOL,
             denied: Vec::new(),
+            v6: Ipv6::Off,
+            denied_v6: Vec::new(),
         }
     }
 }

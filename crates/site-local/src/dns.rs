@@ -193,17 +193,14 @@ impl Shared {
             Verdict::Forward => {
                 // One that the site does not know of yet asks again.
                 let names = self.directory.outside(asker)?;
-                if let Names::Listed(patterns) = &names {
-                    let name = outside::asked_name(&Message::from_vec(question).ok()?)?;
-                    if !patterns.iter().any(|pattern| pattern.matches(&name)) {
-                        self.gate.refused(asker, &name);
-                        return answer::refusal(question);
-                    }
-                }
+                let name = outside::asked_name(&Message::from_vec(question).ok()?);
+                let Some(opens) = names.opens(name.as_deref()) else {
+                    self.gate.refused(asker, &name?);
+                    return answer::refusal(question);
+                };
                 // The guard is to be found at the gateway, which is our own address.
                 if let (Some(guarded), IpAddr::V4(gateway)) = (self.directory.guarded(asker), self.gateway)
-                    && let Some(name) = outside::asked_name(&Message::from_vec(question).ok()?)
-                    && guarded.is_bound(&name)
+                    && name.is_some_and(|name| guarded.is_bound(&name))
                 {
                     return answer::guarded(question, gateway);
                 }
@@ -217,7 +214,7 @@ impl Shared {
                     // Its policy changed meanwhile: it asks again, and is judged by the new one.
                     return answer::server_failure(question);
                 }
-                if names != Names::All {
+                if opens {
                     let found = outside::addresses(&answer);
                     if !found.is_empty() && !self.gate.let_reach(asker, &found).await {
                         return answer::server_failure(question);

@@ -47,8 +47,9 @@ mod volumes;
 pub use config::{Config, NetworkConfig, SnapshotSpace, UserNamespaces};
 pub use guard::Guard;
 pub use images::images_in_use_at;
+pub use ipnet::Ipv6Net;
 pub use models::model_uses_at;
-pub use network::Ipv4Network;
+pub use network::{Ipv4Network, Ipv6};
 pub use site::{LocalSite, OpenError};
 
 /// An error with its causes, for a log line.

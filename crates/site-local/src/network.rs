@@ -16,15 +16,17 @@ mod host;
 mod reach;
 pub(crate) mod refusals;
 mod stale;
+mod v6;
 mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ipnet::Ipv6Net;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -34,6 +36,9 @@ use self::addresses::Addresses;
 pub use self::addresses::{InvalidNetwork, Ipv4Network};
 use self::firewall::{Firewall, Frame, Member};
 pub use self::refusals::Refused;
+pub use self::v6::Ipv6;
+use self::v6::Prefix;
+pub(crate) use self::v6::{is_everything, is_reachable};
 use crate::config::NetworkConfig;
 
 /// A machine that cannot make namespaces is not asked more often than this.
@@ -53,6 +58,20 @@ pub enum Error {
         /// The route that leads elsewhere.
         route: String,
     },
+    /// The machine reaches something else where instances have their IPv6 addresses.
+    #[error(
+        "the IPv6 network of the instances, {network}, is in use on this machine ({route}): remove that route, \
+         or set `network_v6` to `off`"
+    )]
+    ConflictV6 {
+        /// Ours.
+        network: Ipv6Net,
+        /// The route that leads elsewhere.
+        route: String,
+    },
+    /// Instances must have IPv6, and the machine cannot carry it.
+    #[error("this machine cannot give IPv6 to instances: {0}; or set `network_v6` to `off`")]
+    NoIpv6(&'static str),
     /// Instances run with addresses of another network than the settings say.
     #[error(
         "instances run in the network {running}, and the settings say {wanted}: set it back, or pause every \
@@ -129,6 +148,8 @@ pub(crate) struct Network {
 #[derive(Debug)]
 struct Inner {
     network: Ipv4Network,
+    /// Of the IPv6 addresses, if instances have any.
+    prefix: Option<Prefix>,
     pool: usize,
     names: Names,
     netlink: rtnetlink::Handle,
@@ -219,10 +240,22 @@ impl Network {
         if let Some(index) = read_mark(&mark) {
             addresses.resume(index);
         }
+        let has_v6 = v6::decide(config.v6)?;
+        let prefix = Prefix::of(state_dir);
         let netlink = wire::connect().map_err(Error::files("speak to the kernel about links"))?;
         host::refuse_conflicts(network, &names.prefix)?;
         stale::remove_tables(network, &names.table).await?;
         let uplinks = host::prepare(&netlink, network).await?;
+        let frame_v6 = if has_v6 {
+            let gateway = network.gateway();
+            Some(firewall::v6::Frame {
+                prefix,
+                denied: config.denied_v6.clone(),
+                uplinks: v6::prepare(&netlink, prefix, gateway, &names.prefix).await?,
+            })
+        } else {
+            None
+        };
         let guard = crate::guard::bind(network.gateway())
             .await
             .map_err(Error::files("listen for requests with bound secrets"))?;
@@ -244,11 +277,17 @@ impl Network {
             denied: config.denied.clone(),
             uplinks,
             guard_port,
+            v6: frame_v6,
         };
         let members: Vec<Member> = held.iter().map(|place| place.member.clone()).collect();
         let (firewall, named) = Firewall::install(&frame, &members).await?;
+        if !has_v6 && v6::is_left(prefix, network.gateway()) {
+            // By an earlier process. Its table was replaced by one that drops all of it.
+            v6::restore(&netlink, prefix, network.gateway()).await?;
+        }
         let inner = Arc::new(Inner {
             network,
+            prefix: has_v6.then_some(prefix),
             pool: config.pool,
             names,
             netlink,
@@ -275,6 +314,11 @@ impl Network {
     /// The machine's address in the network.
     pub(crate) fn gateway(&self) -> Ipv4Addr {
         self.inner.network.gateway()
+    }
+
+    /// Whether instances have IPv6.
+    pub(crate) fn has_v6(&self) -> bool {
+        self.inner.prefix.is_some()
     }
 
     /// Where instances with bound secrets are led; there is one, so it can be taken once.
@@ -349,7 +393,10 @@ impl Network {
 
     /// What instances were refused since the last look, by address.
     pub(crate) async fn refusals(&self) -> Result<Vec<(Ipv4Addr, String)>, Error> {
-        self.inner.refusals.look(&self.inner.firewall).await
+        self.inner
+            .refusals
+            .look(&self.inner.firewall, self.inner.prefix)
+            .await
     }
 
     /// How often anything was refused.
@@ -376,6 +423,9 @@ impl Network {
         }
         if self.inner.lock().made.is_empty() {
             self.inner.firewall.remove().await?;
+            if let Some(prefix) = self.inner.prefix {
+                v6::restore(&self.inner.netlink, prefix, self.inner.network.gateway()).await?;
+            }
             host::restore(&self.inner.netlink, self.inner.network).await?;
         }
         Ok(())
@@ -384,8 +434,11 @@ impl Network {
 
 #[async_trait::async_trait]
 impl crate::dns::Gate for Network {
-    async fn let_reach(&self, asker: Ipv4Addr, found: &[(Ipv4Addr, Duration)]) -> bool {
-        self.inner.reach.open(&self.inner.firewall, asker, found).await
+    async fn let_reach(&self, asker: Ipv4Addr, found: &[(IpAddr, Duration)]) -> bool {
+        let has_v6 = self.has_v6();
+        let found = found.iter().filter(|(address, _)| has_v6 || address.is_ipv4());
+        let found: Vec<_> = found.copied().collect();
+        self.inner.reach.open(&self.inner.firewall, asker, &found).await
     }
 
     fn refused(&self, asker: Ipv4Addr, name: &str) {
@@ -405,6 +458,7 @@ impl Inner {
             namespace: self.names.namespace(slot),
             address: self.network.nth(slot.0),
             gateway: self.network.gateway(),
+            prefix: self.prefix,
         };
         if let Err(error) = wire::make(&self.netlink, &plan).await {
             if let Err(left) = wire::remove(&self.netlink, &plan.interface, &plan.namespace).await {

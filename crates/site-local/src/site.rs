@@ -389,7 +389,7 @@ impl Shared {
             probes: Arc::clone(&self.probes),
         };
         // One whose policy cannot be read was not admitted either.
-        if let Ok(known) = entries::names(spec, self.network.gateway()) {
+        if let Ok(known) = entries::names(spec, self.network.gateway(), self.network.has_v6()) {
             self.directory.insert(address, known);
         }
         let view = View {

@@ -63,7 +63,9 @@ impl Guarded {
         let named = match &self.outside {
             // By a list that lets it ask for every name, which opens none.
             Names::All => false,
-            Names::Listed(patterns) => patterns.iter().any(|pattern| pattern.matches(host)),
+            Names::Listed(patterns) | Names::AllOpening(patterns) => {
+                patterns.iter().any(|pattern| pattern.matches(host))
+            }
         };
         named || networks.iter().any(|network| network.contains(address))
     }

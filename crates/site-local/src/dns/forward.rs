@@ -55,7 +55,13 @@ impl Resolver {
             answer = self.0.ask(&question, Transport::Tcp).await.or(answer);
         }
         let found = super::outside::addresses(&answer.unwrap_or_default());
-        found.into_iter().map(|(address, _)| address).collect()
+        found
+            .into_iter()
+            .filter_map(|(address, _)| match address {
+                IpAddr::V4(address) => Some(address),
+                IpAddr::V6(_) => None,
+            })
+            .collect()
     }
 }
 

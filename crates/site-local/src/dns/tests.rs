@@ -18,13 +18,13 @@ const OTHER_DATABASE: Ipv4Addr = Ipv4Addr::new(127, 0, 5, 6);
 /// A gate that remembers.
 #[derive(Debug, Default)]
 struct Open {
-    reached: std::sync::Mutex<Vec<(Ipv4Addr, Ipv4Addr, u64)>>,
+    reached: std::sync::Mutex<Vec<(Ipv4Addr, IpAddr, u64)>>,
     refused: std::sync::Mutex<Vec<String>>,
 }
 
 #[async_trait::async_trait]
 impl Gate for Open {
-    async fn let_reach(&self, asker: Ipv4Addr, found: &[(Ipv4Addr, Duration)]) -> bool {
+    async fn let_reach(&self, asker: Ipv4Addr, found: &[(IpAddr, Duration)]) -> bool {
         let found = found
             .iter()
             .map(|(address, time)| (asker, *address, time.as_secs()));
@@ -349,7 +349,10 @@ fn alone(outside: Names) -> Entry {
     }
 }
 
-/// Answers every question with an alias and the address it leads to.
+/// Where every name leads by IPv6.
+const SERVER_V6: std::net::Ipv6Addr = std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x80);
+
+/// Answers every question with an alias and the address it leads to, of the family that is asked for.
 async fn world(address: Ipv4Addr, ttl: u32) -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let listening = socket.local_addr().unwrap();
@@ -361,11 +364,15 @@ async fn world(address: Ipv4Addr, ttl: u32) -> SocketAddr {
             let mut answer = Message::response(question.metadata.id, question.metadata.op_code);
             let alias = Name::from_ascii("elsewhere.example.net.").unwrap();
             let asked = question.queries[0].name().clone();
+            let to_address = match question.queries[0].query_type() {
+                RecordType::AAAA => RData::AAAA(SERVER_V6.into()),
+                _ => RData::A(address.into()),
+            };
             let to_alias = RData::CNAME(hickory_proto::rr::rdata::CNAME(alias.clone()));
             answer.queries = question.queries;
             answer.answers = vec![
                 hickory_proto::rr::Record::from_rdata(asked, 300, to_alias),
-                hickory_proto::rr::Record::from_rdata(alias, ttl, RData::A(address.into())),
+                hickory_proto::rr::Record::from_rdata(alias, ttl, to_address),
             ];
             socket.send_to(&answer.to_vec().unwrap(), source).await.unwrap();
         }
@@ -405,7 +412,7 @@ async fn a_policy_lets_listed_names_be_asked_for_and_reached_and_no_other() {
     for name in ["pypi.org", "PyPI.org.", "files.pythonhosted.org"] {
         assert_eq!(code(SANDBOX, name).await, ResponseCode::NoError, "{name}");
     }
-    assert_eq!(*gate.reached.lock().unwrap(), [(SANDBOX, server, 20); 3]);
+    assert_eq!(*gate.reached.lock().unwrap(), [(SANDBOX, server.into(), 20); 3]);
     // A name of the private network's own kind, one that is not listed, and one that only looks like it.
     for name in [
         "evil.org",
@@ -428,6 +435,57 @@ async fn a_policy_lets_listed_names_be_asked_for_and_reached_and_no_other() {
     assert_eq!(code(SANDBOX, "service.app").await, ResponseCode::NoError);
     assert_eq!(code(SHOP, "evil.org").await, ResponseCode::NoError);
     assert_eq!(gate.reached.lock().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn listed_names_open_ipv6_too_and_where_one_family_is_open_every_name_may_be_asked_for() {
+    use tram_types::egress::Destination;
+    let server = Ipv4Addr::new(192, 0, 2, 80);
+    let directory = Arc::new(Directory::default());
+    let Some(Destination::Name(listed)) = Destination::parse("pypi.org") else {
+        panic!("it is a name");
+    };
+    directory.insert(SANDBOX, alone(Names::Listed(vec![listed.clone()])));
+    directory.insert(SHOP, alone(Names::AllOpening(vec![listed])));
+    let gate = Arc::new(Open::default());
+    let running = Server::start(
+        "127.0.0.1:0".parse().unwrap(),
+        Arc::clone(&directory),
+        vec![world(server, 20).await],
+        Arc::<Open>::clone(&gate),
+    )
+    .await
+    .unwrap();
+    let setup = Setup {
+        server: running,
+        directory,
+    };
+    let opened = async |from, name: &str, kind| {
+        gate.reached.lock().unwrap().clear();
+        let answer = setup.raw(from, &question(name, kind)).await;
+        let code = Message::from_vec(&answer).unwrap().metadata.response_code;
+        let reached = gate.reached.lock().unwrap().clone();
+        (code, reached)
+    };
+    for from in [SANDBOX, SHOP] {
+        for (kind, address) in [
+            (RecordType::A, server.into()),
+            (RecordType::AAAA, SERVER_V6.into()),
+        ] {
+            let expected = (ResponseCode::NoError, vec![(from, address, 20)]);
+            assert_eq!(opened(from, "pypi.org", kind).await, expected, "{kind}");
+        }
+    }
+    for kind in [RecordType::A, RecordType::AAAA] {
+        let refused = (ResponseCode::Refused, vec![]);
+        assert_eq!(opened(SANDBOX, "evil.org", kind).await, refused, "{kind}");
+        let asked = (ResponseCode::NoError, vec![]);
+        assert_eq!(
+            opened(SHOP, "evil.org", kind).await,
+            asked,
+            "asked for, and opens nothing"
+        );
+    }
 }
 
 #[tokio::test]
@@ -455,7 +513,7 @@ async fn a_bound_host_leads_to_the_guard_by_its_ipv4_address_and_by_nothing_else
         let answer = setup.raw(SHOP, &question(name, RecordType::A)).await;
         assert_eq!(
             outside::addresses(&answer),
-            [(guard, Duration::from_secs(5))],
+            [(guard.into(), Duration::from_secs(5))],
             "{name}"
         );
         for kind in [

@@ -25,17 +25,20 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Stdio;
 use std::time::Duration;
 
+use ipnet::Ipv6Net;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, oneshot};
 use tram_types::OrganizationId;
 
+use super::v6::Prefix;
 use super::{Error, Ipv4Network};
 
 mod netfilter;
+pub(crate) mod v6;
 
 /// A transaction takes milliseconds; one that takes so long hangs.
 const NFT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -73,6 +76,8 @@ pub(crate) struct Member {
     pub(crate) mesh: Option<OrganizationId>,
     /// What it may reach outside. `None`: everything.
     pub(crate) egress: Option<Vec<Ipv4Network>>,
+    /// The same by IPv6; means nothing where instances have none.
+    pub(crate) egress_v6: Option<Vec<Ipv6Net>>,
     /// Tells its policy from others; means nothing where everything may be reached. Connections are marked with it.
     pub(crate) policy: u32,
     /// Whether secrets of its are bound to hosts, which it reaches by way of the guard.
@@ -80,7 +85,7 @@ pub(crate) struct Member {
 }
 
 /// What names led to, by instance, and for how long that holds.
-pub(crate) type Named = HashMap<Ipv4Addr, Vec<(Ipv4Addr, Duration)>>;
+pub(crate) type Named = HashMap<Ipv4Addr, Vec<(IpAddr, Duration)>>;
 
 /// What the rules are about.
 #[derive(Debug, Clone)]
@@ -96,12 +101,22 @@ pub(crate) struct Frame {
     pub(crate) uplinks: Vec<String>,
     /// Where the guard of bound secrets listens, on the gateway's address.
     pub(crate) guard_port: u16,
+    /// Absent: instances have no IPv6.
+    pub(crate) v6: Option<v6::Frame>,
+}
+
+impl Frame {
+    fn prefix(&self) -> Option<Prefix> {
+        self.v6.as_ref().map(|frame| frame.prefix)
+    }
 }
 
 /// Organizations as small numbers, which nftables can put in a set. Never reused while the process lives.
 #[derive(Debug, Default)]
 struct Groups {
     numbers: HashMap<OrganizationId, u32>,
+    /// Of the IPv6 addresses, if there are any.
+    prefix: Option<Prefix>,
 }
 
 impl Groups {
@@ -128,25 +143,28 @@ struct Job {
 enum Change {
     Admit(Member),
     /// Another policy for one that was admitted, in one transaction; with what names had led to and no longer do.
-    Replace(Member, Vec<Ipv4Addr>),
-    Revoke(Member, Vec<Ipv4Addr>),
+    Replace(Member, Vec<IpAddr>),
+    Revoke(Member, Vec<IpAddr>),
     /// Lets an instance reach addresses for a time.
-    Reach(Ipv4Addr, Vec<(Ipv4Addr, Duration)>),
+    Reach(Ipv4Addr, Vec<(IpAddr, Duration)>),
 }
 
 impl Firewall {
     /// Puts the table in place, whole, with these members and no others. Also tells what names had led to for them,
     /// which stays.
     pub(crate) async fn install(frame: &Frame, members: &[Member]) -> Result<(Self, Named), Error> {
-        let mut groups = Groups::default();
-        let named = kept_named(&frame.table, members).await;
+        let mut groups = Groups {
+            prefix: frame.prefix(),
+            ..Groups::default()
+        };
+        let named = kept_named(frame, members).await;
         let mut script = frame_script(frame);
         let mut lines = Vec::new();
         for member in members {
             lines.extend(elements(member, &mut groups).into_iter().map(Line::Add));
         }
         for (member, found) in &named {
-            lines.extend(reach(*member, found));
+            lines.extend(reach(*member, found, groups.prefix));
         }
         script.push_str(&text(&frame.table, &lines));
         run(&script).await?;
@@ -170,16 +188,12 @@ impl Firewall {
 
     /// Gives an instance that was admitted another policy, at once and whole. Connections that it may not have any more
     /// are cut with their next packet. `named` is what [`Firewall::reach`] gave and is taken back.
-    pub(crate) async fn replace(&self, member: Member, named: Vec<Ipv4Addr>) -> Result<(), Error> {
+    pub(crate) async fn replace(&self, member: Member, named: Vec<IpAddr>) -> Result<(), Error> {
         self.change(Change::Replace(member, named)).await
     }
 
     /// Lets an instance reach these addresses, each for so long from now.
-    pub(crate) async fn reach(
-        &self,
-        member: Ipv4Addr,
-        found: Vec<(Ipv4Addr, Duration)>,
-    ) -> Result<(), Error> {
+    pub(crate) async fn reach(&self, member: Ipv4Addr, found: Vec<(IpAddr, Duration)>) -> Result<(), Error> {
         self.change(Change::Reach(member, found)).await
     }
 
@@ -191,7 +205,7 @@ impl Firewall {
     /// Takes everything back that [`Firewall::admit`] gave.
     ///
     /// `named` is what [`Firewall::reach`] gave.
-    pub(crate) async fn revoke(&self, member: Member, named: Vec<Ipv4Addr>) -> Result<(), Error> {
+    pub(crate) async fn revoke(&self, member: Member, named: Vec<IpAddr>) -> Result<(), Error> {
         self.change(Change::Revoke(member, named)).await
     }
 
@@ -278,7 +292,7 @@ fn lines(change: &Change, groups: &mut Groups, admitted: &mut Admitted) -> Optio
             let gone = old.iter().filter(|one| !new.contains(one)).cloned();
             let come = new.iter().filter(|one| !old.contains(one)).cloned();
             let mut lines: Vec<Line> = gone.flat_map(Line::remove).chain(come.map(Line::Add)).collect();
-            lines.extend(unnamed(member.address, named));
+            lines.extend(unnamed(member.address, named, groups.prefix));
             lines
         }
         Change::Revoke(member, named) => {
@@ -287,12 +301,12 @@ fn lines(change: &Change, groups: &mut Groups, admitted: &mut Admitted) -> Optio
             let elements = elements(&member, groups).into_iter();
             elements
                 .flat_map(Line::remove)
-                .chain(unnamed(member.address, named))
+                .chain(unnamed(member.address, named, groups.prefix))
                 .collect()
         }
         Change::Reach(member, found) => {
             admitted.get(member)?;
-            reach(*member, found)
+            reach(*member, found, groups.prefix)
         }
     })
 }
@@ -329,6 +343,8 @@ enum Part {
     Address(Ipv4Addr),
     Mark(u32),
     Block(Ipv4Network),
+    Ipv6(Ipv6Addr),
+    Ipv6Block(Ipv6Net),
 }
 
 impl std::fmt::Display for Part {
@@ -337,6 +353,8 @@ impl std::fmt::Display for Part {
             Self::Address(address) => address.fmt(out),
             Self::Mark(mark) => mark.fmt(out),
             Self::Block(block) => block.fmt(out),
+            Self::Ipv6(address) => address.fmt(out),
+            Self::Ipv6Block(block) => block.fmt(out),
         }
     }
 }
@@ -395,58 +413,87 @@ fn elements(member: &Member, groups: &mut Groups) -> Vec<Element> {
             }
         }
     }
+    if let Some(prefix) = groups.prefix {
+        elements.extend(v6::elements(member, prefix));
+    }
     elements
 }
 
-/// That names led a member to an address.
-fn led(member: Ipv4Addr, address: Ipv4Addr) -> Element {
-    Element {
-        set: NAMED_SET,
-        key: vec![Part::Address(member), Part::Address(address)],
-        value: None,
+/// That names led a member to an address; `None` for one of IPv6 where instances have none.
+fn led(member: Ipv4Addr, address: IpAddr, prefix: Option<Prefix>) -> Option<Element> {
+    match address {
+        IpAddr::V4(address) => Some(Element {
+            set: NAMED_SET,
+            key: vec![Part::Address(member), Part::Address(address)],
+            value: None,
+        }),
+        IpAddr::V6(address) => prefix.map(|prefix| v6::led(member, address, prefix)),
     }
 }
 
 /// Takes back what names led to.
-fn unnamed(member: Ipv4Addr, named: &[Ipv4Addr]) -> impl Iterator<Item = Line> {
+fn unnamed(member: Ipv4Addr, named: &[IpAddr], prefix: Option<Prefix>) -> impl Iterator<Item = Line> {
     named
         .iter()
-        .flat_map(move |address| Line::remove(led(member, *address)))
+        .filter_map(move |address| led(member, *address, prefix))
+        .flat_map(Line::remove)
 }
 
 /// An element that is there keeps its time unless it is taken out first; kernels before 6.12 cannot change it.
-fn reach(member: Ipv4Addr, found: &[(Ipv4Addr, Duration)]) -> Vec<Line> {
-    let lines = |(address, time): &(Ipv4Addr, Duration)| {
-        let [add, delete] = Line::remove(led(member, *address));
-        [add, delete, Line::AddFor(led(member, *address), *time)]
+fn reach(member: Ipv4Addr, found: &[(IpAddr, Duration)], prefix: Option<Prefix>) -> Vec<Line> {
+    let lines = |(address, time): &(IpAddr, Duration)| {
+        let element = led(member, *address, prefix)?;
+        let [add, delete] = Line::remove(element.clone());
+        Some([add, delete, Line::AddFor(element, *time)])
     };
-    found.iter().flat_map(lines).collect()
+    found.iter().filter_map(lines).flatten().collect()
 }
 
 /// What names led to before this process, for those that are still here: they must not be shut out by our restart.
-async fn kept_named(table: &str, members: &[Member]) -> Named {
-    // Without a table, or with one of an older version, there is nothing to keep.
-    let listed = list(table, NAMED_SET).await.unwrap_or_default();
+async fn kept_named(frame: &Frame, members: &[Member]) -> Named {
     let mut kept = Named::new();
-    for element in &listed {
-        let read = |index: usize| {
-            let text = element.pointer(&format!("/elem/val/concat/{index}"))?.as_str()?;
-            text.parse::<Ipv4Addr>().ok()
-        };
-        let left = element
-            .pointer("/elem/expires")
-            .and_then(serde_json::Value::as_u64);
-        if let (Some(member), Some(address), Some(left @ 1..)) = (read(0), read(1), left)
-            && members
-                .iter()
-                .any(|one| one.address == member && one.egress.is_some())
-        {
-            kept.entry(member)
-                .or_default()
-                .push((address, Duration::from_secs(left)));
+    let sets = [NAMED_SET, v6::NAMED_SET];
+    for set in sets.into_iter().take(if frame.v6.is_some() { 2 } else { 1 }) {
+        // Without a table, or with one of an older version, there is nothing to keep.
+        let listed = list(&frame.table, set).await.unwrap_or_default();
+        for element in &listed {
+            let read = |index: usize| {
+                let text = element.pointer(&format!("/elem/val/concat/{index}"))?.as_str()?;
+                text.parse::<IpAddr>().ok()
+            };
+            let member = match read(0) {
+                Some(IpAddr::V4(address)) => Some(address),
+                Some(IpAddr::V6(address)) => frame.prefix().and_then(|prefix| prefix.beside(address)),
+                None => None,
+            };
+            let left = element
+                .pointer("/elem/expires")
+                .and_then(serde_json::Value::as_u64);
+            if let (Some(member), Some(address), Some(left @ 1..)) = (member, read(1), left)
+                && members.iter().any(|one| {
+                    let listed = if address.is_ipv4() {
+                        one.egress.is_some()
+                    } else {
+                        one.egress_v6.is_some()
+                    };
+                    one.address == member && listed
+                })
+            {
+                kept.entry(member)
+                    .or_default()
+                    .push((address, Duration::from_secs(left)));
+            }
         }
     }
     kept
+}
+
+/// Whether a site of this machine has a table with IPv6. One that is gone, or has none, was changed before.
+pub(super) async fn another_has_ipv6() -> bool {
+    let mark = format!("set {} {{", v6::MARK_SET);
+    let listed = nft(&["list", "sets", "inet"], "").await;
+    // One that cannot be asked is taken to be there: what it guards stays as it is.
+    listed.map_or(true, |said| String::from_utf8_lossy(&said).contains(&mark))
 }
 
 /// The elements of a set, as nftables prints them.
@@ -492,9 +539,20 @@ fn frame_script(frame: &Frame) -> String {
         denied,
         uplinks,
         guard_port,
+        v6,
     } = frame;
     let gateway = network.gateway();
     let ours = format!("\"{interface_prefix}*\"");
+    let v6::Rules {
+        sets_and_chains,
+        early,
+        marked,
+        closed: closed_v6,
+        from_instance,
+        refuse,
+        count,
+        outgoing,
+    } = v6::rules(v6.as_ref(), &ours, NAMED_MAX);
     let denied = [
         "169.254.0.0/16".to_owned(),
         "224.0.0.0/4".to_owned(),
@@ -532,11 +590,10 @@ table inet {table} {{
     set {NAMED_SET} {{ type ipv4_addr . ipv4_addr; size {NAMED_MAX}; flags timeout; }}
     set {REFUSALS_SET} {{ type ipv4_addr; size {REFUSALS_MAX}; flags dynamic,timeout; }}
     set {REFUSED_SET} {{ type ipv4_addr . ipv4_addr . inet_proto . inet_service; size {REFUSED_MAX}; flags dynamic,timeout; }}
-
+{sets_and_chains}
     chain early {{
         type filter hook prerouting priority raw; policy accept;
-        iifname {ours} meta nfproto != ipv4 drop
-        iifname {ours} fib saddr . iif oif 0 drop
+{early}        iifname {ours} fib saddr . iif oif 0 drop
         iifname != {{ "lo", {ours} }} ip daddr {gateway} drop
     }}
     chain to_guard {{
@@ -557,10 +614,10 @@ table inet {table} {{
     chain forward {{
         type filter hook forward priority filter - 5; policy accept;
         iifname {ours} ct state established,related ct direction original ip saddr @listed ct mark . ip saddr != @policies goto look_again
-        ct state established,related accept
+{marked}        ct state established,related accept
         iifname {ours} jump from_instance
         oifname {ours} drop
-{closed}    }}
+{closed}{closed_v6}    }}
     chain look_again {{
         ip saddr . ip daddr != @outward_allowed ip saddr . ip daddr != @{NAMED_SET} goto cut
         ct mark set ip saddr map @policy_of
@@ -568,7 +625,7 @@ table inet {table} {{
     }}
     chain from_instance {{
         ct state invalid drop
-        ip saddr != @outward ip saddr . ip daddr != @outward_allowed ip saddr . ip daddr != @{NAMED_SET} goto refuse
+{from_instance}        ip saddr != @outward ip saddr . ip daddr != @outward_allowed ip saddr . ip daddr != @{NAMED_SET} goto refuse
         ip saddr @listed ct mark set ip saddr map @policy_of
         oifname {ours} goto between
 {denied}        accept
@@ -579,7 +636,7 @@ table inet {table} {{
     }}
     chain refuse {{
         jump count
-        reject with icmpx admin-prohibited
+{refuse}        reject with icmpx admin-prohibited
     }}
     chain cut {{
         jump count
@@ -589,11 +646,11 @@ table inet {table} {{
     chain count {{
         update @{REFUSALS_SET} {{ ip saddr timeout {REFUSALS_SECS}s counter }}
         meta l4proto {{ tcp, udp }} update @{REFUSED_SET} {{ ip saddr . ip daddr . meta l4proto . th dport timeout {REFUSED_SECS}s counter }}
-    }}
+{count}    }}
     chain outgoing {{
         type nat hook postrouting priority srcnat; policy accept;
         ip saddr {network} ip saddr != {gateway} oifname != {{ "lo", {ours} }} masquerade
-    }}
+{outgoing}    }}
 }}
 "#
     )

@@ -15,13 +15,13 @@ use rtnetlink::packet_route::route::RouteType;
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::wire::{index, kernel};
-use super::{Error, Ipv4Network};
+use super::{Error, Ipv4Network, v6};
 
 /// The file that says which interfaces forward because of us.
 const FORWARDING_FILE: &str = "/run/tramontane/forwarding.json";
-const EEXIST: i32 = 17;
-const ESRCH: i32 = 3;
-const EADDRNOTAVAIL: i32 = 99;
+pub(super) const EEXIST: i32 = 17;
+pub(super) const ESRCH: i32 = 3;
+pub(super) const EADDRNOTAVAIL: i32 = 99;
 
 /// Refuses a network that the machine already reaches by another way.
 pub(super) fn refuse_conflicts(network: Ipv4Network, prefix: &str) -> Result<(), Error> {
@@ -133,7 +133,7 @@ fn forwarding(interface: &str) -> String {
     format!("/proc/sys/net/ipv4/conf/{interface}/forwarding")
 }
 
-fn write_list(file: &Path, names: &[String]) -> io::Result<()> {
+pub(super) fn write_list(file: &Path, names: &[String]) -> io::Result<()> {
     if let Some(directory) = file.parent() {
         fs::create_dir_all(directory)?;
     }
@@ -206,12 +206,15 @@ pub(super) fn interfaces(prefix: &str) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// Settings of the machine's end of a pair.
-pub(super) fn tune_interface(interface: &str) -> Result<(), Error> {
+/// Settings of the machine's end of a pair, before it is up.
+pub(super) fn tune_interface(interface: &str, has_v6: bool) -> Result<(), Error> {
     fs::write(forwarding(interface), "1").map_err(Error::files(
         "let packets of instances be forwarded (net.ipv4.conf.*.forwarding must be writable)",
     ))?;
-    // There is no IPv6 between the machine and an instance; a kernel without it has no such file.
+    if has_v6 {
+        return v6::tune_interface(interface);
+    }
+    // There is no IPv6 between the machine and an instance then; a kernel without it has no such file.
     ignore_missing(fs::write(
         format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"),
         "1",
@@ -220,10 +223,14 @@ pub(super) fn tune_interface(interface: &str) -> Result<(), Error> {
 }
 
 /// Settings of the namespace this thread is in, before it has an interface.
-pub(super) fn tune_namespace() -> io::Result<()> {
-    for (setting, value) in [
+pub(super) fn tune_namespace(has_v6: bool) -> io::Result<()> {
+    if has_v6 {
+        v6::tune_namespace()?;
+    } else {
         // Interfaces to come have no IPv6; the loopback keeps it, programs expect `::1`.
-        ("ipv6/conf/default/disable_ipv6", "1"),
+        ignore_missing(fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"))?;
+    }
+    for (setting, value) in [
         // As Docker does: a program without privileges may listen on port 80, and may ping.
         ("ipv4/ip_unprivileged_port_start", "0"),
         ("ipv4/ping_group_range", "0 2147483647"),
@@ -233,14 +240,14 @@ pub(super) fn tune_namespace() -> io::Result<()> {
     Ok(())
 }
 
-fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+pub(super) fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
 }
 
-fn code(error: &rtnetlink::Error) -> Option<i32> {
+pub(super) fn code(error: &rtnetlink::Error) -> Option<i32> {
     match error {
         rtnetlink::Error::NetlinkError(message) => Some(-message.raw_code()),
         _ => None,

@@ -5,7 +5,7 @@
 //! each answer, because that would run nftables' tool for each look-up.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,14 +27,14 @@ const ADDRESSES_PER_INSTANCE_MAX: usize = 2048;
 /// What is let through, until when.
 #[derive(Debug, Default)]
 pub(super) struct Reach {
-    known: Mutex<HashMap<Ipv4Addr, HashMap<Ipv4Addr, Instant>>>,
+    known: Mutex<HashMap<Ipv4Addr, HashMap<IpAddr, Instant>>>,
 }
 
 impl Reach {
     /// With what an earlier process had let through.
     pub(super) fn new(named: Named) -> Self {
         let now = Instant::now();
-        let until = |found: Vec<(Ipv4Addr, Duration)>| {
+        let until = |found: Vec<(IpAddr, Duration)>| {
             let found = found.into_iter().map(|(address, time)| (address, now + time));
             found.collect::<HashMap<_, _>>()
         };
@@ -51,7 +51,7 @@ impl Reach {
         &self,
         firewall: &Firewall,
         instance: Ipv4Addr,
-        found: &[(Ipv4Addr, Duration)],
+        found: &[(IpAddr, Duration)],
     ) -> bool {
         let now = Instant::now();
         let Some(due) = self.due(instance, found, now) else {
@@ -75,13 +75,13 @@ impl Reach {
     fn due(
         &self,
         instance: Ipv4Addr,
-        found: &[(Ipv4Addr, Duration)],
+        found: &[(IpAddr, Duration)],
         now: Instant,
-    ) -> Option<Vec<(Ipv4Addr, Duration)>> {
+    ) -> Option<Vec<(IpAddr, Duration)>> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let of_instance = known.entry(instance).or_default();
         of_instance.retain(|_, until| *until > now);
-        let mut due: HashMap<Ipv4Addr, Duration> = HashMap::new();
+        let mut due: HashMap<IpAddr, Duration> = HashMap::new();
         for (address, good) in found {
             let good_until = now + (*good).min(TIME_MAX);
             if of_instance.get(address).is_none_or(|until| *until < good_until) {
@@ -99,7 +99,7 @@ impl Reach {
     }
 
     /// The instance is gone: whoever gets its address next begins with nothing. Returns what was let through.
-    pub(super) fn forget(&self, instance: Ipv4Addr) -> Vec<Ipv4Addr> {
+    pub(super) fn forget(&self, instance: Ipv4Addr) -> Vec<IpAddr> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known
             .remove(&instance)
@@ -113,9 +113,9 @@ mod tests {
     use super::*;
 
     const INSTANCE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
-    const SERVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+    const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
-    fn remember(reach: &Reach, due: &[(Ipv4Addr, Duration)], now: Instant) {
+    fn remember(reach: &Reach, due: &[(IpAddr, Duration)], now: Instant) {
         let mut known = reach.known.lock().unwrap();
         let of_instance = known.entry(INSTANCE).or_default();
         of_instance.extend(due.iter().map(|(address, time)| (*address, now + *time)));
@@ -147,8 +147,8 @@ mod tests {
     fn names_that_lead_everywhere_stop_at_the_bound() {
         let reach = Reach::default();
         let now = Instant::now();
-        let many: Vec<(Ipv4Addr, Duration)> = (0..2048_u32)
-            .map(|index| (Ipv4Addr::from(0x0b00_0000 + index), TIME_MIN))
+        let many: Vec<(IpAddr, Duration)> = (0..2048_u32)
+            .map(|index| (Ipv4Addr::from(0x0b00_0000 + index).into(), TIME_MIN))
             .collect();
         let due = reach.due(INSTANCE, &many, now).unwrap();
         remember(&reach, &due, now);

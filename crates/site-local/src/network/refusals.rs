@@ -6,14 +6,15 @@
 //! lines; the count in it is exact.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::Error;
-use super::firewall::{Firewall, REFUSALS_SET, REFUSED_SET};
+use super::firewall::{Firewall, REFUSALS_SET, REFUSED_SET, v6};
+use super::v6::Prefix;
 
 /// Between two looks: soon enough for whoever watches the log, and one run of nftables' tool costs milliseconds.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(3);
@@ -23,7 +24,7 @@ const TOLD_MAX: usize = 6;
 const NAMES_MAX: usize = 32;
 
 /// Where packets went: address, protocol, port.
-type Flow = (Ipv4Addr, String, u16);
+type Flow = (IpAddr, String, u16);
 
 /// How often instances were refused something on their way out, since the site was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -49,9 +50,12 @@ struct State {
     /// What the guard of bound secrets refused since the last look, by instance, and how often.
     guarded: HashMap<Ipv4Addr, BTreeMap<String, u64>>,
     /// The counters as they were at the last look.
-    totals: HashMap<Ipv4Addr, u64>,
+    totals: Totals,
     flows: HashMap<(Ipv4Addr, Flow), u64>,
 }
+
+/// Packets by the instance and the address they came from: it has a counter for each of its addresses.
+type Totals = HashMap<(Ipv4Addr, IpAddr), u64>;
 
 impl Refusals {
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -84,11 +88,22 @@ impl Refusals {
     }
 
     /// What is new since the last look: at most three lines for each instance.
-    pub(super) async fn look(&self, firewall: &Firewall) -> Result<Vec<(Ipv4Addr, String)>, Error> {
-        let totals = read_totals(&firewall.list(REFUSALS_SET).await?);
+    pub(super) async fn look(
+        &self,
+        firewall: &Firewall,
+        prefix: Option<Prefix>,
+    ) -> Result<Vec<(Ipv4Addr, String)>, Error> {
+        let read = async |v4: &str, v6: &str| {
+            let mut elements = firewall.list(v4).await?;
+            if prefix.is_some() {
+                elements.extend(firewall.list(v6).await?);
+            }
+            Ok::<_, Error>(elements)
+        };
+        let totals = read_totals(&read(REFUSALS_SET, v6::REFUSALS_SET).await?, prefix);
         let changed = totals != self.lock().totals;
         let flows = if changed {
-            read_flows(&firewall.list(REFUSED_SET).await?)
+            read_flows(&read(REFUSED_SET, v6::REFUSED_SET).await?, prefix)
         } else {
             self.lock().flows.clone()
         };
@@ -97,11 +112,7 @@ impl Refusals {
 }
 
 impl State {
-    fn news(
-        &mut self,
-        totals: HashMap<Ipv4Addr, u64>,
-        flows: HashMap<(Ipv4Addr, Flow), u64>,
-    ) -> Vec<(Ipv4Addr, String)> {
+    fn news(&mut self, totals: Totals, flows: HashMap<(Ipv4Addr, Flow), u64>) -> Vec<(Ipv4Addr, String)> {
         let mut lines = Vec::new();
         for (instance, names) in std::mem::take(&mut self.names) {
             let told = list(names.into_iter().map(|(name, count)| (count, name)).collect());
@@ -117,18 +128,21 @@ impl State {
                 format!("requests to hosts that secrets are bound to were refused: {told}"),
             ));
         }
-        for (instance, total) in &totals {
-            let before = since(self.totals.get(instance), *total);
+        let mut refused: HashMap<Ipv4Addr, u64> = HashMap::new();
+        for (key @ (instance, _), total) in &totals {
+            *refused.entry(*instance).or_default() += since(self.totals.get(key), *total);
+        }
+        for (instance, before) in refused {
             if before == 0 {
                 continue;
             }
             self.all.packets += before;
             let places = flows
                 .iter()
-                .filter(|((source, _), _)| source == instance)
+                .filter(|((source, _), _)| *source == instance)
                 .filter_map(|(key @ (_, (address, protocol, port)), count)| {
                     let new = since(self.flows.get(key), *count);
-                    (new > 0).then(|| (new, format!("{protocol} {address}:{port}")))
+                    (new > 0).then(|| (new, format!("{protocol} {}", SocketAddr::new(*address, *port))))
                 })
                 .collect::<Vec<_>>();
             let packets = if before == 1 { "packet was" } else { "packets were" };
@@ -137,7 +151,7 @@ impl State {
             } else {
                 format!("{before} {packets} refused on the way out: {}", list(places))
             };
-            lines.push((*instance, line));
+            lines.push((instance, line));
         }
         self.totals = totals;
         self.flows = flows;
@@ -178,22 +192,30 @@ fn packets(element: &Value) -> Option<u64> {
     element.pointer("/elem/counter/packets")?.as_u64()
 }
 
-fn read_totals(elements: &[Value]) -> HashMap<Ipv4Addr, u64> {
+/// Which instance has an address.
+fn owner(address: IpAddr, prefix: Option<Prefix>) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(address) => prefix?.beside(address),
+    }
+}
+
+fn read_totals(elements: &[Value], prefix: Option<Prefix>) -> Totals {
     elements
         .iter()
         .filter_map(|element| {
-            let instance = element.pointer("/elem/val")?.as_str()?.parse().ok()?;
-            Some((instance, packets(element)?))
+            let address: IpAddr = element.pointer("/elem/val")?.as_str()?.parse().ok()?;
+            Some(((owner(address, prefix)?, address), packets(element)?))
         })
         .collect()
 }
 
-fn read_flows(elements: &[Value]) -> HashMap<(Ipv4Addr, Flow), u64> {
+fn read_flows(elements: &[Value], prefix: Option<Prefix>) -> HashMap<(Ipv4Addr, Flow), u64> {
     elements
         .iter()
         .filter_map(|element| {
             let part = |index: usize| element.pointer(&format!("/elem/val/concat/{index}"));
-            let instance = part(0)?.as_str()?.parse().ok()?;
+            let instance = owner(part(0)?.as_str()?.parse().ok()?, prefix)?;
             let address = part(1)?.as_str()?.parse().ok()?;
             let protocol = part(2)?.as_str()?.to_ascii_uppercase();
             let port = u16::try_from(part(3)?.as_u64()?).ok()?;
@@ -210,10 +232,38 @@ mod tests {
 
     const INSTANCE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
 
-    fn total(count: u64) -> HashMap<Ipv4Addr, u64> {
-        read_totals(&[
-            json!({"elem": {"val": "10.1.0.2", "timeout": 9, "counter": {"packets": count, "bytes": 1}}}),
-        ])
+    fn counted(address: &str, count: u64) -> Value {
+        json!({"elem": {"val": address, "timeout": 9, "counter": {"packets": count, "bytes": 1}}})
+    }
+
+    fn total(count: u64) -> Totals {
+        read_totals(&[counted("10.1.0.2", count)], None)
+    }
+
+    fn read_flows(elements: &[Value]) -> HashMap<(Ipv4Addr, Flow), u64> {
+        super::read_flows(elements, None)
+    }
+
+    #[test]
+    fn both_families_of_an_instance_are_one_line() {
+        let prefix = Prefix::of(std::path::Path::new("/state"));
+        let (own, strange) = (prefix.address(INSTANCE).to_string(), "fd00::a01:2");
+        let totals = |v4, v6| {
+            let listed = [counted("10.1.0.2", v4), counted(&own, v6), counted(strange, 9)];
+            read_totals(&listed, Some(prefix))
+        };
+        let seen = json!({"elem": {"val": {"concat": [own, "2001:db8::1", "udp", 53]},
+                          "counter": {"packets": 2, "bytes": 1}}});
+        let flows = super::read_flows(&[flow(80, 1), seen], Some(prefix));
+        let mut state = State::default();
+        let lines = state.news(totals(1, 2), flows);
+        let said = "3 packets were refused on the way out: UDP [2001:db8::1]:53 (2 times), TCP 192.0.2.1:80";
+        assert_eq!(lines, [(INSTANCE, said.to_owned())]);
+        let lines = state.news(totals(1, 3), HashMap::new());
+        assert_eq!(
+            lines,
+            [(INSTANCE, "1 packet was refused on the way out".to_owned())]
+        );
     }
 
     fn flow(port: u16, count: u64) -> Value {

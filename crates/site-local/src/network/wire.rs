@@ -4,17 +4,19 @@
 //! when there is nothing.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use futures_util::TryStreamExt;
+use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use tram_sandbox::netns;
 
+use super::v6::Prefix;
 use super::{Error, host};
 
 /// The instance's end, inside its namespace.
@@ -31,6 +33,8 @@ pub(super) struct Plan {
     pub(super) namespace: PathBuf,
     pub(super) address: Ipv4Addr,
     pub(super) gateway: Ipv4Addr,
+    /// Of the IPv6 addresses, if there are to be any.
+    pub(super) prefix: Option<Prefix>,
 }
 
 /// A connection to the kernel about the links of the namespace this thread is in. Needs a runtime around it.
@@ -41,7 +45,7 @@ pub(super) fn connect() -> io::Result<Handle> {
 }
 
 pub(super) async fn make(host: &Handle, plan: &Plan) -> Result<(), Error> {
-    let guest = enter(&plan.namespace).await?;
+    let guest = enter(&plan.namespace, plan.prefix.is_some()).await?;
     let file = std::fs::File::open(&plan.namespace).map_err(Error::files("open a namespace"))?;
     let guest_hardware = hardware(plan.address);
     let peer = LinkMessageBuilder::<LinkUnspec>::new()
@@ -60,10 +64,10 @@ pub(super) async fn make(host: &Handle, plan: &Plan) -> Result<(), Error> {
         .map_err(kernel("make a pair of interfaces"))?;
     drop(file);
 
-    host::tune_interface(&plan.interface)?;
+    host::tune_interface(&plan.interface, plan.prefix.is_some())?;
     let outer = index(host, &plan.interface).await?;
     up(host, outer).await?;
-    neighbour(host, outer, plan.address, guest_hardware).await?;
+    neighbour(host, outer, plan.address.into(), guest_hardware).await?;
     let route = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(plan.address, 32)
         .output_interface(outer)
@@ -86,7 +90,7 @@ pub(super) async fn make(host: &Handle, plan: &Plan) -> Result<(), Error> {
         .await
         .map_err(kernel("give an instance its address"))?;
     up(&guest, inner).await?;
-    neighbour(&guest, inner, plan.gateway, HOST_HARDWARE).await?;
+    neighbour(&guest, inner, plan.gateway.into(), HOST_HARDWARE).await?;
     let route = RouteMessageBuilder::<Ipv4Addr>::new()
         .output_interface(inner)
         .gateway(plan.gateway)
@@ -98,17 +102,64 @@ pub(super) async fn make(host: &Handle, plan: &Plan) -> Result<(), Error> {
         .add(route)
         .execute()
         .await
-        .map_err(kernel("add the default route of an instance"))
+        .map_err(kernel("add the default route of an instance"))?;
+    if let Some(prefix) = plan.prefix {
+        wire_v6(host, outer, &guest, inner, plan, prefix).await?;
+    }
+    Ok(())
+}
+
+/// The same for IPv6: both ends know each other, so there is nothing to be asked for or announced on the link.
+async fn wire_v6(
+    host: &Handle,
+    outer: u32,
+    guest: &Handle,
+    inner: u32,
+    plan: &Plan,
+    prefix: Prefix,
+) -> Result<(), Error> {
+    let (address, gateway) = (prefix.address(plan.address), prefix.address(plan.gateway));
+    neighbour(host, outer, address.into(), hardware(plan.address)).await?;
+    let route = RouteMessageBuilder::<Ipv6Addr>::new()
+        .destination_prefix(address, 128)
+        .output_interface(outer)
+        .pref_source(gateway)
+        .build();
+    host.route()
+        .add(route)
+        .replace()
+        .execute()
+        .await
+        .map_err(kernel("add the IPv6 route to an instance"))?;
+    let mut add = guest.address().add(inner, IpAddr::V6(address), 128);
+    // Nobody else is on the link: it is good at once.
+    add.message_mut().header.flags = AddressHeaderFlags::Nodad;
+    add.execute()
+        .await
+        .map_err(kernel("give an instance its IPv6 address"))?;
+    neighbour(guest, inner, gateway.into(), HOST_HARDWARE).await?;
+    let route = RouteMessageBuilder::<Ipv6Addr>::new()
+        .output_interface(inner)
+        .gateway(gateway)
+        .pref_source(address)
+        .onlink()
+        .build();
+    guest
+        .route()
+        .add(route)
+        .execute()
+        .await
+        .map_err(kernel("add the default IPv6 route of an instance"))
 }
 
 /// Makes the namespace, sets what must be set before its interface appears, and connects to its kernel side.
-async fn enter(path: &Path) -> Result<Handle, Error> {
+async fn enter(path: &Path, has_v6: bool) -> Result<Handle, Error> {
     let path = path.to_owned();
     let runtime = tokio::runtime::Handle::current();
     let made = tokio::task::spawn_blocking(move || {
         netns::create(&path)?;
         let connected = netns::run_in(&path, move || {
-            host::tune_namespace()?;
+            host::tune_namespace(has_v6)?;
             let _runtime = runtime.enter();
             connect()
         })?;
@@ -173,10 +224,10 @@ async fn up(handle: &Handle, index: u32) -> Result<(), Error> {
         .map_err(kernel("bring an interface up"))
 }
 
-async fn neighbour(handle: &Handle, index: u32, address: Ipv4Addr, hardware: [u8; 6]) -> Result<(), Error> {
+async fn neighbour(handle: &Handle, index: u32, address: IpAddr, hardware: [u8; 6]) -> Result<(), Error> {
     let add = handle
         .neighbours()
-        .add(index, IpAddr::V4(address))
+        .add(index, address)
         .link_layer_address(&hardware);
     add.replace()
         .execute()

@@ -25,7 +25,7 @@ impl Shared {
         after.egress_allow.clone_from(&continuation.egress_allow);
         let address = self.network.address(slot);
         let member = entries::member(&after, address)?;
-        let known = entries::names(&after, self.network.gateway())?;
+        let known = entries::names(&after, self.network.gateway(), self.network.has_v6())?;
         self.images
             .inherit(before.image.deployment, continuation.deployment_id)?;
         // Before the firewall, so that no name is answered by the old list once that is closed.
@@ -51,7 +51,7 @@ impl Shared {
         }
         self.announce(id);
         let line = "the network policy was changed while this instance runs".to_owned();
-        let note = entries::note(continuation.egress_allow.as_deref());
+        let note = entries::note(continuation.egress_allow.as_deref(), self.network.has_v6());
         self.write_lines(id, std::iter::once(line).chain(note).collect())
             .await;
         Ok(())

@@ -10,6 +10,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use ipnet::Ipv6Net;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -21,7 +22,7 @@ use tram_types::{Generation, Timestamp};
 use crate::dns;
 use crate::health::View;
 use crate::network::firewall::Member;
-use crate::network::{Ipv4Network, Network, Slot};
+use crate::network::{Ipv4Network, Network, Slot, is_everything, is_reachable};
 use crate::record::Record;
 
 /// Platform lines that wait for the instance's log to exist.
@@ -178,25 +179,30 @@ impl Entry {
 
 /// An instance as the firewall is to know it.
 pub(crate) fn member(spec: &InstanceSpec, address: Ipv4Addr) -> Result<Member, Error> {
+    let policy = policy(spec)?;
     Ok(Member {
         address,
         mesh: spec.mesh.then_some(spec.organization_id),
-        egress: policy(spec)?.map(|policy| policy.networks),
+        egress: policy.v4,
+        egress_v6: policy.v6,
         policy: spec.egress_allow.as_deref().map_or(0, policy_mark),
         guarded: !spec.bound_secrets.is_empty(),
     })
 }
 
-/// An instance as the name server is to know it, before it is healthy.
-pub(crate) fn names(spec: &InstanceSpec, gateway: Ipv4Addr) -> Result<dns::Entry, Error> {
-    let policy = policy(spec)?;
-    let networks = policy.as_ref().map(|policy| policy.networks.clone().into());
-    let outside = match policy {
-        None => dns::Names::All,
+/// An instance as the name server is to know it, before it is healthy. `has_v6`: instances have IPv6.
+pub(crate) fn names(spec: &InstanceSpec, gateway: Ipv4Addr, has_v6: bool) -> Result<dns::Entry, Error> {
+    let Policy { v4, v6, names } = policy(spec)?;
+    let outside = match &v4 {
         // A list that holds the name server says so on purpose, as Koyeb has it.
-        Some(policy) if policy.networks.iter().any(|network| network.contains(gateway)) => dns::Names::All,
-        Some(policy) => dns::Names::Listed(policy.names),
+        Some(networks) if networks.iter().any(|network| network.contains(gateway)) => dns::Names::All,
+        // Who may send anything anywhere by one family is not kept from asking.
+        Some(_) if has_v6 && v6.is_none() => dns::Names::AllOpening(names),
+        None if has_v6 && v6.is_some() => dns::Names::AllOpening(names),
+        Some(_) => dns::Names::Listed(names),
+        None => dns::Names::All,
     };
+    let networks = v4.map(Into::into);
     Ok(dns::Entry {
         organization: spec.organization_id,
         app: spec.app_name.clone(),
@@ -233,63 +239,166 @@ pub(crate) fn keeps_names(before: &InstanceSpec, after: &InstanceSpec) -> bool {
     names.all(|name| after.contains(name))
 }
 
-/// What the owner of an instance should know of its list, if anything: instances have no IPv6.
-pub(crate) fn note(list: Option<&[String]>) -> Option<String> {
-    let is_v6 = |text: &&String| {
-        matches!(
-            Destination::parse(text),
-            Some(Destination::Network {
-                address: IpAddr::V6(_),
-                ..
-            })
-        )
+/// What the owner of an instance should know of its list, if anything. `has_v6`: instances have IPv6.
+pub(crate) fn note(list: Option<&[String]>, has_v6: bool) -> Option<String> {
+    let opens_nothing = |text: &&String| match Destination::parse(text) {
+        Some(Destination::Network {
+            address: IpAddr::V6(address),
+            bits,
+        }) => !has_v6 || Ipv6Net::new(address, bits).is_ok_and(|block| !is_reachable(&block.trunc())),
+        _ => false,
     };
     let open_nothing: Vec<&str> = list?
         .iter()
-        .filter(is_v6)
+        .filter(opens_nothing)
         .map(String::as_str)
         .take(NOTED_MAX)
         .collect();
+    let why = if has_v6 {
+        "instances reach global addresses alone by IPv6"
+    } else {
+        "instances have no IPv6"
+    };
     (!open_nothing.is_empty()).then(|| {
         format!(
-            "instances have no IPv6: these entries of the network policy open nothing: {}",
+            "{why}: these entries of the network policy open nothing: {}",
             open_nothing.join(", ")
         )
     })
 }
 
+/// What may be reached, by family; `None`: everything.
+#[derive(Debug)]
 struct Policy {
-    networks: Vec<Ipv4Network>,
+    v4: Option<Vec<Ipv4Network>>,
+    v6: Option<Vec<Ipv6Net>>,
     names: Vec<NamePattern>,
 }
 
-/// `None` when everything may be reached.
-fn policy(spec: &InstanceSpec) -> Result<Option<Policy>, Error> {
+fn policy(spec: &InstanceSpec) -> Result<Policy, Error> {
     let Some(list) = &spec.egress_allow else {
-        return Ok(None);
+        return Ok(Policy {
+            v4: None,
+            v6: None,
+            names: Vec::new(),
+        });
     };
-    let (mut networks, mut names) = (Vec::new(), Vec::new());
+    let (mut v4, mut v6, mut names) = (Vec::new(), Vec::new(), Vec::new());
+    let refused = |text: &str| Error::Refused {
+        message: format!(
+            "the network policy cannot be applied: `{text}` is no address, no network and no name"
+        ),
+    };
     for text in list {
-        match Destination::parse(text) {
-            Some(Destination::Network {
+        match Destination::parse(text).ok_or_else(|| refused(text))? {
+            Destination::Network {
                 address: IpAddr::V4(address),
                 bits,
-            }) => networks.push(Ipv4Network::containing(address, bits)),
-            // Instances have no IPv6, so there is nothing to allow.
-            Some(Destination::Network { .. }) => {}
-            Some(Destination::Name(name)) => names.push(name),
-            None => {
-                return Err(Error::Refused {
-                    message: format!(
-                        "the network policy cannot be applied: `{text}` is no address, no network and no name"
-                    ),
-                });
+            } => v4.push(Ipv4Network::containing(address, bits)),
+            Destination::Network {
+                address: IpAddr::V6(address),
+                bits,
+            } => {
+                let block = Ipv6Net::new(address, bits).map_err(|_| refused(text))?;
+                v6.push(block.trunc());
             }
+            Destination::Name(name) => names.push(name),
         }
     }
-    // Allowed everywhere is not restricted.
-    if networks.iter().any(|network| network.prefix() == 0) {
-        return Ok(None);
+    // Allowed everywhere is not restricted, each family for itself: one that is open says nothing of the other one.
+    Ok(Policy {
+        v4: (!v4.iter().any(|network| network.prefix() == 0)).then_some(v4),
+        v6: (!v6.iter().any(is_everything)).then_some(v6),
+        names,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::instance_spec;
+
+    const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 1);
+
+    fn listing(list: &[&str]) -> InstanceSpec {
+        InstanceSpec {
+            egress_allow: Some(list.iter().map(ToString::to_string).collect()),
+            ..instance_spec("shop", "web")
+        }
     }
-    Ok(Some(Policy { networks, names }))
+
+    /// Whether a family is open, by IPv4 and by IPv6.
+    fn open(list: &[&str]) -> (bool, bool) {
+        let member = member(&listing(list), Ipv4Addr::new(10, 201, 0, 2)).unwrap();
+        (member.egress.is_none(), member.egress_v6.is_none())
+    }
+
+    #[test]
+    fn each_family_is_open_for_itself_alone() {
+        assert_eq!(open(&[]), (false, false));
+        assert_eq!(open(&["0.0.0.0/0"]), (true, false));
+        assert_eq!(open(&["::/0"]), (false, true));
+        assert_eq!(open(&["2000::/3", "0.0.0.0/0"]), (true, true));
+        assert_eq!(open(&["2000::/4", "fc00::/7", "0.0.0.0/1"]), (false, false));
+        let free = member(&instance_spec("shop", "web"), GATEWAY).unwrap();
+        assert!(free.egress.is_none() && free.egress_v6.is_none());
+        let listed = member(&listing(&["2001:db8::7/32", "10.1.2.3"]), GATEWAY).unwrap();
+        assert_eq!(
+            listed.egress_v6.unwrap(),
+            ["2001:db8::/32".parse::<Ipv6Net>().unwrap()]
+        );
+        assert_eq!(listed.egress.unwrap(), ["10.1.2.3/32".parse().unwrap()]);
+    }
+
+    #[test]
+    fn every_name_may_be_asked_for_where_a_family_is_open_and_there() {
+        let asked = |list: &[&str], has_v6| names(&listing(list), GATEWAY, has_v6).unwrap().outside;
+        let Some(Destination::Name(name)) = Destination::parse("pypi.org") else {
+            panic!("it is a name");
+        };
+        let name = vec![name];
+        assert_eq!(
+            asked(&["::/0", "pypi.org"], false),
+            dns::Names::Listed(name.clone())
+        );
+        assert_eq!(
+            asked(&["::/0", "pypi.org"], true),
+            dns::Names::AllOpening(name.clone())
+        );
+        assert_eq!(asked(&["0.0.0.0/0", "pypi.org"], false), dns::Names::All);
+        assert_eq!(
+            asked(&["0.0.0.0/0", "pypi.org"], true),
+            dns::Names::AllOpening(name.clone())
+        );
+        assert_eq!(asked(&["0.0.0.0/0", "::/0"], true), dns::Names::All);
+        assert_eq!(asked(&["pypi.org"], true), dns::Names::Listed(name));
+        assert_eq!(asked(&["10.201.0.1"], true), dns::Names::All);
+        let free = names(&instance_spec("shop", "web"), GATEWAY, true).unwrap();
+        assert_eq!(free.outside, dns::Names::All);
+        assert!(free.networks.is_none());
+    }
+
+    #[test]
+    fn the_owner_is_told_which_entries_open_nothing() {
+        let list = [
+            "2001:db8::/32",
+            "fd00::/8",
+            "64:ff9b::/96",
+            "10.0.0.0/8",
+            "pypi.org",
+        ]
+        .map(str::to_owned);
+        assert_eq!(
+            note(Some(&list), false).unwrap(),
+            "instances have no IPv6: these entries of the network policy open nothing: 2001:db8::/32, fd00::/8, \
+             64:ff9b::/96"
+        );
+        assert_eq!(
+            note(Some(&list), true).unwrap(),
+            "instances reach global addresses alone by IPv6: these entries of the network policy open nothing: \
+             fd00::/8, 64:ff9b::/96"
+        );
+        assert_eq!(note(Some(&list[..1]), true), None);
+        assert_eq!(note(None, true), None);
+    }
 }

@@ -89,7 +89,10 @@ pub(super) async fn run(shared: Arc<Shared>, id: InstanceId) {
                 Some(entry) => (std::mem::take(&mut entry.early_lines), entry.stop_grace),
                 None => (Vec::new(), None),
             };
-            lines.extend(entries::note(spec.egress_allow.as_deref()));
+            lines.extend(entries::note(
+                spec.egress_allow.as_deref(),
+                shared.network.has_v6(),
+            ));
             shared.write_lines(id, lines).await;
             if let Some(grace) = grace {
                 shared.send_stop(id, grace);
@@ -124,7 +127,7 @@ async fn prepare(
 ) -> Result<LaunchSpec, Failure> {
     let address = shared.network.address(slot);
     let member = entries::member(spec, address).map_err(|error| Failure::Message(error.to_string()))?;
-    let known = entries::names(spec, shared.network.gateway())
+    let known = entries::names(spec, shared.network.gateway(), shared.network.has_v6())
         .map_err(|error| Failure::Message(error.to_string()))?;
     // Before the program is there to ask.
     shared.directory.insert(address, known);

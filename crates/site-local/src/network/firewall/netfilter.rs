@@ -111,7 +111,8 @@ fn list(table: &str, element: &Element, time: Option<Duration>, with_value: bool
             Part::Address(address) => key.extend(address.octets()),
             // As the processor has it: the kernel compares it with a mark.
             Part::Mark(mark) => key.extend(mark.to_ne_bytes()),
-            Part::Block(_) => return None,
+            Part::Ipv6(address) => key.extend(address.octets()),
+            Part::Block(_) | Part::Ipv6Block(_) => return None,
         }
     }
     let mut inner = attribute(KEY, &attribute(VALUE, &key)?)?;

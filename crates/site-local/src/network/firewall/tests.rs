@@ -6,7 +6,8 @@ fn member(mesh: bool, egress: Option<&[&str]>) -> Member {
     Member {
         address: Ipv4Addr::new(10, 1, 0, 2),
         mesh: mesh.then(|| OrganizationId::from_uuid(uuid::Uuid::nil())),
-        egress: egress.map(|list| list.iter().map(|text| text.parse().unwrap()).collect()),
+        egress: egress.map(|list| list.iter().filter_map(|text| text.parse().ok()).collect()),
+        egress_v6: egress.map(|list| list.iter().filter_map(|text| text.parse().ok()).collect()),
         policy: egress.map_or(0, |list| 7 + u32::try_from(list.len()).unwrap()),
         guarded: false,
     }
@@ -21,6 +22,7 @@ fn frame() -> Frame {
         denied: Vec::new(),
         uplinks: Vec::new(),
         guard_port: 9999,
+        v6: None,
     }
 }
 
@@ -43,6 +45,44 @@ fn a_member_is_admitted_by_elements_alone() {
              add element inet t policy_of { 10.1.0.2 : 7 }\n\
              add element inet t policies { 7 . 10.1.0.2 }\n"
     );
+}
+
+#[test]
+fn ipv6_has_elements_of_its_own_and_none_for_what_cannot_be_reached() {
+    let prefix = Prefix::of(std::path::Path::new("/state"));
+    let own = prefix.address(Ipv4Addr::new(10, 1, 0, 2));
+    let added = |list: Option<&[&str]>| {
+        let elements = v6::elements(&member(false, list), prefix).into_iter();
+        text("t", &elements.map(Line::Add).collect::<Vec<_>>())
+    };
+    assert_eq!(added(None), format!("add element inet t outward6 {{ {own} }}\n"));
+    let listed = [
+        "2001:db8:1::/48",
+        "2001:db8::/32",
+        "fd00::/8",
+        "64:ff9b::/96",
+        "2002::/16",
+        "10.0.0.0/8",
+    ];
+    assert_eq!(
+        added(Some(&listed)),
+        format!(
+            "add element inet t listed6 {{ {own} }}\n\
+             add element inet t policy_of6 {{ {own} : 13 }}\n\
+             add element inet t policies6 {{ 13 . {own} }}\n\
+             add element inet t outward_allowed6 {{ {own} . 2001:db8::/32 }}\n"
+        )
+    );
+}
+
+#[test]
+fn without_ipv6_the_table_knows_nothing_of_it() {
+    let script = frame_script(&frame());
+    assert!(
+        script.contains("meta nfproto != ipv4 drop"),
+        "what is no IPv4 goes nowhere: {script}"
+    );
+    assert!(!script.contains("ip6") && !script.contains("ipv6"), "{script}");
 }
 
 #[test]
@@ -79,7 +119,7 @@ async fn the_kernel_takes_the_table_and_its_changes() {
     let listed = printed(&table).await;
     assert!(listed.contains("10.77.0.3 . 10.0.0.0/8"), "{listed}");
     // What a name led to is let through for a time, and outlives this process and its table.
-    let server: Ipv4Addr = "192.0.2.7".parse().unwrap();
+    let server: IpAddr = "192.0.2.7".parse().unwrap();
     for secs in [100, 3000] {
         let found = vec![(server, Duration::from_secs(secs))];
         firewall.reach(shut.address, found).await.unwrap();
@@ -119,16 +159,36 @@ async fn the_kernel_takes_elements_without_the_tool() {
         println!("skipped: needs root");
         return;
     }
-    let frame = frame();
+    let prefix = Prefix::of(std::path::Path::new("/state"));
+    let frame = Frame {
+        v6: Some(v6::Frame {
+            prefix,
+            denied: vec!["2001:db8:7::/48".parse().unwrap()],
+            uplinks: vec!["eth9".to_owned()],
+        }),
+        ..frame()
+    };
     let table = frame.table.clone();
     let (firewall, _) = Firewall::install(&frame, &[]).await.unwrap();
-    let mut groups = Groups::default();
+    let mut groups = Groups {
+        prefix: Some(prefix),
+        ..Groups::default()
+    };
     let shut = member(true, Some(&[]));
     let mut all = elements(&member(true, None), &mut groups);
-    all.extend(elements(&shut, &mut groups).split_off(2));
-    let server: Ipv4Addr = "192.0.2.7".parse().unwrap();
+    let more = elements(&shut, &mut groups);
+    all.extend(more.into_iter().skip(2));
+    let server: IpAddr = "192.0.2.7".parse().unwrap();
+    let server_v6: IpAddr = "2001:db8::7".parse().unwrap();
     let mut lines: Vec<Line> = all.iter().cloned().map(Line::Add).collect();
-    lines.push(Line::AddFor(led(shut.address, server), Duration::from_secs(100)));
+    lines.push(Line::AddFor(
+        led(shut.address, server, None).unwrap(),
+        Duration::from_secs(100),
+    ));
+    let led_v6 = led(shut.address, server_v6, Some(prefix)).unwrap();
+    lines.push(Line::AddFor(led_v6.clone(), Duration::from_secs(100)));
+    let own = prefix.address(shut.address).to_string();
+    let own = own.as_str();
     let send = |lines: &[Line]| netfilter::send(&netfilter::batch(&table, lines).unwrap());
     // Twice, as after a crash between the kernel and the record.
     for _ in 0..2 {
@@ -140,6 +200,9 @@ async fn the_kernel_takes_elements_without_the_tool() {
             "10.1.0.2 : 0x00000007",
             "0x00000007 . 10.1.0.2",
             "10.1.0.2 . 192.0.2.7 timeout 1m40s",
+            &format!("{own} : 0x00000007"),
+            &format!("0x00000007 . {own}"),
+            &format!("{own} . 2001:db8::7 timeout 1m40s"),
         ] {
             assert!(listed.contains(said), "{said} in {listed}");
         }
@@ -152,7 +215,8 @@ async fn the_kernel_takes_elements_without_the_tool() {
     assert_eq!(send(&twice).unwrap_err().kind(), std::io::ErrorKind::NotFound);
     assert!(printed(&table).await.contains("10.1.0.2 : 0x00000001"));
     send(&deleted).unwrap();
-    send(&Line::remove(led(shut.address, server))).unwrap();
+    send(&Line::remove(led(shut.address, server, None).unwrap())).unwrap();
+    send(&Line::remove(led_v6)).unwrap();
     assert!(
         !printed(&table).await.contains("elements"),
         "{}",
@@ -234,6 +298,7 @@ fn a_machine_does_not_become_a_router_for_its_uplink() {
         denied: Vec::new(),
         uplinks: vec!["toup".to_owned()],
         guard_port: 9999,
+        v6: None,
     };
     let install = |script: &str| {
         let nft = format!("ip netns exec {} nft -f -", router.0);
@@ -263,6 +328,7 @@ fn metadata_is_refused_wherever_a_cloud_has_it() {
         denied: Vec::new(),
         uplinks: Vec::new(),
         guard_port: 9999,
+        v6: None,
     });
     for address in [
         "169.254.0.0/16",
@@ -302,7 +368,7 @@ async fn a_policy_is_replaced_whole_and_nothing_of_it_is_left() {
     );
     let first = member(true, Some(&["10.0.0.0/8", "192.0.2.0/24"]));
     firewall.admit(first.clone()).await.unwrap();
-    let server: Ipv4Addr = "198.51.100.7".parse().unwrap();
+    let server: IpAddr = "198.51.100.7".parse().unwrap();
     let found = vec![(server, Duration::from_secs(100))];
     firewall.reach(first.address, found.clone()).await.unwrap();
     // Narrower, wider, none, and all kinds of overlap in between.
