@@ -9,6 +9,7 @@ mod checkpoint;
 mod gpus;
 mod isolation;
 mod memory;
+mod network;
 mod resolve;
 mod scaling;
 mod value;
@@ -24,6 +25,7 @@ pub use self::{
     gpus::{Folders, GpuType, GpuTypes},
     isolation::Isolations,
     memory::ModelsMemory,
+    network::NetworkV6,
     resolve::{DEFAULT_FILE, Error},
     scaling::Scaling,
     value::{
@@ -134,7 +136,11 @@ settings! {
     network: String = String::new();
     /// Name servers that instances reach for names outside; none uses those of this machine.
     name_servers: Servers = Servers::default();
-    /// Blocks of addresses outside that no instance may reach, such as `192.168.0.0/16`.
+    /// Whether instances reach the outside by IPv6 too: `on`, or `auto` where this machine has a global address and a
+    /// default route, and can forward (Linux 6.17, or `net.ipv6.conf.all.forwarding`). What it takes to keep them away
+    /// from is then to be said for IPv6 too, see `denied_networks`.
+    network_v6: NetworkV6 = NetworkV6::Off;
+    /// Blocks of addresses outside that no instance may reach, such as `192.168.0.0/16` or `2001:db8::/32`.
     denied_networks: Blocks = Blocks::default();
     /// File with certificate authorities, in PEM, by which hosts of bound secrets may be verified beside this machine's own
     /// authorities; empty takes those alone.

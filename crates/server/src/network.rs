@@ -7,13 +7,14 @@
 use std::{
     fs::{self, File},
     io::ErrorKind,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use anyhow::Context;
 use tram_image::ImageStore;
-use tram_site_local::{Config, Ipv4Network, LocalSite, OpenError, network};
+use tram_site_local::{Config, Ipv4Network, Ipv6Net, LocalSite, OpenError, network};
 
 use crate::{paths::Paths, processes::DirectoryLock, roles};
 
@@ -80,17 +81,23 @@ pub async fn open_site(
     )
 }
 
-/// What the operator denies to instances.
+/// What the operator denies to instances, by family.
 ///
 /// # Errors
 /// When a block is none.
-pub fn denied(settings: &tram_cli::Settings) -> anyhow::Result<Vec<Ipv4Network>> {
-    settings
-        .denied_networks
-        .0
-        .iter()
-        .map(|block| parse(&block.to_string()))
-        .collect()
+pub fn denied(settings: &tram_cli::Settings) -> anyhow::Result<(Vec<Ipv4Network>, Vec<Ipv6Net>)> {
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    for block in &settings.denied_networks.0 {
+        match block.address {
+            IpAddr::V4(address) => v4.push(Ipv4Network::containing(address, block.prefix)),
+            IpAddr::V6(address) => v6.push(
+                Ipv6Net::new(address, block.prefix)
+                    .with_context(|| format!("`{block}` is no block of addresses"))?
+                    .trunc(),
+            ),
+        }
+    }
+    Ok((v4, v6))
 }
 
 fn parse(block: &str) -> anyhow::Result<Ipv4Network> {

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tram_api::ApiState;
 use tram_cli::{
     Printer, Settings, context,
-    settings::{OnStop, SleepMemory, SnapshotSpace, UserNamespaces},
+    settings::{NetworkV6, OnStop, SleepMemory, SnapshotSpace, UserNamespaces},
 };
 use tram_controller::{
     Controller, ControllerHandle, Deps,
@@ -287,7 +287,12 @@ impl Inside {
         if !settings.secret_roots.as_os_str().is_empty() {
             site_config.secret_roots = Some(settings.secret_roots.clone());
         }
-        site_config.network.denied = crate::network::denied(settings)?;
+        (site_config.network.denied, site_config.network.denied_v6) = crate::network::denied(settings)?;
+        site_config.network.v6 = match settings.network_v6 {
+            NetworkV6::Off => tram_site_local::Ipv6::Off,
+            NetworkV6::Auto => tram_site_local::Ipv6::Auto,
+            NetworkV6::On => tram_site_local::Ipv6::On,
+        };
         let site = crate::network::open_site(paths, site_config, images.clone(), &settings.network).await?;
         // A token is made when nothing that comes after can fail: it is shown once, at the end.
         let access = if asked.is_cancelled() {

@@ -136,7 +136,17 @@ fn values_that_make_no_sense_name_their_place() {
         ),
         (
             "denied_networks = [\"10.0.0.0/33\"]",
-            "FOLDER/tram.toml: denied_networks: `10.0.0.0/33` is not a block of IPv4 addresses, such as 192.168.0.0/16",
+            "FOLDER/tram.toml: denied_networks: `10.0.0.0/33` is not a block of addresses, such as 192.168.0.0/16 \
+             or 2001:db8::/32",
+        ),
+        (
+            "denied_networks = [\"2001:db8::/129\"]",
+            "FOLDER/tram.toml: denied_networks: `2001:db8::/129` is not a block of addresses, such as 192.168.0.0/16 \
+             or 2001:db8::/32",
+        ),
+        (
+            "network_v6 = \"yes\"",
+            "FOLDER/tram.toml: network_v6: `yes` is neither `off`, `auto` nor `on`",
         ),
         (
             "image_aliases = [\"koyeb/sandbox\"]",
@@ -207,7 +217,7 @@ fn paths_begin_where_they_were_written() {
 #[test]
 fn lists_are_read_from_the_file_and_from_words() {
     let file = "name_servers = [\"9.9.9.9\", \"[2620:fe::fe]:5353\"]\n\
-                denied_networks = [\"192.168.0.0/16\", \"10.1.2.3\"]\n\
+                denied_networks = [\"192.168.0.0/16\", \"10.1.2.3\", \"2001:db8::/32\", \"2001:db8::1\"]\n\
                 [image_aliases]\n\"koyeb/sandbox\" = \"registry.example.org/sandbox\"\n";
     let settings = Case::new(file).resolve().unwrap();
     let servers = ["9.9.9.9:53", "[2620:fe::fe]:5353"].map(|text| text.parse().unwrap());
@@ -218,7 +228,15 @@ fn lists_are_read_from_the_file_and_from_words() {
         .iter()
         .map(ToString::to_string)
         .collect();
-    assert_eq!(blocks, ["192.168.0.0/16", "10.1.2.3/32"]);
+    assert_eq!(
+        blocks,
+        [
+            "192.168.0.0/16",
+            "10.1.2.3/32",
+            "2001:db8::/32",
+            "2001:db8::1/128"
+        ]
+    );
     let words = Case::new("").variable(
         "TRAM_IMAGE_ALIASES",
         "koyeb/sandbox=registry.example.org/sandbox, nginx=registry.example.org/nginx:1",

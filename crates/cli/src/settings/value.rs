@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -189,11 +189,11 @@ impl Setting for Servers {
     }
 }
 
-/// A block of IPv4 addresses.
+/// A block of addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Block {
     /// One of its addresses.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// How many bits its addresses share.
     pub prefix: u8,
 }
@@ -204,7 +204,7 @@ impl fmt::Display for Block {
     }
 }
 
-/// Blocks of IPv4 addresses.
+/// Blocks of addresses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Blocks(pub Vec<Block>);
 
@@ -213,14 +213,19 @@ impl Setting for Blocks {
 
     fn parse(text: &str) -> Result<Self, String> {
         let block = |part: &str| {
-            let (address, prefix) = part.split_once('/').unwrap_or((part, "32"));
-            let (address, prefix) = (address.parse().ok()?, prefix.parse().ok()?);
-            (prefix <= 32).then_some(Block { address, prefix })
+            let (address, prefix) = match part.split_once('/') {
+                Some((address, prefix)) => (address, Some(prefix)),
+                None => (part, None),
+            };
+            let address: IpAddr = address.parse().ok()?;
+            let most = if address.is_ipv4() { 32 } else { 128 };
+            let prefix = prefix.map_or(Some(most), |prefix| prefix.parse().ok())?;
+            (prefix <= most).then_some(Block { address, prefix })
         };
         parts(text)
             .map(|part| {
                 block(part).ok_or_else(|| {
-                    format!("`{part}` is not a block of IPv4 addresses, such as 192.168.0.0/16")
+                    format!("`{part}` is not a block of addresses, such as 192.168.0.0/16 or 2001:db8::/32")
                 })
             })
             .collect::<Result<_, _>>()
