@@ -22,8 +22,13 @@ LISTED, NAMED, OTHER = f"{SUBNET}.10", f"{SUBNET}.11", f"{SUBNET}.12"
 TTL_SECONDS = 5
 
 
+def family_of(address):
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 class NameServer:
-    """Answers every question for an IPv4 address from a table, and remembers what it was asked."""
+    """Answers every question for an address from a table of names and their addresses, of either family, and remembers
+    what it was asked."""
 
     def __init__(self, table):
         self.table = dict(table)
@@ -43,11 +48,13 @@ class NameServer:
             name, asked = ".".join(labels), question[12:at + 5]
             kind = struct.unpack("!H", question[at + 1:at + 3])[0]
             self.asked.append(name)
-            address = self.table.get(name) if kind == 1 else None
+            family = {1: socket.AF_INET, 28: socket.AF_INET6}.get(kind)
+            found = [one for one in self.table.get(name, "").split() if family_of(one) == family]
             code = 0 if name in self.table else 3
-            reply = question[:2] + struct.pack("!HHHHH", 0x8180 | code, 1, 1 if address else 0, 0, 0) + asked
-            if address:
-                reply += struct.pack("!HHHIH", 0xC00C, 1, 1, TTL_SECONDS, 4) + socket.inet_aton(address)
+            reply = question[:2] + struct.pack("!HHHHH", 0x8180 | code, 1, len(found), 0, 0) + asked
+            for address in found:
+                packed = socket.inet_pton(family, address)
+                reply += struct.pack("!HHHIH", 0xC00C, kind, 1, TTL_SECONDS, len(packed)) + packed
             self.socket.sendto(reply, source)
 
 
@@ -107,7 +114,7 @@ def deploy(cloud, registry, name):
 
     def deploy(allow):
         _, reply = cloud.call("POST", "/v1/apps", {"name": name})
-        status, reply = cloud.call("POST", "/v1/services", {"app_id": reply["app"]["id"], "definition": definition(allow)})
+        status, reply = cloud.call("POST", "/v1/services", {"app_id": reply["app"]["id"], "definition": deploy.definition(allow)})
         assert status == 200, reply
         service = reply["service"]["id"]
         cloud.wait_status(service, "HEALTHY")
