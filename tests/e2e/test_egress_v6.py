@@ -5,6 +5,7 @@ The outside is a network namespace behind a pair of interfaces, as in test_egres
 come to is tested in crates/site-local (network::v6), which can do without a kernel that lets single interfaces forward."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -13,7 +14,8 @@ import subprocess
 
 import pytest
 
-from cloud import Cloud, wait_for
+from cloud import BINARY, Cloud, wait_for
+from test_checkpoint import images
 from test_egress import FETCH, NameServer, change, deploy, log, running  # noqa: F401: deploy is a fixture
 
 PREFIX = f"2001:db8:{os.getpid() % 65535 + 1:x}"
@@ -64,7 +66,8 @@ def names():
 
 @pytest.fixture(scope="module")
 def cloud(names, outside):
-    cloud = Cloud(name_servers=f"127.0.0.1:{names.port}", network_v6="on", denied_networks=f"{PREFIX}:dead::/64").start()
+    cloud = Cloud(name_servers=f"127.0.0.1:{names.port}", network_v6="on", denied_networks=f"{PREFIX}:dead::/64",
+                  light_sleep_checkpoint_after="1s").start()
     yield cloud
     cloud.remove()
 
@@ -157,23 +160,54 @@ def test_a_list_holds_by_address_and_by_name_through_restarts_and_changes(cloud,
     assert reaches(cloud, name, NAMED) and running(cloud, service) == before
 
 
+def goes_to_disk(cloud):
+    """Whether instances that sleep can be moved to disk here."""
+    doctor = subprocess.run(
+        [BINARY, "doctor", "--output", "json"], capture_output=True, text=True, env=cloud.environment)
+    return any(check["name"] == "checkpoints" and check["status"] == "ok" for check in json.loads(doctor.stdout))
+
+
+# Fetches what it is asked for, so that the program that slept is the one that is let out or kept in.
+FETCHER = """
+import http.server, urllib.request
+class Fetcher(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        try:
+            body = b"up" if self.path == "/" else urllib.request.urlopen(f"http://[{self.path[1:]}]/", timeout=5).read()
+        except OSError as error:
+            body = str(error).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+http.server.ThreadingHTTPServer(("", 8000), Fetcher).serve_forever()
+"""
+
+
 def test_an_instance_in_light_sleep_keeps_its_list_and_wakes_with_it(cloud, name, deploy):  # noqa: F811
     usual = deploy.definition
-    deploy.definition = lambda allow: {
-        **usual(allow), "scalings": [{"min": 0, "max": 1, "targets": [
-            {"sleep_idle_delay": {"light_sleep_value": 1, "deep_sleep_value": 3600}}]}],
-    }
+
+    def sleeper(allow):
+        definition = {**usual(allow), "scalings": [{"min": 0, "max": 1, "targets": [
+            {"sleep_idle_delay": {"light_sleep_value": 1, "deep_sleep_value": 3600}}]}]}
+        definition["docker"]["entrypoint"] = ["python3", "-c", FETCHER]
+        return definition
+
+    deploy.definition = sleeper
     _, reply = cloud.call("POST", "/v1/apps", {"name": name})
-    status, reply = cloud.call(
-        "POST", "/v1/services", {"app_id": reply["app"]["id"], "definition": deploy.definition([LISTED])})
+    status, reply = cloud.call("POST", "/v1/services", {"app_id": reply["app"]["id"], "definition": sleeper([LISTED])})
     assert status == 200, reply
-    service = reply["service"]["id"]
-    before = wait_for("it sleeps", lambda: cloud.instances(service, "SLEEPING"))[0]["id"]
-    assert cloud.get(cloud.host(name))[0] == 200
-    assert reaches(cloud, name, LISTED) and refused(cloud, name, OTHER)
-    wait_for("it sleeps again", lambda: cloud.instances(service, "SLEEPING"))
-    _, reply = cloud.call("PUT", f"/v1/services/{service}", {"definition": deploy.definition([OTHER])})
+    service, to_disk = reply["service"]["id"], goes_to_disk(cloud)
+    fetched = lambda address: cloud.get(cloud.host(name), f"/{address}")[2]
+
+    def sleeps():
+        asleep = cloud.instances(service, "SLEEPING")
+        return (images(cloud, service) if to_disk else True) and asleep
+
+    before = wait_for("it sleeps", sleeps)[0]["id"]
+    assert fetched(LISTED) == b"the outside\n" and b"Connection refused" in fetched(OTHER)
+    wait_for("it sleeps again", sleeps)
+    _, reply = cloud.call("PUT", f"/v1/services/{service}", {"definition": sleeper([OTHER])})
     cloud.wait_deployment(reply["service"]["latest_deployment_id"], "SLEEPING", "HEALTHY")
-    assert cloud.get(cloud.host(name))[0] == 200
+    assert fetched(OTHER) == b"the outside\n" and b"Connection refused" in fetched(LISTED)
     assert running(cloud, service) == [before]
-    assert reaches(cloud, name, OTHER) and refused(cloud, name, LISTED)
