@@ -246,21 +246,35 @@ impl<'a> Keeper<'a> {
     /// Ends every process and leaves the cgroups empty, thawed and limited.
     fn let_go(&mut self) {
         let (driver, name) = (self.order.driver, self.name());
-        let killed = driver.kill(name);
-        if let (Err(_), Some(process)) = (killed, &self.process) {
+        // Thousands of processes cannot die within a small share of a processor.
+        let _ = driver.lift_limits(name);
+        if let Some(process) = &self.process {
             // Its namespace, and all that is in it, dies with it.
             let _ = sys::send_signal(process, libc::SIGKILL);
+        }
+        let deadline = Instant::now() + patience::DEATH;
+        loop {
+            // One by one, and not by `cgroup.kill`: the cgroup is used again, and Linux from 6.14 on kills at birth whatever
+            // is born (`CLONE_INTO_CGROUP`) into one that was ever told so, since it compares the number of such orders with
+            // that of the parent's cgroup. No command could be run in the instance any more.
+            for pid in driver.processes(name).unwrap_or_default() {
+                if let Some(known) = rustix::process::Pid::from_raw(pid) {
+                    // In the cgroup a moment ago, so the number is its own or free.
+                    let _ = rustix::process::kill_process(known, rustix::process::Signal::KILL);
+                }
+            }
+            // What the v1 freezer holds dies only when it runs again; it runs no line of its own.
+            let _ = driver.thaw(name);
+            if driver.is_empty(name).unwrap_or(true)
+                || Instant::now() >= deadline
+                || sys::poll(&mut [], Some(DEATH_LOOK)).is_err()
+            {
+                break;
+            }
         }
         if let Some(process) = &self.process {
             let _ = sys::wait_pidfd(process);
         }
-        let deadline = Instant::now() + patience::DEATH;
-        while !driver.is_empty(name).unwrap_or(true) && Instant::now() < deadline {
-            if sys::poll(&mut [], Some(DEATH_LOOK)).is_err() {
-                break;
-            }
-        }
-        let _ = driver.thaw(name);
         let _ = driver.create(name, &self.order.spec.limits);
     }
 

@@ -14,6 +14,7 @@ use tram_sandbox::{
     },
 };
 
+use crate::exec::{finish, shell};
 use crate::support::{World, next_event, pause, refusal, until};
 
 /// Counts in memory, and says so once for each line of a file that grows.
@@ -116,6 +117,8 @@ fn counts_on(v1_freezer: bool) {
         );
         watch = again;
         world.ask(&id, round);
+        let (status, said, _) = finish(world.client().exec(&id, shell("cat /asked")).unwrap());
+        assert_eq!((status, said.lines().count()), (ExitStatus::Code(0), round));
         // All of it comes back, and the image goes.
         until("the image is gone", || !world.image(&id).exists());
         let unlimited = fs::read_dir("/sys/fs/cgroup/cpu/tram")

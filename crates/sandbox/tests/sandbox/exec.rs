@@ -11,7 +11,7 @@ use tram_sandbox::protocol::{
 
 use crate::support::{World, refusal, until};
 
-fn shell(script: &str) -> ExecSpec {
+pub(crate) fn shell(script: &str) -> ExecSpec {
     ExecSpec {
         argv: vec!["sh".into(), "-c".into(), script.into()],
         env: vec![("PATH".into(), "/bin".into())],
