@@ -68,7 +68,7 @@ fn host(place: &Source, hub: &str) -> anyhow::Result<String> {
             let url: hyper::Uri = hub
                 .parse()
                 .with_context(|| format!("`{hub}` is no address of a hub"))?;
-            let authority = url.authority().map(ToString::to_string);
+            let authority = url.scheme().and(url.authority()).map(ToString::to_string);
             authority.with_context(|| format!("`{hub}` is no address of a hub: give `https://HOST`"))
         }
         Source::Registry(reference) => {
