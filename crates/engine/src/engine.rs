@@ -5,11 +5,12 @@
 //! batching). Requests of clients that left are dropped between two steps.
 //!
 //! The files: `handle` (how others reach the thread), `step` (one step), `answers` (the state of one answer),
-//! `draft` and `speculate` (tokens that are guessed and checked), `adapters` (which weights are put on), `figures` (what is counted), `keep` (what the next start finds), `embed` (the thread of a model that makes embeddings instead).
+//! `draft`, `drafted` and `speculate` (tokens that are guessed and checked), `adapters` (which weights are put on), `figures` (what is counted), `keep` (what the next start finds), `embed` (the thread of a model that makes embeddings instead).
 
 mod adapters;
 mod answers;
 mod draft;
+mod drafted;
 mod embed;
 mod figures;
 mod handle;
@@ -28,7 +29,7 @@ use llama_cpp_2::llama_batch::LlamaBatch;
 
 use crate::cache::{Cache, SequenceId};
 use crate::logs;
-use crate::model::{Model, Problem};
+use crate::model::{Draft, Model, Problem};
 use crate::request::{Event, Failure, Request};
 use crate::schedule::{Entry, JobId, Limits, Names, Scheduler};
 
@@ -83,6 +84,8 @@ struct Worker<'model> {
     price: draft::Price,
     /// How likely guesses were to be right of late.
     trust: draft::Trust,
+    /// The small model that guesses, where there is one.
+    companion: Option<drafted::Companion<'model>>,
     /// The adapter that is on.
     adapter: Option<usize>,
     /// The step has a batch for each of several adapters.
@@ -97,6 +100,7 @@ struct Worker<'model> {
 /// Runs until all handles are gone or it was told to stop. `ready` hears whether the context could be made.
 fn run(
     model: &Arc<Model>,
+    draft: Option<&Draft>,
     setup: Setup,
     keep: Option<Keep>,
     commands: Receiver<Command>,
@@ -105,10 +109,14 @@ fn run(
 ) {
     let sequences = SequenceId::try_from(setup.parallel).unwrap_or(SequenceId::MAX / 2) + KEPT_MAX;
     let batch_tokens = setup.parallel + PREFILL_ALONE;
-    let context = match context(model, setup, sequences, batch_tokens) {
-        Ok(context) => {
+    let both = context(model, setup, sequences, batch_tokens).and_then(|context| {
+        let companion = draft.map(|draft| drafted::Companion::new(model, draft, setup));
+        Ok((context, companion.transpose()?))
+    });
+    let (context, companion) = match both {
+        Ok(both) => {
             ready(Ok(()));
-            context
+            both
         }
         Err(problem) => return ready(Err(problem)),
     };
@@ -128,6 +136,7 @@ fn run(
         guess: setup.guess,
         price: draft::Price::default(),
         trust: draft::Trust::default(),
+        companion,
         adapter: None,
         apart: false,
         keeper: keep.and_then(|keep| keep::Keeper::open(keep, model)),

@@ -14,8 +14,10 @@ use crate::cache::Token;
 use crate::logs;
 use crate::template::Template;
 
+mod draft;
 mod embedding;
 
+pub(crate) use draft::Draft;
 pub(crate) use embedding::Embedding;
 
 /// The first bytes of every GGUF file.
@@ -45,6 +47,8 @@ pub(crate) enum Problem {
     NotServed { path: PathBuf, why: String },
     #[error("`{path}` is no adapter of this model: {why}")]
     Adapter { path: PathBuf, why: String },
+    #[error("`{path}` cannot be the draft of this model: {why}")]
+    Draft { path: PathBuf, why: String },
     #[error("cannot read the chat template `{path}`")]
     TemplateUnreadable {
         path: PathBuf,
@@ -68,6 +72,7 @@ impl Problem {
             | Self::Refused { .. }
             | Self::NotServed { .. }
             | Self::Adapter { .. }
+            | Self::Draft { .. }
             | Self::Template(_) => 4,
             Self::Context { .. } => 5,
             Self::Backend(_) => 1,

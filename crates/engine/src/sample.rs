@@ -282,6 +282,20 @@ impl Sampler {
 /// Natural logarithm of how much less likely than the likeliest a token may be and still count: about 1 in 10⁷.
 const NEGLIGIBLE: f32 = 16.0;
 
+/// The likeliest token and how likely it is.
+pub(crate) fn likeliest(logits: &[f32]) -> (Token, f64) {
+    let token = greatest(logits);
+    let most = usize::try_from(token).ok().and_then(|at| logits.get(at));
+    let most = most.copied().unwrap_or_default();
+    // What is too little to count is most of the vocabulary.
+    let sum: f32 = logits
+        .iter()
+        .filter(|logit| **logit > most - NEGLIGIBLE)
+        .map(|logit| (logit - most).exp())
+        .sum();
+    (token, f64::from(sum.max(1.0).recip()))
+}
+
 /// The first of the greatest; token 0 of nothing.
 ///
 /// In two passes, since a maximum alone is found many lanes at a time: half the time of one that keeps the place.

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::engine::{Engine, Keep, Setup};
 use crate::grammar::Grammars;
 use crate::http::{self, Front, Served};
-use crate::model::{Model, Problem as ModelProblem};
+use crate::model::{Draft, Model, Problem as ModelProblem};
 use crate::settings::Serve;
 
 /// How long running answers may take after SIGTERM, and keeping prompts after them. Below the 30 s that orchestrators
@@ -131,11 +131,13 @@ fn load(settings: &Serve) -> Result<Served, ModelProblem> {
         cells: settings.cache_tokens.map_or(0, tokens).max(model.context_length),
         guess: usize::from(settings.guess_tokens),
     };
+    let draft = settings.draft.as_deref().map(|path| Draft::load(&model, path));
+    let draft = draft.transpose()?.map(Arc::new);
     let keep = settings.keep.clone().map(|path| Keep {
         path,
         bytes_max: settings.keep_bytes,
     });
-    let engine = Engine::start(model.clone(), setup, keep, settings.queue)?;
+    let engine = Engine::start(model.clone(), draft, setup, keep, settings.queue)?;
     tracing::info!(
         model = settings.name(),
         context_length = model.context_length,

@@ -61,6 +61,9 @@ pub(crate) struct Serve {
     /// A change of the weights (LoRA, a GGUF file) that requests ask for by this name; may be given again
     #[arg(long = "adapter", value_name = "NAME=PATH", value_parser = adapter)]
     pub(crate) adapters: Vec<(String, PathBuf)>,
+    /// A smaller model of the same vocabulary (a GGUF file) that guesses what this one says next
+    #[arg(long, value_name = "PATH")]
+    pub(crate) draft: Option<PathBuf>,
     /// A file that keeps what was computed of prompts from one start to the next: written on SIGTERM, read as it is needed
     #[arg(long, value_name = "PATH", env = "TRAM_ENGINE_KEEP")]
     pub(crate) keep: Option<PathBuf>,
@@ -73,7 +76,7 @@ pub(crate) struct Serve {
     /// Requests that may wait; those beyond are refused with a time to come again
     #[arg(long, value_name = "NUMBER", default_value_t = QUEUE_DEFAULT)]
     pub(crate) queue: usize,
-    /// Tokens that are guessed at a time where an answer repeats what was said before, at most; 0 for none
+    /// Tokens that are guessed at a time where an answer repeats what was said before, or by the draft, at most; 0 for none
     #[arg(long, value_name = "NUMBER", default_value_t = GUESS_DEFAULT,
           value_parser = clap::value_parser!(u8).range(..=GUESS_MAX))]
     pub(crate) guess_tokens: u8,

@@ -120,14 +120,20 @@ impl Price {
         }
     }
 
+    /// Seconds that a token takes in steps of so many answers without guesses; nothing before that was measured.
+    pub(super) fn token(&self, decoding: usize) -> Option<f64> {
+        #[expect(clippy::cast_precision_loss, reason = "answers of one step")]
+        let answers = decoding.max(1) as f64;
+        let plain = self.plain.get(decoding).copied().flatten();
+        plain.filter(|plain| *plain > 0.0).map(|plain| plain / answers)
+    }
+
     /// Of a guessed token in steps of so many answers: the share of guesses that must be right for all answers together to
     /// come as soon as without any. One that is right saves what a token takes, which is a part of a step where several
     /// decode. Nothing as long as it was not measured.
     pub(super) fn of(&self, decoding: usize) -> f64 {
-        #[expect(clippy::cast_precision_loss, reason = "answers of one step")]
-        let answers = decoding as f64;
-        match (self.more, self.plain.get(decoding).copied().flatten()) {
-            (Some(more), Some(plain)) if plain > 0.0 => more / (plain / answers),
+        match (self.more, self.token(decoding)) {
+            (Some(more), Some(token)) => more / token,
             _ => 0.0,
         }
     }
@@ -189,14 +195,18 @@ impl Drafter {
             (None, None) => return Vec::new(),
         };
         self.matched = found.matched;
-        let usual = trust.after(found.matched);
-        let right = self.right.map_or(usual, |own| f64::midpoint(own, usual));
-        let length = worth(right, price, length);
+        let length = worth(self.likely(trust), price, length);
         if length == 0 {
             // What this answer was like is forgotten in the end.
             self.right = self.right.map(|own| 1.0 - DOUBT * (1.0 - own));
         }
         source[found.at..].iter().take(length).copied().collect()
+    }
+
+    /// How likely the first token of the guess is right that [`Drafter::draft`] has just made.
+    pub(super) fn likely(&self, trust: &Trust) -> f64 {
+        let usual = trust.after(self.matched);
+        self.right.map_or(usual, |own| f64::midpoint(own, usual))
     }
 
     /// A guess of `drafted` tokens was right in its first `accepted`.

@@ -71,6 +71,12 @@ pub(crate) struct Figures {
     pub(crate) guessed_tokens: u64,
     /// Guessed tokens that the answers really have.
     pub(crate) right_tokens: u64,
+    /// Of the guessed tokens, those of a draft.
+    pub(crate) drafted_tokens: u64,
+    /// Of the tokens guessed right, those of a draft.
+    pub(crate) drafted_right_tokens: u64,
+    /// Seconds that the draft has computed.
+    pub(crate) draft_seconds: f64,
     /// Tokens that were computed before the start, and taken up.
     pub(crate) recalled_tokens: u64,
     pub(crate) steps: u64,
@@ -101,6 +107,9 @@ impl Figures {
             generated_tokens: 0,
             guessed_tokens: 0,
             right_tokens: 0,
+            drafted_tokens: 0,
+            drafted_right_tokens: 0,
+            draft_seconds: 0.0,
             recalled_tokens: 0,
             steps: 0,
             preempted: 0,
@@ -138,6 +147,17 @@ impl Figures {
             self.prefill_rate = Some(lately(self.prefill_rate, rate));
         } else {
             self.decode_step = Some(lately(self.decode_step, seconds));
+        }
+    }
+
+    /// Of so many tokens that the text or a draft guessed, the first `right` were right.
+    pub(super) fn guessed(&mut self, by_draft: bool, tokens: usize, right: usize) {
+        let (tokens, right) = (tokens as u64, right as u64);
+        self.guessed_tokens += tokens;
+        self.right_tokens += right;
+        if by_draft {
+            self.drafted_tokens += tokens;
+            self.drafted_right_tokens += right;
         }
     }
 

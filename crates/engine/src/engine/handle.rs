@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::figures::{Figures, Shared};
 use super::{Command, Embed, Keep, Setup};
-use crate::model::{Model, Problem};
+use crate::model::{Draft, Model, Problem};
 use crate::request::Request;
 
 /// Why a request is not taken.
@@ -33,9 +33,11 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Starts the thread; returns when it is ready. Requests beyond `queue_max` waiting ones are refused.
+    /// Starts the thread; returns when it is ready. A `draft` guesses for the model. Requests beyond `queue_max` waiting ones
+    /// are refused.
     pub(crate) fn start(
         model: Arc<Model>,
+        draft: Option<Arc<Draft>>,
         setup: Setup,
         keep: Option<Keep>,
         queue_max: usize,
@@ -53,7 +55,7 @@ impl Engine {
                 if let Some(embedding) = model.embedding {
                     super::embed::run(&model, embedding, setup.threads, receiver, theirs, ready);
                 } else {
-                    super::run(&model, setup, keep, receiver, theirs, ready);
+                    super::run(&model, draft.as_deref(), setup, keep, receiver, theirs, ready);
                 }
             });
         let context = |why: String| Problem::Context {

@@ -2,19 +2,21 @@
 //!
 //! A guess's tokens are computed after the answer's own next one, each with its row of logits. The rows are gone through
 //! as if each had been a step: a token is chosen, and as long as it is the one that was guessed, the next row holds. What
-//! is left of the guess is taken out of the cache again.
+//! is left of the guess is taken out of the cache again. All this is the same whoever guessed: the text (`draft`) or a draft
+//! (`drafted`).
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use super::Worker;
+use super::drafted::{Pace, Want};
 use super::step::Row;
 use crate::cache::Token;
 use crate::schedule::{JobId, Plan};
 
 /// Answers beside which guesses are made. With more, the kernels are busy anyway: a guess would cost the others more than
 /// it brings.
-const BESIDE_MAX: usize = 4;
+pub(super) const BESIDE_MAX: usize = 4;
 /// Tokens of all guesses of a step, at most: about as long as one more decoding step takes.
 const GUESSED_MAX: usize = 16;
 
@@ -23,6 +25,9 @@ impl Worker<'_> {
     pub(super) fn guess(&mut self, plan: &Plan) -> HashMap<JobId, Vec<Token>> {
         let decoding = plan.decode.len();
         let mut guesses = HashMap::new();
+        if let Some(companion) = &mut self.companion {
+            companion.begin();
+        }
         // What other batches of the step need is not counted here.
         if self.apart {
             return guesses;
@@ -34,6 +39,10 @@ impl Worker<'_> {
         let cells = self.cache.cells_available().saturating_sub(decoding);
         let share = cells.min(GUESSED_MAX) / decoding;
         let price = self.price.of(decoding);
+        let would_be_right = self
+            .companion
+            .as_ref()
+            .map_or(0.0, |companion| companion.would_be_right(decoding));
         for id in &plan.decode {
             let Some(answer) = self.answers.get_mut(id) else {
                 continue;
@@ -45,18 +54,68 @@ impl Worker<'_> {
             let guess = answer
                 .drafter
                 .draft(&answer.tokens, &request.predicted, room, price, &self.trust);
-            if !guess.is_empty() {
+            if !guess.is_empty() && answer.drafter.likely(&self.trust) >= would_be_right {
                 guesses.insert(*id, guess);
             }
         }
+        self.ask_the_draft(plan, share, &mut guesses);
         guesses
+    }
+
+    /// Adds the draft's guesses for those whose text says nothing, at most `share` tokens for each.
+    fn ask_the_draft(&mut self, plan: &Plan, share: usize, guesses: &mut HashMap<JobId, Vec<Token>>) {
+        let decoding = plan.decode.len();
+        let (pace, most) = (self.pace(decoding), share.min(self.guess));
+        let Some(companion) = &mut self.companion else {
+            return;
+        };
+        let wants = plan.decode.iter().filter_map(|job| {
+            let answer = self.answers.get(job)?;
+            let left = answer
+                .request
+                .request
+                .tokens_max
+                .saturating_sub(answer.generated() + 1);
+            Some(Want {
+                job: *job,
+                scope: answer.request.scope,
+                tokens: &answer.tokens,
+                generated: answer.generated(),
+                left,
+                room: if guesses.contains_key(job) {
+                    0
+                } else {
+                    most.min(left)
+                },
+            })
+        });
+        let wants: Vec<Want<'_>> = wants.collect();
+        guesses.extend(companion.guess(&wants, pace));
+    }
+
+    fn pace(&self, decoding: usize) -> Pace {
+        Pace {
+            token: self.price.token(decoding),
+            check: self.price.of(decoding),
+        }
     }
 
     /// A step without prompts was computed: so dear is a guess.
     pub(super) fn stepped(&mut self, rows: &[Row], took: Duration) {
         let guessed = rows.iter().map(|row| row.guess.len()).sum();
         if (1..=BESIDE_MAX).contains(&rows.len()) {
-            self.price.stepped(rows.len(), guessed, took.as_secs_f64());
+            let pace = self.pace(rows.len());
+            let mut own = took;
+            if let Some(companion) = &mut self.companion {
+                let spent = companion.spent();
+                own = own.saturating_sub(spent);
+                self.shared
+                    .figures(|figures| figures.draft_seconds += spent.as_secs_f64());
+                let alone = |row: &Row| row.guess.is_empty() || companion.has_made(row.job);
+                let alone = rows.iter().all(alone);
+                companion.stepped(rows.len(), alone, pace, took);
+            }
+            self.price.stepped(rows.len(), guessed, own.as_secs_f64());
             if guessed == 0 {
                 self.trust.rested();
             }
@@ -95,14 +154,15 @@ impl Worker<'_> {
                 .context
                 .clear_kv_cache_seq(Some(sequence.cast_unsigned()), from, None);
         }
-        if let Some(answer) = self.answers.get_mut(&row.job) {
+        let drafted = self.companion.as_mut().filter(|it| it.has_made(row.job));
+        let is_drafted = drafted.is_some();
+        if let Some(companion) = drafted {
+            companion.heard(row.job, right);
+        } else if let Some(answer) = self.answers.get_mut(&row.job) {
             answer.drafter.heard(row.guess.len(), right, &mut self.trust);
         }
         self.scheduler.went_on(row.job, right);
-        let (guessed, right) = (row.guess.len() as u64, right as u64);
-        self.shared.figures(|figures| {
-            figures.guessed_tokens += guessed;
-            figures.right_tokens += right;
-        });
+        self.shared
+            .figures(|figures| figures.guessed(is_drafted, row.guess.len(), right));
     }
 }

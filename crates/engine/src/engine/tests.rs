@@ -11,6 +11,7 @@ use crate::request::End;
 use crate::sample::Settings;
 use crate::schedule::Priority;
 
+mod drafted;
 mod keep;
 
 const ANSWER: usize = 16;
@@ -49,7 +50,7 @@ fn guessing(model: &Arc<Model>, parallel: usize, cells: usize, guess: usize) -> 
         cells,
         guess,
     };
-    Engine::start(model.clone(), setup, None, 64).unwrap()
+    Engine::start(model.clone(), None, setup, None, 64).unwrap()
 }
 
 fn request(prompt: Vec<Token>, tenant: &str, answers: usize) -> (Request, UnboundedReceiver<Event>) {

@@ -143,21 +143,36 @@ impl Page {
                 "Answers whose client left.",
                 figures.cancelled,
             ),
-            (
-                "spec_decode_num_draft_tokens_total",
-                "Tokens guessed.",
-                figures.guessed_tokens,
-            ),
-            (
-                "spec_decode_num_accepted_tokens_total",
-                "Tokens guessed right.",
-                figures.right_tokens,
-            ),
             ("iterations_total", "Steps of the engine.", figures.steps),
         ];
         for (name, help, value) in counters {
             self.one(name, help, "counter", "", float(value));
         }
+        let guessed = [
+            (
+                "spec_decode_num_draft_tokens_total",
+                "Tokens guessed, by who did.",
+                figures.guessed_tokens,
+                figures.drafted_tokens,
+            ),
+            (
+                "spec_decode_num_accepted_tokens_total",
+                "Tokens guessed right, by who did.",
+                figures.right_tokens,
+                figures.drafted_right_tokens,
+            ),
+        ];
+        for (name, help, all, drafted) in guessed {
+            self.one(name, help, "counter", "kind=\"text\"", float(all - drafted));
+            self.line(name, "kind=\"draft\"", float(drafted));
+        }
+        self.one(
+            "spec_decode_draft_seconds_total",
+            "Time that the draft has computed.",
+            "counter",
+            "",
+            figures.draft_seconds,
+        );
         let name = "request_success_total";
         self.one(
             name,

@@ -15,7 +15,7 @@ fn keeping(model: &Arc<Model>, cells: usize, path: &Path) -> Engine {
         path: path.to_owned(),
         bytes_max: 1 << 30,
     };
-    Engine::start(model.clone(), setup, Some(keep), 64).unwrap()
+    Engine::start(model.clone(), None, setup, Some(keep), 64).unwrap()
 }
 
 fn ask(engine: &Engine, prompt: &[Token], tenant: &str) -> (String, usize) {
