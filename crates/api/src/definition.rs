@@ -123,7 +123,23 @@ fn known_model(api: &ApiState, source: &ModelSource) -> Option<validate::KnownMo
             }
         });
     }
+    let draft = match Some(source.draft.as_str()).filter(|draft| !draft.is_empty()) {
+        None => validate::KnownDraft::Fits,
+        Some(name) => match models.find(name) {
+            None => validate::KnownDraft::Missing,
+            Some(found) if found.gguf.is_adapter => validate::KnownDraft::Adapter,
+            Some(found) if found.gguf.is_embedding || model.gguf.is_embedding => {
+                validate::KnownDraft::Embedding
+            }
+            Some(found) => {
+                let draft_bytes = memory::draft_bytes(&found, &model.gguf, context_length);
+                needed_bytes = needed_bytes.saturating_add(draft_bytes);
+                validate::KnownDraft::Fits
+            }
+        },
+    };
     Some(validate::KnownModel {
+        draft,
         needed_bytes,
         is_adapter: model.gguf.is_adapter,
         adapters,

@@ -179,6 +179,7 @@ impl Subject<'_> {
             credentials: self.registry(&docker.image_registry_secret).await?,
             model: None,
             adapters: Vec::new(),
+            draft: None,
             keeps: false,
             deployment: self.deployment.id,
         })

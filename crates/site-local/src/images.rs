@@ -299,6 +299,7 @@ impl Images {
             manifest_digest: image.manifest_digest.to_string(),
             model: None,
             adapters: Vec::new(),
+            draft: None,
         };
         // Kept under its digest too, so that a tag that moves takes nothing away. Nobody moves the name of an imported
         // image but the operator, and no registry need hear of it.

@@ -10,7 +10,7 @@ use tram_model::Digest;
 use tram_sandbox::protocol::BindMount;
 use tram_site::{
     ImageSpec,
-    spec::{MODEL_PATH, adapter_path},
+    spec::{DRAFT_PATH, MODEL_PATH, adapter_path},
 };
 
 use crate::images::Images;
@@ -72,23 +72,44 @@ impl Images {
             });
             held.map_err(not_held)?;
         }
+        if let Some(draft) = &spec.draft {
+            match &pinned.draft {
+                Some(known) if models.path(known).exists() => {}
+                Some(_) => return Err(gone(draft)),
+                None => {
+                    let held = models.hold(draft, |model| {
+                        pinned.draft = Some(model.digest.clone());
+                        self.records.pin_image(spec.deployment, &pinned)
+                    });
+                    held.map_err(not_held)?;
+                }
+            }
+        }
         Ok(())
     }
 
-    /// The memory that an instance takes to serve its model and its adapters with so many tokens of context; `None`: the
-    /// store does not have the model. What a deployment serves already is asked for by its digest.
+    /// The memory that an instance takes to serve its model, its adapters and its draft with so many tokens of context;
+    /// `None`: the store does not have the model. What a deployment serves already is asked for by its digest.
     pub(crate) fn model_memory_bytes(&self, spec: &ImageSpec, context_length: u64) -> Option<u64> {
         let models = self.models.as_ref()?;
         let pinned = self.records.pinned_image(spec.deployment);
+        let file = |digest: Option<&Digest>, name: Option<&str>| {
+            let found = digest.and_then(|digest| models.find(&digest.to_string()));
+            found.or_else(|| models.find(name?))
+        };
         let by_digest = pinned.as_ref().and_then(|pinned| pinned.model.as_ref());
-        let found = by_digest.and_then(|digest| models.find(&digest.to_string()));
-        let model = found.or_else(|| models.find(spec.model.as_deref()?))?;
+        let model = file(by_digest, spec.model.as_deref())?;
         let adapters = spec.adapters.iter().filter_map(|it| models.find(&it.source));
-        let needed = tram_model::memory::needed_bytes(&model, context_length);
+        let mut needed = tram_model::memory::needed_bytes(&model, context_length);
+        let by_digest = pinned.as_ref().and_then(|pinned| pinned.draft.as_ref());
+        if let Some(draft) = file(by_digest, spec.draft.as_deref()) {
+            let draft_bytes = tram_model::memory::draft_bytes(&draft, &model.gguf, context_length);
+            needed = needed.saturating_add(draft_bytes);
+        }
         Some(adapters.fold(needed, |sum, adapter| sum.saturating_add(adapter.size_bytes)))
     }
 
-    /// The mounts that show an instance its model and its adapters. The error is for the user.
+    /// The mounts that show an instance its model, its adapters and its draft. The error is for the user.
     pub(crate) fn model_mounts(&self, spec: &ImageSpec) -> Result<Vec<BindMount>, String> {
         let Some(source) = &spec.model else {
             return Ok(Vec::new());
@@ -106,6 +127,10 @@ impl Images {
                 .get(index)
                 .ok_or_else(|| missing(&adapter.source))?;
             mounts.push(mount(models.path(file), adapter_path(&adapter.name).into()));
+        }
+        if let Some(draft) = &spec.draft {
+            let file = pinned.draft.as_ref().ok_or_else(|| missing(draft))?;
+            mounts.push(mount(models.path(file), DRAFT_PATH.into()));
         }
         Ok(mounts)
     }

@@ -293,12 +293,15 @@ pub(crate) struct PinnedImage {
     /// What the names of its adapters stood for, in their order.
     #[serde(default)]
     pub(crate) adapters: Vec<tram_model::Digest>,
+    /// What the name of its draft stood for.
+    #[serde(default)]
+    pub(crate) draft: Option<tram_model::Digest>,
 }
 
 impl PinnedImage {
     /// Whether it needs this file.
     pub(crate) fn uses(&self, file: &tram_model::Digest) -> bool {
-        self.model.as_ref() == Some(file) || self.adapters.contains(file)
+        self.model.as_ref() == Some(file) || self.draft.as_ref() == Some(file) || self.adapters.contains(file)
     }
 }
 

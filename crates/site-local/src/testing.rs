@@ -25,6 +25,7 @@ pub(crate) fn instance_spec(app: &str, service: &str) -> InstanceSpec {
             credentials: None,
             model: None,
             adapters: Vec::new(),
+            draft: None,
             keeps: false,
             deployment: deployment_id,
         },

@@ -109,8 +109,8 @@ pub trait Site: Send + Sync + std::fmt::Debug {
         None
     }
 
-    /// The memory in bytes that an instance of this image takes to serve its model and the adapters of it with so many
-    /// tokens of context (0: the engine's default), as far as the site knows the model; `None`: it does not.
+    /// The memory in bytes that an instance of this image takes to serve its model, the adapters and the draft of it with so
+    /// many tokens of context (0: the engine's default), as far as the site knows the model; `None`: it does not.
     fn model_memory_bytes(&self, image: &ImageSpec, context_length: u64) -> Option<u64> {
         let _ = (image, context_length);
         None

@@ -24,6 +24,9 @@ pub struct ImageSpec {
     /// Changes of its weights, each shown to the instances at [`adapter_path`].
     #[serde(default)]
     pub adapters: Vec<AdapterSpec>,
+    /// A smaller model that guesses for it, by any of its names; shown to the instances at [`DRAFT_PATH`].
+    #[serde(default)]
+    pub draft: Option<String>,
     /// Whether its program heeds [`KEPT_VARIABLE`], a file that keeps what it has computed from one start to the next. A
     /// site may give it one, which the same replica of this deployment finds again.
     #[serde(default)]
@@ -225,6 +228,8 @@ pub const EXECUTOR_PROXY_PORT: u16 = 3031;
 /// Where an instance finds the model it serves.
 pub const MODEL_PATH: &str = "/.tramontane/model.gguf";
 
+/// Where an instance finds the smaller model that guesses for it.
+pub const DRAFT_PATH: &str = "/.tramontane/draft.gguf";
 /// Where an instance finds the file that keeps what it computes.
 pub const KEPT_PATH: &str = "/.tramontane/kept";
 /// The variable that tells the program so.

@@ -432,6 +432,9 @@ crate::message! {
         pub served_name: String,
         /// Changes of the model's weights that a request may ask for.
         pub adapters: Vec<ModelAdapter>,
+        /// A smaller model of the same vocabulary, named as models are, that guesses what this one says next: answers are the
+        /// same and may come sooner. Empty: none.
+        pub draft: String,
         /// Tokens that a prompt and its answer have together, at most; all that one instance works on share as many.
         pub context_length: i64,
         /// Answers that one instance writes at once; more wait.

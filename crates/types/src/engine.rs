@@ -39,6 +39,8 @@ pub struct Facts {
     pub separates_callers: bool,
     /// It takes adapters in GGUF files, and a request asks for one by its name.
     pub takes_adapters: bool,
+    /// It takes a smaller model that guesses for it.
+    pub takes_drafts: bool,
     /// Paths of the platform's own address that it does not serve. Of any other it says itself whether it does.
     pub lacks: &'static [&'static str],
 }
@@ -78,6 +80,7 @@ impl Engine {
             tells_cached_tokens: false,
             separates_callers: false,
             takes_adapters: false,
+            takes_drafts: false,
             lacks: &[],
         };
         match self {
@@ -91,6 +94,7 @@ impl Engine {
                 tells_cached_tokens: true,
                 separates_callers: true,
                 takes_adapters: true,
+                takes_drafts: true,
                 ..strange
             },
             Self::LlamaServer => Facts {

@@ -16,7 +16,9 @@ mod volumes;
 
 use std::collections::BTreeSet;
 
-pub use self::model::{CONTEXT_LENGTH_MAX, CONTEXT_LENGTH_MIN, KnownAdapter, KnownModel, PARALLEL_MAX};
+pub use self::model::{
+    CONTEXT_LENGTH_MAX, CONTEXT_LENGTH_MIN, KnownAdapter, KnownDraft, KnownModel, PARALLEL_MAX,
+};
 pub use self::volumes::check_mount_path;
 use crate::{
     catalog::Catalog,

@@ -69,6 +69,7 @@ async fn engines(_: Call) -> Result<ListModelEnginesReply, Error> {
             tells_cached_tokens: facts.tells_cached_tokens,
             separates_callers: facts.separates_callers,
             takes_adapters: facts.takes_adapters,
+            takes_drafts: facts.takes_drafts,
             lacks: facts.lacks.iter().map(|path| (*path).to_owned()).collect(),
         }
     };

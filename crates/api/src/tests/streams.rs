@@ -94,6 +94,7 @@ pub(super) fn spec_of(instance: &Instance) -> spec::InstanceSpec {
             credentials: None,
             model: None,
             adapters: Vec::new(),
+            draft: None,
             keeps: false,
             deployment: instance.deployment_id,
         },

@@ -78,6 +78,8 @@ tram_types::message! {
         pub separates_callers: bool,
         /// Whether it takes adapters, asked for by their names.
         pub takes_adapters: bool,
+        /// Whether it takes a smaller model that guesses for it.
+        pub takes_drafts: bool,
         /// Paths of the platform's own address that it does not serve.
         pub lacks: Vec<String>,
     }

@@ -6,7 +6,7 @@
 
 use tram_site::{
     AdapterSpec, ImageSpec, RegistryCredentials,
-    spec::{MODEL_PATH, adapter_path},
+    spec::{DRAFT_PATH, MODEL_PATH, adapter_path},
 };
 use tram_types::{
     DeploymentId,
@@ -55,6 +55,7 @@ pub(crate) fn image(
                 source: adapter.source.clone(),
             })
             .collect(),
+        draft: Some(source.draft.clone()).filter(|draft| !draft.is_empty()),
         // A user's own file is theirs to choose.
         keeps: engine(source) == Engine::Tram && !source.args.iter().any(|word| is_keep(word)),
         deployment,
@@ -164,6 +165,9 @@ pub(super) fn args(
         let path = adapter_path(&adapter.name);
         words.extend(["--adapter".to_owned(), format!("{}={path}", adapter.name)]);
     }
+    if !source.draft.is_empty() {
+        words.extend(["--draft".to_owned(), DRAFT_PATH.to_owned()]);
+    }
     words.extend(source.args.iter().cloned());
     words
 }
@@ -215,7 +219,10 @@ mod tests {
             words.ends_with(" --adapter tone=/.tramontane/adapters/tone.gguf"),
             "{words}"
         );
-        assert_eq!(spec.adapters[0].source, "polite");
+        assert_eq!((spec.adapters[0].source.as_str(), spec.draft), ("polite", None));
+        let (words, spec) = started(r#"{"source":"big","draft":"small"}"#, "medium");
+        assert!(words.ends_with(" --draft /.tramontane/draft.gguf"), "{words}");
+        assert_eq!(spec.draft.as_deref(), Some("small"));
         assert!(
             started(r#"{"source":"smollm2"}"#, "nano")
                 .0

@@ -35,6 +35,7 @@ fn stray() -> InstanceSpec {
             credentials: None,
             model: None,
             adapters: Vec::new(),
+            draft: None,
             keeps: false,
             deployment: DeploymentId::random(),
         },

@@ -219,6 +219,7 @@ impl Machine {
                 credentials: None,
                 model: None,
                 adapters: Vec::new(),
+                draft: None,
                 keeps: false,
                 deployment: deployment_id,
             },

@@ -25,6 +25,7 @@ fn spec(image: &str) -> InstanceSpec {
             credentials: None,
             model: None,
             adapters: Vec::new(),
+            draft: None,
             keeps: false,
             deployment: DeploymentId::random(),
         },

@@ -20,12 +20,14 @@ const ADAPTERS_MAX: usize = 32;
 /// What validation must know of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownModel {
-    /// Memory that an instance needs to serve it as the definition asks, its adapters included.
+    /// Memory that an instance needs to serve it as the definition asks, its adapters and its draft included.
     pub needed_bytes: u64,
     /// Whether it is a change of another model's weights.
     pub is_adapter: bool,
     /// What is known of the adapters that the definition gives it, in their order.
     pub adapters: Vec<KnownAdapter>,
+    /// What is known of the draft that the definition gives it; fits, where there is none.
+    pub draft: KnownDraft,
     /// Tokens it was trained to look back on; 0 when that is not known.
     pub context_length: u64,
 }
@@ -43,6 +45,19 @@ pub enum KnownAdapter {
     Other(String),
 }
 
+/// What validation must know of a draft.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KnownDraft {
+    /// It may be one of the model; whether its vocabulary is the model's, the engine sees.
+    Fits,
+    /// There is no such file.
+    Missing,
+    /// It is a change of a model's weights.
+    Adapter,
+    /// It, or the model, makes vectors of texts and guesses nothing.
+    Embedding,
+}
+
 impl Check<'_> {
     pub(super) fn model(&mut self) {
         let definition = self.definition;
@@ -52,6 +67,7 @@ impl Check<'_> {
         }
         self.engine(model);
         self.adapters(model);
+        self.draft(model);
         let lengths = CONTEXT_LENGTH_MIN..=CONTEXT_LENGTH_MAX;
         if model.context_length != 0 && !lengths.contains(&model.context_length) {
             self.wrong(
@@ -120,6 +136,25 @@ impl Check<'_> {
             };
             self.wrong(format!("model.adapters.{index}.source"), message);
         }
+        let draft = shown(&model.draft);
+        match known.draft {
+            KnownDraft::Fits => {}
+            KnownDraft::Missing => self.wrong(
+                "model.draft",
+                format!(
+                    "there is no model `{draft}` on this installation: take it in with `tram models import` or \
+                     `tram models pull` first"
+                ),
+            ),
+            KnownDraft::Adapter => self.wrong(
+                "model.draft",
+                format!("`{draft}` is an adapter and no whole model: name a smaller model of the same family"),
+            ),
+            KnownDraft::Embedding => self.wrong(
+                "model.draft",
+                "models that make embeddings write nothing that could be guessed: leave it empty",
+            ),
+        }
         let asked = u64::try_from(model.context_length).unwrap_or(0);
         if known.context_length > 0 && asked > known.context_length {
             self.wrong(
@@ -152,6 +187,24 @@ impl Check<'_> {
             } else if !names.insert(adapter.name.as_str()) {
                 self.wrong(format!("model.adapters.{index}.name"), "is given twice");
             }
+        }
+    }
+
+    /// Whether the engine takes a draft.
+    fn draft(&mut self, model: &ModelSource) {
+        let engine = Engine::named(&model.engine).unwrap_or(Engine::OpenAi).facts();
+        if !model.draft.is_empty() && !engine.takes_drafts {
+            let message = format!(
+                "`{}` takes no draft here: leave it empty, and give the engine one of its own image in `args`",
+                engine.name
+            );
+            self.wrong("model.draft", message);
+        }
+        if model.draft.len() > SOURCE_MAX_BYTES {
+            self.wrong(
+                "model.draft",
+                format!("may have at most {SOURCE_MAX_BYTES} bytes"),
+            );
         }
     }
 

@@ -19,6 +19,12 @@ fn violations(json: &str) -> Vec<String> {
             (source.source == "here").then(|| KnownModel {
                 is_adapter: false,
                 adapters: source.adapters.iter().map(|_| KnownAdapter::Fits).collect(),
+                draft: match source.draft.as_str() {
+                    "gone" => KnownDraft::Missing,
+                    "tone" => KnownDraft::Adapter,
+                    "vectors" => KnownDraft::Embedding,
+                    _ => KnownDraft::Fits,
+                },
                 needed_bytes: 600 * crate::units::MIB
                     + source.context_length.unsigned_abs() * crate::units::MIB,
                 context_length: 8192,
@@ -415,6 +421,14 @@ fn a_model_must_be_here_and_fit() {
             small,
             "model.adapters.1.name",
         ),
+        (
+            r#"{"source":"here","engine":"llama-server","image":"x","draft":"here"}"#,
+            small,
+            "model.draft",
+        ),
+        (r#"{"source":"here","draft":"gone"}"#, small, "model.draft"),
+        (r#"{"source":"here","draft":"tone"}"#, small, "model.draft"),
+        (r#"{"source":"here","draft":"vectors"}"#, small, "model.draft"),
         (r#"{"source":"/models/a"}"#, small, "model.source"),
         (
             r#"{"source":"here","engine":"vllm","image":"x","served_name":"a"}"#,

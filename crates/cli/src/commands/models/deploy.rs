@@ -18,6 +18,9 @@ use crate::{
 /// The port of the engine; what a web service has when nothing is said.
 const PORT: i64 = 8000;
 
+/// What `--draft` says to have none any more.
+const NO_DRAFT: &str = "none";
+
 /// Arguments of `models deploy`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -34,6 +37,10 @@ pub struct Arguments {
     /// `tram models list`; can be given several times
     #[arg(long = "adapter", value_name = "NAME=SOURCE", value_parser = adapter)]
     pub adapters: Vec<(String, String)>,
+    /// A smaller model of the same vocabulary that guesses what this one says next, as `tram models list` shows it: answers
+    /// are the same and may come sooner; `none` takes away what was given before
+    #[arg(long, value_name = "MODEL")]
+    pub draft: Option<String>,
     /// Tokens that a prompt and its answer have together, at most; 8192 when nothing is said, or what the model was
     /// trained for
     #[arg(long, value_name = "TOKENS")]
@@ -90,6 +97,10 @@ pub(super) async fn run(session: Session, arguments: Arguments) -> Result<u8, Er
             let mut bytes = number(&list::find(&client, &arguments.model).await?, "needed_bytes");
             for (_, source) in &arguments.adapters {
                 bytes = bytes.saturating_add(number(&list::find(&client, source).await?, "size_bytes"));
+            }
+            if let Some(draft) = arguments.draft.as_deref().filter(|draft| *draft != NO_DRAFT) {
+                // Somewhat more than it takes beside a model: one engine serves both.
+                bytes = bytes.saturating_add(number(&list::find(&client, draft).await?, "needed_bytes"));
             }
             Some(bytes)
         }
@@ -150,6 +161,11 @@ fn build(
             source: source.clone(),
         };
         model.adapters = arguments.adapters.iter().map(adapter).collect();
+    }
+    if let Some(draft) = &arguments.draft {
+        model.draft = Some(draft.clone())
+            .filter(|draft| draft != NO_DRAFT)
+            .unwrap_or_default();
     }
     if !arguments.engine_args.is_empty() {
         model.args.clone_from(&arguments.engine_args);
@@ -268,6 +284,11 @@ mod tests {
             (adapters[0].name.as_str(), adapters[1].source.as_str()),
             ("tone", "hf://x/y/z.gguf")
         );
+        let drafted = built(Some(second.clone()), "other --draft small");
+        assert_eq!(drafted.model.as_ref().unwrap().draft, "small");
+        let kept = built(Some(drafted), "other --parallel 3");
+        assert_eq!(kept.model.as_ref().unwrap().draft, "small");
+        assert_eq!(built(Some(kept), "other --draft none").model.unwrap().draft, "");
         let sized = built(Some(second), "other --instance-type large");
         assert_eq!(sized.instance_types[0].r#type, "large");
     }

@@ -16,6 +16,7 @@ pub(super) async fn run(session: &Session) -> Result<(), Error> {
         "STREAMS SURVIVE",
         "CALLERS APART",
         "ADAPTERS",
+        "DRAFTS",
         "READY",
         "METRICS",
         "IMAGE",
@@ -27,6 +28,7 @@ pub(super) async fn run(session: &Session) -> Result<(), Error> {
             yes(engine, "streams_survive"),
             yes(engine, "separates_callers"),
             yes(engine, "takes_adapters"),
+            yes(engine, "takes_drafts"),
             text(engine, "ready_path").to_owned(),
             text(engine, "metrics_path").to_owned(),
             match text(engine, "image_example") {
