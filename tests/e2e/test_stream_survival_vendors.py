@@ -2,11 +2,10 @@
 what it would have read, event by event."""
 
 import json
-import random
 
 import pytest
 
-from test_stream_survival import COUNT, SEED, edge, killing, replicas, writing  # noqa: F401 - fixtures among them
+from test_stream_survival import COUNT, edge, killing, moments, replicas, writing  # noqa: F401 - fixtures among them
 
 KILLS = 3
 # Fewer than the answers would have.
@@ -68,8 +67,7 @@ def test_every_event_comes_once_however_often_the_replica_is_killed(edge, replic
     alive = replicas(2)
     edge.serve(alive)
     undisturbed = ask(edge, path, body)
-    at = random.Random(SEED).sample(range(5, TOKENS - 20), KILLS)
-    disturbed = ask(edge, path, body, killing(edge, replicas, alive, at))
+    disturbed = ask(edge, path, body, killing(edge, replicas, alive, moments(TOKENS, KILLS)))
     before, after = set(), set()
     assert alike(disturbed, after) == alike(undisturbed, before)
     assert len(after) == len(before), "one answer has one of each id"

@@ -433,4 +433,33 @@ mod tests {
         assert!(store.kept_generation(old).is_none());
         assert!(store.kept_generation(young).is_some());
     }
+
+    #[test]
+    fn what_a_model_has_read_goes_with_its_deployment() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let read = |deployment: DeploymentId| {
+            let place = store.prompts_path(deployment);
+            fs::create_dir(&place).unwrap();
+            fs::write(place.join("0"), "what it computed").unwrap();
+            place
+        };
+        let pinned = PinnedImage {
+            reference: "app".to_owned(),
+            pinned: "app".to_owned(),
+            manifest_digest: String::new(),
+            model: None,
+            draft: None,
+            adapters: Vec::new(),
+        };
+        let (serving, gone) = (DeploymentId::random(), DeploymentId::random());
+        store.pin_image(serving, &pinned).unwrap();
+        let (its, left) = (read(serving), read(gone));
+        store.sweep_prompts().unwrap();
+        assert!(its.exists() && !left.exists());
+        store.unpin_image(serving).unwrap();
+        assert!(!its.exists());
+        // What was never there is let go as well.
+        store.unpin_image(gone).unwrap();
+    }
 }

@@ -162,9 +162,10 @@ impl LocalSite {
             .await
             .unwrap_or_else(|error| Err(io::Error::other(error)))
             .map_err(files("open the directory of volumes"))?;
-        store
-            .sweep_prompts()
-            .map_err(files("remove what gone deployments computed of prompts"))?;
+        // No reason not to open: it is tried again with the next start.
+        if let Err(error) = store.sweep_prompts() {
+            tracing::warn!(%error, "cannot remove what gone deployments computed of prompts");
+        }
         let records = store.load().map_err(files("read the records of instances"))?;
         let decided = adopt::decide(records, &instances, SystemClock.now());
         let network = Network::open(&config.network, store.root(), &adopt::held(&decided, &config)).await?;
