@@ -4,17 +4,19 @@
 //! it out. A step reads parts of prompts and decodes a token for each running answer, all in one batch (continuous
 //! batching). Requests of clients that left are dropped between two steps.
 //!
-//! The files: `handle` (how others reach the thread), `step` (one step), `answers` (the state of one answer),
-//! `draft`, `drafted` and `speculate` (tokens that are guessed and checked), `adapters` (which weights are put on), `figures` (what is counted), `keep` (what the next start finds), `embed` (the thread of a model that makes embeddings instead).
+//! The files: `handle` (how others reach the thread), `step` (one step), `answers` (the state of one answer), `lookup` and
+//! `draft` (who guesses tokens: the text itself, or a smaller model), `speculate` (what becomes of guesses), `adapters`
+//! (which weights are put on), `figures` (what is counted), `keep` (what the next start finds), `embed` (the thread of a
+//! model that makes embeddings instead).
 
 mod adapters;
 mod answers;
 mod draft;
-mod drafted;
 mod embed;
 mod figures;
 mod handle;
 mod keep;
+mod lookup;
 mod speculate;
 mod step;
 
@@ -81,11 +83,11 @@ struct Worker<'model> {
     names: Names,
     next: JobId,
     guess: usize,
-    price: draft::Price,
+    price: lookup::Price,
     /// How likely guesses were to be right of late.
-    trust: draft::Trust,
+    trust: lookup::Trust,
     /// The small model that guesses, where there is one.
-    companion: Option<drafted::Companion<'model>>,
+    companion: Option<draft::Companion<'model>>,
     /// The adapter that is on.
     adapter: Option<usize>,
     /// The step has a batch for each of several adapters.
@@ -110,7 +112,7 @@ fn run(
     let sequences = SequenceId::try_from(setup.parallel).unwrap_or(SequenceId::MAX / 2) + KEPT_MAX;
     let batch_tokens = setup.parallel + PREFILL_ALONE;
     let both = context(model, setup, sequences, batch_tokens).and_then(|context| {
-        let companion = draft.map(|draft| drafted::Companion::new(model, draft, setup));
+        let companion = draft.map(|draft| draft::Companion::new(model, draft, setup));
         Ok((context, companion.transpose()?))
     });
     let (context, companion) = match both {
@@ -134,8 +136,8 @@ fn run(
         names: Names::default(),
         next: 0,
         guess: setup.guess,
-        price: draft::Price::default(),
-        trust: draft::Trust::default(),
+        price: lookup::Price::default(),
+        trust: lookup::Trust::default(),
         companion,
         adapter: None,
         apart: false,

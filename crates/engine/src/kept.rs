@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -166,13 +167,16 @@ impl Making {
     }
 
     /// Adds what an earlier file has and is not here, as far as it has room: what nobody took, then what gave way in the
-    /// cache since.
-    pub(crate) fn add_rest(&mut self, kept: &Kept) -> io::Result<()> {
+    /// cache since. None is begun after `until`.
+    pub(crate) fn add_rest(&mut self, kept: &Kept, until: Instant) -> io::Result<()> {
         if kept.entries.is_empty() && kept.taken.is_empty() {
             return Ok(());
         }
         let from = File::open(&kept.path)?;
         for entry in kept.entries.iter().chain(&kept.taken) {
+            if Instant::now() >= until {
+                break;
+            }
             if !self.has(entry.scope, &entry.tokens) {
                 self.append(&from, entry.clone(), Some(entry.checksum))?;
             }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use llguidance::Matcher;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::draft::Drafter;
+use super::lookup::Lookup;
 use crate::cache::{SequenceId, Token};
 use crate::output::Output;
 use crate::request::{Event, Request};
@@ -25,7 +25,7 @@ pub(super) struct Answer {
     /// None while it waits.
     pub(super) sequence: Option<SequenceId>,
     pub(super) sampler: Sampler,
-    pub(super) drafter: Drafter,
+    pub(super) lookup: Lookup,
     pub(super) output: Output,
     pub(super) grammar: Option<Matcher>,
     /// It was in the batch once, so it does not count as waiting for its turn.
@@ -71,7 +71,7 @@ impl Answer {
             computed: 0,
             sequence: None,
             sampler,
-            drafter: Drafter::new(guess),
+            lookup: Lookup::new(guess),
             output,
             grammar,
             admitted: false,
@@ -101,7 +101,7 @@ impl Answer {
                 request.log_probabilities,
                 &self.tokens,
             ),
-            drafter: self.drafter.clone(),
+            lookup: self.lookup.clone(),
             output: Output::new(request.stops.clone()),
             grammar: self.grammar.as_ref().map(Matcher::deep_clone),
             admitted: true,

@@ -1,411 +1,514 @@
-//! Guesses of what an answer says next, taken from what it has said or read before.
+//! Guesses of a draft: a small model of the same vocabulary says what the large one may say next.
 //!
-//! Answers that repeat their prompt (a corrected program, a summary with quotations, JSON) are copied a stretch at a time:
-//! the tokens that followed when the last few came before are computed together with the next one, in one step, and kept
-//! as far as the answer really has them. Each is chosen as ever, from the model's own logits and with the same draws, so a
-//! guess changes how soon a token comes and never which. (The method is known as prompt lookup decoding, by A. Saxena,
-//! 2023.)
+//! It has a context of its own, with a few sequences and one pool of cells that is as large as one answer may be. What it
+//! has read follows the answers by itself: before it guesses, what it holds is compared with what the answer has become, the
+//! rest is forgotten, and what is missing is read. So nobody tells it of wrong guesses, answers that gave way, or clients
+//! that left. All answers of a step are guessed together, token after token, each the draft's likeliest: whether the model
+//! really says so is found out by `speculate`, as for every guess.
 //!
-//! Pure. The one choice to know: a guess is made where it pays, token by token: where it is likelier to be right than its
-//! [`Price`] says it must be. Both are measured. A guessed token costs a tenth of a step on a machine whose memory is slow, and
-//! nearly a whole one where arithmetic is slow. How likely it is to be right depends on the answer, and on how much of the
-//! text before it is the same ([`Trust`]): three tokens that came before are chance more often than not, twelve are a copy.
+//! The one choice to know: it is asked as long as that pays ([`Worth`]), and each guess goes on as long as its next token
+//! does. A draft that is wrong, or too slow for this machine, costs a hundredth of the time.
 
+mod worth;
+
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+use llama_cpp_2::context::LlamaContext;
+use llama_cpp_2::context::params::LlamaContextParams;
+use llama_cpp_2::llama_batch::LlamaBatch;
+use llama_cpp_2::token::LlamaToken;
+
+use super::Setup;
+use super::speculate::BESIDE_MAX;
 use crate::cache::Token;
+use crate::logs;
+use crate::model::{Draft, Model, Problem};
+use crate::sample;
+use crate::schedule::JobId;
+use worth::{Round, Sureness, Worth};
 
-/// Tokens that must be the same before a guess is worth its cost. With fewer, most guesses are wrong.
-const MATCH_MIN: usize = 3;
-/// Tokens that are compared: who agrees in so many agrees.
-const MATCH_MAX: usize = 12;
-/// The first guess of an answer.
-const FIRST: usize = 2;
-/// Steps without a guess after one of which nothing was right; twice as many after the next.
-const REST: usize = 8;
-/// The longest rest: texts change, and what did not repeat may begin to.
-const REST_MAX: usize = 128;
+/// Sequences: one for each answer that is guessed, and as many that ended, whose conversation may go on.
+const SEATS: usize = 2 * BESIDE_MAX;
+/// Tokens that it reads in a step beside guessing, of all answers together: it is small, and reads them in less time than a
+/// step that reads a prompt takes.
+const READ_MAX: usize = 128;
+/// Missing tokens that are read along with the first guess: what was guessed last, and what was said in its place.
+const WITH_GUESS_MAX: usize = 16;
+/// Of so many steps one is made without a guess, to know what that takes.
+const PLAIN_EVERY: u32 = 32;
+/// Such steps before the first guess.
+const PLAIN_FIRST: u32 = 2;
+/// What checking a guess is taken to cost when a trial begins.
+const UNMEASURED: f64 = 0.2;
 
-/// Weight of the newest guess in what one costs: about the last four count.
-const NEWEST_GUESS: f64 = 0.25;
-/// Weight of the newest guessed token in the share of an answer's that were right: about the last twelve count.
-const NEWEST_TOKEN: f64 = 0.08;
-/// Weight of the newest step in what steps take: about the last ten count.
-const NEWEST_STEP: f64 = 0.1;
-/// What is left of the price after a step without a guess: one that was measured in a bad moment is tried again after some
-/// hundreds.
-const FORGET: f64 = 0.999;
-
-/// The same in what guesses are worth after so many tokens that are the same: of all answers, so more count.
-const NEWEST_TRUST: f64 = 0.1;
-/// How much of the doubt in such guesses is left after a step without any: what did not repeat in one answer may in another,
-/// so one is tried again after some hundreds.
-const DOUBT: f64 = 0.999;
-
-/// How likely a guessed token was to be right of late, in the answers of one engine, by how many tokens before it were the
-/// same.
-#[derive(Debug, Clone)]
-pub(super) struct Trust([f64; MATCH_MAX + 1]);
-
-impl Default for Trust {
-    /// Nobody knows yet: it is tried.
-    fn default() -> Self {
-        Self([1.0; MATCH_MAX + 1])
-    }
+/// An answer to be guessed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Want<'a> {
+    pub(super) job: JobId,
+    /// Answers of another scope share nothing with it.
+    pub(super) scope: u64,
+    pub(super) tokens: &'a [Token],
+    /// How many of them are no part of the prompt.
+    pub(super) generated: usize,
+    /// Tokens that may come still.
+    pub(super) left: usize,
+    /// Tokens that may be guessed.
+    pub(super) room: usize,
 }
 
-impl Trust {
-    /// A step was made without a guess.
-    pub(super) fn rested(&mut self) {
-        for share in &mut self.0 {
-            *share = 1.0 - DOUBT * (1.0 - *share);
-        }
-    }
-
-    /// Of a guess after so many tokens that were the same.
-    fn heard(&mut self, matched: usize, drafted: usize, accepted: usize) {
-        if let Some(share) = self.0.get_mut(matched) {
-            *share = heard(*share, NEWEST_TRUST, drafted, accepted);
-        }
-    }
-
-    fn after(&self, matched: usize) -> f64 {
-        self.0.get(matched).copied().unwrap_or_default()
-    }
+/// What tokens cost in the steps that come.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    /// Seconds that one takes without guesses; nothing before that was measured.
+    pub(super) token: Option<f64>,
+    /// What is to be paid for checking a guess, as a share of that.
+    pub(super) check: f64,
 }
 
-/// The share of guessed tokens that were right, after a guess of which the first `accepted` were. Each of them counts, and
-/// the one after them that was not; what was guessed behind that says nothing.
-fn heard(share: f64, newest: f64, drafted: usize, accepted: usize) -> f64 {
-    let right = (0..accepted).fold(share, |share, _| share + newest * (1.0 - share));
-    if accepted < drafted {
-        right * (1.0 - newest)
-    } else {
-        right
-    }
+/// What one sequence of the draft's context holds.
+#[derive(Debug, Default)]
+struct Seat {
+    job: Option<JobId>,
+    scope: u64,
+    tokens: Vec<Token>,
+    /// When it was used last, in steps.
+    used: u64,
 }
 
-/// Tokens of a guess that are each likelier to be right than they cost, at most `length`. The second is right where the first
-/// was, and so on.
-fn worth(right: f64, price: f64, length: usize) -> usize {
-    std::iter::successors(Some(right), |likely| Some(likely * right))
-        .take(length)
-        .take_while(|likely| *likely > price)
-        .count()
+/// A guess that is being made.
+#[derive(Debug)]
+struct Making {
+    job: JobId,
+    seat: usize,
+    room: usize,
+    tokens: Vec<Token>,
+    /// What the draft gave each.
+    probabilities: Vec<f64>,
+    /// How likely all of them are right.
+    likely: f64,
+    /// Its row of logits in the batch.
+    row: i32,
 }
 
-/// What a guessed token costs in time, as it was measured of late.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Price {
-    /// Seconds of a step without guesses, by how many answers decode in it.
-    plain: Vec<Option<f64>>,
-    /// Seconds more for each guessed token.
-    more: Option<f64>,
+/// The draft at work.
+pub(super) struct Companion<'model> {
+    draft: &'model Draft,
+    context: LlamaContext<'model>,
+    batch: LlamaBatch<'static>,
+    cells: usize,
+    seats: Vec<Seat>,
+    /// Steps, for what was used last.
+    clock: u64,
+    /// Steps since the last without a guess.
+    since_plain: u32,
+    sure: Sureness,
+    /// By how many answers decode: what pays for one seldom pays for four.
+    worth: [Worth; BESIDE_MAX],
+    /// Which of them this step is about.
+    answers: usize,
+    /// Answers that it was asked about, and how many tokens they had.
+    known: HashMap<JobId, usize>,
+    /// The guesses of this step, by the probability of each token.
+    made: HashMap<JobId, Vec<f64>>,
+    /// Tokens that it computed for them, taken or not.
+    computed: usize,
+    /// Time that went into this step's guesses.
+    spent: Duration,
+    /// Time that went into reading, which is no part of a round.
+    reading: Duration,
+    /// The last step as far as it is known, until its tokens were counted.
+    round: Option<Round>,
+    /// Its context has failed; it is not asked any more.
+    failed: bool,
 }
 
-impl Price {
-    /// A step took so many seconds, in which so many answers decoded and so many tokens were guessed.
-    pub(super) fn stepped(&mut self, decoding: usize, guessed: usize, seconds: f64) {
-        if self.plain.len() <= decoding {
-            self.plain.resize(decoding + 1, None);
-        }
-        let lately = |before: Option<f64>, now: f64, weight: f64| {
-            before.map_or(now, |before| before + weight * (now - before))
+impl<'model> Companion<'model> {
+    pub(super) fn new(model: &'model Model, draft: &'model Draft, setup: Setup) -> Result<Self, Problem> {
+        let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        let threads = i32::try_from(setup.threads).unwrap_or(i32::MAX);
+        let batch_tokens = number(READ_MAX);
+        let parameters = LlamaContextParams::default()
+            .with_n_ctx(NonZeroU32::new(number(model.context_length)))
+            .with_n_batch(batch_tokens)
+            .with_n_ubatch(batch_tokens)
+            .with_n_seq_max(number(SEATS))
+            .with_kv_unified(true)
+            .with_n_threads(threads)
+            .with_n_threads_batch(threads)
+            .with_no_perf(true);
+        let context = draft
+            .llama
+            .new_context(&model.backend, parameters)
+            .map_err(|error| Problem::Context {
+                tokens: model.context_length,
+                why: logs::last_error().unwrap_or_else(|| error.to_string()),
+            })?;
+        let mut companion = Self {
+            draft,
+            context,
+            batch: LlamaBatch::new(READ_MAX, 1),
+            cells: model.context_length,
+            seats: std::iter::repeat_with(Seat::default).take(SEATS).collect(),
+            clock: 0,
+            since_plain: PLAIN_EVERY - PLAIN_FIRST,
+            sure: Sureness::default(),
+            worth: std::array::from_fn(|_| Worth::default()),
+            answers: 0,
+            known: HashMap::new(),
+            made: HashMap::new(),
+            computed: 0,
+            spent: Duration::ZERO,
+            reading: Duration::ZERO,
+            round: None,
+            failed: false,
         };
-        if guessed == 0 {
-            self.plain[decoding] = Some(lately(self.plain[decoding], seconds, NEWEST_STEP));
-            self.more = self.more.map(|more| more * FORGET);
-        } else if let Some(plain) = self.plain[decoding] {
-            #[expect(clippy::cast_precision_loss, reason = "tokens of one step")]
-            let more = ((seconds - plain) / guessed as f64).max(0.0);
-            self.more = Some(lately(self.more, more, NEWEST_GUESS));
-        }
+        // The first step reads the weights from the disk: it is not to be taken for what a guess costs.
+        let warmed = companion.read(0, &[0]);
+        companion.failed = warmed.is_err();
+        companion.worth = std::array::from_fn(|_| Worth::default());
+        companion.cut(0, 0);
+        Ok(companion)
     }
 
-    /// Seconds that a token takes in steps of so many answers without guesses; nothing before that was measured.
-    pub(super) fn token(&self, decoding: usize) -> Option<f64> {
-        #[expect(clippy::cast_precision_loss, reason = "answers of one step")]
-        let answers = decoding.max(1) as f64;
-        let plain = self.plain.get(decoding).copied().flatten();
-        plain.filter(|plain| *plain > 0.0).map(|plain| plain / answers)
+    /// A step begins. What became of the last one's guesses is known now.
+    pub(super) fn begin(&mut self) {
+        if let Some(round) = self.round.take() {
+            self.worth().made(round);
+        }
+        self.made.clear();
+        self.computed = 0;
+        (self.spent, self.reading) = (Duration::ZERO, Duration::ZERO);
     }
 
-    /// Of a guessed token in steps of so many answers: the share of guesses that must be right for all answers together to
-    /// come as soon as without any. One that is right saves what a token takes, which is a part of a step where several
-    /// decode. Nothing as long as it was not measured.
-    pub(super) fn of(&self, decoding: usize) -> f64 {
-        match (self.more, self.token(decoding)) {
-            (Some(more), Some(token)) => more / token,
-            _ => 0.0,
-        }
-    }
-}
-
-/// The guesses of one answer.
-#[derive(Debug, Clone)]
-pub(super) struct Drafter {
-    /// Tokens of a guess, at most; none are made when it is 0.
-    most: usize,
-    /// Tokens of the next guess.
-    length: usize,
-    /// Steps until the next guess.
-    wait: usize,
-    /// The next rest.
-    rest: usize,
-    /// The share of this answer's guessed tokens that were right; nothing before the first.
-    right: Option<f64>,
-    /// Tokens that were the same before the last guess.
-    matched: usize,
-}
-
-impl Drafter {
-    pub(super) fn new(most: usize) -> Self {
-        Self {
-            most,
-            length: FIRST.min(most),
-            wait: 0,
-            rest: REST,
-            right: None,
-            matched: 0,
-        }
+    /// Time that it took of this step.
+    pub(super) fn spent(&self) -> Duration {
+        self.spent
     }
 
-    /// What may follow `tokens`, at most `room` of it, where a guessed token costs so many steps and guesses are trusted so
-    /// far. `predicted` is what the client thinks the answer will be.
-    pub(super) fn draft(
-        &mut self,
-        tokens: &[Token],
-        predicted: &[Token],
-        room: usize,
-        price: f64,
-        trust: &Trust,
-    ) -> Vec<Token> {
-        let length = self.length.min(room);
-        if length == 0 {
-            return Vec::new();
-        }
-        if self.wait > 0 {
-            self.wait -= 1;
-            return Vec::new();
-        }
-        let within = followed(tokens, tokens);
-        let foretold = followed(predicted, tokens);
-        let (source, found) = match (within, foretold) {
-            (Some(within), Some(foretold)) if foretold.matched >= within.matched => (predicted, foretold),
-            (Some(within), _) => (tokens, within),
-            (None, Some(foretold)) => (predicted, foretold),
-            (None, None) => return Vec::new(),
-        };
-        self.matched = found.matched;
-        let length = worth(self.likely(trust), price, length);
-        if length == 0 {
-            // What this answer was like is forgotten in the end.
-            self.right = self.right.map(|own| 1.0 - DOUBT * (1.0 - own));
-        }
-        source[found.at..].iter().take(length).copied().collect()
+    fn worth(&mut self) -> &mut Worth {
+        &mut self.worth[self.answers]
     }
 
-    /// How likely the first token of the guess is right that [`Drafter::draft`] has just made.
-    pub(super) fn likely(&self, trust: &Trust) -> f64 {
-        let usual = trust.after(self.matched);
-        self.right.map_or(usual, |own| f64::midpoint(own, usual))
-    }
-
-    /// A guess of `drafted` tokens was right in its first `accepted`.
-    pub(super) fn heard(&mut self, drafted: usize, accepted: usize, trust: &mut Trust) {
-        let own = self.right.unwrap_or_else(|| trust.after(self.matched));
-        self.right = Some(heard(own, NEWEST_TOKEN, drafted, accepted));
-        trust.heard(self.matched, drafted, accepted);
-        if accepted == drafted {
-            self.length = (self.length * 2).clamp(1, self.most);
-            self.rest = REST;
-        } else if accepted > 0 {
-            self.length = accepted;
-            self.rest = REST;
+    /// How likely a token would be right that it guessed for one of so many answers, where it is asked anyway; nothing where it
+    /// is not.
+    pub(super) fn would_be_right(&self, answers: usize) -> f64 {
+        let saves = self
+            .worth
+            .get(answers.saturating_sub(1))
+            .is_some_and(Worth::saves);
+        if saves && !self.failed {
+            self.sure.usually()
         } else {
-            self.length = FIRST.min(self.most);
-            self.pause();
+            0.0
         }
     }
 
-    fn pause(&mut self) {
-        self.wait = self.rest;
-        self.rest = (self.rest * 2).min(REST_MAX);
+    /// Whether this answer's guess is the draft's.
+    pub(super) fn has_made(&self, job: JobId) -> bool {
+        self.made.contains_key(&job)
     }
-}
 
-/// Where in a text the end of another came before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Found {
-    /// What came next.
-    at: usize,
-    /// Tokens that are the same.
-    matched: usize,
-}
-
-/// Where `text` has the longest end of `tokens`, the latest of several; something has to follow.
-fn followed(text: &[Token], tokens: &[Token]) -> Option<Found> {
-    let last = tokens.last()?;
-    let mut best: Option<Found> = None;
-    // The end of a text is no match of itself: nothing follows.
-    for at in (1..text.len()).rev() {
-        if text[at - 1] != *last {
-            continue;
+    /// The engine's step was computed, in which `answers` decoded; nothing else was guessed in it when `alone`.
+    pub(super) fn stepped(&mut self, answers: usize, alone: bool, pace: Pace, took: Duration) {
+        self.answers = answers.clamp(1, BESIDE_MAX) - 1;
+        self.worth().stepped(took.as_secs_f64());
+        self.sure.faded();
+        self.since_plain = if self.made.is_empty() {
+            0
+        } else {
+            self.since_plain + 1
+        };
+        if self.computed == 0 {
+            return;
         }
-        let same = text[..at].iter().rev().zip(tokens.iter().rev());
-        let matched = same.take(MATCH_MAX).take_while(|(a, b)| a == b).count();
-        if matched >= MATCH_MIN && best.is_none_or(|best| matched > best.matched) {
-            best = Some(Found { at, matched });
-            if matched == MATCH_MAX {
-                break;
-            }
-        }
-    }
-    best
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn what_followed_before_is_guessed() {
-        let mut trust = Trust::default();
-        let tokens = [1, 2, 3, 4, 5, 6, 9, 1, 2, 3];
-        let mut drafter = Drafter::new(8);
-        assert_eq!(drafter.draft(&tokens, &[], 8, 0.0, &trust), [4, 5]);
-        drafter.heard(2, 2, &mut trust);
-        assert_eq!(drafter.draft(&tokens, &[], 8, 0.0, &trust), [4, 5, 6, 9]);
-        assert_eq!(
-            drafter.draft(&tokens, &[], 1, 0.0, &trust),
-            [4],
-            "no more than there is room for"
-        );
-        drafter.heard(4, 3, &mut trust);
-        assert_eq!(drafter.draft(&tokens, &[], 8, 0.0, &trust).len(), 3);
-        assert!(
-            Drafter::new(8)
-                .draft(&[1, 2, 3, 4, 5], &[], 8, 0.0, &trust)
-                .is_empty()
-        );
-        assert!(Drafter::new(0).draft(&tokens, &[], 8, 0.0, &trust).is_empty());
-    }
-
-    #[test]
-    fn a_foretold_answer_counts_when_it_fits_as_well() {
-        let trust = Trust::default();
-        let tokens = [7, 8, 9, 1, 2, 3];
-        let predicted = [1, 2, 3, 4, 5];
-        assert_eq!(Drafter::new(8).draft(&tokens, &predicted, 8, 0.0, &trust), [4, 5]);
-        let tokens = [0, 1, 2, 3, 6, 0, 1, 2, 3];
-        assert_eq!(
-            Drafter::new(8).draft(&tokens, &predicted, 8, 0.0, &trust),
-            [6, 0],
-            "more agrees"
-        );
-    }
-
-    #[test]
-    fn wrong_guesses_become_rare() {
-        let mut trust = Trust::default();
-        let tokens = [1, 2, 3, 4, 1, 2, 3];
-        let mut drafter = Drafter::new(8);
-        let mut guesses = 0;
-        for _ in 0..1000 {
-            if !drafter.draft(&tokens, &[], 8, 0.0, &trust).is_empty() {
-                guesses += 1;
-                drafter.heard(2, 0, &mut trust);
-            }
-        }
-        assert!((8..16).contains(&guesses), "{guesses}");
-    }
-
-    #[test]
-    fn a_guess_is_made_where_it_pays() {
-        let mut trust = Trust::default();
-        let tokens = [1, 2, 3, 4, 5, 1, 2, 3];
-        let mut price = Price::default();
-        assert_eq!(price.of(1), 0.0, "nobody knows yet: it is tried");
-        price.stepped(1, 0, 0.010);
-        price.stepped(1, 2, 0.031);
-        assert!((price.of(1) - 1.05).abs() < 1e-9, "{}", price.of(1));
-        price.stepped(3, 0, 0.021);
-        assert!((price.of(3) - 1.5).abs() < 0.01, "a token of three takes 7 ms");
-        let mut drafter = Drafter::new(8);
-        assert!(
-            drafter.draft(&tokens, &[], 8, price.of(1), &trust).is_empty(),
-            "as dear as a step"
-        );
-        let tries = (0..1000).filter(|_| {
-            price.stepped(1, 0, 0.010);
-            !drafter.draft(&tokens, &[], 8, price.of(1), &trust).is_empty()
+        let token = pace.token.filter(|_| alone);
+        self.round = token.map(|token| Round {
+            token,
+            tokens: answers,
+            seconds: took.saturating_sub(self.reading).as_secs_f64(),
         });
-        assert!(tries.count() > 0, "it is tried again");
-        // Half of them right, at a third of a step each.
-        let mut drafter = Drafter::new(8);
-        let tries = (0..100).filter(|_| {
-            let guess = drafter.draft(&tokens, &[], 8, 0.33, &trust).len();
-            drafter.heard(guess, guess.div_ceil(2), &mut trust);
-            guess > 0
+    }
+
+    /// The first `right` tokens of a guess were right.
+    pub(super) fn heard(&mut self, job: JobId, right: usize) {
+        if let Some(probabilities) = self.made.get(&job) {
+            self.sure.heard(probabilities, right);
+        }
+        if let Some(round) = &mut self.round {
+            round.tokens += right;
+        }
+    }
+
+    /// Guesses for some of the answers that decode now, whichever pay.
+    pub(super) fn guess(&mut self, wants: &[Want<'_>], pace: Pace) -> HashMap<JobId, Vec<Token>> {
+        self.clock += 1;
+        self.answers = wants.len().clamp(1, BESIDE_MAX) - 1;
+        self.learn_lengths(wants);
+        let due = self.since_plain >= PLAIN_EVERY;
+        // What was measured of others' guesses, maybe in a bad moment, keeps no trial from measuring its own.
+        let unmeasured = self.worth().is_unmeasured();
+        let check = if unmeasured { UNMEASURED } else { pace.check };
+        let best = self.sure.best();
+        let Some(token) = pace.token.filter(|_| !self.failed && !due) else {
+            return HashMap::new();
+        };
+        if best <= check + self.worth().price(token) {
+            self.worth().is_too_dear();
+        }
+        if best <= check {
+            return HashMap::new();
+        }
+        let began = Instant::now();
+        let made = self.follow(wants, token).and_then(|ready| {
+            let reading = began.elapsed();
+            let price = check + self.worth().price(token);
+            let made = self.make(ready, price, check)?;
+            Ok((reading, made))
         });
-        assert!(tries.count() > 90);
+        self.spent = began.elapsed();
+        let (reading, made) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                tracing::error!(%error, "llama.cpp could not compute a step of the draft; no guesses come from it any more");
+                self.failed = true;
+                return HashMap::new();
+            }
+        };
+        self.reading = reading;
+        let (computed, seconds) = (self.computed, self.spent.saturating_sub(reading).as_secs_f64());
+        self.worth().guessed(computed, seconds);
+        let mut guesses = HashMap::new();
+        for made in made {
+            self.made.insert(made.job, made.probabilities);
+            guesses.insert(made.job, made.tokens);
+        }
+        guesses
     }
 
-    #[test]
-    fn what_short_matches_are_worth_is_learned_from_all_answers() {
-        const PRICE: f64 = 0.7;
-        let short = [1, 2, 3, 4, 5, 1, 2, 3];
-        let long: Vec<Token> = (0..20).chain(0..15).collect();
-        let mut trust = Trust::default();
-        let mut wrong = 0;
-        // Each is a new answer: it has nothing to go by but what others found.
-        for _ in 0..100 {
-            let mut drafter = Drafter::new(8);
-            let guess = drafter.draft(&short, &[], 8, PRICE, &trust);
-            if !guess.is_empty() {
-                wrong += 1;
-                drafter.heard(guess.len(), 0, &mut trust);
+    /// Answers that are gone tell how long answers are.
+    fn learn_lengths(&mut self, wants: &[Want<'_>]) {
+        let worth = &mut self.worth;
+        self.known.retain(|job, generated| {
+            let there = wants.iter().any(|want| want.job == *job);
+            if !there {
+                worth.iter_mut().for_each(|worth| worth.ended(*generated));
+            }
+            there
+        });
+        self.known
+            .extend(wants.iter().map(|want| (want.job, want.generated)));
+    }
+
+    /// Reads what it has not of the answers for which that pays, a bounded part of it. Gives those of which it misses so
+    /// little that it can guess.
+    fn follow(
+        &mut self,
+        wants: &[Want<'_>],
+        token: f64,
+    ) -> Result<Vec<(Making, Vec<Token>)>, llama_cpp_2::DecodeError> {
+        let mut ready = Vec::new();
+        let mut budget = READ_MAX;
+        for want in wants {
+            let known = want.tokens.iter().all(|token| *token < self.draft.vocabulary);
+            let length = want.tokens.len() + want.room;
+            if want.room == 0 || length > self.cells.min(self.draft.trained) || !known {
+                continue;
+            }
+            let (_, held) = self.source(want);
+            let missing = want.tokens.len() - held;
+            if !self.worth().pays(missing, want.generated, want.left, token) {
+                continue;
+            }
+            let Some(seat) = self.seat(want, wants) else {
+                continue;
+            };
+            // Without the last at least: its row of logits is the first guess.
+            let mut held = self.seats[seat].tokens.len();
+            let behind = (want.tokens.len() - held).saturating_sub(WITH_GUESS_MAX);
+            if behind > 0 {
+                let part = behind.min(budget);
+                budget -= part;
+                self.read(seat, &want.tokens[held..held + part])?;
+                held += part;
+            }
+            if want.tokens.len() - held <= WITH_GUESS_MAX {
+                let making = Making {
+                    job: want.job,
+                    seat,
+                    room: want.room,
+                    tokens: Vec::new(),
+                    probabilities: Vec::new(),
+                    likely: 1.0,
+                    row: 0,
+                };
+                ready.push((making, want.tokens[held..].to_vec()));
             }
         }
-        assert!(wrong <= 4, "{wrong} wrong guesses at the price of a step each");
-        let mut drafter = Drafter::new(8);
-        assert_eq!(
-            drafter.draft(&long, &[], 8, PRICE, &trust),
-            [15, 16],
-            "a copy is a copy"
-        );
-        // Where guesses cost little, the same evidence is enough.
-        assert!(!Drafter::new(8).draft(&short, &[], 8, 0.1, &trust).is_empty());
-        for _ in 0..500 {
-            trust.rested();
+        Ok(ready)
+    }
+
+    /// Reads tokens of one answer, and measures it.
+    fn read(&mut self, seat: usize, tokens: &[Token]) -> Result<(), llama_cpp_2::DecodeError> {
+        if tokens.is_empty() {
+            return Ok(());
         }
-        assert!(
-            !Drafter::new(8).draft(&short, &[], 8, PRICE, &trust).is_empty(),
-            "it is tried again"
-        );
+        let began = Instant::now();
+        self.batch.clear();
+        self.add(seat, tokens, false);
+        self.context.decode(&mut self.batch)?;
+        self.context.synchronize();
+        self.worth().read(tokens.len(), began.elapsed().as_secs_f64());
+        Ok(())
     }
 
-    #[test]
-    fn a_guess_is_as_long_as_its_last_token_pays() {
-        assert_eq!(worth(1.0, 0.7, 8), 8);
-        assert_eq!(worth(0.9, 0.7, 8), 3, "0.9, 0.81, 0.729, and 0.656 is too little");
-        assert_eq!(worth(0.5, 0.7, 8), 0);
-        assert_eq!(worth(0.5, 0.0, 8), 8);
+    /// Puts tokens into the batch; gives the index of the last.
+    fn add(&mut self, seat: usize, tokens: &[Token], wants_logits: bool) -> i32 {
+        let held = &mut self.seats[seat].tokens;
+        let sequence = sequence(seat);
+        for (at, token) in tokens.iter().enumerate() {
+            let position = i32::try_from(held.len()).unwrap_or(i32::MAX);
+            let last = wants_logits && at + 1 == tokens.len();
+            // What is added between two clears is less than the batch has room for.
+            let _ = self.batch.add(LlamaToken(*token), position, &[sequence], last);
+            held.push(*token);
+        }
+        self.batch.n_tokens() - 1
     }
 
-    proptest! {
-        #[test]
-        fn a_guess_is_a_stretch_of_the_text_after_the_same_tokens(
-            tokens in prop::collection::vec(0..4, 0..64),
-            room in 0usize..10,
-        ) {
-            let guess = Drafter::new(16).draft(&tokens, &[], room, 0.0, &Trust::default());
-            prop_assert!(guess.len() <= room);
-            if !guess.is_empty() {
-                let end = &tokens[tokens.len() - MATCH_MIN..];
-                let whole: Vec<Token> = end.iter().chain(&guess).copied().collect();
-                prop_assert!(tokens.windows(whole.len()).any(|window| window == whole));
+    /// Guesses, token after token of all together, each as long as its next token is likelier right than `price` and it is
+    /// worth `check` to be checked.
+    fn make(
+        &mut self,
+        ready: Vec<(Making, Vec<Token>)>,
+        price: f64,
+        check: f64,
+    ) -> Result<Vec<Making>, llama_cpp_2::DecodeError> {
+        let mut done = Vec::new();
+        self.batch.clear();
+        let mut going = Vec::new();
+        for (mut making, missing) in ready {
+            making.row = self.add(making.seat, &missing, true);
+            going.push(making);
+        }
+        while !going.is_empty() {
+            self.context.decode(&mut self.batch)?;
+            self.context.synchronize();
+            self.batch.clear();
+            self.computed += going.len();
+            let mut next = Vec::new();
+            for mut making in going {
+                let logits = self.context.get_logits_ith(making.row);
+                let known = usize::try_from(self.draft.vocabulary).unwrap_or_default();
+                let (token, probability) = sample::likeliest(&logits[..known.min(logits.len())]);
+                let likely = making.likely * self.sure.of(probability);
+                if likely > check {
+                    making.tokens.push(token);
+                    making.probabilities.push(probability);
+                    making.likely = likely;
+                }
+                // Its next token can be no likelier.
+                let goes_on = making.tokens.len() < making.room && likely * self.sure.best() > price;
+                if goes_on && likely > check {
+                    making.row = self.add(making.seat, &[token], true);
+                    next.push(making);
+                } else if !making.tokens.is_empty() {
+                    done.push(making);
+                }
             }
+            going = next;
+        }
+        Ok(done)
+    }
+
+    /// The seat that has most of an answer's beginning, and how much; none of its last token.
+    fn source(&self, want: &Want<'_>) -> (Option<usize>, usize) {
+        let most = want.tokens.len() - 1;
+        let same = |seat: &Seat| {
+            let pairs = seat.tokens.iter().zip(want.tokens);
+            pairs.take(most).take_while(|(held, said)| held == said).count()
+        };
+        if let Some(own) = self.seats.iter().position(|seat| seat.job == Some(want.job)) {
+            return (Some(own), same(&self.seats[own]));
+        }
+        let found = (0..self.seats.len())
+            .filter(|at| self.seats[*at].scope == want.scope)
+            .map(|at| (at, same(&self.seats[at])))
+            .max_by_key(|(_, same)| *same)
+            .filter(|(_, same)| *same > 0);
+        found.map_or((None, 0), |(at, same)| (Some(at), same))
+    }
+
+    /// Gives an answer a seat that holds as much of it as is found, and nothing else. None when there is no room, as long as
+    /// others have it.
+    fn seat(&mut self, want: &Want<'_>, wants: &[Want<'_>]) -> Option<usize> {
+        let busy = |seat: &Seat| {
+            let job = seat.job.filter(|job| *job != want.job);
+            job.is_some_and(|job| wants.iter().any(|other| other.job == job))
+        };
+        let (source, held) = self.source(want);
+        let at = match source {
+            Some(source) if !busy(&self.seats[source]) => source,
+            _ => {
+                let idle = (0..self.seats.len()).filter(|at| !busy(&self.seats[*at]));
+                let at = idle.min_by_key(|at| (!self.seats[*at].tokens.is_empty(), self.seats[*at].used))?;
+                self.cut(at, 0);
+                if let Some(source) = source {
+                    let end = u32::try_from(held).ok();
+                    // Fails for positions beyond 2³¹ alone, more than any context.
+                    let _ = self
+                        .context
+                        .copy_kv_cache_seq(sequence(source), sequence(at), Some(0), end);
+                    self.seats[at].tokens = want.tokens[..held].to_vec();
+                }
+                at
+            }
+        };
+        self.cut(at, held);
+        let seat = &mut self.seats[at];
+        (seat.job, seat.scope, seat.used) = (Some(want.job), want.scope, self.clock);
+        // Cells that two sequences share count twice, so there is rather more room than this.
+        let needs = want.tokens.len() + want.room;
+        loop {
+            let others: usize = (0..self.seats.len())
+                .filter(|other| *other != at)
+                .map(|other| self.seats[other].tokens.len())
+                .sum();
+            if others + needs <= self.cells {
+                return Some(at);
+            }
+            let idle = (0..self.seats.len())
+                .filter(|other| *other != at && !self.seats[*other].tokens.is_empty())
+                .filter(|other| !busy(&self.seats[*other]));
+            let Some(gone) = idle.min_by_key(|other| self.seats[*other].used) else {
+                self.cut(at, 0);
+                return None;
+            };
+            self.cut(gone, 0);
         }
     }
+
+    /// Forgets what a seat holds beyond so many tokens.
+    fn cut(&mut self, seat: usize, tokens: usize) {
+        if self.seats[seat].tokens.len() <= tokens {
+            return;
+        }
+        let id = Some(sequence(seat).cast_unsigned());
+        let from = u32::try_from(tokens).ok();
+        let done = self.context.clear_kv_cache_seq(id, from, None);
+        self.seats[seat].tokens.truncate(tokens);
+        if !matches!(done, Ok(true)) {
+            // A part cannot always be taken out (a window that has moved on); the whole can.
+            let _ = self.context.clear_kv_cache_seq(id, None, None);
+            self.seats[seat].tokens.clear();
+        }
+        if tokens == 0 {
+            self.seats[seat].job = None;
+        }
+    }
+}
+
+fn sequence(seat: usize) -> i32 {
+    i32::try_from(seat).unwrap_or(i32::MAX)
 }

@@ -16,7 +16,8 @@ use crate::cache::{SequenceId, Token};
 use crate::kept::{Kept, Making};
 use crate::model::{Model, identity};
 
-/// What no more is saved after: running answers may have had 25 s of the 30 s that orchestrators commonly wait.
+/// After so long no other sequence is begun, and what is there is put in place: whoever waits for the memory of this process
+/// waits for that too.
 const SAVE_WITHIN: Duration = Duration::from_secs(3);
 
 /// Where prompts are kept, and how much of them.
@@ -196,9 +197,7 @@ impl Worker<'_> {
             saved.map_err(|error| error.to_string())?;
             making.add(scope, tokens, &one).map_err(said)?;
         }
-        if Instant::now() < until {
-            making.add_rest(&keeper.kept).map_err(said)?;
-        }
+        making.add_rest(&keeper.kept, until).map_err(said)?;
         making.put(&keeper.keep.path).map_err(said)
     }
 }

@@ -2,14 +2,14 @@
 //!
 //! A guess's tokens are computed after the answer's own next one, each with its row of logits. The rows are gone through
 //! as if each had been a step: a token is chosen, and as long as it is the one that was guessed, the next row holds. What
-//! is left of the guess is taken out of the cache again. All this is the same whoever guessed: the text (`draft`) or a draft
-//! (`drafted`).
+//! is left of the guess is taken out of the cache again. All this is the same whoever guessed: the text (`lookup`) or a draft
+//! (`draft`).
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use super::Worker;
-use super::drafted::{Pace, Want};
+use super::draft::{Pace, Want};
 use super::step::Row;
 use crate::cache::Token;
 use crate::schedule::{JobId, Plan};
@@ -52,9 +52,9 @@ impl Worker<'_> {
             let left = request.tokens_max.saturating_sub(answer.generated() + 1);
             let room = share.min(left);
             let guess = answer
-                .drafter
-                .draft(&answer.tokens, &request.predicted, room, price, &self.trust);
-            if !guess.is_empty() && answer.drafter.likely(&self.trust) >= would_be_right {
+                .lookup
+                .guess(&answer.tokens, &request.predicted, room, price, &self.trust);
+            if !guess.is_empty() && answer.lookup.likely(&self.trust) >= would_be_right {
                 guesses.insert(*id, guess);
             }
         }
@@ -159,7 +159,7 @@ impl Worker<'_> {
         if let Some(companion) = drafted {
             companion.heard(row.job, right);
         } else if let Some(answer) = self.answers.get_mut(&row.job) {
-            answer.drafter.heard(row.guess.len(), right, &mut self.trust);
+            answer.lookup.heard(row.guess.len(), right, &mut self.trust);
         }
         self.scheduler.went_on(row.job, right);
         self.shared

@@ -11,7 +11,7 @@ use crate::request::End;
 use crate::sample::Settings;
 use crate::schedule::Priority;
 
-mod drafted;
+mod draft;
 mod keep;
 
 const ANSWER: usize = 16;

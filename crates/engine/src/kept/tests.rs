@@ -32,6 +32,10 @@ impl Place {
     }
 }
 
+fn later() -> Instant {
+    Instant::now() + std::time::Duration::from_secs(3600)
+}
+
 fn counted(from: Token, count: usize) -> Vec<Token> {
     (from..).take(count).collect()
 }
@@ -67,7 +71,7 @@ fn what_nobody_took_is_kept_for_the_next_time() {
     std::fs::write(place.path("one"), b"new").unwrap();
     making.add(SCOPE, &counted(0, 48), &place.path("one")).unwrap();
     assert!(making.has(SCOPE, &counted(0, 40)), "as the beginning of another");
-    making.add_rest(&kept).unwrap();
+    making.add_rest(&kept, later()).unwrap();
     assert_eq!(making.put(&place.path("kept")).unwrap(), 2);
     let mut kept = place.open("a");
     assert!(kept.find(SCOPE, &counted(0, 60)).is_some(), "once");
@@ -88,7 +92,9 @@ fn what_was_taken_and_gave_way_since_is_kept() {
     kept.take(0, &place.path("taken")).unwrap();
     assert_eq!(kept.find(SCOPE, &counted(0, 40)), None);
     let mut making = Making::new(&place.path("beside"), "a".to_owned(), u64::MAX).unwrap();
-    making.add_rest(&kept).unwrap();
+    making.add_rest(&kept, Instant::now()).unwrap();
+    assert!(!making.has(SCOPE, &counted(0, 40)), "the time is over");
+    making.add_rest(&kept, later()).unwrap();
     assert_eq!(making.put(&place.path("kept")).unwrap(), 1);
     assert!(place.open("a").find(SCOPE, &counted(0, 40)).is_some());
 }

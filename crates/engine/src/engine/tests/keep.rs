@@ -33,15 +33,21 @@ fn end(engine: &Engine) -> Figures {
     engine.figures()
 }
 
+/// What a first engine answers, which keeps at its end what it computed.
+fn answered(model: &Arc<Model>, prompts: &[Vec<Token>], path: &Path) -> Vec<String> {
+    let engine = keeping(model, 1024, path);
+    let answers = prompts.iter().map(|prompt| ask(&engine, prompt, "a").0).collect();
+    end(&engine);
+    answers
+}
+
 #[test]
 fn the_next_start_takes_up_what_was_computed() {
     let model = model();
     let prompts = prompts(&model);
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("kept");
-    let first = keeping(&model, 1024, &path);
-    let answers: Vec<String> = prompts.iter().map(|prompt| ask(&first, prompt, "a").0).collect();
-    end(&first);
+    let answers = answered(&model, &prompts, &path);
 
     let second = keeping(&model, 1024, &path);
     let (_, cached) = ask(&second, &prompts[0], "b");
@@ -70,9 +76,7 @@ fn what_is_damaged_is_computed_anew() {
     let prompt = prompts(&model).swap_remove(0);
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("kept");
-    let first = keeping(&model, 1024, &path);
-    let (answer, _) = ask(&first, &prompt, "a");
-    end(&first);
+    let answer = answered(&model, std::slice::from_ref(&prompt), &path).remove(0);
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[1000] ^= 1;
     std::fs::write(&path, bytes).unwrap();
@@ -87,9 +91,7 @@ fn what_runs_is_not_disturbed() {
     let prompts = prompts(&model);
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("kept");
-    let first = keeping(&model, 1024, &path);
-    let answers: Vec<String> = prompts.iter().map(|prompt| ask(&first, prompt, "a").0).collect();
-    end(&first);
+    let answers = answered(&model, &prompts, &path);
     // Room for little more than one of them: they take turns, and each is as it was.
     let longest = prompts.iter().map(Vec::len).max().unwrap();
     let narrow = keeping(&model, longest + 2 * ANSWER, &path);
