@@ -7,6 +7,7 @@
 use std::{
     io::{self, BufReader, BufWriter, Read, Write},
     path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
@@ -173,12 +174,17 @@ async fn across(client: &Client, from: (&str, &str), to: (&str, &str)) -> Result
         super::find(client, to.0).await?.id,
     );
     let (pieces, passing) = mpsc::channel(PIECES);
+    // Which side ended first has the reason; the other one only hears of it.
+    let target_ended = &AtomicBool::new(false);
     // As many bytes in a message to a command as it may have, whatever came in one from another.
     let out = move |bytes: Vec<u8>| {
         let pieces = pieces.clone();
         async move {
             for piece in bytes.chunks(STDIN_CHUNK_BYTES) {
-                pieces.send(piece.to_vec()).await.map_err(|_| stopped())?;
+                if pieces.send(piece.to_vec()).await.is_err() {
+                    target_ended.store(true, Ordering::Relaxed);
+                    return Err(stopped());
+                }
             }
             Ok(())
         }
@@ -189,15 +195,10 @@ async fn across(client: &Client, from: (&str, &str), to: (&str, &str)) -> Result
         command(client, &source, &pack, Feed::Nothing, out),
         command(client, &target, &unpack, Feed::Pieces(passing), ignore),
     );
-    match (packed, unpacked) {
-        // The other side may say why, and is only cut off when it does not.
-        (Ok(packed), unpacked) => {
-            packed.succeeded()?;
-            told(unpacked?)
-        }
-        (Err(error), Ok(unpacked)) => Err(unpacked.succeeded().err().unwrap_or(error)),
-        (Err(error), Err(_)) => Err(error),
+    if !target_ended.load(Ordering::Relaxed) {
+        packed?.succeeded()?;
     }
+    told(unpacked?)
 }
 
 /// What the executor says of what it has unpacked.
