@@ -236,9 +236,13 @@ impl Store {
     }
 
     /// Removes what deployments computed of prompts that are gone: an instance may have been on its way up when its own
-    /// went.
-    pub(crate) fn sweep_prompts(&self) -> io::Result<()> {
-        let pinned = self.pinned_images()?;
+    /// went. Where nothing `is_kept` any more, that of the others too.
+    pub(crate) fn sweep_prompts(&self, is_kept: bool) -> io::Result<()> {
+        let pinned = if is_kept {
+            self.pinned_images()?
+        } else {
+            HashMap::new()
+        };
         for entry in fs::read_dir(self.root.join(PROMPTS))? {
             let entry = entry?;
             let deployment = entry.file_name().to_string_lossy().parse::<DeploymentId>();
@@ -455,11 +459,15 @@ mod tests {
         let (serving, gone) = (DeploymentId::random(), DeploymentId::random());
         store.pin_image(serving, &pinned).unwrap();
         let (its, left) = (read(serving), read(gone));
-        store.sweep_prompts().unwrap();
+        store.sweep_prompts(true).unwrap();
         assert!(its.exists() && !left.exists());
         store.unpin_image(serving).unwrap();
         assert!(!its.exists());
         // What was never there is let go as well.
         store.unpin_image(gone).unwrap();
+        store.pin_image(serving, &pinned).unwrap();
+        let its = read(serving);
+        store.sweep_prompts(false).unwrap();
+        assert!(!its.exists(), "the operator wants nothing kept");
     }
 }

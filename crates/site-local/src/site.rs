@@ -163,8 +163,8 @@ impl LocalSite {
             .unwrap_or_else(|error| Err(io::Error::other(error)))
             .map_err(files("open the directory of volumes"))?;
         // No reason not to open: it is tried again with the next start.
-        if let Err(error) = store.sweep_prompts() {
-            tracing::warn!(%error, "cannot remove what gone deployments computed of prompts");
+        if let Err(error) = store.sweep_prompts(config.kept_prompts_bytes.is_some()) {
+            tracing::warn!(%error, "cannot remove what was computed of prompts and is not wanted any more");
         }
         let records = store.load().map_err(files("read the records of instances"))?;
         let decided = adopt::decide(records, &instances, SystemClock.now());
