@@ -15,6 +15,7 @@ import pytest
 from koyeb import Sandbox
 
 from cloud import BINARY, Cloud, wait_for
+from outside import served
 
 SUBNET = f"198.19.{os.getpid() % 256}"
 LISTED, NAMED, OTHER = f"{SUBNET}.10", f"{SUBNET}.11", f"{SUBNET}.12"
@@ -69,25 +70,10 @@ def outside(tmp_path_factory):
     page = tmp_path_factory.mktemp("outside")
     (page / "index.html").write_text("the outside\n")
     name, link = f"trameg{os.getpid()}", f"treg{os.getpid() % 100000}"
-    commands = [
-        f"ip netns add {name}",
-        f"ip link add {link} type veth peer name eth0 netns {name}",
-        f"ip addr add {SUBNET}.1/24 dev {link}",
-        f"ip link set {link} up",
-        f"sysctl -q -w net.ipv4.conf.{link}.forwarding=1",
-        *(f"ip -n {name} addr add {address}/24 dev eth0" for address in (LISTED, NAMED, OTHER)),
-        f"ip -n {name} link set eth0 up",
-        f"ip -n {name} link set lo up",
-    ]
-    for command in commands:
-        subprocess.run(command.split(), check=True)
-    server = subprocess.Popen(["ip", "netns", "exec", name, "busybox", "httpd", "-f", "-p", "80", "-h", page])
-    yield
-    server.kill()
-    server.wait()
-    subprocess.run(["ip", "netns", "delete", name], check=True)
-    with contextlib.suppress(subprocess.CalledProcessError):
-        subprocess.run(["ip", "link", "delete", link], check=True, capture_output=True)
+    here = [f"ip addr add {SUBNET}.1/24 dev {link}"]
+    there = [f"{address}/24 dev eth0" for address in (LISTED, NAMED, OTHER)]
+    with served(name, link, here, there, page, "80"):
+        yield
 
 
 @pytest.fixture(scope="module")

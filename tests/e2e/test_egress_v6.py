@@ -1,10 +1,9 @@
 """What an instance may reach outside by IPv6, where the setting `network_v6` gives it any: lists of addresses and names,
 what is refused is told, and neither a restart, a changed list nor sleep opens or closes anything else.
 
-The outside is a network namespace behind a pair of interfaces, as in test_egress.py. What frames of a program's own making
-come to is tested in crates/site-local (network::v6), which can do without a kernel that lets single interfaces forward."""
+What frames of a program's own making come to is tested in crates/site-local (network::v6), which can do without a kernel that
+lets single interfaces forward."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -15,6 +14,7 @@ import subprocess
 import pytest
 
 from cloud import BINARY, Cloud, wait_for
+from outside import served
 from test_checkpoint import images
 from test_egress import FETCH, NameServer, change, deploy, log, running  # noqa: F401: deploy is a fixture
 
@@ -32,30 +32,21 @@ def outside(tmp_path_factory):
     page = tmp_path_factory.mktemp("outside6")
     (page / "index.html").write_text("the outside\n")
     name, link = f"trameg6{os.getpid()}", f"treg6{os.getpid() % 100000}"
-    commands = [
-        f"ip netns add {name}",
-        f"ip link add {link} type veth peer name eth0 netns {name}",
+    beyond = (DENIED, *CLOSED)
+    here = [
         f"ip addr add {MACHINE}/64 dev {link} nodad",
         f"ip addr add {V4[:-3]}129/28 dev {link}",
-        f"ip link set {link} up",
-        f"sysctl -q -w net.ipv4.conf.{link}.forwarding=1",
         f"sysctl -q -w net.ipv6.conf.{link}.force_forwarding=1",
-        f"ip -n {name} addr add {V4}/28 dev eth0",
-        *(f"ip -n {name} addr add {address}/64 dev eth0 nodad" for address in (LISTED, NAMED, OTHER)),
-        f"ip -n {name} link set eth0 up",
-        f"ip -n {name} link set lo up",
-        *(f"ip -n {name} addr add {address}/128 dev lo" for address in (DENIED, *CLOSED)),
-        *(f"ip route replace {address}/128 via {LISTED} dev {link}" for address in (DENIED, *CLOSED)),
     ]
-    for command in commands:
-        subprocess.run(command.split(), check=True)
-    server = subprocess.Popen(["ip", "netns", "exec", name, "busybox", "httpd", "-f", "-p", "[::]:80", "-h", page])
-    yield
-    server.kill()
-    server.wait()
-    subprocess.run(["ip", "netns", "delete", name], check=True)
-    with contextlib.suppress(subprocess.CalledProcessError):
-        subprocess.run(["ip", "link", "delete", link], check=True, capture_output=True)
+    there = [
+        f"{V4}/28 dev eth0",
+        *(f"{address}/64 dev eth0 nodad" for address in (LISTED, NAMED, OTHER)),
+        *(f"{address}/128 dev lo" for address in beyond),
+    ]
+    with served(name, link, here, there, page, "[::]:80"):
+        for address in beyond:
+            subprocess.run(f"ip route replace {address}/128 via {LISTED} dev {link}".split(), check=True)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -380,18 +380,8 @@ async fn world(address: Ipv4Addr, ttl: u32) -> SocketAddr {
     listening
 }
 
-#[tokio::test]
-async fn a_policy_lets_listed_names_be_asked_for_and_reached_and_no_other() {
-    use tram_types::egress::Destination;
-    let server = Ipv4Addr::new(192, 0, 2, 80);
-    let directory = Arc::new(Directory::default());
-    let pattern = |text: &str| match Destination::parse(text) {
-        Some(Destination::Name(name)) => name,
-        other => panic!("{other:?}"),
-    };
-    let listed = vec![pattern("pypi.org"), pattern("*.pythonhosted.org")];
-    directory.insert(SANDBOX, alone(Names::Listed(listed)));
-    directory.insert(SHOP, alone(Names::All));
+/// A name server with a gate that tells what it was asked for, and a world outside in which every name leads to `server`.
+async fn gated(directory: Arc<Directory>, server: Ipv4Addr) -> (Setup, Arc<Open>) {
     let gate = Arc::new(Open::default());
     let running = Server::start(
         "127.0.0.1:0".parse().unwrap(),
@@ -405,6 +395,22 @@ async fn a_policy_lets_listed_names_be_asked_for_and_reached_and_no_other() {
         server: running,
         directory,
     };
+    (setup, gate)
+}
+
+#[tokio::test]
+async fn a_policy_lets_listed_names_be_asked_for_and_reached_and_no_other() {
+    use tram_types::egress::Destination;
+    let server = Ipv4Addr::new(192, 0, 2, 80);
+    let directory = Arc::new(Directory::default());
+    let pattern = |text: &str| match Destination::parse(text) {
+        Some(Destination::Name(name)) => name,
+        other => panic!("{other:?}"),
+    };
+    let listed = vec![pattern("pypi.org"), pattern("*.pythonhosted.org")];
+    directory.insert(SANDBOX, alone(Names::Listed(listed)));
+    directory.insert(SHOP, alone(Names::All));
+    let (setup, gate) = gated(directory, server).await;
     let code = async |from, name: &str| {
         let answer = setup.raw(from, &question(name, RecordType::A)).await;
         Message::from_vec(&answer).unwrap().metadata.response_code
@@ -447,19 +453,7 @@ async fn listed_names_open_ipv6_too_and_where_one_family_is_open_every_name_may_
     };
     directory.insert(SANDBOX, alone(Names::Listed(vec![listed.clone()])));
     directory.insert(SHOP, alone(Names::AllOpening(vec![listed])));
-    let gate = Arc::new(Open::default());
-    let running = Server::start(
-        "127.0.0.1:0".parse().unwrap(),
-        Arc::clone(&directory),
-        vec![world(server, 20).await],
-        Arc::<Open>::clone(&gate),
-    )
-    .await
-    .unwrap();
-    let setup = Setup {
-        server: running,
-        directory,
-    };
+    let (setup, gate) = gated(directory, server).await;
     let opened = async |from, name: &str, kind| {
         gate.reached.lock().unwrap().clear();
         let answer = setup.raw(from, &question(name, kind)).await;
